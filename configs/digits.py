@@ -1,0 +1,45 @@
+"""Handwritten digits (scikit-learn, 1,797 real 8x8 images): MRL, MRL-E and FF-m on a CPU.
+
+One run:    python -m mrl_jax.train --config configs/digits.py:mrl --workdir runs/digits_mrl
+All runs:   python -m mrl_jax.sweep --config configs/digits.py --root runs/quickstart
+Arguments:  mrl | mrl_e | fixed=M with M one of the dims below
+Hardware:   2 CPU cores, ten seconds a run
+"""
+
+from mrl_jax.config import default_config
+
+DIMS = (2, 4, 8, 16, 32, 64)
+SEEDS = (0, 1, 2)
+
+
+def get_config(arg="mrl"):
+    config = default_config()
+    config.name = f"digits:{arg}"
+    config.data.source = "digits"
+    config.data.random_shift = 1
+    config.model.name = "cnn"
+    config.model.embedding_dim = DIMS[-1]
+    config.nesting.dims = DIMS
+    method, _, dim = arg.partition("=")
+    if arg == "mrl":
+        config.head.kind = "separate"
+    elif arg == "mrl_e":
+        config.head.kind = "shared"
+    elif method == "fixed" and dim.isdecimal():
+        config.head.kind = "fixed"
+        config.nesting.dims = (int(dim),)
+    else:
+        raise ValueError(f"digits config takes mrl, mrl_e or fixed=M, got {arg!r}")
+    config.steps = 400
+    config.batch_size = 128
+    config.optimizer.learning_rate = 3e-3
+    # Every run is measured at the same prefixes, as far as it is trained.
+    config.eval.dims = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+    return config
+
+
+def sweep():
+    """Every method of the paper's Table 1 that can be trained here, three seeds each."""
+    for arg in ("mrl", "mrl_e", *(f"fixed={m}" for m in DIMS)):
+        for seed in SEEDS:
+            yield arg, {"seed": seed}

@@ -1,0 +1,37 @@
+"""What every command shares: one-line errors, the documented exit codes, clean log lines."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from mrl_jax import errors
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse whose errors are one `UsageError` line instead of a usage page."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises `UsageError`; `--help` is where the usage page belongs."""
+        raise errors.UsageError(f"{message} (see {self.prog} --help)")
+
+
+def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Calls `main(argv)` and exits with the code of the error it raised, or 0.
+
+    Errors of `mrl_jax.errors` become one line on stderr. MRL_JAX_TRACEBACK=1 shows the traceback
+    as well, for those who debug the stack itself.
+    """
+    try:
+        main(sys.argv[1:])
+    except errors.USER_ERRORS as error:
+        if os.environ.get("MRL_JAX_TRACEBACK") == "1":
+            raise
+        line = " ".join(str(error).split())
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)
+    sys.exit(errors.EXIT_DONE)

@@ -1,0 +1,242 @@
+"""Every key of a run, declared once; reading, checking and comparing configs.
+
+A config file is Python (an `ml_collections` config), so run only files you trust. It starts from
+`default_config()` and changes what its experiment needs; the command line may override any key.
+"""
+
+import difflib
+import hashlib
+import importlib.util
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from mrl_jax.errors import UsageError
+
+# What these keys say changes how a run is carried out, never what it computes (beyond rounding):
+# a run may be resumed with other values of them.
+OPERATIONAL_KEYS = ("mesh", "sharding", "checkpoint", "log_every", "eval.every", "eval.batch_size")
+
+
+def default_config() -> ConfigDict:
+    """All keys with their defaults. Locked: a config file can set keys but not invent them."""
+    c = ConfigDict()
+    c.name = "run"  # what the run is called in results and reports
+    c.seed = 0  # everything random follows from it: initial weights, order of data, augmentation
+    c.steps = 1000  # optimiser steps in all
+    c.batch_size = 128  # examples per step over all devices and processes
+    c.log_every = 20  # steps between lines of metrics.jsonl and of the console
+
+    c.data = ConfigDict()
+    c.data.source = "digits"  # digits | image_folder | tfds
+    c.data.path = ""  # image_folder: folder with train/CLASS/*; tfds: folder of data sets, or ""
+    c.data.dataset = ""  # tfds: name of a data set prepared as ArrayRecord, e.g. "mnist"
+    c.data.image_size = 32  # image_folder, tfds: images become this many pixels high and wide
+    c.data.random_shift = 0  # training images move by up to this many pixels in x and y
+
+    c.model = ConfigDict()
+    c.model.name = "cnn"  # mlp | cnn
+    c.model.embedding_dim = 64  # width of the embedding, at least the largest nesting dim
+    c.model.width = 32  # mlp: hidden units per layer; cnn: channels of the first stage
+    c.model.depth = 2  # mlp: hidden layers; cnn: stages, each halves the resolution
+
+    c.nesting = ConfigDict()
+    c.nesting.dims = (8, 16, 32, 64)  # the granularities: prefixes that get a loss of their own
+    c.nesting.weights = ()  # importance c_m of each granularity; () = 1 each, as in the paper
+
+    c.head = ConfigDict()
+    c.head.kind = "separate"  # separate = MRL | shared = MRL-E | fixed = FF-m, one granularity
+    c.head.normalize = "none"  # none | prefix: scale every prefix to unit length first
+    c.head.label_smoothing = 0.0  # in [0, 1), on the loss of every granularity
+
+    c.optimizer = ConfigDict()
+    c.optimizer.name = "adamw"  # adamw | sgd (Nesterov momentum 0.9)
+    c.optimizer.learning_rate = 1e-3  # peak, reached after warm-up, then a cosine to zero
+    c.optimizer.warmup_steps = 50  # linear from zero
+    c.optimizer.weight_decay = 1e-4  # decoupled from the gradient for adamw, added to it for sgd
+    c.optimizer.decay_mask = "kernel"  # regex: parameters whose path matches are decayed
+
+    c.mesh = ConfigDict()  # devices = data x fsdp x tensor; one of them may be -1 (what is left)
+    c.mesh.data = -1  # splits the batch, replicates the parameters
+    c.mesh.fsdp = 1  # splits the batch and stores parameters in pieces
+    c.mesh.tensor = 1  # splits the classes of the head
+
+    # Where parameters (and their optimiser state) live: first matching regex wins, every regex
+    # must match something. replicate | last:AXIS (split the last dimension) |
+    # largest:AXIS (split the largest dimension that divides evenly; replicate if none does).
+    c.sharding = (
+        ("head/(kernel|bias)", "last:tensor"),
+        ("kernel", "largest:fsdp"),
+        (".*", "replicate"),
+    )
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every = 200  # steps between checkpoints; the last step is always saved
+    c.checkpoint.keep = 2  # newest checkpoints kept on disk
+
+    c.eval = ConfigDict()
+    c.eval.every = 0  # steps between evaluations of the val split; 0 = only at the end
+    c.eval.batch_size = 256  # examples per evaluation step over all devices
+    c.eval.dims = ()  # prefixes to measure; () = the nesting and the dims between
+    return c.lock()
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    # A KeyError's text is the repr of its message.
+    return text.strip("'\"") if isinstance(error, KeyError) else text
+
+
+def split_config_arg(config: str) -> tuple[str, str | None]:
+    """Splits "configs/digits.py:mrl" into the file and the argument of its get_config."""
+    path, colon, arg = config.partition(":")
+    return path, (arg if colon else None)
+
+
+def _module(path: str) -> Any:
+    if not pathlib.Path(path).is_file():
+        raise UsageError(f"config file {path} not found")
+    spec = importlib.util.spec_from_file_location("mrl_jax_config_file", path)
+    if spec is None:
+        raise UsageError(f"config file {path} is not a Python file (.py)")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a config file is code: whatever it raises is its own fault
+        raise UsageError(f"{path}: {type(error).__name__}: {_one_line(error)}") from error
+    return module
+
+
+def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Reads a config file and applies command-line overrides to its locked config.
+
+    Args:
+      config: "path.py" or "path.py:arg", as after --config.
+      overrides: "--config.key=value" strings, as on the command line.
+
+    Raises:
+      UsageError: file missing or broken, unknown key (with what may have been meant), bad type.
+    """
+    path, arg = split_config_arg(config)
+    module = _module(path)
+    if not callable(getattr(module, "get_config", None)):
+        raise UsageError(f"{path} has no get_config() function")
+    try:
+        loaded = module.get_config() if arg is None else module.get_config(arg)
+    except Exception as error:
+        raise UsageError(f"{path}: {_one_line(error)}") from error
+    if not isinstance(loaded, ConfigDict):
+        raise UsageError(f"{path}: get_config must return a ConfigDict, got {loaded!r}")
+    return _override(from_dict(loaded.to_dict(), where=path), overrides)
+
+
+def _check_key(key: str) -> None:
+    keys = list(flatten(default_config()))
+    if key in keys:
+        return
+    inside = [k for k in keys if k.startswith(key + ".")]
+    if inside:
+        raise UsageError(f"config key {key!r} is a group; its keys are {', '.join(inside)}")
+    # A user may also forget or mistake the group: compare with the last part alone as well.
+    close = difflib.get_close_matches(key, keys, n=1) or [
+        k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]
+    ]
+    hint = f"; did you mean {close[0]!r}?" if close else f"; the keys are {', '.join(keys)}"
+    raise UsageError(f"unknown config key {key!r}{hint}")
+
+
+def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    for override in overrides:
+        if override.startswith("--config."):
+            _check_key(override.removeprefix("--config.").partition("=")[0])
+    argv = ["mrl_jax", *overrides]
+    parser = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=parser, sys_argv=argv)
+        unparsed = parser(argv)[1:]
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(_one_line(error)) from error
+    if unparsed:
+        raise UsageError(f"unexpected argument {unparsed[0]!r}; set keys by --config.key=value")
+    return from_dict(parser.config.to_dict(), where="command line")
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(_tuples(item) for item in value)
+    return value
+
+
+def from_dict(values: dict[str, Any], where: str) -> ConfigDict:
+    """A locked config from plain nested dicts (as read from config.json), keys and types checked.
+
+    Raises:
+      UsageError: a key that is not declared, is missing or has another type; names `where`.
+    """
+    declared, given = flatten(default_config()), flatten(_tuples(values))
+    for key in given.keys() - declared.keys():
+        raise UsageError(f"{where}: unknown config key {key!r}")
+    for key in declared.keys() - given.keys():
+        raise UsageError(f"{where}: config key {key!r} is missing")
+    for key, value in given.items():
+        expected = type(declared[key])
+        # bool is an int to Python, but True is no number of steps.
+        fits = type(value) is expected or (expected is float and type(value) is int)
+        if not fits:
+            raise UsageError(
+                f"{where}: config key {key!r} must be {expected.__name__}, got {value!r}"
+            )
+    config = default_config()
+    with config.unlocked():
+        config.update_from_flattened_dict(given)
+    return config.lock()
+
+
+def flatten(config: ConfigDict | dict[str, Any]) -> dict[str, Any]:
+    """The leaves of a config by dotted key, in order of declaration."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, (dict, ConfigDict)):
+            flat.update({f"{key}.{inner}": leaf for inner, leaf in flatten(value).items()})
+        else:
+            flat[key] = value
+    return flat
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as JSON text with sorted keys; tuples become lists."""
+    return json.dumps(config.to_dict(), indent=1, sort_keys=True)
+
+
+def digest(config: ConfigDict) -> str:
+    """Eight hex digits that name what the config computes."""
+    return hashlib.sha256(to_json(config).encode()).hexdigest()[:8]
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Keys that differ in a way that changes the run's result, as "key: old -> new" lines."""
+    old_flat, new_flat = flatten(old), flatten(new)
+    return [
+        f"{key}: {old_flat[key]!r} -> {value!r}"
+        for key, value in new_flat.items()
+        if value != old_flat[key]
+        and not any(key == k or key.startswith(k + ".") for k in OPERATIONAL_KEYS)
+    ]
+
+
+def sweep_of(path: str) -> Callable[[], Any]:
+    """The `sweep` function of a config file.
+
+    Raises:
+      UsageError: no such file, it does not import, or it has no sweep().
+    """
+    module = _module(path)
+    if not callable(getattr(module, "sweep", None)):
+        raise UsageError(f"{path} has no sweep() function")
+    return module.sweep

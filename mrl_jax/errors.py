@@ -1,0 +1,45 @@
+"""The ways a command can fail, each with the exit code a scheduler acts on.
+
+Every error a user can cause is one of these; a command prints it as one line and exits with its
+code (see `cli.run`). Anything else is a bug and keeps its traceback.
+"""
+
+EXIT_DONE = 0
+EXIT_USAGE = 2
+EXIT_DATA = 3
+EXIT_CHECKPOINT = 4
+EXIT_NON_FINITE = 5
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: the state is saved, start the same command again
+
+
+class UsageError(ValueError):
+    """A command line or config that cannot be run as written."""
+
+    exit_code = EXIT_USAGE
+
+
+class DataError(Exception):
+    """Data that is missing, unreadable or not what it says it is."""
+
+    exit_code = EXIT_DATA
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be written, read, trusted or fitted to the model."""
+
+    exit_code = EXIT_CHECKPOINT
+
+
+class NonFiniteError(Exception):
+    """A loss, gradient or parameter that is NaN or infinite."""
+
+    exit_code = EXIT_NON_FINITE
+
+
+class Preempted(Exception):
+    """The process was asked to stop; its state is saved and the run can be started again."""
+
+    exit_code = EXIT_PREEMPTED
+
+
+USER_ERRORS = (UsageError, DataError, CheckpointError, NonFiniteError, Preempted)

@@ -1,0 +1,91 @@
+"""The numbers a run ends with, and results.json, the file that holds them."""
+
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import subprocess
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+SCHEMA = 1
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
+
+
+class Result(NamedTuple):
+    """One measured number: `value` at prefix `dim` over `n` examples, with its standard error."""
+
+    name: str
+    dim: int
+    value: float
+    stderr: float
+    n: int
+
+
+def proportion(name: str, dim: int, hits: int, n: int) -> Result:
+    """A fraction of n examples with its binomial standard error."""
+    value = hits / n
+    return Result(name, dim, value, math.sqrt(value * (1 - value) / n), n)
+
+
+def _commit() -> str:
+    """The commit of the code that ran, marked if files differ from it."""
+    here = pathlib.Path(__file__).parent
+
+    def git(*arguments):
+        return subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "--short=12", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"  # installed without its repository
+    return f"{commit}-dirty" if changed else commit
+
+
+def write(
+    path: pathlib.Path, *, config: dict[str, Any], command: str, results: Sequence[Result]
+) -> None:
+    """Writes results.json atomically."""
+    content = {
+        "schema": SCHEMA,
+        "run": config["name"],
+        "config": config,
+        "commit": _commit(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+        "command": command,
+        "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
+        "results": [result._asdict() for result in results],
+    }
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file so that it is there whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def table(results: Sequence[Result]) -> str:
+    """Results as text, a line per dim and a column per metric, in percent."""
+    names = list(dict.fromkeys(r.name for r in results))
+    values = {(r.name, r.dim): r for r in results}
+    width = max(14, *(len(name) + 2 for name in names))
+    lines = ["  dim" + "".join(f"{name:>{width}}" for name in names)]
+    for dim in sorted({r.dim for r in results}):
+        cells = []
+        for name in names:
+            r = values.get((name, dim))
+            cells.append(f"{100 * r.value:.2f} +- {100 * r.stderr:.2f}" if r else "")
+        lines.append(f"{dim:5d}" + "".join(f"{cell:>{width}}" for cell in cells))
+    return "\n".join(lines)

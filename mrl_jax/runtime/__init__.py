@@ -1,0 +1,1 @@
+"""What carries a task: processes, mesh, optimiser, step, checkpoints, metrics, preemption."""

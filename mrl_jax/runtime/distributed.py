@@ -1,0 +1,86 @@
+"""Starting JAX in one process or many: who tells this process which one it is."""
+
+import os
+from collections.abc import Mapping
+
+import jax
+
+from mrl_jax.errors import UsageError
+
+COORDINATOR = "JAX_COORDINATOR_ADDRESS"
+COUNT = "JAX_NUM_PROCESSES"
+INDEX = "JAX_PROCESS_ID"
+
+# Variables that launchers set per process of a group, and that plain shells on such machines
+# do not: under Slurm only srun sets the step variables.
+_CLUSTERS = {"slurm": "SLURM_STEP_NUM_TASKS", "openmpi": "OMPI_COMM_WORLD_SIZE"}
+
+
+def _integer(environment: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environment[name])
+    except ValueError:
+        raise UsageError(f"{name} must be an integer, got {environment[name]!r}") from None
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict | None:
+    names = (COORDINATOR, COUNT, INDEX)
+    given = [name for name in names if environment.get(name)]
+    # A coordinator alone may be left over from JAX's own use of the variable; JAX reads it then.
+    if not set(given) & {COUNT, INDEX}:
+        return None
+    if len(given) != len(names):
+        missing = ", ".join(name for name in names if name not in given)
+        raise UsageError(f"{', '.join(given)} is set but not {missing}: set all three or none")
+    count, index = _integer(environment, COUNT), _integer(environment, INDEX)
+    if not 0 <= index < count:
+        raise UsageError(f"{INDEX}={index} must be in [0, {COUNT}={count})")
+    return {
+        "coordinator_address": environment[COORDINATOR],
+        "num_processes": count,
+        "process_id": index,
+    }
+
+
+def initialize(*, detect: bool = False, timeout_s: int = 300) -> str:
+    """Joins this process to its group, before anything else touches a device.
+
+    The first that applies: the three environment variables JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID; a Slurm step or Open MPI run of several tasks, whose
+    variables JAX reads itself; `detect`, which lets JAX ask the platform (TPU pods, Kubernetes);
+    else a single process without any service.
+
+    Args:
+      detect: ask JAX to detect the cluster even where no variable shows one.
+      timeout_s: how long to wait for the other processes.
+
+    Returns:
+      One line that says what was used.
+
+    Raises:
+      UsageError: half a description of a group, or a group that does not come together.
+    """
+    environment = os.environ
+    # JAX's own preemption notice reaches only runs that count their steps from zero without gaps;
+    # `preemption.StopFlag` does it for all.
+    jax.config.update("jax_enable_preemption_service", False)
+    arguments = _from_environment(environment)
+    how = "environment variables"
+    if arguments is None:
+        found = [
+            name
+            for name, variable in _CLUSTERS.items()
+            if environment.get(variable, "1") not in ("", "0", "1")
+        ]
+        if not found and not detect:
+            return "one process"
+        arguments, how = {}, found[0] if found else "detected by jax"
+    try:
+        # Only the CPU backend looks at this; without it CPU processes cannot exchange arrays.
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(
+            **arguments, initialization_timeout=timeout_s, heartbeat_timeout_seconds=60
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"cannot join the process group ({how}): {error}") from error
+    return f"process {jax.process_index()} of {jax.process_count()} ({how})"

@@ -1,0 +1,36 @@
+"""Noticing SIGTERM on any process, at the same step on all of them."""
+
+import signal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+
+class StopFlag:
+    """Turns SIGTERM and SIGINT into a number that all processes read at the same step.
+
+    A scheduler may signal one process only, and processes are never at the same line of code.
+    So the wish to stop travels through the training step: each device brings one integer, the
+    step returns their sum, and every process acts on the sum of the same step. This works for
+    one process and many, fresh and resumed runs, and costs one integer per device.
+
+    A second signal is not held back: it ends the process at once.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._shape = (mesh.size,)
+        self._wanted = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number, frame):
+        del frame
+        self._wanted = True
+        signal.signal(number, signal.SIG_DFL)
+
+    def array(self) -> jax.Array:
+        """One int32 per device, 1 where this process was asked to stop; goes into the step."""
+        local = np.full(self._shape, int(self._wanted), np.int32)
+        return jax.make_array_from_callback(self._shape, self._sharding, lambda index: local[index])

@@ -1,0 +1,256 @@
+"""Trains one run: `python -m mrl_jax.train --config FILE.py[:ARG] --workdir DIR`.
+
+Reads top to bottom: join the processes, check the config, build the experiment, restore or
+initialise, train, measure. The same command continues a run that was stopped; what it computes
+is then bit for bit what an uninterrupted run computes.
+"""
+
+import contextlib
+import functools
+import math
+import pathlib
+import shlex
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from clu import parameter_overview
+from ml_collections import ConfigDict
+
+from mrl_jax import cli, experiment, results, workdir
+from mrl_jax import config as configs
+from mrl_jax.data import Batches
+from mrl_jax.errors import CheckpointError, NonFiniteError, Preempted
+from mrl_jax.experiment import Experiment
+from mrl_jax.results import Result
+from mrl_jax.runtime import distributed, step
+from mrl_jax.runtime.checkpoint import Checkpoints
+from mrl_jax.runtime.mesh import batch_sharding, replicated
+from mrl_jax.runtime.phases import Phases, Rate, clock
+from mrl_jax.runtime.preemption import StopFlag
+from mrl_jax.runtime.writer import MetricWriter
+
+
+def say(text: str) -> None:
+    """Prints on the first process only."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def check_finite(at_step: int, metrics: dict[str, np.ndarray], dims: Sequence[int]) -> None:
+    """Stops a run whose numbers are no longer numbers.
+
+    Raises:
+      NonFiniteError: names the step and the granularities whose loss is NaN or infinite.
+    """
+    bad = [
+        str(dim) for dim, loss in zip(dims, metrics["loss_g"], strict=True) if not np.isfinite(loss)
+    ]
+    if bad:
+        raise NonFiniteError(f"step {at_step}: loss is not finite at granularity {', '.join(bad)}")
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(metrics[name]):
+            raise NonFiniteError(f"step {at_step}: {name} is not finite ({metrics[name]})")
+
+
+def by_name(results_list: Sequence[Result]) -> dict[str, float]:
+    """Results as scalars called "val/top1/0064"."""
+    return {f"{r.name}/{r.dim:04d}": r.value for r in results_list}
+
+
+class Training:
+    """One run from its restored or fresh state to its last step."""
+
+    def __init__(self, config: ConfigDict, setup: Experiment, folder: pathlib.Path, phases: Phases):
+        self.config, self.experiment, self.folder, self.phases = config, setup, folder, phases
+        self.pending: tuple[int, dict[str, jax.Array]] | None = None
+        self.stopping = False
+        with phases("start"):
+            self.stop = StopFlag(self.experiment.mesh)
+            self.key = self.experiment.run_key(config.seed)
+            self.facts = {"data": self.experiment.dataset.fingerprint()}
+            self.checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, config.checkpoint.keep)
+            self.state = self.restore_or_init()
+            self.begin = int(self.state["step"])
+            self.writer = MetricWriter(folder, self.begin, active=jax.process_index() == 0)
+            self.batches = Batches(
+                self.experiment.dataset.splits["train"],
+                config.batch_size,
+                config.seed,
+                batch_sharding(self.experiment.mesh),
+            )
+        with phases("compile"):
+            self.update = self.compile_update()
+        self.rate = Rate(config.steps, config.batch_size, self.begin)
+
+    def restore_or_init(self):
+        """The newest intact checkpoint, or a fresh state."""
+        restored = self.checkpoints.restore(self.experiment.state)
+        if restored is None:
+            state = self.experiment.init_state(self.key)
+            say(parameter_overview.get_parameter_overview(state["params"], include_stats="sharding"))
+            return state
+        state, facts = restored
+        if facts != self.facts:
+            raise CheckpointError(
+                f"the data changed since the checkpoint in {self.folder} was written "
+                f"(fingerprint {facts['data']} then, {self.facts['data']} now)"
+            )
+        say(f"resuming from step {int(state['step'])}")
+        return state
+
+    def compile_update(self):
+        """The training step, compiled before the first batch: (state, batch, stop) -> next."""
+        one_step = functools.partial(
+            step.train_step, task=self.experiment.task, optimizer=self.experiment.optimizer
+        )
+
+        def update(state, batch, key, stop):
+            state, metrics = one_step(state, batch, key)
+            return state, {**metrics, "stop": stop.sum()}
+
+        whole = replicated(self.experiment.mesh)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.experiment.state)
+        jitted = jax.jit(update, donate_argnums=0, out_shardings=(shardings, whole))
+        arguments = (self.state, self.batches(self.begin), self.key, self.stop.array())
+        return jitted.lower(*arguments).compile()
+
+    def run(self) -> None:
+        """All steps that are left.
+
+        Raises:
+          NonFiniteError: naming step and granularity.
+          Preempted: after SIGTERM on any process, with the state saved.
+          CheckpointError: a checkpoint could not be written.
+        """
+        config = self.config
+        for number in range(self.begin, config.steps):
+            with self.phases("data"):
+                batch, stop = self.batches(number), self.stop.array()
+            with self.phases("step"), jax.transfer_guard("disallow"):
+                self.state, metrics = self.update(self.state, batch, self.key, stop)
+                # The device works on this step while the host reads the numbers of the one before.
+                previous, self.pending = self.pending, (number + 1, metrics)
+                self.digest(previous)
+            done = number + 1
+            last = done == config.steps
+            if self.stopping or last or done % config.checkpoint.every == 0:
+                self.save(done)
+            if self.stopping and not last:
+                self.checkpoints.wait()
+                raise Preempted(f"stopped by a signal after step {done}, state saved")
+            if config.eval.every and done % config.eval.every == 0 and not last:
+                self.evaluate_val(done)
+        self.checkpoints.wait()
+
+    def digest(self, record: tuple[int, dict[str, jax.Array]] | None) -> None:
+        """Reads, checks and now and then writes the metrics of a step that is already done."""
+        if record is None:
+            return
+        done, metrics = record[0], jax.device_get(record[1])
+        nesting = self.experiment.task.nesting
+        check_finite(done, metrics, nesting.dims)
+        self.stopping |= bool(metrics["stop"])
+        if done % self.config.log_every and done != self.config.steps:
+            return
+        speed, left = self.rate.read(done)
+        values = {
+            "train/loss": float(metrics["loss"]),
+            **{
+                f"train/loss/{dim:04d}": float(loss)
+                for dim, loss in zip(nesting.dims, metrics["loss_g"], strict=True)
+            },
+            "train/grad_norm": float(metrics["grad_norm"]),
+            # The rate this step was taken with: the schedule counts from 0.
+            "train/learning_rate": float(self.learning_rate(done - 1)),
+            "time/examples_per_second": speed,
+            **{f"time/{name}": share for name, share in self.phases.shares().items()},
+        }
+        self.writer.write(done, values)
+        say(
+            f"step {done:>6}/{self.config.steps} {done / self.config.steps:4.0%}  "
+            f"loss {values['train/loss']:.4f}  {speed:,.0f} examples/s  ETA {clock(left)}"
+        )
+
+    def learning_rate(self, number: int) -> float:
+        """The schedule's value at a step, for the log."""
+        with jax.transfer_guard("allow"):
+            return jax.device_get(self.experiment.rate(number))
+
+    def save(self, done: int) -> None:
+        """Saves the state, once the numbers of the step that made it are known to be good."""
+        with self.phases("step"):
+            record, self.pending = self.pending, None
+            self.digest(record)
+        with self.phases("checkpoint"):
+            self.checkpoints.save(done, self.state, self.facts)
+
+    def evaluate_val(self, done: int) -> None:
+        """Evaluates the val split in the middle of training."""
+        with self.phases("eval"):
+            found = self.evaluate(("val",))
+            self.writer.write(done, by_name(found))
+        best = [r for r in found if r.name == "val/top1"][-1]
+        say(f"step {done:>6} val/top1 at {best.dim} dims {best.value:.2%} +- {best.stderr:.2%}")
+        self.rate.restart()
+
+    def evaluate(self, splits: tuple[str, ...]) -> list[Result]:
+        """All evaluators on the present state."""
+        state = self.state
+        return self.experiment.evaluation.run(state["params"], state["model_state"], splits)
+
+    def finish(self, command: str) -> None:
+        """Final evaluation, results.json and DONE."""
+        with self.phases("eval"):
+            found = self.evaluate(self.experiment.final_splits)
+        self.writer.write(self.config.steps, by_name(found))
+        self.checkpoints.close()
+        if jax.process_index() == 0:
+            results.write(
+                self.folder / workdir.RESULTS,
+                config=self.config.to_dict(),
+                command=command,
+                results=found,
+            )
+            results.write_text(self.folder / workdir.DONE, f"step {self.config.steps}\n")
+        say(results.table([r for r in found if r.name.endswith(("/top1", "/1nn"))]))
+        say(f"time {self.phases.summary()}")
+        say(f"results in {self.folder / workdir.RESULTS}")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command line; see the module's docstring."""
+    parser = cli.ArgumentParser("python -m mrl_jax.train", description=__doc__)
+    parser.add_argument("--config", required=True, help="config file, with :ARG for its argument")
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
+    parser.add_argument(
+        "--distributed", action="store_true", help="let JAX detect the cluster (TPU pods)"
+    )
+    arguments, overrides = parser.parse_known_args(argv)
+    config = configs.load(arguments.config, overrides)
+    phases = Phases()
+    with phases("start"):
+        joined = distributed.initialize(detect=arguments.distributed)
+    folder = arguments.workdir
+    first = jax.process_index() == 0
+    # One lock per run: the first process holds it for all.
+    with workdir.locked(folder) if first else contextlib.nullcontext():
+        workdir.check_same_run(folder, config)
+        if workdir.is_done(folder):
+            say(f"{config.name} is done already; see {folder / workdir.RESULTS}")
+            return
+        say(f"{config.name}: {joined}, {jax.devices()[0].device_kind} x{jax.device_count()}")
+        with phases("start"):
+            setup = experiment.from_config(config)
+        if first:
+            workdir.record_config(folder, config)
+        training = Training(config, setup, folder, phases)
+        try:
+            training.run()
+            training.finish(f"python -m mrl_jax.train {shlex.join(argv)}")
+        finally:
+            training.writer.close()
+
+
+if __name__ == "__main__":
+    cli.run(main)

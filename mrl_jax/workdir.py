@@ -1,0 +1,82 @@
+"""The folder of one run: who may use it, what it holds, whether it is finished."""
+
+import contextlib
+import fcntl
+import json
+import pathlib
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from mrl_jax import config as configs
+from mrl_jax import results
+from mrl_jax.errors import UsageError
+
+CONFIG = "config.json"
+RESULTS = "results.json"
+DONE = "DONE"
+CHECKPOINTS = "ckpt"
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+    """Creates the folder and keeps other processes of this machine out of it.
+
+    Raises:
+      UsageError: the folder cannot be created or written, or another command is using it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"{folder} is in use by another run") from None
+        yield
+
+
+def read_config(folder: pathlib.Path) -> ConfigDict:
+    """The config of the run in `folder`.
+
+    Raises:
+      UsageError: there is no run, or its config is damaged or of another version.
+    """
+    path = folder / CONFIG
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UsageError(f"{folder} holds no run ({CONFIG} is missing)") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from error
+    return configs.from_dict(values, where=str(path))
+
+
+def check_same_run(folder: pathlib.Path, config: ConfigDict) -> None:
+    """Refuses a folder that holds another run than `config` describes.
+
+    Keys that only say how a run is carried out (mesh, logging, checkpoints) may differ.
+
+    Raises:
+      UsageError: names up to three keys that differ.
+    """
+    if not (folder / CONFIG).exists():
+        return
+    changed = configs.differences(read_config(folder), config)
+    if changed:
+        raise UsageError(
+            f"{folder} holds another run ({'; '.join(changed[:3])}): "
+            "use another --workdir or remove this one"
+        )
+
+
+def record_config(folder: pathlib.Path, config: ConfigDict) -> None:
+    """Writes config.json, which makes the folder this run's own."""
+    results.write_text(folder / CONFIG, configs.to_json(config) + "\n")
+
+
+def is_done(folder: pathlib.Path) -> bool:
+    """Whether the run in `folder` went through to its results."""
+    return (folder / DONE).exists()
