@@ -19,7 +19,15 @@ from mrl_jax.errors import UsageError
 
 # What these keys say changes how a run is carried out, never what it computes (beyond rounding):
 # a run may be resumed with other values of them.
-OPERATIONAL_KEYS = ("mesh", "sharding", "checkpoint", "log_every", "eval.every", "eval.batch_size")
+OPERATIONAL_KEYS = (
+    "mesh",
+    "sharding",
+    "checkpoint",
+    "log_every",
+    "eval.every",
+    "eval.batch_size",
+    "data.path",  # data may move; checkpoints hold a fingerprint of what it must contain
+)
 
 
 def default_config() -> ConfigDict:
@@ -131,7 +139,7 @@ def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
         raise UsageError(f"{path}: {_one_line(error)}") from error
     if not isinstance(loaded, ConfigDict):
         raise UsageError(f"{path}: get_config must return a ConfigDict, got {loaded!r}")
-    return _override(from_dict(loaded.to_dict(), where=path), overrides)
+    return override(from_dict(loaded.to_dict(), where=path), overrides)
 
 
 def _check_key(key: str) -> None:
@@ -149,7 +157,8 @@ def _check_key(key: str) -> None:
     raise UsageError(f"unknown config key {key!r}{hint}")
 
 
-def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """The config with "--config.key=value" strings applied, locked; raises as `load`."""
     for override in overrides:
         if override.startswith("--config."):
             _check_key(override.removeprefix("--config.").partition("=")[0])

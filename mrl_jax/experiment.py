@@ -11,10 +11,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mrl_jax import data, models
-from mrl_jax.errors import UsageError
+from mrl_jax.errors import CheckpointError, UsageError
 from mrl_jax.evaluators import Evaluation
 from mrl_jax.heads import NestedHead
 from mrl_jax.nesting import Nesting, parse_dims
+from mrl_jax.results import Result
 from mrl_jax.runtime import mesh as meshes
 from mrl_jax.runtime import optimizer as optimizers
 from mrl_jax.runtime import step as steps
@@ -54,10 +55,26 @@ class Experiment:
     state: Any
     evaluation: Evaluation
 
-    @property
-    def final_splits(self) -> tuple[str, ...]:
-        """Splits that the final results are measured on."""
-        return tuple(name for name in ("val", "test") if name in self.dataset.splits)
+    def facts(self) -> dict[str, str]:
+        """What a checkpoint remembers and a restoring run must find unchanged."""
+        return {"data": self.dataset.fingerprint()}
+
+    def check_facts(self, saved: dict[str, str]) -> None:
+        """Refuses a checkpoint that was trained on other data.
+
+        Raises:
+          CheckpointError: the fingerprints differ.
+        """
+        if saved != self.facts():
+            raise CheckpointError(
+                f"the checkpoint was trained on other data: fingerprint {saved.get('data')} then, "
+                f"{self.facts()['data']} now ({self.dataset.name})"
+            )
+
+    def evaluate(self, state: Any, splits: tuple[str, ...] = ("val", "test")) -> list[Result]:
+        """All evaluators on those of the splits that the data set has."""
+        present = tuple(name for name in splits if name in self.dataset.splits)
+        return self.evaluation.run(state["params"], state["model_state"], present)
 
     def run_key(self, seed: int) -> jax.Array:
         """The random key of the whole run, on every device."""

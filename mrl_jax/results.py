@@ -50,9 +50,14 @@ def _commit() -> str:
 
 
 def write(
-    path: pathlib.Path, *, config: dict[str, Any], command: str, results: Sequence[Result]
+    path: pathlib.Path,
+    *,
+    config: dict[str, Any],
+    command: str,
+    step: int,
+    results: Sequence[Result],
 ) -> None:
-    """Writes results.json atomically."""
+    """Writes results.json atomically: the numbers, and what it takes to get them again."""
     content = {
         "schema": SCHEMA,
         "run": config["name"],
@@ -63,6 +68,7 @@ def write(
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
         },
         "command": command,
+        "step": step,
         "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
         "results": [result._asdict() for result in results],
     }

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from mrl_jax import cli, experiment, results, workdir
 from mrl_jax import config as configs
 from mrl_jax.data import Batches
-from mrl_jax.errors import CheckpointError, NonFiniteError, Preempted
+from mrl_jax.errors import NonFiniteError, Preempted
 from mrl_jax.experiment import Experiment
 from mrl_jax.results import Result
 from mrl_jax.runtime import distributed, step
@@ -68,7 +68,6 @@ class Training:
         with phases("start"):
             self.stop = StopFlag(self.experiment.mesh)
             self.key = self.experiment.run_key(config.seed)
-            self.facts = {"data": self.experiment.dataset.fingerprint()}
             self.checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, config.checkpoint.keep)
             self.state = self.restore_or_init()
             self.begin = int(self.state["step"])
@@ -88,14 +87,12 @@ class Training:
         restored = self.checkpoints.restore(self.experiment.state)
         if restored is None:
             state = self.experiment.init_state(self.key)
-            say(parameter_overview.get_parameter_overview(state["params"], include_stats="sharding"))
+            say(
+                parameter_overview.get_parameter_overview(state["params"], include_stats="sharding")
+            )
             return state
         state, facts = restored
-        if facts != self.facts:
-            raise CheckpointError(
-                f"the data changed since the checkpoint in {self.folder} was written "
-                f"(fingerprint {facts['data']} then, {self.facts['data']} now)"
-            )
+        self.experiment.check_facts(facts)
         say(f"resuming from step {int(state['step'])}")
         return state
 
@@ -183,26 +180,22 @@ class Training:
             record, self.pending = self.pending, None
             self.digest(record)
         with self.phases("checkpoint"):
-            self.checkpoints.save(done, self.state, self.facts)
+            self.checkpoints.save(done, self.state, self.experiment.facts())
+        self.rate.restart()
 
     def evaluate_val(self, done: int) -> None:
         """Evaluates the val split in the middle of training."""
         with self.phases("eval"):
-            found = self.evaluate(("val",))
+            found = self.experiment.evaluate(self.state, ("val",))
             self.writer.write(done, by_name(found))
         best = [r for r in found if r.name == "val/top1"][-1]
         say(f"step {done:>6} val/top1 at {best.dim} dims {best.value:.2%} +- {best.stderr:.2%}")
         self.rate.restart()
 
-    def evaluate(self, splits: tuple[str, ...]) -> list[Result]:
-        """All evaluators on the present state."""
-        state = self.state
-        return self.experiment.evaluation.run(state["params"], state["model_state"], splits)
-
     def finish(self, command: str) -> None:
         """Final evaluation, results.json and DONE."""
         with self.phases("eval"):
-            found = self.evaluate(self.experiment.final_splits)
+            found = self.experiment.evaluate(self.state)
         self.writer.write(self.config.steps, by_name(found))
         self.checkpoints.close()
         if jax.process_index() == 0:
@@ -210,6 +203,7 @@ class Training:
                 self.folder / workdir.RESULTS,
                 config=self.config.to_dict(),
                 command=command,
+                step=self.config.steps,
                 results=found,
             )
             results.write_text(self.folder / workdir.DONE, f"step {self.config.steps}\n")

@@ -1,6 +1,7 @@
 """Data sets that fit in memory, decoded once: built-in digits, image folders, TFDS."""
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from typing import NamedTuple
@@ -62,14 +63,18 @@ class Dataset:
         """(H, W, C) of every image."""
         return self.splits["train"].image.shape[1:]
 
-    def fingerprint(self) -> str:
-        """Sixteen hex digits over all images and labels; a checkpoint remembers them."""
+    @functools.cached_property
+    def _digest(self) -> str:
         digest = hashlib.sha256(repr(self.class_names).encode())
         for name, split in sorted(self.splits.items()):
             digest.update(f"{name} {split.image.shape}".encode())
             digest.update(np.ascontiguousarray(split.image))
             digest.update(np.ascontiguousarray(split.label))
         return digest.hexdigest()[:16]
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over all images and labels; a checkpoint remembers them."""
+        return self._digest
 
 
 def load(source: str, *, path: str = "", dataset: str = "", image_size: int = 32) -> Dataset:

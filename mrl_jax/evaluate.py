@@ -1,0 +1,62 @@
+"""Measures a trained run again: `python -m mrl_jax.evaluate --workdir DIR`.
+
+Restores the newest checkpoint and runs the same evaluators as the end of training, on the same
+splits; the numbers are identical. Rewrites results.json. Keys that do not change the model may be
+given anew, e.g. --config.mesh.tensor=1, --config.data.path=... or --config.eval.dims=4,8,12.
+"""
+
+import contextlib
+import pathlib
+import shlex
+from collections.abc import Sequence
+
+import jax
+
+from mrl_jax import cli, experiment, results, workdir
+from mrl_jax import config as configs
+from mrl_jax.errors import CheckpointError, UsageError
+from mrl_jax.runtime import distributed
+from mrl_jax.runtime.checkpoint import Checkpoints
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command line; see the module's docstring."""
+    parser = cli.ArgumentParser("python -m mrl_jax.evaluate", description=__doc__)
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
+    parser.add_argument(
+        "--distributed", action="store_true", help="let JAX detect the cluster (TPU pods)"
+    )
+    arguments, overrides = parser.parse_known_args(argv)
+    folder = arguments.workdir
+    trained = workdir.read_config(folder)
+    config = configs.override(trained, overrides)
+    for change in configs.differences(trained, config):
+        if not change.startswith("eval.dims:"):
+            raise UsageError(f"{change}: the run in {folder} was trained otherwise")
+    distributed.initialize(detect=arguments.distributed)
+    first = jax.process_index() == 0
+    with workdir.locked(folder) if first else contextlib.nullcontext():
+        setup = experiment.from_config(config)
+        checkpoints = Checkpoints(
+            folder / workdir.CHECKPOINTS, config.checkpoint.keep, read_only=True
+        )
+        restored = checkpoints.restore(setup.state)
+        if restored is None:
+            raise CheckpointError(f"{folder} holds no checkpoint")
+        state, facts = restored
+        setup.check_facts(facts)
+        found = setup.evaluate(state)
+        if first:
+            results.write(
+                folder / workdir.RESULTS,
+                config=config.to_dict(),
+                command=f"python -m mrl_jax.evaluate {shlex.join(argv)}",
+                step=int(state["step"]),
+                results=found,
+            )
+            print(results.table(found))
+            print(f"step {int(state['step'])}; results in {folder / workdir.RESULTS}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
