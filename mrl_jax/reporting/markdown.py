@@ -1,0 +1,62 @@
+"""A report as Markdown that GitHub and plain viewers show alike."""
+
+import html
+import re
+
+from mrl_jax.reporting.document import Document
+from mrl_jax.reporting.sheet import Cell, Sheet
+
+
+def escape(text: str) -> str:
+    """`text` as Markdown and inline HTML show it literally, on one line."""
+    text = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*_\[\]#|~])", r"\\\1", text)
+
+
+def _fenced(text: str) -> str:
+    longest = max((len(ticks) for ticks in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _cell(cell: Cell) -> str:
+    text = escape(cell.text)
+    if cell.best:
+        text = f"**{text}**"
+    return f"{text}<br>{escape(cell.below)}" if cell.below else text
+
+
+def _sheet(sheet: Sheet) -> str:
+    aligned = "---:" if sheet.numbers else "---"
+    lines = [
+        f"| {' | '.join(escape(column) for column in sheet.columns)} |",
+        f"|{'|'.join([aligned] * len(sheet.columns))}|",
+    ]
+    for row in sheet.rows:
+        lines.append(f"| {' | '.join([escape(row.head), *map(_cell, row.cells)])} |")
+    notes = "\n".join(f"- {escape(note)}" for note in sheet.notes)
+    return "\n".join([f"**{escape(sheet.title)}**", "", *lines, "", notes]).rstrip() + "\n"
+
+
+def _folded(title: str, body: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>\n\n{body}\n\n</details>\n"
+
+
+def render(document: Document) -> str:
+    """The whole report; its plots are files beside it."""
+    parts = [f"# {escape(document.title)}\n", f"{escape(document.facts)}\n"]
+    parts += [f"> **Note:** {escape(warning)}\n" for warning in document.warnings]
+    for finding in document.findings:
+        parts.append(f"## {escape(finding.heading)}\n")
+        parts.append("\n".join(f"- {escape(text)}" for text in finding.sentences) + "\n")
+        alt, caption = escape(finding.heading), escape(finding.plot.caption)
+        parts.append(f"![{alt}]({finding.plot.file})\n\n*{caption}*\n")
+    if document.sheets:
+        parts.append("## Tables\n")
+    parts += [_sheet(sheet) for sheet in document.sheets]
+    for title, sheets in document.folded:
+        parts.append(_folded(title, "\n".join(_sheet(sheet) for sheet in sheets)))
+    parts.append("## Runs\n")
+    parts.append(_folded(f"{len(document.runs.rows)} runs", _sheet(document.runs)))
+    parts += [_folded(title, _fenced(text)) for title, text in document.listings]
+    return "\n".join(parts)

@@ -1,0 +1,191 @@
+"""Reading finished runs: one run folder, a sweep, or any folder that holds run folders."""
+
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Any
+
+from mrl_jax import config as config_lib
+from mrl_jax.errors import DataError, UsageError
+
+SCHEMA = 1
+KINDS = ("separate", "shared", "fixed")
+FRACTIONS = ("top1", "top5", "1nn", "1nn_pca", "1nn_random")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One measured number: `metric` of the first `dim` dims on `n` examples of `split`."""
+
+    split: str
+    metric: str
+    dim: int
+    value: float
+    stderr: float
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One finished run, as its results.json tells it. `folder` is unique within a study."""
+
+    folder: str
+    name: str
+    kind: str
+    dims: tuple[int, ...]
+    seed: int
+    config: dict[str, Any]  # leaves by dotted key
+    commit: str
+    versions: dict[str, str]
+    command: str
+    device: str
+    results: tuple[Result, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """The runs that one report joins, and the folders of those that have not finished."""
+
+    title: str
+    runs: tuple[Run, ...]
+    unfinished: tuple[str, ...]
+
+
+def _read_json(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON ({error})") from error
+
+
+def _field(values: Any, key: str, types: type | tuple[type, ...], where: str) -> Any:
+    """`values[key]`, where key may be dotted, checked to be of one of `types`."""
+    for part in key.split("."):
+        if not isinstance(values, dict) or part not in values:
+            raise DataError(f"{where}: field {key!r} is missing")
+        values = values[part]
+    # bool is an int to Python; True as a seed or a dim is a slip.
+    if not isinstance(values, types) or isinstance(values, bool):
+        names = [t.__name__ for t in (types if isinstance(types, tuple) else (types,))]
+        raise DataError(f"{where}: field {key!r} must be {' or '.join(names)}, got {values!r}")
+    return values
+
+
+def _check_schema(values: Any, path: pathlib.Path) -> None:
+    schema = values.get("schema") if isinstance(values, dict) else None
+    if schema != SCHEMA or isinstance(schema, bool):
+        raise DataError(f"{path}: schema must be {SCHEMA}, got {schema!r}")
+
+
+def _read_result(values: Any, where: str) -> Result:
+    name = _field(values, "name", str, where)
+    split, slash, metric = name.partition("/")
+    if not (split and slash and metric):
+        raise DataError(f"{where}: name must be split/metric such as test/top1, got {name!r}")
+    dim, n = (_field(values, key, int, where) for key in ("dim", "n"))
+    value, stderr = (_field(values, key, (int, float), where) for key in ("value", "stderr"))
+    if dim < 1 or n < 1:
+        raise DataError(f"{where}: dim and n must be >= 1, got dim={dim}, n={n}")
+    if not (math.isfinite(value) and math.isfinite(stderr)):
+        raise DataError(f"{where}: value and stderr must be finite, got {value} and {stderr}")
+    if metric in FRACTIONS and not 0 <= value <= 1:
+        raise DataError(f"{where}: {name} must be a fraction in [0, 1], got {value}")
+    return Result(split, metric, dim, float(value), float(stderr), n)
+
+
+def read_run(folder: pathlib.Path, name: str) -> Run:
+    """The finished run in `folder`, called `name` in the study.
+
+    Raises:
+      DataError: results.json is missing, no JSON, of another schema or lacks a field.
+    """
+    path = folder / "results.json"
+    values = _read_json(path)
+    _check_schema(values, path)
+    where = str(path)
+    kind = _field(values, "config.head.kind", str, where)
+    if kind not in KINDS:
+        raise DataError(f"{path}: config.head.kind must be one of {', '.join(KINDS)}; got {kind!r}")
+    dims = _field(values, "config.nesting.dims", list, where)
+    if not dims or any(type(m) is not int or m < 1 for m in dims) or sorted({*dims}) != dims:
+        raise DataError(f"{path}: config.nesting.dims must be increasing integers, got {dims}")
+    results, seen = [], set()
+    for i, item in enumerate(_field(values, "results", list, where)):
+        result = _read_result(item, f"{path}: results[{i}]")
+        key = (result.split, result.metric, result.dim)
+        if key in seen:
+            raise DataError(f"{path}: {key[0]}/{key[1]} at dim {key[2]} is listed twice")
+        seen.add(key)
+        results.append(result)
+    versions = _field(values, "versions", dict, where)
+    return Run(
+        folder=name,
+        name=_field(values, "run", str, where),
+        kind=kind,
+        dims=tuple(dims),
+        seed=_field(values, "config.seed", int, where),
+        config=config_lib.flatten(values["config"]),
+        commit=_field(values, "commit", str, where),
+        versions={key: str(version) for key, version in versions.items()},
+        command=_field(values, "command", str, where),
+        device=_field(values, "device", str, where),
+        results=tuple(results),
+    )
+
+
+def _finished(folder: pathlib.Path) -> bool:
+    return (folder / "DONE").is_file() and (folder / "results.json").is_file()
+
+
+def _is_run(folder: pathlib.Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "results.json", "DONE"))
+
+
+def _sweep_folders(path: pathlib.Path) -> list[str]:
+    values = _read_json(path)
+    _check_schema(values, path)
+    folders = []
+    for i, entry in enumerate(_field(values, "runs", list, str(path))):
+        name = _field(entry, "dir", str, f"{path}: runs[{i}]")
+        relative = pathlib.PurePath(name)
+        if not name or relative.is_absolute() or ".." in relative.parts:
+            raise DataError(f"{path}: runs[{i}]: dir must lie inside the sweep, got {name!r}")
+        if name in folders:
+            raise DataError(f"{path}: runs[{i}]: dir {name!r} is listed twice")
+        folders.append(name)
+    if not folders:
+        raise DataError(f"{path}: lists no runs")
+    return folders
+
+
+def read_study(root: pathlib.Path) -> Study:
+    """The finished runs of `root`: a run folder, a sweep root, or a folder of run folders.
+
+    Where `root` holds a sweep.json exactly the runs it lists are read; others lying there belong
+    to earlier sweeps.
+
+    Raises:
+      UsageError: `root` is not a folder.
+      DataError: it holds no finished run, or a file of a run cannot be used; names the file.
+    """
+    if not root.is_dir():
+        raise UsageError(f"{root}: no such folder")
+    title = root.resolve().name
+    if (root / "sweep.json").exists():
+        names = _sweep_folders(root / "sweep.json")
+        missing = f"{root / 'sweep.json'}: none of the {len(names)} runs it lists has finished"
+    elif _is_run(root):
+        if not _finished(root):
+            raise DataError(f"{root}: this run has not finished: it lacks results.json or DONE")
+        return Study(title, (read_run(root, title),), ())
+    else:
+        names = sorted(folder.name for folder in root.iterdir() if _is_run(folder))
+        missing = f"{root}: holds no finished run (a folder with results.json and DONE)"
+    done = [name for name in names if _finished(root / name)]
+    if not done:
+        raise DataError(missing)
+    runs = tuple(read_run(root / name, name) for name in done)
+    return Study(title, runs, tuple(name for name in names if name not in done))

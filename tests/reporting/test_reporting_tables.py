@@ -1,0 +1,244 @@
+"""Which columns there are, what stands in their cells, and what is said about them."""
+
+import re
+
+import pytest
+
+from mrl_jax.errors import DataError
+from mrl_jax.reporting import headline, methods, sheet, tables
+from mrl_jax.reporting.runs import Result, Run
+
+
+def make_run(kind, dims, seed, values, **config):
+    """A run with test results {(metric, dim): value} on 100 examples."""
+    results = tuple(Result("test", m, dim, v, 0.01, 100) for (m, dim), v in values.items())
+    folder = f"{kind}-{dims[-1]}-{seed}-{'-'.join(map(str, config.values()))}"
+    flat = {"seed": seed, "head.kind": kind, "nesting.dims": list(dims), "name": folder, **config}
+    return Run(folder, folder, kind, tuple(dims), seed, flat, "c0ffee", {}, "train", "cpu", results)
+
+
+def top1(**by_dim):
+    return {("top1", int(dim[1:])): value for dim, value in by_dim.items()}
+
+
+@pytest.fixture
+def study():
+    """MRL at 2, 4, 8; MRL-E also between; FF-2 and FF-8, the latter cut. Three seeds."""
+    runs = []
+    for seed, shift in enumerate((-0.01, 0.0, 0.01)):
+        values = top1(d2=0.80 + shift, d4=0.89 + shift, d8=0.895 + shift)
+        runs.append(make_run("separate", (2, 4, 8), seed, values))
+        values = top1(d2=0.70 + shift, d3=0.75, d4=0.88, d6=0.88, d8=0.91)
+        runs.append(make_run("shared", (2, 4, 8), seed, values))
+        # MRL - FF at 2: 0.09, 0.10, 0.11. At 8: -0.02, 0, 0.02.
+        runs.append(make_run("fixed", (2,), seed, top1(d2=0.70)))
+        values = top1(d2=0.30, d3=0.35, d4=0.50, d6=0.60, d8=0.895 - shift)
+        runs.append(make_run("fixed", (8,), seed, values))
+    return methods.group(runs)
+
+
+def cells(rendered, dim):
+    row = next(row for row in rendered.rows if row.head.split()[0] == str(dim))
+    return dict(zip(rendered.columns[1:], row.cells, strict=True))
+
+
+def test_columns_rows_and_cells(study):
+    rendered = sheet.of_table(tables.build(study, "test", "top1"))
+    assert rendered.columns == ("dim", "MRL", "MRL-E", "FF-m", "FF-8, first m dims", "MRL − FF")
+    assert [row.head for row in rendered.rows] == ["2", "3 ○", "4", "6 ○", "8"]
+    assert [row.faint for row in rendered.rows] == [False, True, False, True, False]
+    assert cells(rendered, 2)["MRL"] == sheet.Cell("80.00 ± 1.00", "", True)
+    assert cells(rendered, 2)["FF-m"] == sheet.Cell("70.00 ± 0.00", "", False)
+    assert cells(rendered, 2)["FF-8, first m dims"].text == "30.00 ± 0.00"
+    assert cells(rendered, 3)["MRL"] == sheet.Cell()
+    assert cells(rendered, 3)["MRL-E"].best
+    assert cells(rendered, 4)["FF-m"] == sheet.Cell()
+    # The baseline's column wins where its mean is highest.
+    assert cells(rendered, 8)["MRL-E"].best
+    assert not cells(rendered, 8)["MRL"].best
+
+
+def test_difference_column(study):
+    rendered = sheet.of_table(tables.build(study, "test", "top1"))
+    # Mean 10 points, sd 1, half width 4.302653 / sqrt(3) = 2.48414; t = 10 sqrt(3), p = 0.0033.
+    assert cells(rendered, 2)["MRL − FF"] == sheet.Cell("+10.00 [+7.52, +12.48]", "better ‡")
+    # Mean 0, sd 2, half width 4.96828.
+    difference = cells(rendered, 8)["MRL − FF"]
+    assert difference == sheet.Cell("0.00 [−4.97, +4.97]", "no clear difference")
+    assert cells(rendered, 4)["MRL − FF"] == sheet.Cell()
+
+
+def test_headline_says_what_the_table_carries(study):
+    said = headline.sentences(tables.build(study, "test", "top1"))
+    assert said[0] == (
+        "MRL reaches 89.50% at its full 8 dims. Its first 4 dims alone, 2 times smaller, reach "
+        "89.00%; from there up every trained prefix is within one point."
+    )
+    assert said[1] == (
+        "MRL against FF-m trained at that dim alone: better at 2; worse at none; no clear "
+        "difference at 8 dims. After Holm's correction for 2 comparisons, what remains is: "
+        "better at 2."
+    )
+    assert said[2] == "Highest mean, by trained dim: MRL at 2 and 4; MRL-E at 8."
+
+
+def test_a_verdict_may_fall_to_holm():
+    # Differences 0.04, 0.05, 0.06 at ten dims: p = 0.0131 each, 0.131 after Holm.
+    dims = tuple(range(2, 12))
+    runs = []
+    for seed, value in enumerate((0.54, 0.55, 0.56)):
+        values = {("top1", dim): value for dim in dims}
+        runs.append(make_run("separate", dims, seed, values))
+        runs += [make_run("fixed", (dim,), seed, {("top1", dim): 0.5}) for dim in dims]
+    table = tables.build(methods.group(runs), "test", "top1")
+    assert table.comparisons[0].dims("better") == list(dims)
+    assert table.comparisons[0].dims("better", holm=True) == []
+    assert {cells(sheet.of_table(table), dim)["MRL − FF"].below for dim in dims} == {"better"}
+    assert "none of these verdicts remains" in " ".join(headline.sentences(table))
+
+
+def test_a_losing_mrl_is_called_worse():
+    runs = []
+    for seed, shift in enumerate((-0.01, 0.0, 0.01)):
+        runs.append(make_run("separate", (2, 8), seed, top1(d2=0.50 + shift, d8=0.60)))
+        runs.append(make_run("fixed", (2,), seed, top1(d2=0.70)))
+    table = tables.build(methods.group(runs), "test", "top1")
+    assert cells(sheet.of_table(table), 2)["MRL − FF"].below == "worse ‡"
+    assert cells(sheet.of_table(table), 2)["FF-m"].best
+    said = headline.sentences(table)
+    assert "the next smaller prefix, 2 dims, loses 10.00 points" in said[0]
+    assert "better at none; worse at 2." in said[1]
+
+
+def test_one_seed_makes_no_claim():
+    runs = [
+        make_run("separate", (2, 8), 0, top1(d2=0.80, d8=0.90)),
+        make_run("fixed", (2,), 0, top1(d2=0.70)),
+    ]
+    table = tables.build(methods.group(runs), "test", "top1")
+    rendered = sheet.of_table(table)
+    assert cells(rendered, 2)["MRL"].text == "80.00"
+    assert cells(rendered, 2)["MRL − FF"] == sheet.Cell("+10.00", "one seed")
+    said = " ".join(headline.sentences(table))
+    assert "more than chance is unknown" in said
+    assert "better" not in said
+
+
+def test_cells_over_fewer_seeds_say_so(study):
+    short = [m for m in study if m.kind != "shared"]
+    shared = next(m for m in study if m.kind == "shared")
+    del shared.runs[2]
+    rendered = sheet.of_table(tables.build([*short, shared], "test", "top1"))
+    assert cells(rendered, 4)["MRL-E"].below == "n = 2"
+    assert cells(rendered, 4)["MRL"].below == ""
+    assert "n = 3 seeds" in rendered.notes[0]
+
+
+def test_nearest_neighbour_columns():
+    values = {("1nn", 2): 0.4, ("1nn", 8): 0.9, ("1nn_pca", 2): 0.8, ("1nn_random", 2): 0.3}
+    values[("1nn_random", 8)] = 0.9
+    runs = [
+        make_run("separate", (2, 8), 0, {("1nn", 2): 0.7, ("1nn", 8): 0.8, ("1nn_pca", 2): 0.99}),
+        make_run("fixed", (2,), 0, {("1nn", 2): 0.6, ("1nn_pca", 2): 0.98}),
+        make_run("fixed", (8,), 0, values),
+    ]
+    rendered = sheet.of_table(tables.build(methods.group(runs), "test", "1nn"))
+    found = {label: cell.text for label, cell in cells(rendered, 2).items()}
+    assert found == {
+        "MRL": "70.00",
+        "FF-m": "60.00",
+        "FF-8, first m dims": "40.00",
+        "FF-8, PCA to m": "80.00",
+        "FF-8, random m dims": "30.00",
+        "MRL − FF": "+10.00",
+    }
+    assert cells(rendered, 2)["FF-8, PCA to m"].best
+    # At full width the cut and the random choice are FF-m again and no rivals of their own.
+    assert cells(rendered, 8)["FF-m"].best
+    assert not cells(rendered, 8)["FF-8, first m dims"].best
+    assert not cells(rendered, 8)["FF-8, random m dims"].best
+
+
+def test_varying_keys_become_labels():
+    runs = []
+    for rate in (0.1, 0.02):
+        for kind, dims in (("separate", (2, 8)), ("fixed", (8,))):
+            values = top1(d8=0.9 if kind == "separate" else 0.8)
+            config = {"optimizer.learning_rate": rate, "mesh.data": round(rate), "eval.every": rate}
+            runs.append(make_run(kind, dims, 0, values, **config))
+    found = methods.group(runs)
+    assert [m.label for m in found] == [
+        "MRL, learning_rate=0.02",
+        "MRL, learning_rate=0.1",
+        "FF-8, learning_rate=0.02",
+        "FF-8, learning_rate=0.1",
+    ]
+    table = tables.build(found, "test", "top1")
+    labels = ["MRL − FF, learning_rate=0.02", "MRL − FF, learning_rate=0.1"]
+    assert [c.label for c in table.comparisons] == labels
+
+
+def test_short_labels_stay_unambiguous():
+    runs = [
+        make_run("separate", (2,), 0, top1(d2=0.5), **{"model.name": name, "optimizer.name": opt})
+        for name, opt in (("cnn", "sgd"), ("mlp", "adamw"))
+    ]
+    assert [m.label for m in methods.group(runs)] == [
+        "MRL, model.name=cnn, optimizer.name=sgd",
+        "MRL, model.name=mlp, optimizer.name=adamw",
+    ]
+
+
+def test_nesting_may_vary_and_all_is_compared_with_the_one_ff():
+    runs = [
+        make_run("separate", (2, 8), 0, top1(d8=0.9)),
+        make_run("separate", (4, 8), 0, top1(d8=0.8)),
+        make_run("fixed", (8,), 0, top1(d8=0.7)),
+    ]
+    table = tables.build(methods.group(runs), "test", "top1")
+    assert [c.label for c in table.comparisons] == [
+        "MRL − FF, dims=[2, 8]",
+        "MRL − FF, dims=[4, 8]",
+    ]
+
+
+def test_a_never_trained_prefix_is_not_compared():
+    values = {("1nn", 2): 0.5, ("1nn", 3): 0.6, ("1nn", 4): 0.7}
+    runs = [
+        make_run("separate", (2, 4), 0, values),
+        make_run("fixed", (3,), 0, values),
+        make_run("fixed", (4,), 0, values),
+    ]
+    (comparison,) = tables.build(methods.group(runs), "test", "1nn").comparisons
+    assert list(comparison.by_dim) == [4]
+
+
+def test_other_data_is_no_rival():
+    runs = [
+        make_run("separate", (8,), 0, top1(d8=0.9), **{"data.source": "digits"}),
+        make_run("fixed", (8,), 0, top1(d8=0.7), **{"data.source": "tfds"}),
+    ]
+    assert tables.build(methods.group(runs), "test", "top1").comparisons == ()
+
+
+def test_the_same_run_twice_is_refused():
+    runs = [make_run("separate", (8,), 0, {}, **{"mesh.data": n}) for n in (1, 2)]
+    with pytest.raises(DataError, match=r"separate-8-0-1 and separate-8-0-2 .* seed 0"):
+        methods.group(runs)
+
+
+def test_no_numbers_no_table(study):
+    assert tables.build(study, "test", "1nn") is None
+    assert tables.build(study, "val", "top1") is None
+
+
+def test_text_table_is_aligned_ascii(study):
+    text = sheet.to_text(sheet.of_table(tables.build(study, "test", "top1")))
+    assert text.isascii()
+    assert re.search(r"^ +2  80\.00 \+- 1\.00 \*", text, re.MULTILINE)
+    assert "+10.00 [+7.52, +12.48]   better (Holm)" in text
+    assert re.search(r"^ *3 o ", text, re.MULTILINE)
+
+
+def test_plain_text_drops_control_characters():
+    assert sheet.plain("a\x1b[31m\nb−1") == "a?[31m?b-1"

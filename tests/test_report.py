@@ -1,0 +1,341 @@
+"""The report command on run folders: what it reads, writes, prints and refuses."""
+
+import base64
+import copy
+import csv
+import html.parser
+import io
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from mrl_jax import report
+from mrl_jax.errors import DataError, UsageError
+
+DIMS = (2, 4, 8)
+EVIL = "<script>alert(1)</script> a|b `c` [d](http://e) $x$ ```"
+
+
+def make_results(kind, dims, seed):
+    """results.json of a run whose accuracies follow from dim and seed."""
+    name = {"separate": "mrl", "shared": "mrl_e", "fixed": f"fixed={dims[-1]}"}[kind]
+    results = []
+    for split in ("val", "test"):
+        for dim in (2, 3, 4, 6, 8):
+            if dim > dims[-1]:
+                continue
+            value = {2: 0.6, 3: 0.7, 4: 0.8, 6: 0.85, 8: 0.9}[dim] + seed / 100
+            value -= {"separate": 0.0, "shared": 0.01, "fixed": 0.02 * seed}[kind]
+            row = {"dim": dim, "value": value, "stderr": 0.02, "n": 400}
+            if kind != "separate" or dim in dims:
+                results.append({"name": f"{split}/top1", **row})
+            results += [{"name": f"{split}/{m}", **row} for m in ("1nn", "1nn_pca", "1nn_random")]
+    return {
+        "schema": 1,
+        "run": f"digits:{name}",
+        "config": {
+            "name": f"digits:{name}",
+            "seed": seed,
+            "steps": 600,
+            "nesting": {"dims": list(dims), "weights": []},
+            "head": {"kind": kind, "normalize": "none"},
+            "model": {"name": "cnn", "embedding_dim": 8},
+        },
+        "commit": "abc1234",
+        "versions": {"python": "3.11.7", "jax": "0.10.2"},
+        "command": f"python -m mrl_jax.train --config configs/digits.py:{name}",
+        "device": "cpu x1",
+        "results": results,
+    }
+
+
+def write_run(folder, results, done=True):
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(results["config"]))
+    (folder / "results.json").write_text(json.dumps(results))
+    if done:
+        (folder / "DONE").touch()
+
+
+def write_sweep(root, folders):
+    root.mkdir(exist_ok=True)
+    entries = [{"dir": folder, "arg": "mrl", "overrides": {}} for folder in folders]
+    values = {"schema": 1, "config": "configs/digits.py", "runs": entries}
+    (root / "sweep.json").write_text(json.dumps(values))
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two seeds of MRL, MRL-E, FF-2 and FF-8 as a finished sweep, and an older run beside it."""
+    root = tmp_path / "quickstart"
+    folders = []
+    for seed in (0, 1):
+        for kind, dims in (("separate", DIMS), ("shared", DIMS), ("fixed", (2,)), ("fixed", (8,))):
+            folders.append(f"{kind}{dims[-1]}-{seed}")
+            write_run(root / folders[-1], make_results(kind, dims, seed))
+    write_run(root / "older", make_results("separate", DIMS, 7))
+    write_sweep(root, folders)
+    return root
+
+
+class Loads(html.parser.HTMLParser):
+    """Collects what a page would load, its tags and its text outside of style."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.loaded, self.tags, self.text = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        for key, value in attrs:
+            if key in ("src", "srcset", "href", "data", "action", "poster"):
+                self.loaded.append(value)
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_sweep_report_files_and_table(root, capsys):
+    report.main([str(root)])
+    printed = capsys.readouterr().out
+    # MRL at 4 dims: 0.80 and 0.81, mean 80.5, sample sd 0.7071 points.
+    assert re.search(r"^ *4  80\.50 \+- 0\.71", printed, re.MULTILINE)
+    assert "not finished" not in printed
+    written = {path.name for path in root.iterdir() if path.is_file()}
+    plots = {"accuracy_by_dim.png", "nn_by_dim.png"}
+    assert written == {"sweep.json", "report.md", "report.html", "results.csv", *plots}
+    for name in plots:
+        with Image.open(root / name) as image:
+            assert image.format == "PNG"
+    markdown = (root / "report.md").read_text()
+    # MRL-E 79.5 at 4; FF-8 cut: 0.80, 0.79.
+    row = "| 4 | **80.50 ± 0.71** | 79.50 ± 0.71 |  | 79.50 ± 0.71 |  |"
+    assert row in markdown
+    # At 2: MRL 0.60, 0.61; FF-2 0.60, 0.59; differences 0, 2 points; interval 1 +- 12.706 x 1.
+    assert "+1.00 \\[−11.71, +13.71\\]<br>no clear difference" in markdown
+    assert "400 test examples" in markdown
+    assert "8 of 8 runs finished" in markdown
+    assert "older" not in markdown
+
+
+def test_csv_is_a_long_table(root):
+    report.main([str(root)])
+    rows = list(csv.DictReader(io.StringIO((root / "results.csv").read_text())))
+    assert tuple(rows[0]) == report.COLUMNS
+    # Per seed and split: MRL 3 + 15, MRL-E 5 + 15, FF-2 1 + 3, FF-8 5 + 15.
+    assert len(rows) == 2 * 2 * (18 + 20 + 4 + 20)
+    wanted = {"run": "shared8-1", "split": "val", "metric": "top1", "dim": "6"}
+    (row,) = (r for r in rows if wanted.items() <= r.items())
+    assert (row["method"], row["seed"], row["n"]) == ("MRL-E", "1", "400")
+    assert float(row["value"]) == pytest.approx(0.85)
+    assert float(row["stderr"]) == 0.02
+    assert {r["method"] for r in rows} == {"MRL", "MRL-E", "FF-2", "FF-8"}
+
+
+def test_page_loads_nothing_and_holds_its_images(root):
+    report.main([str(root)])
+    page = Loads((root / "report.html").read_text())
+    assert len(page.loaded) == 4  # two plots, each for light and dark
+    for source in page.loaded:
+        kind, _, data = source.partition(",")
+        assert kind == "data:image/png;base64"
+        assert base64.b64decode(data, validate=True).startswith(b"\x89PNG")
+    assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
+    style = re.search(r"<style>(.*?)</style>", (root / "report.html").read_text(), re.DOTALL)[1]
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_validation_is_folded_and_runs_are_described(root):
+    report.main([str(root)])
+    page = (root / "report.html").read_text()
+    before, _, folded = page.partition("<details>")
+    assert "validation" not in before
+    assert "1-NN, validation" in folded
+    text = "".join(Loads(folded).text)
+    for needed in ("configs/digits.py:fixed=8", "abc1234", "jax 0.10.2", "cpu x1", "steps = 600"):
+        assert needed in text
+
+
+def test_unfinished_runs_are_named(root, capsys):
+    (root / "shared8-1" / "DONE").unlink()
+    for path in (root / "fixed2-0").iterdir():
+        path.unlink()
+    (root / "fixed2-0").rmdir()
+    report.main([str(root)])
+    printed = capsys.readouterr().out
+    assert "not finished: fixed2-0\n" in printed
+    assert "not finished: shared8-1\n" in printed
+    for name in ("report.md", "report.html"):
+        text = (root / name).read_text()
+        assert "2 runs have not finished" in text
+        assert "fixed2-0 and shared8-1" in text
+        assert "6 of 8 runs finished" in text
+
+
+def test_text_of_runs_is_escaped(tmp_path):
+    results = make_results("separate", DIMS, 0)
+    results |= {"run": EVIL, "commit": EVIL, "device": EVIL, "command": EVIL}
+    results["versions"] = {EVIL: EVIL}
+    results["config"]["model"] = {EVIL: EVIL, "name": EVIL}
+    other = copy.deepcopy(results)
+    other["config"]["model"]["name"] = "cnn"  # so that EVIL becomes part of a label
+    folder = "<b>a&b|c"
+    write_run(tmp_path / "runs" / folder, results)
+    write_run(tmp_path / "runs" / "```", other)  # as if it ended the listing it stands in
+    report.main([str(tmp_path / "runs")])
+    page = Loads((tmp_path / "runs" / "report.html").read_text())
+    assert not {"script", "b"} & set(page.tags)
+    assert folder in page.text
+    assert f"MRL, name={EVIL}" in page.text
+    markdown = (tmp_path / "runs" / "report.md").read_text()
+    outside = re.sub(r"^(`{3,})text\n.*?\n\1$", "", markdown, flags=re.DOTALL | re.MULTILINE)
+    assert "<script" not in outside
+    assert "python -m" not in outside
+    assert "nesting.dims" not in outside
+    assert "[d](" not in outside
+    for line in outside.splitlines():
+        if line.startswith("| dim") or line.startswith("| 2 |"):
+            assert len(re.findall(r"(?<!\\)\|", line)) == 4  # dim and two methods
+
+
+def test_folder_of_runs_and_out(root, tmp_path):
+    (root / "sweep.json").unlink()
+    report.main([str(root), "--out", str(tmp_path / "new" / "place")])
+    assert not (root / "report.md").exists()
+    assert "9 of 9 runs finished" in (tmp_path / "new" / "place" / "report.md").read_text()
+
+
+def test_one_run(root, capsys):
+    report.main([str(root / "separate8-1")])
+    printed = capsys.readouterr().out
+    assert re.search(r"^ *4  81\.00$", printed, re.MULTILINE)
+    markdown = (root / "separate8-1" / "report.md").read_text()
+    assert "MRL reaches 91.00% at its full 8 dims" in markdown
+    assert "one seed (n = 1)" in markdown
+
+
+def test_run_without_test_numbers(tmp_path, capsys):
+    results = make_results("fixed", (8,), 0)
+    results["results"] = [r for r in results["results"] if r["name"].startswith("val/")]
+    write_run(tmp_path / "run", results)
+    report.main([str(tmp_path / "run")])
+    assert "Linear top-1, validation" in capsys.readouterr().out
+    assert "hold no test accuracy" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_same_runs_same_bytes(root, tmp_path):
+    for out in ("a", "b"):
+        report.main([str(root), "--out", str(tmp_path / out)])
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_nothing_half_written_stays(root, monkeypatch):
+    def fail(source, target):
+        raise OSError(28, "No space left on device")
+
+    report.write_atomically(root / "x.txt", b"old")
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(UsageError, match=r"x\.txt: cannot be written \(No space left"):
+        report.write_atomically(root / "x.txt", b"new")
+    assert (root / "x.txt").read_bytes() == b"old"
+    assert not list(root.glob("*.tmp"))
+
+
+def test_out_that_is_a_file(root):
+    with pytest.raises(UsageError, match=r"sweep\.json.*cannot be written"):
+        report.main([str(root), "--out", str(root / "sweep.json")])
+
+
+def test_the_command_fails_in_one_line(tmp_path):
+    for arguments, code in (([str(tmp_path)], 3), ([str(tmp_path / "absent")], 2), (["--x"], 2)):
+        command = [sys.executable, "-m", "mrl_jax.report", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == code
+        assert done.stdout == ""
+        assert re.fullmatch(r"error: [^\n]+\n", done.stderr)
+
+
+def test_bad_roots(tmp_path):
+    with pytest.raises(UsageError, match="absent: no such folder"):
+        report.main([str(tmp_path / "absent")])
+    with pytest.raises(DataError, match="holds no finished run"):
+        report.main([str(tmp_path)])
+    write_run(tmp_path / "run", make_results("separate", DIMS, 0), done=False)
+    with pytest.raises(DataError, match="run: this run has not finished"):
+        report.main([str(tmp_path / "run")])
+    write_sweep(tmp_path, ["run"])
+    with pytest.raises(DataError, match=r"sweep\.json: none of the 1 runs it lists has finished"):
+        report.main([str(tmp_path)])
+    with pytest.raises(UsageError, match="--help"):
+        report.main([])
+
+
+@pytest.mark.parametrize("folder", ["../run", "/tmp/run", ""])
+def test_sweep_entries_stay_inside(tmp_path, folder):
+    write_sweep(tmp_path, [folder])
+    with pytest.raises(DataError, match=r"sweep\.json: runs\[0\]: dir must lie inside"):
+        report.main([str(tmp_path)])
+
+
+def _set(path, value):
+    def change(results):
+        *parents, last = path
+        for key in parents:
+            results = results[key]
+        if value is KeyError:
+            del results[last]
+        else:
+            results[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set(["schema"], 2), "schema must be 1, got 2"),
+        (_set(["schema"], KeyError), "schema must be 1, got None"),
+        (_set(["command"], KeyError), "field 'command' is missing"),
+        (_set(["config", "seed"], KeyError), "field 'config.seed' is missing"),
+        (_set(["config", "seed"], True), "field 'config.seed' must be int, got True"),
+        (_set(["config", "head"], "mrl"), "field 'config.head.kind' is missing"),
+        (_set(["config", "head", "kind"], "mlr"), "must be one of separate, shared, fixed"),
+        (_set(["config", "nesting", "dims"], [4, 2]), "must be increasing integers"),
+        (_set(["results"], {}), "field 'results' must be list"),
+        (_set(["results", 0], 3), r"results\[0\]: field 'name' is missing"),
+        (_set(["results", 0, "name"], "top1"), "name must be split/metric"),
+        (_set(["results", 0, "value"], 95.0), r"fraction in \[0, 1\], got 95.0"),
+        (_set(["results", 0, "value"], float("nan")), "must be finite"),
+        (_set(["results", 0, "n"], 0), "dim and n must be >= 1"),
+        (_set(["results", 0, "dim"], "2"), "field 'dim' must be int"),
+    ],
+)
+def test_bad_results_name_file_and_fault(tmp_path, change, message):
+    results = make_results("separate", DIMS, 0)
+    change(results)
+    write_run(tmp_path / "run", {"config": {}} | results)
+    with pytest.raises(DataError, match=rf"run/results\.json.*{message}"):
+        report.main([str(tmp_path / "run")])
+
+
+def test_a_result_listed_twice(tmp_path):
+    results = make_results("separate", DIMS, 0)
+    results["results"].append(results["results"][0])
+    write_run(tmp_path / "run", results)
+    with pytest.raises(DataError, match=r"val/top1 at dim 2 is listed twice"):
+        report.main([str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 100_000])
+def test_broken_json(tmp_path, content):
+    write_run(tmp_path / "run", make_results("separate", DIMS, 0))
+    (tmp_path / "run" / "results.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"results\.json: not valid JSON"):
+        report.main([str(tmp_path / "run")])
