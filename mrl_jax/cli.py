@@ -17,12 +17,20 @@ class ArgumentParser(argparse.ArgumentParser):
         raise errors.UsageError(f"{message} (see {self.prog} --help)")
 
 
+def _drop_orbax_echoes(unraisable) -> None:
+    # When a read or write fails, Orbax closes its event loop under the others in flight, which
+    # then complain. The failure itself reaches the user as one line.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
 def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Calls `main(argv)` and exits with the code of the error it raised, or 0.
 
     Errors of `mrl_jax.errors` become one line on stderr. MRL_JAX_TRACEBACK=1 shows the traceback
     as well, for those who debug the stack itself.
     """
+    sys.unraisablehook = _drop_orbax_echoes
     try:
         main(sys.argv[1:])
     except errors.USER_ERRORS as error:

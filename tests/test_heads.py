@@ -87,9 +87,7 @@ def test_gradient_of_a_granularity_stops_at_its_dims():
     head, params, _, z_bd = make("separate")
     for g, m in enumerate(NESTING.dims):
         # Squares, so that no dim can cancel out.
-        gradient = jax.grad(lambda z, g=g: (head.apply(params, z)[g] ** 2).sum())(
-            jnp.float32(z_bd)
-        )
+        gradient = jax.grad(lambda z, g=g: (head.apply(params, z)[g] ** 2).sum())(jnp.float32(z_bd))
         assert (np.asarray(gradient)[:, m:] == 0).all()
         assert (np.asarray(gradient)[:, :m] != 0).all()
 
@@ -105,7 +103,7 @@ def test_shared_head_applies_at_dims_never_trained():
 
 def test_parameters_by_kind():
     def shapes(kind, nesting=NESTING):
-        head, params, _, _ = make(kind, nesting)
+        _, params, _, _ = make(kind, nesting)
         return {name: p.shape for name, p in params["params"].items()}
 
     assert shapes("separate") == {

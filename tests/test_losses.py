@@ -68,18 +68,14 @@ def test_gradient_is_softmax_minus_target(smoothing):
     target = (1 - smoothing) * np.eye(5)[LABELS] + smoothing / 5
     weights = np.array(NESTING.weights)[:, None, None]
     expected = weights * MASK[:, None] / MASK.sum() * (softmax - target)
-    np.testing.assert_allclose(
-        jax.grad(total)(jnp.float32(LOGITS)), expected, rtol=1e-4, atol=1e-6
-    )
+    np.testing.assert_allclose(jax.grad(total)(jnp.float32(LOGITS)), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_padding_may_hold_anything():
     logits = np.where(MASK[None, :, None] > 0, LOGITS, np.nan)
 
     def total(logits):
-        return nested_cross_entropy(
-            logits, jnp.int32(LABELS), NESTING, mask_b=jnp.float32(MASK)
-        )[0]
+        return nested_cross_entropy(logits, jnp.int32(LABELS), NESTING, mask_b=jnp.float32(MASK))[0]
 
     loss, gradient = jax.value_and_grad(total)(jnp.float32(logits))
     np.testing.assert_allclose(loss, total(jnp.float32(LOGITS)), rtol=1e-6)
@@ -99,9 +95,7 @@ def test_large_logits_stay_finite_and_bfloat16_is_summed_in_float32():
         jnp.full((3, 7, 5), 1e30), jnp.int32(LABELS), NESTING, label_smoothing=0.1
     )
     assert np.isfinite(loss)
-    loss, loss_g = nested_cross_entropy(
-        jnp.bfloat16(LOGITS), jnp.int32(LABELS), NESTING
-    )
+    loss, loss_g = nested_cross_entropy(jnp.bfloat16(LOGITS), jnp.int32(LABELS), NESTING)
     assert loss.dtype == loss_g.dtype == jnp.float32
 
 

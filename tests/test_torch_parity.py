@@ -71,9 +71,9 @@ def test_logits_loss_and_one_sgd_step(efficient, smoothing):
         )
         return loss, (logits, loss_g)
 
-    (loss, (logits, loss_g)), (grads, z_grad) = jax.value_and_grad(
-        loss_fn, (0, 1), has_aux=True
-    )(params, jnp.asarray(z))
+    (loss, (logits, loss_g)), (grads, z_grad) = jax.value_and_grad(loss_fn, (0, 1), has_aux=True)(
+        params, jnp.asarray(z)
+    )
     sgd = optax.sgd(RATE)
     updates, _ = sgd.update(grads, sgd.init(params))
     stepped = optax.apply_updates(params, updates)

@@ -188,6 +188,8 @@ def _tfds(name: str, path: str, size: int) -> Dataset:
     except Exception as error:  # TFDS raises many kinds for "not there" and "wrong format"
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"TFDS data set {name!r}: {reason}; {prepare}") from error
+    if not sources:
+        raise DataError(f"TFDS data set {name!r} is not prepared in {builder.data_dir}; {prepare}")
     if "train" not in sources or len(sources) < 2:
         raise DataError(f"TFDS data set {name!r} needs a train and a validation or test split")
     splits = {}

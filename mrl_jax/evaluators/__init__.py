@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from mrl_jax.data import Dataset, padded_batches
 from mrl_jax.evaluators.classification import Accuracy
-from mrl_jax.evaluators.nearest_neighbour import nearest_neighbour
+from mrl_jax.evaluators.nearest_neighbour import neighbour_accuracy
 from mrl_jax.results import Result
 from mrl_jax.runtime.mesh import batch_sharding, replicated
 from mrl_jax.tasks import Classification
@@ -55,7 +55,7 @@ class Evaluation:
         for split in splits:
             z_nd, label_n = embeddings[split], label[split]
             results += self._accuracy.run(params, z_nd, label_n, split)
-            results += nearest_neighbour(
+            results += neighbour_accuracy(
                 embeddings["train"][:, : self._width],
                 label["train"],
                 z_nd[:, : self._width],

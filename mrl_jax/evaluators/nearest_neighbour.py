@@ -35,7 +35,7 @@ def neighbours(database_nd: np.ndarray, query_bd: np.ndarray, dims: tuple[int, .
     return np.concatenate(found, axis=1)
 
 
-def nearest_neighbour(
+def neighbour_accuracy(
     database_nd: np.ndarray,
     database_label_n: np.ndarray,
     query_bd: np.ndarray,

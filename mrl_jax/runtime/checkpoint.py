@@ -7,6 +7,7 @@ what is restored must reproduce it.
 """
 
 import contextlib
+import logging
 import os
 import pathlib
 import shutil
@@ -58,6 +59,9 @@ class Checkpoints:
     def __init__(self, directory: pathlib.Path, keep: int, read_only: bool = False):
         self._directory = pathlib.Path(directory).absolute()
         self._read_only = read_only
+        # Orbax logs pages of tracebacks from its threads for what is raised below as one line.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         options = ocp.CheckpointManagerOptions(
             create=not read_only,
             read_only=read_only,
@@ -96,7 +100,7 @@ class Checkpoints:
         if bad:
             raise NonFiniteError(f"step {step}: not saving non-finite {', '.join(bad[:5])}")
         meta = {"schema": 1, "step": step, "facts": facts, "arrays": arrays}
-        with self._write_errors(step):
+        with self._write_errors():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -111,7 +115,7 @@ class Checkpoints:
         Raises:
           CheckpointError: it could not be written.
         """
-        with self._write_errors(None):
+        with self._write_errors():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
@@ -195,13 +199,12 @@ class Checkpoints:
         self._manager.reload()
 
     @contextlib.contextmanager
-    def _write_errors(self, step: int | None) -> Iterator[None]:
+    def _write_errors(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
             free = shutil.disk_usage(self._directory).free / 2**20
-            what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
             raise CheckpointError(
-                f"cannot write {what} to {self._directory} ({free:.0f} MiB free): "
+                f"cannot write a checkpoint to {self._directory} ({free:.0f} MiB free): "
                 f"{_first_line(error)}"
             ) from error

@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from mrl_jax.data import Dataset, Split, load
+from mrl_jax.errors import DataError, UsageError
+
+
+def test_digits_are_split_60_20_20_and_stratified():
+    digits = load("digits")
+    sizes = {name: len(split.label) for name, split in digits.splits.items()}
+    assert sizes == {"train": 1078, "val": 359, "test": 360}
+    assert digits.image_shape == (8, 8, 1)
+    for split in digits.splits.values():
+        share = np.bincount(split.label, minlength=10) / len(split.label)
+        assert share.min() > 0.09
+        assert share.max() < 0.11
+        # Pixels 0 to 16 of the source use the whole range of uint8.
+        assert (split.image.min(), split.image.max()) == (0, 255)
+
+
+def test_digits_splits_are_disjoint_and_complete():
+    from sklearn.datasets import load_digits
+
+    splits = load("digits").splits.values()
+    rows = np.concatenate([s.image.reshape(len(s.image), -1) for s in splits])
+    source = np.round(load_digits().data * (255 / 16)).astype(np.uint8)
+    assert sorted(map(bytes, rows)) == sorted(map(bytes, source))
+
+
+def test_fingerprint_follows_content():
+    first, second = load("digits"), load("digits")
+    assert first.fingerprint() == second.fingerprint()
+    image, label = second.splits["val"]
+    image = image.copy()
+    image[5, 3, 3, 0] ^= 1
+    changed = Dataset("digits", {**second.splits, "val": Split(image, label)}, second.class_names)
+    assert changed.fingerprint() != first.fingerprint()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of 20x10 images whose middle third is of the class's colour."""
+    colours = {"cat": (255, 0, 0), "dog": (0, 0, 255)}
+    for split, count in (("train", 3), ("val", 2)):
+        for label, colour in colours.items():
+            directory = tmp_path / split / label
+            directory.mkdir(parents=True)
+            for i in range(count):
+                picture = Image.new("RGB", (30, 10))
+                picture.paste(colour, (10, 0, 20, 10))
+                picture.save(directory / f"{i}.png")
+    return tmp_path
+
+
+def test_image_folder(folder):
+    Image.new("L", (4, 4), 128).save(folder / "train" / "cat" / "grey.jpg")
+    (folder / "train" / "cat" / "notes.txt").write_text("not an image")
+    data = load("image_folder", path=str(folder), image_size=8)
+    assert data.class_names == ("cat", "dog")
+    assert sorted(data.splits) == ["train", "val"]
+    image, label = data.splits["train"]
+    assert image.shape == (7, 8, 8, 3)
+    assert label.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    # Cut from the middle: all of the class's colour.
+    assert image[-1].reshape(-1, 3).mean(0) == pytest.approx((0, 0, 255), abs=30)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda f: (f / "val").rename(f / "validation"), "lacks a train or val folder; expected"),
+        (lambda f: (f / "train" / "dog").rename(f / "dog"), "has 1 class folders, needs two"),
+        (lambda f: (f / "val" / "cow").mkdir(), "has class 'cow', which train has not"),
+        (lambda f: (f / "train" / "cat" / "x.png").write_bytes(b"no"), r"cannot read .*cat/x.png"),
+        (lambda f: [p.unlink() for p in f.glob("val/*/*")], "val has no images"),
+    ],
+)
+def test_image_folder_errors_name_the_place(folder, harm, message):
+    harm(folder)
+    with pytest.raises(DataError, match=message):
+        load("image_folder", path=str(folder), image_size=8)
+
+
+def test_truncated_image_is_named(folder):
+    path = folder / "val" / "dog" / "0.png"
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(DataError, match=r"cannot read .*val/dog/0.png"):
+        load("image_folder", path=str(folder), image_size=8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"source": "mnist"}, "must be digits, image_folder or tfds; got 'mnist'"),
+        ({"source": "image_folder"}, "needs --config.data.path"),
+        ({"source": "tfds"}, "needs --config.data.dataset"),
+        ({"source": "tfds", "dataset": "mnist", "image_size": 0}, "image_size must be >= 1"),
+    ],
+)
+def test_usage_errors(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        load(**arguments)
+
+
+def test_tfds_that_is_not_prepared_says_how(tmp_path):
+    with pytest.raises(DataError, match=r"tfds build mnist --file_format=array_record"):
+        load("tfds", dataset="mnist", path=str(tmp_path))
+
+
+GOOD = Split(np.zeros((3, 4, 4, 1), np.uint8), np.array([0, 1, 1], np.int32))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (Split(GOOD.image[:0], GOOD.label[:0]), "split val has no examples"),
+        (Split(GOOD.image.astype(np.float32), GOOD.label), "must hold uint8 images"),
+        (Split(GOOD.image[:, :3], GOOD.label), r"shape \(4, 4, 1\), got uint8 \(3, 4, 1\)"),
+        (Split(GOOD.image, GOOD.label[:2]), "one int32 label per image"),
+        (Split(GOOD.image, GOOD.label.astype(np.float16)), "one int32 label per image"),
+        (Split(GOOD.image, GOOD.label + 1), "labels from 1 to 2, legal are 0 to 1"),
+        (Split(GOOD.image, GOOD.label - 1), "labels from -1 to 0"),
+    ],
+)
+def test_bad_splits_are_refused(bad, message):
+    with pytest.raises(DataError, match=message):
+        Dataset("x", {"train": GOOD, "val": bad}, ("a", "b"))

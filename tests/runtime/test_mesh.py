@@ -1,0 +1,68 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from mrl_jax.runtime.mesh import batch_divisor, make_mesh, shardings
+
+TREE = {
+    "params": {
+        "head": {"kernel": jnp.zeros((6, 10)), "bias": jnp.zeros(10)},
+        "backbone": {"kernel": jnp.zeros((3, 8)), "odd": {"kernel": jnp.zeros((3, 5))}},
+    },
+    "step": jnp.zeros((), jnp.int32),
+}
+RULES = (
+    ("head/(kernel|bias)", "last:tensor"),
+    ("kernel", "largest:fsdp"),
+    (".*", "replicate"),
+)
+
+
+def test_free_axis_takes_the_devices_that_are_left():
+    mesh = make_mesh(data=-1, fsdp=2, tensor=2)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert set(mesh.axis_types) == {AxisType.Auto}
+    assert batch_divisor(mesh) == 4
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"data": 3}, "data=3, fsdp=1, tensor=1 does not fit 8 devices"),
+        ({"data": -1, "tensor": 3}, "does not fit 8 devices"),
+        ({"data": -1, "fsdp": -1}, "at most one of them -1"),
+        ({"data": 0}, "must be positive"),
+        ({"data": -2}, "must be positive"),
+    ],
+)
+def test_meshes_that_do_not_fit(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        make_mesh(**sizes)
+
+
+def test_first_matching_rule_places_each_leaf():
+    placed = shardings(TREE, RULES, make_mesh(2, 2, 2))
+    specs = jax.tree.map(lambda s: s.spec, placed)
+    assert specs["params"]["head"]["kernel"] == PartitionSpec(None, "tensor")
+    assert specs["params"]["head"]["bias"] == PartitionSpec("tensor")
+    assert specs["params"]["backbone"]["kernel"] == PartitionSpec(None, "fsdp")
+    assert specs["params"]["backbone"]["odd"]["kernel"] == PartitionSpec()
+    assert specs["step"] == PartitionSpec()
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ((*RULES, ("nothing/like/this", "replicate")), "'nothing/like/this' matches nothing"),
+        (RULES[:2], "no sharding rule matches step"),
+        ((("(", "replicate"),), "no regular expression"),
+        (((".*", "first:fsdp"),), "'first:fsdp' is none of"),
+        (((".*", "last:model"),), "'last:model' is none of"),
+        (((".*", "last:fsdp"),), r"odd/kernel \(3, 5\) does not divide by mesh fsdp=2"),
+    ],
+)
+def test_bad_rules_are_refused(rules, message):
+    tree = {"params": TREE["params"], "step": TREE["step"]}
+    with pytest.raises(ValueError, match=message):
+        shardings(tree, rules, make_mesh(2, 2, 2))
