@@ -158,19 +158,27 @@ def _check_key(key: str) -> None:
 
 
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """The config with "--config.key=value" strings applied, locked; raises as `load`."""
-    for override in overrides:
-        if override.startswith("--config."):
-            _check_key(override.removeprefix("--config.").partition("=")[0])
-    argv = ["mrl_jax", *overrides]
+    """The config with "--config.key=value" strings applied, locked; raises as `load`.
+
+    Of a key that is given twice the last value counts.
+    """
+    values, words = {}, iter(overrides)
+    for word in words:
+        if not word.startswith("--config."):
+            raise UsageError(f"unexpected argument {word!r}; set keys by --config.key=value")
+        key, equals, value = word.removeprefix("--config.").partition("=")
+        _check_key(key)
+        values[key] = value if equals else next(words, None)
+        if values[key] is None:
+            raise UsageError(f"{word} needs a value")
+    config = config.copy_and_resolve_references()  # flags write into what they are given
+    argv = ["mrl_jax", *(f"--config.{key}={value}" for key, value in values.items())]
     parser = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=parser, sys_argv=argv)
-        unparsed = parser(argv)[1:]
+        parser(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(_one_line(error)) from error
-    if unparsed:
-        raise UsageError(f"unexpected argument {unparsed[0]!r}; set keys by --config.key=value")
     return from_dict(parser.config.to_dict(), where="command line")
 
 
@@ -208,7 +216,7 @@ def from_dict(values: dict[str, Any], where: str) -> ConfigDict:
 
 
 def flatten(config: ConfigDict | dict[str, Any]) -> dict[str, Any]:
-    """The leaves of a config by dotted key, in order of declaration."""
+    """The leaves of a config by dotted key."""
     flat = {}
     for key, value in config.items():
         if isinstance(value, (dict, ConfigDict)):

@@ -61,12 +61,20 @@ def by_name(results_list: Sequence[Result]) -> dict[str, float]:
 class Training:
     """One run from its restored or fresh state to its last step."""
 
-    def __init__(self, config: ConfigDict, setup: Experiment, folder: pathlib.Path, phases: Phases):
-        self.config, self.experiment, self.folder, self.phases = config, setup, folder, phases
+    def __init__(
+        self,
+        config: ConfigDict,
+        setup: Experiment,
+        folder: pathlib.Path,
+        *,
+        stop: StopFlag,
+        phases: Phases,
+    ):
+        self.config, self.experiment, self.folder = config, setup, folder
+        self.stop, self.phases = stop, phases
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
         self.stopping = False
         with phases("start"):
-            self.stop = StopFlag(self.experiment.mesh)
             self.key = self.experiment.run_key(config.seed)
             self.checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, config.checkpoint.keep)
             self.state = self.restore_or_init()
@@ -109,7 +117,12 @@ class Training:
         whole = replicated(self.experiment.mesh)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.experiment.state)
         jitted = jax.jit(update, donate_argnums=0, out_shardings=(shardings, whole))
-        arguments = (self.state, self.batches(self.begin), self.key, self.stop.array())
+        arguments = (
+            self.state,
+            self.batches(self.begin),
+            self.key,
+            self.stop.array(self.experiment.mesh),
+        )
         return jitted.lower(*arguments).compile()
 
     def run(self) -> None:
@@ -123,7 +136,7 @@ class Training:
         config = self.config
         for number in range(self.begin, config.steps):
             with self.phases("data"):
-                batch, stop = self.batches(number), self.stop.array()
+                batch, stop = self.batches(number), self.stop.array(self.experiment.mesh)
             with self.phases("step"), jax.transfer_guard("disallow"):
                 self.state, metrics = self.update(self.state, batch, self.key, stop)
                 # The device works on this step while the host reads the numbers of the one before.
@@ -222,7 +235,7 @@ def main(argv: Sequence[str]) -> None:
     )
     arguments, overrides = parser.parse_known_args(argv)
     config = configs.load(arguments.config, overrides)
-    phases = Phases()
+    phases, stop = Phases(), StopFlag()
     with phases("start"):
         joined = distributed.initialize(detect=arguments.distributed)
     folder = arguments.workdir
@@ -238,7 +251,7 @@ def main(argv: Sequence[str]) -> None:
             setup = experiment.from_config(config)
         if first:
             workdir.record_config(folder, config)
-        training = Training(config, setup, folder, phases)
+        training = Training(config, setup, folder, stop=stop, phases=phases)
         try:
             training.run()
             training.finish(f"python -m mrl_jax.train {shlex.join(argv)}")

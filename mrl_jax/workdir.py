@@ -25,6 +25,10 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
     Raises:
       UsageError: the folder cannot be created or written, or another command is using it.
     """
+    if folder.parts and folder.parts[0].endswith(":"):
+        raise UsageError(
+            f"{folder} looks like a bucket's address: mount the bucket and give the folder"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")

@@ -47,9 +47,10 @@ class Evaluation:
 
     def run(self, params: Any, model_state: Any, splits: tuple[str, ...]) -> list[Result]:
         """All results on these splits, named "{split}/{metric}"."""
-        embeddings = {
-            split: self._embeddings(params, model_state, split) for split in {"train", *splits}
-        }
+        # In order, not a set: processes must run the same collectives in the same order, and
+        # each process orders sets of strings its own way.
+        needed = dict.fromkeys(("train", *splits))
+        embeddings = {split: self._embeddings(params, model_state, split) for split in needed}
         label = {name: split.label for name, split in self._dataset.splits.items()}
         results = []
         for split in splits:

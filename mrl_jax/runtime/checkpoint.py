@@ -43,7 +43,8 @@ def _mismatches(saved: dict[str, Any], state: Any) -> list[str]:
             lines.append(
                 f"{name} is {old[1]}{old[0]}, the model has {needed[name][1]}{needed[name][0]}"
             )
-    return sorted(lines)
+    # The optimiser's state repeats the parameters: name those first.
+    return sorted(lines, key=lambda line: (not line.startswith("params/"), line))
 
 
 def _everywhere(ok: bool) -> bool:

@@ -42,6 +42,19 @@ def _from_environment(environment: Mapping[str, str]) -> dict | None:
     }
 
 
+def _devices_of_a_lone_task(environment: Mapping[str, str]) -> list[int] | None:
+    """All GPUs of the node where Slurm started one task on each node.
+
+    JAX gives every Slurm task the one GPU of its local index; a lone task would leave the others
+    of its node idle.
+    """
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "")
+    if not visible or tasks.partition("(")[0] != "1":
+        return None
+    return list(range(len(visible.split(","))))
+
+
 def initialize(*, detect: bool = False, timeout_s: int = 300) -> str:
     """Joins this process to its group, before anything else touches a device.
 
@@ -75,6 +88,8 @@ def initialize(*, detect: bool = False, timeout_s: int = 300) -> str:
         if not found and not detect:
             return "one process"
         arguments, how = {}, found[0] if found else "detected by jax"
+        if found == ["slurm"]:
+            arguments["local_device_ids"] = _devices_of_a_lone_task(environment)
     try:
         # Only the CPU backend looks at this; without it CPU processes cannot exchange arrays.
         jax.config.update("jax_cpu_collectives_implementation", "gloo")

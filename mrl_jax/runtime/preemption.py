@@ -15,12 +15,11 @@ class StopFlag:
     step returns their sum, and every process acts on the sum of the same step. This works for
     one process and many, fresh and resumed runs, and costs one integer per device.
 
-    A second signal is not held back: it ends the process at once.
+    Make it first thing: a signal during start-up then stops the run after its first step. SIGTERM
+    may come again and again (launchers repeat it); a second Ctrl-C ends the process at once.
     """
 
-    def __init__(self, mesh: Mesh):
-        self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        self._shape = (mesh.size,)
+    def __init__(self):
         self._wanted = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
@@ -28,9 +27,11 @@ class StopFlag:
     def _on_signal(self, number, frame):
         del frame
         self._wanted = True
-        signal.signal(number, signal.SIG_DFL)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
 
-    def array(self) -> jax.Array:
+    def array(self, mesh: Mesh) -> jax.Array:
         """One int32 per device, 1 where this process was asked to stop; goes into the step."""
-        local = np.full(self._shape, int(self._wanted), np.int32)
-        return jax.make_array_from_callback(self._shape, self._sharding, lambda index: local[index])
+        local = np.full(mesh.size, int(self._wanted), np.int32)
+        sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        return jax.make_array_from_callback(local.shape, sharding, lambda index: local[index])

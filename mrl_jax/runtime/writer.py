@@ -1,11 +1,17 @@
 """Metrics on disk: metrics.jsonl, which scripts read, and TensorBoard event files."""
 
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+from mrl_jax.errors import CheckpointError
 
 
 def _truncate(path: pathlib.Path, last_step: int) -> None:
@@ -28,33 +34,62 @@ def _truncate(path: pathlib.Path, last_step: int) -> None:
 class MetricWriter:
     """Writes records of named scalars by step; both files continue where the run resumes.
 
-    Files are written by the first process only, the others write nothing.
+    Files are written by the first process only, the others write nothing. Both are written at
+    once: tensorboardX's usual writer is a thread that dies of a full disk unheard, and then the
+    training waits for it for ever.
     """
 
     def __init__(self, workdir: pathlib.Path, resumed_step: int, active: bool):
         """`resumed_step` is the step of the restored state, 0 for a fresh run."""
         self._lines = self._events = None
+        self._workdir = workdir
         if not active:
             return
-        path = workdir / "metrics.jsonl"
-        _truncate(path, resumed_step)
-        self._lines = path.open("a")
-        # TensorBoard hides what an earlier attempt wrote from purge_step on.
-        self._events = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=resumed_step + 1, write_to_disk=True
-        )
+        with self._write_errors():
+            path = workdir / "metrics.jsonl"
+            _truncate(path, resumed_step)
+            self._lines = path.open("a")
+            folder = workdir / "tensorboard"
+            folder.mkdir(exist_ok=True)
+            self._events = EventsWriter(str(folder / "events"))
+            # TensorBoard hides what earlier files hold from this step on.
+            start = SessionLog(status=SessionLog.START)
+            self._events.write_event(
+                Event(wall_time=time.time(), step=resumed_step + 1, session_log=start)
+            )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends one record; it is on disk when this returns."""
+        """Appends one record; it is on disk when this returns.
+
+        Raises:
+          CheckpointError: it cannot be written, e.g. the disk is full.
+        """
         if self._lines is None:
             return
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        self._lines.flush()
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        with self._write_errors():
+            self._lines.write(json.dumps({"step": step, **values}) + "\n")
+            self._lines.flush()
+            self._events.write_event(
+                Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))
+            )
+            self._events.flush()
 
     def close(self) -> None:
-        """Flushes and closes both files."""
-        if self._lines is not None:
-            self._lines.close()
-            self._events.close()
+        """Closes both files."""
+        # What could not be written has been reported already.
+        with contextlib.suppress(OSError):
+            if self._lines is not None:
+                self._lines.close()
+        with contextlib.suppress(OSError):
+            if self._events is not None:
+                self._events.close()
+
+    @contextlib.contextmanager
+    def _write_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write metrics to {self._workdir}: {error.strerror}"
+            ) from error

@@ -1,0 +1,78 @@
+"""Running the real commands in processes of their own, small and quick."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# A run of a second or two: small net, few steps, still all of nesting, checkpoints and metrics.
+SMALL = (
+    "--config.model.name=mlp",
+    "--config.model.width=16",
+    "--config.model.depth=1",
+    "--config.model.embedding_dim=8",
+    "--config.nesting.dims=2,4,8",
+    "--config.eval.dims=2,3,4,8",
+    "--config.steps=60",
+    "--config.batch_size=32",
+    "--config.log_every=1",
+    "--config.optimizer.warmup_steps=5",
+    "--config.checkpoint.every=10",
+)
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """This process's variables, as on a machine with `devices` CPU devices, warnings as errors."""
+    return {
+        **os.environ,
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "error",
+        # One compilation for all tests that run the same program.
+        "JAX_COMPILATION_CACHE_DIR": os.environ["MRL_JAX_TEST_CACHE"],
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def command(module: str, *arguments: object) -> list[str]:
+    """The argv of `python -m module arguments`."""
+    return [sys.executable, "-m", module, *map(str, arguments)]
+
+
+def train(workdir: pathlib.Path, *overrides: str, arg: str = "mrl") -> list[str]:
+    """The argv of a small training run."""
+    config = ROOT / "configs" / f"digits.py:{arg}"
+    return command("mrl_jax.train", "--config", config, "--workdir", workdir, *SMALL, *overrides)
+
+
+def run(argv: list[str], *, devices: int = 1, **variables: str) -> subprocess.CompletedProcess:
+    """Runs to the end; stdout and stderr as text."""
+    return subprocess.run(
+        argv,
+        cwd=ROOT,
+        env={**environment(devices), **variables},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def succeed(argv: list[str], *, devices: int = 1, **variables: str) -> str:
+    """Runs to the end, must exit with 0 and write nothing to stderr; gives stdout."""
+    done = run(argv, devices=devices, **variables)
+    if done.returncode or done.stderr:
+        pytest.fail(f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def fail(argv: list[str], code: int, **variables: str) -> str:
+    """Runs to the end, must exit with `code` and one line "error: ..."; gives that line."""
+    done = run(argv, **variables)
+    lines = done.stderr.strip().splitlines()
+    assert (done.returncode, len(lines)) == (code, 1), done.stderr[-3000:]
+    assert lines[0].startswith("error: ")
+    return lines[0]

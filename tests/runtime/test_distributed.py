@@ -1,0 +1,53 @@
+import pytest
+
+from mrl_jax.errors import UsageError
+from mrl_jax.runtime.distributed import _devices_of_a_lone_task, _from_environment
+
+GROUP = {
+    "JAX_COORDINATOR_ADDRESS": "host:1234",
+    "JAX_NUM_PROCESSES": "4",
+    "JAX_PROCESS_ID": "3",
+}
+
+
+def test_the_three_variables_name_a_process():
+    assert _from_environment(GROUP) == {
+        "coordinator_address": "host:1234",
+        "num_processes": 4,
+        "process_id": 3,
+    }
+
+
+@pytest.mark.parametrize("environment", [{}, {"JAX_COORDINATOR_ADDRESS": "host:1"}])
+def test_without_them_there_is_no_group(environment):
+    assert _from_environment(environment) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"JAX_PROCESS_ID": ""}, "is set but not JAX_PROCESS_ID"),
+        ({"JAX_COORDINATOR_ADDRESS": ""}, "is set but not JAX_COORDINATOR_ADDRESS"),
+        ({"JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID=4 must be in"),
+        ({"JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID=-1 must be in"),
+        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES must be an integer, got 'two'"),
+    ],
+)
+def test_half_a_description_is_refused(change, message):
+    with pytest.raises(UsageError, match=message):
+        _from_environment({**GROUP, **change})
+
+
+@pytest.mark.parametrize(
+    ("tasks", "gpus", "expected"),
+    [
+        ("1(x2)", "0,1,2,3", [0, 1, 2, 3]),
+        ("1", "5", [0]),
+        ("4(x2)", "0,1,2,3", None),
+        ("1(x2)", "", None),
+        ("", "0,1", None),
+    ],
+)
+def test_a_lone_slurm_task_takes_all_gpus_of_its_node(tasks, gpus, expected):
+    environment = {"SLURM_STEP_TASKS_PER_NODE": tasks, "CUDA_VISIBLE_DEVICES": gpus}
+    assert _devices_of_a_lone_task(environment) == expected

@@ -1,0 +1,176 @@
+import json
+import textwrap
+
+import pytest
+
+from mrl_jax import config as configs
+from mrl_jax import experiment
+from mrl_jax.errors import UsageError
+
+DIGITS = "configs/digits.py"
+
+
+def load(*overrides, arg="mrl"):
+    return configs.load(f"{DIGITS}:{arg}", overrides)
+
+
+def test_arguments_of_the_digits_config():
+    assert load().head.kind == "separate"
+    assert load(arg="mrl_e").head.kind == "shared"
+    fixed = load(arg="fixed=8")
+    assert (fixed.head.kind, fixed.nesting.dims, fixed.name) == ("fixed", (8,), "digits:fixed=8")
+    assert configs.load(DIGITS).head.kind == "separate"
+
+
+def test_overrides_keep_types():
+    config = load(
+        "--config.seed=3",
+        "--config.nesting.dims=4,8",
+        "--config.nesting.weights=(1,0.5)",
+        "--config.optimizer.learning_rate=1",
+        "--config.data.path",
+        "a b=c",
+    )
+    assert (config.seed, config.nesting.dims) == (3, (4, 8))
+    assert config.nesting.weights == (1, 0.5)
+    assert isinstance(config.optimizer.learning_rate, float)
+    assert config.data.path == "a b=c"
+
+
+def test_the_last_value_of_a_key_counts():
+    config = load("--config.nesting.dims=2,4", "--config.seed=1", "--config.nesting.dims=8,16")
+    assert config.nesting.dims == (8, 16)
+
+
+def test_overriding_leaves_the_original_alone():
+    config = load()
+    assert configs.override(config, ["--config.seed=5"]).seed == 5
+    assert config.seed == 0
+
+
+def test_config_is_locked():
+    with pytest.raises(AttributeError):
+        load().optimizer.momentumm = 0.9
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--config.sead=3"], "unknown config key 'sead'; did you mean 'seed'?"),
+        (["--config.learning_rate=3"], "did you mean 'optimizer.learning_rate'?"),
+        (["--config.optimizer.learning_rat=3"], "did you mean 'optimizer.learning_rate'?"),
+        (["--config.xyzzy=3"], "unknown config key 'xyzzy'; the keys are batch_size, ch"),
+        (["--config.nesting=4"], "'nesting' is a group; its keys are nesting.dims"),
+        (["--config.seed=x"], "invalid literal"),
+        (["--config.seed=1.5"], "1.5"),
+        (["--confog.seed=1"], "unexpected argument '--confog.seed=1'"),
+        (["surplus"], "unexpected argument 'surplus'"),
+        (["--config.seed"], "--config.seed needs a value"),
+    ],
+)
+def test_bad_overrides(overrides, message):
+    with pytest.raises(UsageError) as error:
+        load(*overrides)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("x = 1", "has no get_config() function"),
+        ("def get_config(): return {}", "must return a ConfigDict, got {}"),
+        ("import nowhere_at_all", "ModuleNotFoundError: No module named 'nowhere_at_all'"),
+        ("def get_config(: pass", "SyntaxError"),
+        ("def get_config(): return 1 / 0", "division by zero"),
+    ],
+)
+def test_broken_config_files(tmp_path, source, message):
+    path = tmp_path / "broken.py"
+    path.write_text(source)
+    with pytest.raises(UsageError) as error:
+        configs.load(str(path))
+    assert message in str(error.value)
+
+
+def test_config_file_cannot_invent_or_mistype_keys(tmp_path):
+    body = """
+        from mrl_jax.config import default_config
+        def get_config():
+            config = default_config()
+            {line}
+            return config
+    """
+    path = tmp_path / "own.py"
+    for line, message in (
+        ("config.stepps = 3", "stepps"),
+        ("config.steps = 'many'", "steps"),
+        ("config.steps = True", "must be int, got True"),
+        ("config.nesting.dims = 8", "dims"),
+        ("config.unlock(); config.extra = 1", "unknown config key 'extra'"),
+        ("config.unlock(); del config.seed", "config key 'seed' is missing"),
+    ):
+        path.write_text(textwrap.dedent(body).format(line=line))
+        with pytest.raises(UsageError, match=message):
+            configs.load(str(path))
+    path.write_text(textwrap.dedent(body).format(line="config.steps = 7"))
+    assert configs.load(str(path)).steps == 7
+
+
+def test_missing_files():
+    with pytest.raises(UsageError, match=r"config file nowhere\.py not found"):
+        configs.load("nowhere.py:mrl")
+    with pytest.raises(UsageError, match="takes mrl, mrl_e or fixed=M, got 'ff'"):
+        load(arg="ff")
+
+
+def test_survives_json():
+    config = load()
+    again = configs.from_dict(json.loads(configs.to_json(config)), where="config.json")
+    assert again == config
+    assert configs.digest(again) == configs.digest(config)
+    assert configs.digest(load("--config.seed=1")) != configs.digest(config)
+
+
+def test_differences_leave_out_how_a_run_is_carried_out():
+    old = load()
+    new = load("--config.mesh.data=4", "--config.log_every=1", "--config.checkpoint.keep=9")
+    assert configs.differences(old, new) == []
+    new = load("--config.seed=1", "--config.optimizer.learning_rate=0.5")
+    assert configs.differences(old, new) == ["optimizer.learning_rate: 0.02 -> 0.5", "seed: 0 -> 1"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["nesting.dims=8,4"], "config.nesting: nesting dims must be strictly increasing, got 4"),
+        (["nesting.dims=8,128"], "config.nesting: nesting dim 128 is wider than the embedding (64"),
+        (["nesting.dims=4,x"], "nesting dims must be integers, got '4,x'"),
+        (["nesting.weights=1,2"], "one per dim: 6 dims"),
+        (["batch_size=12"], "config.batch_size 12 is not divisible by the 8 parts"),
+        (["eval.batch_size=9"], "config.eval.batch_size 9 is not divisible by the 8 parts"),
+        (["mesh.data=3"], "config.mesh: mesh data=3, fsdp=1, tensor=1 does not fit 8 devices"),
+        (["mesh.tensor=4"], "(10,) does not divide by mesh tensor=4"),
+        (["head.kind=tied"], "config.head: head kind must be one of"),
+        (["head.kind=fixed"], "config.head: a fixed head (FF-m) has one granularity"),
+        (["head.normalize=l2"], "config.head: head normalize must be one of"),
+        (["head.label_smoothing=1.0"], "config.head.label_smoothing must be in [0, 1), got 1.0"),
+        (["model.name=vgg"], "config.model: model name must be one of"),
+        (["optimizer.name=lion"], "config.optimizer: optimizer name must be adamw or sgd"),
+        (
+            ["optimizer.warmup_steps=400"],
+            "config.optimizer: warmup_steps must be in [0, steps=400)",
+        ),
+        (["steps=0"], "config.steps must be >= 1, got 0"),
+        (["seed=-1"], "config.seed must be >= 0, got -1"),
+        (["data.source=mnist"], "data.source must be digits, image_folder or tfds"),
+        (["eval.dims=4,2"], "config.eval.dims: nesting dims must be strictly increasing"),
+        (["eval.dims=65,99"], "config.eval.dims (65, 99) are all wider than the nesting (64 dims)"),
+        (["sharding=(('.*','first:data'),)"], "config.sharding: sharding rule 'first:data'"),
+    ],
+)
+def test_experiments_that_cannot_run_say_why_before_compiling(overrides, message):
+    with pytest.raises(UsageError) as error:
+        experiment.from_config(load(*[f"--config.{o}" for o in overrides]))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)

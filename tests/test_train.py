@@ -1,0 +1,298 @@
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import time
+
+import commands
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+
+def records(workdir: pathlib.Path):
+    """All lines of metrics.jsonl without what is measured by the clock."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [
+        {name: value for name, value in json.loads(line).items() if not name.startswith("time/")}
+        for line in lines
+    ]
+
+
+def final_arrays(workdir: pathlib.Path):
+    """Parameters, optimiser and all of the last checkpoint, by Orbax alone."""
+    step = max(int(p.name) for p in (workdir / "ckpt").iterdir())
+    with ocp.StandardCheckpointer() as checkpointer:
+        path = (workdir / "ckpt" / str(step) / "state").absolute()
+        target = checkpointer.metadata(path).item_metadata.tree
+        return step, _leaves(checkpointer.restore(path, _shapes(target)))
+
+
+def _shapes(tree):
+    import jax
+
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), tree
+    )
+
+
+def _leaves(tree):
+    import jax
+
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def results_of(workdir: pathlib.Path):
+    return json.loads((workdir / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    output = commands.succeed(commands.train(workdir))
+    return workdir, output
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    workdir, output = finished
+    assert {p.name for p in workdir.iterdir()} >= {
+        *("config.json", "metrics.jsonl", "results.json", "DONE", "ckpt", "tensorboard"),
+    }
+    assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
+    assert sorted(p.name for p in (workdir / "ckpt").iterdir()) == ["50", "60"]
+    for part in ("head/kernel_0008", "examples/s", "ETA 0:00", "compile", "test/top1"):
+        assert part in output
+    content = results_of(workdir)
+    assert content["schema"] == 1
+    assert content["run"] == "digits:mrl"
+    assert content["config"]["nesting"]["dims"] == [2, 4, 8]
+    assert {"commit", "versions", "command", "device"} <= content.keys()
+    by_name = {(r["name"], r["dim"]): r for r in content["results"]}
+    # Separate heads classify the trained dims; neighbours are found at dims between as well.
+    assert {d for name, d in by_name if name == "test/top1"} == {2, 4, 8}
+    assert {d for name, d in by_name if name == "test/1nn"} == {2, 3, 4, 8}
+    assert by_name["test/top1", 8]["n"] == 360
+    # Far above the 10 % of guessing, or nothing was learned in these few steps.
+    assert by_name["test/top1", 8]["value"] > 0.4
+
+
+def test_metrics_are_one_record_per_step_in_order(finished):
+    written = records(finished[0])
+    assert [r["step"] for r in written] == [*range(1, 61), 60]
+    assert {"train/loss", "train/loss/0002", "train/loss/0008"} <= written[0].keys()
+    assert written[0]["train/loss"] == pytest.approx(
+        sum(written[0][f"train/loss/{m:04d}"] for m in (2, 4, 8)), rel=1e-6
+    )
+    assert "val/1nn/0003" in written[-1]
+    timed = json.loads((finished[0] / "metrics.jsonl").read_text().splitlines()[-2])
+    shares = [v for k, v in timed.items() if k.startswith("time/") and "examples" not in k]
+    assert sum(shares) == pytest.approx(1, abs=1e-3)
+
+
+def test_called_again_it_redoes_nothing(finished):
+    before = (finished[0] / "results.json").stat().st_mtime_ns
+    assert "is done already" in commands.succeed(commands.train(finished[0]))
+    assert (finished[0] / "results.json").stat().st_mtime_ns == before
+
+
+def wait_for_step(workdir: pathlib.Path, step: int, process: subprocess.Popen):
+    deadline = time.monotonic() + 120
+    path = workdir / "metrics.jsonl"
+    while time.monotonic() < deadline:
+        if path.exists():
+            lines = path.read_text().splitlines()
+            if len(lines) >= step:
+                return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+    pytest.fail(f"step {step} was not reached")
+
+
+def start(argv):
+    return subprocess.Popen(
+        argv,
+        cwd=commands.ROOT,
+        env=commands.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def assert_same_run(workdir, other):
+    assert records(workdir) == records(other)
+    (step, arrays), (other_step, other_arrays) = final_arrays(workdir), final_arrays(other)
+    assert step == other_step
+    assert len(arrays) == len(other_arrays) > 10
+    for mine, theirs in zip(arrays, other_arrays, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert results_of(workdir)["results"] == results_of(other)["results"]
+
+
+def test_resume_after_kill_is_bit_exact(finished, tmp_path):
+    """Three SIGKILLs: early, anywhere, and while a checkpoint is likely being written."""
+    workdir = tmp_path / "run"
+    for step in (3, 25, 41):
+        process = start(commands.train(workdir))
+        wait_for_step(workdir, step, process)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    output = commands.succeed(commands.train(workdir))
+    assert "resuming from step" in output
+    assert_same_run(workdir, finished[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_with_75(finished, tmp_path, number):
+    workdir = tmp_path / "run"
+    # No regular checkpoint: what is there after the signal was saved because of it.
+    late = "--config.checkpoint.every=1000"
+    process = start(commands.train(workdir, late))
+    wait_for_step(workdir, 12, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert errors.startswith("error: stopped by a signal after step ")
+    stopped = int(errors.split("step ")[1].split(",")[0])
+    assert [p.name for p in (workdir / "ckpt").iterdir()] == [str(stopped)]
+    # No step is lost: the metrics reach up to the saved one.
+    assert records(workdir)[-1]["step"] == stopped
+    output = commands.succeed(commands.train(workdir, late))
+    assert f"resuming from step {stopped}" in output
+    assert_same_run(workdir, finished[0])
+
+
+def test_resumes_on_another_mesh(finished, tmp_path):
+    """From one device to 2x2x2: the values agree as far as the order of summing allows."""
+    workdir = tmp_path / "run"
+    process = start(commands.train(workdir))
+    wait_for_step(workdir, 25, process)
+    process.kill()
+    process.communicate()
+    sizes = [f"--config.mesh.{axis}=2" for axis in ("data", "fsdp", "tensor")]
+    commands.succeed(commands.train(workdir, *sizes), devices=8)
+    for mine, one in zip(records(workdir)[:60], records(finished[0])[:60], strict=True):
+        assert mine == pytest.approx(one, rel=1e-4), mine["step"]
+
+
+def test_two_processes_give_the_result_of_one(finished, tmp_path):
+    """Two real processes with gloo, two devices each, checkpoints and all."""
+    workdir = tmp_path / "run"
+    launcher = [
+        *(commands.sys.executable, "launch/local.py", "--processes", "2"),
+        *("--devices_per_process", "2", "--"),
+    ]
+    sizes = ("--config.mesh.data=2", "--config.mesh.tensor=2")
+    commands.succeed([*launcher, *commands.train(workdir, *sizes)])
+    for mine, one in zip(records(workdir)[:60], records(finished[0])[:60], strict=True):
+        assert mine == pytest.approx(one, rel=1e-4), mine["step"]
+    mine = {(r["name"], r["dim"]): r["value"] for r in results_of(workdir)["results"]}
+    one = {(r["name"], r["dim"]): r["value"] for r in results_of(finished[0])["results"]}
+    assert mine == pytest.approx(one, abs=0.02)
+    # Restored by one process, it evaluates alike.
+    commands.succeed(commands.command("mrl_jax.evaluate", "--workdir", workdir), devices=4)
+
+
+def test_a_signal_to_one_of_two_processes_stops_both(tmp_path):
+    workdir = tmp_path / "run"
+    process = subprocess.Popen(
+        [
+            *(commands.sys.executable, "launch/local.py", "--processes", "2", "--"),
+            *commands.train(workdir, "--config.steps=4000"),
+        ],
+        cwd=commands.ROOT,
+        env=commands.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_step(workdir, 12, process)
+    children = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
+    )
+    os.kill(int(children.stdout.split()[-1]), signal.SIGTERM)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors + output[-2000:]
+    steps = [line for line in (errors + output).splitlines() if "stopped by a signal" in line]
+    assert len(steps) == 2
+    assert len({line.split("step ")[1] for line in steps}) == 1
+
+
+def test_a_non_finite_loss_stops_naming_step_and_granularity(tmp_path):
+    """A rate at which training explodes; the last checkpoint stays finite."""
+    workdir = tmp_path / "run"
+    line = commands.fail(
+        commands.train(
+            workdir,
+            "--config.optimizer.name=sgd",
+            "--config.optimizer.learning_rate=1e30",
+            "--config.optimizer.warmup_steps=0",
+        ),
+        5,
+    )
+    assert "step " in line
+    assert "loss is not finite at granularity 2, 4, 8" in line
+    assert not (workdir / "DONE").exists()
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    """A file size limit stands in for the disk: the same writes fail."""
+    limited = 'ulimit -f 8; exec "$@"'
+    line = commands.fail(["bash", "-c", limited, "bash", *commands.train(tmp_path / "run")], 4)
+    assert "cannot write" in line
+    assert str(tmp_path / "run") in line
+
+
+def test_one_workdir_one_run(finished, tmp_path):
+    line = commands.fail(commands.train(finished[0], "--config.seed=1"), 2)
+    assert "holds another run (seed: 0 -> 1)" in line
+    process = start(commands.train(tmp_path / "run", "--config.steps=100000"))
+    try:
+        wait_for_step(tmp_path / "run", 1, process)
+        line = commands.fail(commands.train(tmp_path / "run", "--config.steps=100000"), 2)
+        assert "is in use by another run" in line
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--config.sead=1"], 2, "unknown config key 'sead'; did you mean 'seed'?"),
+        (["--config.nesting.dims=4,2"], 2, "strictly increasing, got 2 after 4"),
+        (["--config.data.source=image_folder", "--config.data.path=nowhere"], 3, "nowhere lacks a"),
+        (["surplus"], 2, "unexpected argument 'surplus'"),
+    ],
+)
+def test_errors_are_one_line_with_the_documented_code(tmp_path, arguments, code, message):
+    line = commands.fail(commands.train(tmp_path / "run", *arguments), code)
+    assert message in line
+    # A refused run does not take the folder: mended, the same command runs.
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_missing_flags_and_half_a_process_group(tmp_path):
+    line = commands.fail(commands.command("mrl_jax.train", "--workdir", tmp_path), 2)
+    assert "--config" in line
+    assert "looks like a bucket's address" in commands.fail(commands.train("gs://bucket/run"), 2)
+    line = commands.fail(commands.train(tmp_path / "run"), 2, JAX_PROCESS_ID="0")
+    assert "JAX_PROCESS_ID is set but not JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES" in line
+
+
+def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "DONE").unlink()
+    path = tmp_path / "run" / "config.json"
+    wider = path.read_text().replace('"width": 16', '"width": 24')
+    path.write_text(wider)
+    line = commands.fail(commands.train(tmp_path / "run", "--config.model.width=24"), 4)
+    assert "does not fit the model" in line
+    assert (
+        "params/backbone/Dense_0/kernel is float32[64, 16], the model has float32[64, 24]" in line
+    )
