@@ -32,6 +32,8 @@ def get_config(arg="mrl"):
     else:
         raise ValueError(f"digits config takes mrl, mrl_e or fixed=M, got {arg!r}")
     config.steps = 400
+    config.batch_size = 64
+    config.checkpoint.every = config.steps
     config.batch_size = 128
     config.optimizer.learning_rate = 2e-2
     # Every run is measured at the same prefixes, as far as it is trained.
