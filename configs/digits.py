@@ -34,7 +34,6 @@ def get_config(arg="mrl"):
     config.steps = 400
     config.batch_size = 64
     config.checkpoint.every = config.steps
-    config.batch_size = 128
     config.optimizer.learning_rate = 2e-2
     # Every run is measured at the same prefixes, as far as it is trained.
     config.eval.dims = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
