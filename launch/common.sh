@@ -86,6 +86,10 @@ prepare() {
   : >"$log"
   if ! "$venv_python" -m pip install -r requirements.txt -e ".${extra:+[$extra]}" >>"$log" 2>&1; then
     tail -n 5 "$log" >&2
+    if [[ $(<"$log") == *"No space left on device"* ]]; then
+      fail "the installation filled the disk of $root or of ${TMPDIR:-/tmp}; free some and start" \
+        "the same command again"
+    fi
     fail "the installation failed (log: $root/$log): check the network, or your pip index" \
       "settings, and start the same command again"
   fi

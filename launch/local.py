@@ -5,8 +5,8 @@ python launch/local.py --processes 2 -- python -m mrl_jax.train --config FILE --
 Every process gets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; its output lines
 start with "[i] ". The first process that fails ends the job: the others get SIGTERM, and SIGKILL
 when the grace is over. SIGTERM and SIGINT are passed on; a second SIGINT kills at once. The exit
-code is that of the process that failed first (128 + n for signal n), so 75 when the training was
-preempted.
+code is that of the process that failed first (128 + n for signal n); 75, preempted with the state
+saved, only if no process failed in another way.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
+_PREEMPTED = 75
 
 
 class _Parser(argparse.ArgumentParser):
@@ -117,8 +118,8 @@ def _wait(child: subprocess.Popen, index: int, events: queue.SimpleQueue) -> Non
 
 
 def _supervise(children: list[subprocess.Popen], events: queue.SimpleQueue, grace: float) -> int:
-    """Exit code of the process that failed first, once all have ended; 0 if none failed."""
-    running, first, deadline, interrupts = len(children), 0, None, 0
+    """Exit code of the job (see the module's docstring), once all processes have ended."""
+    running, code, deadline, interrupts = len(children), 0, None, 0
     while running:
         try:
             index, number = events.get(
@@ -136,12 +137,15 @@ def _supervise(children: list[subprocess.Popen], events: queue.SimpleQueue, grac
                         child.send_signal(number)
             continue
         running -= 1
-        if number and not first:
-            first, deadline = number, time.monotonic() + grace
-            print(f"process {index} ended with exit code {number}", file=sys.stderr, flush=True)
+        if number and not code:
+            deadline = time.monotonic() + grace
             for child in children:
                 child.terminate()
-    return first
+        # 75 promises that all have saved their part, so any other failure outranks it.
+        if number and number != code and code in (0, _PREEMPTED):
+            code = number
+            print(f"process {index} ended with exit code {number}", file=sys.stderr, flush=True)
+    return code
 
 
 def main(argv: Sequence[str]) -> int:

@@ -93,6 +93,22 @@ def default_config() -> ConfigDict:
     return c.lock()
 
 
+def set_method(config: ConfigDict, arg: str) -> None:
+    """Sets head and nesting from "mrl", "mrl_e" or "fixed=M", as config files take them.
+
+    Raises:
+      ValueError: anything else.
+    """
+    method, _, dim = arg.partition("=")
+    if method == "fixed" and dim.isdecimal():
+        config.head.kind = "fixed"
+        config.nesting.dims = (int(dim),)
+    elif arg in ("mrl", "mrl_e"):
+        config.head.kind = {"mrl": "separate", "mrl_e": "shared"}[arg]
+    else:
+        raise ValueError(f"the argument must be mrl, mrl_e or fixed=M, got {arg!r}")
+
+
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     # A KeyError's text is the repr of its message.

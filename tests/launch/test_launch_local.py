@@ -99,6 +99,21 @@ def test_first_failure_stops_the_others_and_gives_the_exit_code(end, code):
     assert time.monotonic() - begin < 10
 
 
+@pytest.mark.parametrize(("other", "code"), [("75", 75), ("0", 75), ("4", 4)])
+def test_preempted_means_that_no_process_failed_otherwise(tmp_path, other, code):
+    """Process 0 is preempted first; process 1 ends as `other` says when it is told to stop."""
+    program = SAVES_ON_SIGTERM.replace("75", other).replace(
+        "time.sleep(60)",
+        "import os, pathlib\n"
+        f"listens = pathlib.Path({str(tmp_path / 'listens')!r})\n"
+        "if os.environ['JAX_PROCESS_ID'] == '1': listens.touch(); time.sleep(60)\n"
+        "while not listens.exists(): time.sleep(0.01)\n"
+        "sys.exit(75)",
+    )
+    done = run(program)
+    assert done.returncode == code, done.stderr
+
+
 def test_a_process_that_ignores_sigterm_is_killed_after_the_grace():
     # Process 1 fails after a second; by then process 0 ignores SIGTERM.
     program = "import os, sys, time\n" + DEAF.replace(

@@ -43,6 +43,12 @@ def build_editable(folder, config_settings=None, metadata_directory=None):
         log.write("x")
     return name
 """
+FULL_DISK = """
+import errno, os
+
+def build_editable(folder, config_settings=None, metadata_directory=None):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+"""
 MODULE = "import sys\nprint(__name__, sys.argv, __spec__.name)\n"
 
 
@@ -58,6 +64,7 @@ def copy(tmp_path):
         "requirements.txt": "",
         "pyproject.toml": PYPROJECT,
         "backend.py": BACKEND,
+        "full_disk.py": FULL_DISK,
         "mrl_jax/__init__.py": "",
         "mrl_jax/sweep.py": MODULE,
         "mrl_jax/report.py": MODULE,
@@ -83,6 +90,7 @@ def run(script, *arguments, cwd="/", **environment):
     return subprocess.run(
         ["bash", script, *arguments],
         cwd=cwd,
+        stdin=subprocess.DEVNULL,
         env=clean | {"PYTHON": sys.executable, "PIP_NO_INDEX": "1"} | environment,
         capture_output=True,
         text=True,
@@ -117,7 +125,7 @@ def test_venv_is_made_kept_extended_and_mended(copy):
     assert installations(copy) == 2
     assert "'-m', 'not slow', '-k', 'two words']" in tested.stdout
     assert "'check', '.'" in tested.stdout
-    ci = run(copy / ".ci" / "run", CI="true")
+    ci = run(copy / ".ci" / "run")
     assert ci.returncode == 0, ci.stderr
     assert "not slow" not in ci.stdout
     assert "using .venv as it is" in run(quickstart).stdout
@@ -136,6 +144,13 @@ def test_venv_is_made_kept_extended_and_mended(copy):
     assert mended.returncode == 0, mended.stderr
     assert installations(copy) == 4
     assert kept.exists()
+
+    pyproject = (copy / "pyproject.toml").read_text()
+    (copy / "pyproject.toml").write_text(pyproject.replace('"backend"', '"full_disk"'))
+    full = run(quickstart)
+    assert full.returncode == 1
+    assert full.stderr.splitlines()[-1].startswith("error: the installation filled the disk of")
+    (copy / "pyproject.toml").write_text(pyproject)
 
     (copy / "requirements.txt").write_text("jax==0\n")
     failed = run(test, PIP_FIND_LINKS="", PIP_CONFIG_FILE=os.devnull)
