@@ -85,7 +85,8 @@ prepare() {
     "(minutes the first time; log in .venv/install.log)"
   : >"$log"
   if ! "$venv_python" -m pip install -r requirements.txt -e ".${extra:+[$extra]}" >>"$log" 2>&1; then
-    tail -n 5 "$log" >&2
+    # The end of pip's log often says only that something above it failed.
+    { grep -E 'ERROR:|Errno' "$log" || cat "$log"; } | tail -n 3 >&2
     if [[ $(<"$log") == *"No space left on device"* ]]; then
       fail "the installation filled the disk of $root or of ${TMPDIR:-/tmp}; free some and start" \
         "the same command again"

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -36,6 +37,9 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     except errors.USER_ERRORS as error:
         if os.environ.get("MRL_JAX_TRACEBACK") == "1":
             raise
+        # The exit code stands. A SIGTERM that comes while Python shuts down must not change it:
+        # launchers send one to all processes as soon as the first has ended.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         line = " ".join(str(error).split())
         print(f"error: {line}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)

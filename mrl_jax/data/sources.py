@@ -186,7 +186,7 @@ def _tfds(name: str, path: str, size: int) -> Dataset:
             if split in builder.info.splits
         }
     except Exception as error:  # TFDS raises many kinds for "not there" and "wrong format"
-        reason = " ".join(str(error).split())[:200]
+        reason = str(error).strip().partition("\n")[0][:200]
         raise DataError(f"TFDS data set {name!r}: {reason}; {prepare}") from error
     if not sources:
         raise DataError(f"TFDS data set {name!r} is not prepared in {builder.data_dir}; {prepare}")

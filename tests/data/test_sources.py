@@ -1,3 +1,9 @@
+import os
+import subprocess
+import sys
+import textwrap
+
+import commands
 import numpy as np
 import pytest
 from PIL import Image
@@ -106,6 +112,51 @@ def test_usage_errors(arguments, message):
 def test_tfds_that_is_not_prepared_says_how(tmp_path):
     with pytest.raises(DataError, match=r"tfds build mnist --file_format=array_record"):
         load("tfds", dataset="mnist", path=str(tmp_path))
+
+
+def test_tfds_in_array_record_is_read_without_tensorflow(tmp_path):
+    """A real data set of another process's making; this one must not import TensorFlow."""
+    program = """
+        import io, sys
+        import tensorflow_datasets as tfds
+        from PIL import Image
+        from mrl_jax.data import load
+
+        class Tiny(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
+            def _info(self):
+                features = {
+                    "image": tfds.features.Image(shape=(None, None, 3)),
+                    "label": tfds.features.ClassLabel(names=["dark", "bright"]),
+                }
+                return tfds.core.DatasetInfo(
+                    builder=self, features=tfds.features.FeaturesDict(features)
+                )
+            def _split_generators(self, manager):
+                return {"train": self._generate_examples(6), "test": self._generate_examples(4)}
+            def _generate_examples(self, count):
+                for i in range(count):
+                    file = io.BytesIO()
+                    Image.new("RGB", (10, 8), (200 * (i % 2),) * 3).save(file, "PNG")
+                    file.seek(0)
+                    yield i, {"image": file, "label": i % 2}
+
+        Tiny(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
+        data = load("tfds", dataset="tiny", path=sys.argv[1], image_size=8)
+        assert data.class_names == ("dark", "bright")
+        sizes = {name: split.image.shape for name, split in data.splits.items()}
+        assert sizes == {"train": (6, 8, 8, 3), "test": (4, 8, 8, 3), "val": (4, 8, 8, 3)}, sizes
+        for image, label in data.splits.values():
+            assert (image == 200 * label[:, None, None, None]).all()
+        assert "tensorflow" not in sys.modules
+    """
+    path = tmp_path / "program.py"
+    path.write_text(textwrap.dedent(program))
+    argv = [sys.executable, str(path), str(tmp_path / "sets")]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(commands.ROOT)}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 GOOD = Split(np.zeros((3, 4, 4, 1), np.uint8), np.array([0, 1, 1], np.int32))

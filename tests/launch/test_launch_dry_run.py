@@ -61,6 +61,16 @@ def test_slurm_requeues_preempted_jobs_only(tmp_path, fakes, code, requeued):
     assert (calls(tmp_path)[-3:] == ["scontrol", "requeue", "42"]) == requeued
 
 
+@pytest.mark.parametrize("given", [{}, {"SLURM_CPUS_PER_TASK": "7"}])
+def test_slurm_tasks_get_the_cpus_that_sbatch_was_asked_for(tmp_path, fakes, given):
+    """srun reads its own variable only."""
+    (tmp_path / "bin" / "srun").write_text(
+        '#!/usr/bin/env bash\necho "${SRUN_CPUS_PER_TASK-as it likes}"\n'
+    )
+    done = bash("slurm.sbatch", env=fakes | given)
+    assert done.stdout.strip() == given.get("SLURM_CPUS_PER_TASK", "as it likes")
+
+
 def test_slurm_options_stand_before_the_first_command():
     """Slurm stops reading #SBATCH lines at the first line that is not a comment."""
     lines = (LAUNCH / "slurm.sbatch").read_text().splitlines()
