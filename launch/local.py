@@ -25,6 +25,7 @@ from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
 _PREEMPTED = 75
+_DIED_OF_SIGTERM = 128 + signal.SIGTERM
 
 
 class _Parser(argparse.ArgumentParser):
@@ -141,10 +142,12 @@ def _supervise(children: list[subprocess.Popen], events: queue.SimpleQueue, grac
             deadline = time.monotonic() + grace
             for child in children:
                 child.terminate()
-        # 75 promises that all have saved their part, so any other failure outranks it.
-        if number and number != code and code in (0, _PREEMPTED):
+        # 75 promises that all have saved their part, so a failure that comes later outranks it.
+        # SIGTERM does not: Python stops listening while it exits, and dies of the one sent here.
+        if not code or (code == _PREEMPTED and number not in (0, _PREEMPTED, _DIED_OF_SIGTERM)):
             code = number
-            print(f"process {index} ended with exit code {number}", file=sys.stderr, flush=True)
+            if code:
+                print(f"process {index} ended with exit code {code}", file=sys.stderr, flush=True)
     return code
 
 

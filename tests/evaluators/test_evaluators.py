@@ -140,6 +140,13 @@ def test_all_evaluators_on_a_mesh(sizes):
         for metric in metrics
         for dim in (1, 2, 3, 8)
     ]
+    # Neighbours are searched among the train split.
+    z_train = np.asarray(task.embed(params, model_state, {"image": splits["train"].image}))
+    z_test = np.asarray(task.embed(params, model_state, {"image": splits["test"].image}))
+    for m in (2, 3, 8):
+        found = brute_force(z_train, splits["train"].label, z_test, m)
+        nearest = next(r for r in results if (r.name, r.dim) == ("test/1nn", m))
+        assert nearest.value == pytest.approx((found == splits["test"].label).mean())
     # The embeddings that were classified are those of the model, in the right order.
     z_nd = task.embed(params, model_state, {"image": splits["val"].image})
     logits_gbc = task.logits(params, z_nd, (8,))

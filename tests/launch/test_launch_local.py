@@ -99,10 +99,11 @@ def test_first_failure_stops_the_others_and_gives_the_exit_code(end, code):
     assert time.monotonic() - begin < 10
 
 
-@pytest.mark.parametrize(("other", "code"), [("75", 75), ("0", 75), ("4", 4)])
+@pytest.mark.parametrize(("other", "code"), [("75", 75), ("0", 75), ("-15", 75), ("4", 4)])
 def test_preempted_means_that_no_process_failed_otherwise(tmp_path, other, code):
     """Process 0 is preempted first; process 1 ends as `other` says when it is told to stop."""
-    program = SAVES_ON_SIGTERM.replace("75", other).replace(
+    stop = "signal.SIG_DFL" if other == "-15" else f"lambda *_: sys.exit({other})"
+    program = SAVES_ON_SIGTERM.replace("lambda *_: sys.exit(75)", stop).replace(
         "time.sleep(60)",
         "import os, pathlib\n"
         f"listens = pathlib.Path({str(tmp_path / 'listens')!r})\n"

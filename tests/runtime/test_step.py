@@ -1,0 +1,62 @@
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from mrl_jax import NestedHead, Nesting
+from mrl_jax.models import build
+from mrl_jax.runtime.step import init_state, train_step
+from mrl_jax.tasks import Classification
+
+
+@pytest.fixture(scope="module")
+def setup():
+    task = Classification(
+        backbone=build("cnn", embedding_dim=8, width=4, depth=1),
+        head=NestedHead(Nesting((2, 8), (1.0, 3.0)), 5),
+        image_shape=(8, 8, 1),
+        random_shift=2,
+    )
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (16, 8, 8, 1)).astype(np.uint8),
+        "label": rng.integers(0, 5, 16).astype(np.int32),
+        "mask": np.ones(16, np.float32),
+    }
+    # A rate of zero: whatever differs between steps does not come from the parameters.
+    optimizer = optax.sgd(0.0)
+    state = init_state(task, optimizer, jax.random.key(0))
+    step = jax.jit(functools.partial(train_step, task=task, optimizer=optimizer))
+    return task, batch, state, step
+
+
+def test_every_step_draws_its_own_random_numbers(setup):
+    _, batch, state, step = setup
+    key = jax.random.key(7)
+    next_state, first = step(state, batch, key)
+    assert int(next_state["step"]) == 1
+    _, again = step(state, batch, key)
+    _, second = step({**state, "step": next_state["step"]}, batch, key)
+    _, other_run = step(state, batch, jax.random.key(8))
+    assert first["loss"] == again["loss"]
+    assert first["loss"] != second["loss"]
+    assert first["loss"] != other_run["loss"]
+
+
+def test_metrics_are_of_the_weighted_loss(setup):
+    task, batch, state, step = setup
+    key = jax.random.key(7)
+    new_state, metrics = step(state, batch, key)
+    loss_g = np.asarray(metrics["loss_g"])
+    assert metrics["loss"] == pytest.approx(loss_g[0] + 3 * loss_g[1], rel=1e-6)
+    grads = jax.grad(task.loss, has_aux=True)(
+        state["params"], state["model_state"], batch, jax.random.fold_in(key, 0)
+    )[0]
+    squares = sum(float((np.asarray(g) ** 2).sum()) for g in jax.tree.leaves(grads))
+    assert metrics["grad_norm"] == pytest.approx(squares**0.5, rel=1e-4)
+    changed = jax.tree.map(
+        lambda a, b: bool((a != b).any()), state["model_state"], new_state["model_state"]
+    )
+    assert all(jax.tree.leaves(changed))
