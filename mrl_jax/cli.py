@@ -1,6 +1,7 @@
 """What every command shares: one-line errors, the documented exit codes, clean log lines."""
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -43,6 +44,12 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
         line = " ".join(str(error).split())
         print(f"error: {line}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        where = error.filename or "a file"
+        print(f"error: cannot write {where}: {error.strerror}", file=sys.stderr, flush=True)
+        sys.exit(errors.EXIT_CHECKPOINT)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
