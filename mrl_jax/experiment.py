@@ -110,6 +110,8 @@ def _check_numbers(config: ConfigDict) -> None:
             value = value[part]
         if value < smallest:
             raise UsageError(f"config.{key} must be >= {smallest}, got {value}")
+    if config.seed >= 2**31:
+        raise UsageError(f"config.seed must be below 2**31, got {config.seed}")
     if not 0 <= config.head.label_smoothing < 1:
         raise UsageError(
             f"config.head.label_smoothing must be in [0, 1), got {config.head.label_smoothing}"

@@ -163,6 +163,7 @@ def test_differences_leave_out_how_a_run_is_carried_out():
         ),
         (["steps=0"], "config.steps must be >= 1, got 0"),
         (["seed=-1"], "config.seed must be >= 0, got -1"),
+        (["seed=2147483648"], "config.seed must be below 2**31, got 2147483648"),
         (["data.source=mnist"], "data.source must be digits, image_folder or tfds"),
         (["eval.dims=4,2"], "config.eval.dims: nesting dims must be strictly increasing"),
         (["eval.dims=65,99"], "config.eval.dims (65, 99) are all wider than the nesting (64 dims)"),
