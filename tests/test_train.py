@@ -150,7 +150,9 @@ def test_resume_after_kill_is_bit_exact(finished, tmp_path):
     assert_same_run(workdir, finished[0])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_exits_with_75(finished, tmp_path, number):
     workdir = tmp_path / "run"
     # No regular checkpoint: what is there after the signal was saved because of it.
