@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mrl_jax.kernels import prefix_matmul, prefix_norms
+from mrl_jax.kernels.prefix import prefix_dots
 
 DIMS = (1, 3, 8, 13)
 
@@ -47,6 +48,13 @@ def test_norms_of_every_prefix():
     a_bd = np.random.default_rng(2).normal(size=(5, 16))
     expected = np.stack([np.linalg.norm(a_bd[:, :m], axis=1) for m in DIMS])
     np.testing.assert_allclose(prefix_norms(jnp.float32(a_bd), DIMS), expected, rtol=1e-6)
+
+
+def test_products_of_rows_at_every_prefix():
+    a_bd, b_bd = np.random.default_rng(3).normal(size=(2, 5, 16))
+    expected = np.stack([(a_bd[:, :m] * b_bd[:, :m]).sum(1) for m in DIMS])
+    found = prefix_dots(jnp.float32(a_bd), jnp.float32(b_bd), DIMS)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_norm_of_a_zero_vector_has_a_finite_gradient():

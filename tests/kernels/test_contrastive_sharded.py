@@ -1,0 +1,113 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mrl_jax import Nesting
+from mrl_jax.kernels import nested_info_nce, nested_sigmoid_loss
+from mrl_jax.runtime.mesh import batch_sharding, make_mesh
+
+NESTING = Nesting((3, 8, 20), (1.0, 0.5, 3.0))
+BATCH, EXTRA = 40, 5
+MESHES = {"8x1": {"data": 8}, "4x2": {"data": 4, "fsdp": 2}}
+
+
+def info_nce(arrays, **options):
+    return nested_info_nce(nesting=NESTING, symmetric=True, **arrays, **options)
+
+
+def sigmoid(arrays, **options):
+    return nested_sigmoid_loss(nesting=NESTING, bias=-2.0, **arrays, **options)
+
+
+def problem():
+    rng = np.random.default_rng(0)
+    a_bd = rng.normal(size=(BATCH, 20)).astype(np.float32)
+    b_bd = 0.5 * a_bd + rng.normal(size=a_bd.shape).astype(np.float32)
+    extra = rng.normal(size=(EXTRA, 20)).astype(np.float32)
+    arrays = {"a_bd": a_bd, "b_bd": b_bd, "extra_negatives": extra, "temperature": np.float32(0.1)}
+    return jax.tree.map(jnp.asarray, arrays)
+
+
+def placed(arrays, mesh):
+    split = {name: jax.device_put(arrays[name], batch_sharding(mesh)) for name in ("a_bd", "b_bd")}
+    return arrays | split
+
+
+def value_and_grad(function, **options):
+    return jax.jit(jax.value_and_grad(lambda arrays: function(arrays, **options), has_aux=True))
+
+
+def masks(kind):
+    rng = np.random.default_rng(3)
+    if kind == "rows":
+        return jnp.asarray(rng.random(BATCH) < 0.8)
+    return jnp.asarray(rng.random((BATCH, BATCH + EXTRA)) < 0.8)
+
+
+def close(found, expected):
+    for f, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        e = np.asarray(e)
+        np.testing.assert_allclose(f, e, rtol=0, atol=1e-6 * max(np.abs(e).max(), 1))
+
+
+@pytest.mark.parametrize("mask", ["rows", "pairs"])
+@pytest.mark.parametrize("function", [info_nce, sigmoid])
+@pytest.mark.parametrize("shape", MESHES)
+def test_every_row_of_every_device_is_a_negative(shape, function, mask):
+    mesh = make_mesh(**MESHES[shape])
+    arrays, mask = problem(), masks(mask)
+    expected = value_and_grad(function, mask=mask)(arrays)
+    found = value_and_grad(function, mask=mask, mesh=mesh)(placed(arrays, mesh))
+    close(found, expected)
+    assert found[1]["b_bd"].sharding.spec == batch_sharding(mesh).spec
+
+
+@pytest.mark.parametrize("function", [info_nce, sigmoid])
+def test_sharded_arrays_without_a_mesh_are_right_too(function):
+    mesh = make_mesh(**MESHES["4x2"])
+    arrays = problem()
+    expected = value_and_grad(function)(arrays)
+    close(value_and_grad(function)(placed(arrays, mesh)), expected)
+
+
+def test_gradients_of_single_values_on_a_mesh():
+    mesh = make_mesh(**MESHES["4x2"])
+    arrays, weights_g = problem(), jnp.array([2.0, 0.0, 1.0])
+
+    def gradient(arrays, **options):
+        return jax.jit(jax.grad(lambda x: (weights_g * info_nce(x, **options)[1]).sum()))(arrays)
+
+    close(gradient(placed(arrays, mesh), mesh=mesh), gradient(arrays))
+
+
+def test_no_device_holds_more_than_its_rows_of_the_similarities():
+    mesh, batch, dims = make_mesh(**MESHES["4x2"]), 512, (4, 8)
+    x_bd = jax.device_put(jnp.ones((batch, 8)), batch_sharding(mesh))
+
+    def loss(a_bd, b_bd):
+        return nested_info_nce(a_bd, b_bd, Nesting(dims), temperature=0.1, mesh=mesh)[0]
+
+    compiled = jax.jit(jax.grad(loss, (0, 1))).lower(x_bd, x_bd).compile()
+    shapes = [
+        tuple(map(int, found.split(",")))
+        for found in re.findall(r"\b[a-z]+[0-9]+\[([0-9,]+)\]", compiled.as_text())
+    ]
+    of_pairs = [shape for shape in shapes if batch in shape]
+    assert (batch // 8, batch) in of_pairs
+    assert max(map(np.prod, of_pairs)) <= len(dims) * batch * batch // 8
+    assert not any(shape.count(batch) > 1 for shape in shapes)
+    assert "reduce-scatter" in compiled.as_text()
+
+
+def test_bad_meshes_are_refused():
+    mesh, arrays = make_mesh(data=8), problem()
+    with pytest.raises(ValueError, match="mesh axis must be one of data, fsdp, tensor; got 'rows'"):
+        info_nce(arrays, mesh=mesh, batch_axes=("rows",))
+    arrays = arrays | {name: arrays[name][:39] for name in ("a_bd", "b_bd")}
+    with pytest.raises(ValueError, match="a batch of 39 does not divide over 8 devices"):
+        info_nce(arrays, mesh=mesh)
+    with pytest.raises(ValueError, match="'pallas' works on one device"):
+        nested_info_nce(nesting=NESTING, mesh=mesh, implementation="pallas", **problem())
