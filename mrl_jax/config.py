@@ -24,6 +24,7 @@ OPERATIONAL_KEYS = (
     "sharding",
     "checkpoint",
     "log_every",
+    "head.loss",
     "eval.every",
     "eval.batch_size",
     "data.path",  # data may move; checkpoints hold a fingerprint of what it must contain
@@ -60,6 +61,11 @@ def default_config() -> ConfigDict:
     c.head.kind = "separate"  # separate = MRL | shared = MRL-E | fixed = FF-m, one granularity
     c.head.normalize = "none"  # none | prefix: scale every prefix to unit length first
     c.head.label_smoothing = 0.0  # in [0, 1), on the loss of every granularity
+
+    # auto | plain | blockwise | streamed. Plain computes all logits, then the loss; blockwise and
+    # streamed do both in one, without [G, B, C] logits; streamed is slower and needs least memory.
+    # auto: blockwise from 2**21 logits (granularities x batch x classes) per device, else plain.
+    c.head.loss = "auto"
 
     c.optimizer = ConfigDict()
     c.optimizer.name = "adamw"  # adamw | sgd (Nesterov momentum 0.9)

@@ -177,14 +177,15 @@ def from_config(config: ConfigDict) -> Experiment:
         head = NestedHead(
             nesting, len(dataset.class_names), config.head.kind, config.head.normalize
         )
-    task = Classification(
-        backbone=backbone,
-        head=head,
-        image_shape=dataset.image_shape,
-        label_smoothing=config.head.label_smoothing,
-        random_shift=config.data.random_shift,
-        embedding_sharding=meshes.batch_sharding(mesh),
-    )
+        task = Classification(
+            backbone=backbone,
+            head=head,
+            image_shape=dataset.image_shape,
+            label_smoothing=config.head.label_smoothing,
+            random_shift=config.data.random_shift,
+            loss_form=config.head.loss,
+            mesh=mesh,
+        )
     abstract = jax.eval_shape(lambda key: steps.init_state(task, optimizer, key), jax.random.key(0))
     with _config_errors("sharding"):
         placed = meshes.shardings(abstract, config.sharding, mesh)

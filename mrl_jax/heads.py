@@ -12,6 +12,7 @@ from mrl_jax.nesting import Nesting
 
 Kind = Literal["separate", "shared", "fixed"]
 Normalize = Literal["none", "prefix"]
+Arrays = jax.Array | list[jax.Array]
 
 # Uniform on +-1/sqrt(fan_in), the fan-in being the prefix length: what torch.nn.Linear does and
 # therefore what the reference's heads start from.
@@ -80,6 +81,16 @@ class NestedHead(nn.Module):
             # multiplying the unit-length prefix, and keeps the running sum over blocks.
             products_gbc = products_gbc / prefix_norms(z_bd, dims)[:, :, None]
         return products_gbc + jnp.broadcast_to(bias, products_gbc.shape)
+
+    def kernels_and_biases(self, params: dict) -> tuple[Arrays, Arrays]:
+        """The parameters as `kernels.nested_linear_cross_entropy` takes them.
+
+        A kernel [m_G, C] and a bias [C] where one is shared, else lists of one per granularity.
+        """
+        if self.kind != "separate":
+            return params["kernel"], params["bias"]
+        names = [f"{m:04d}" for m in self.nesting.dims]
+        return [params[f"kernel_{m}"] for m in names], [params[f"bias_{m}"] for m in names]
 
     def _separate(self, z_bd: jax.Array) -> tuple[jax.Array, jax.Array]:
         products, biases = [], []

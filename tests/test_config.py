@@ -154,6 +154,7 @@ def test_differences_leave_out_how_a_run_is_carried_out():
         (["head.kind=tied"], "config.head: head kind must be one of"),
         (["head.kind=fixed"], "config.head: a fixed head (FF-m) has one granularity"),
         (["head.normalize=l2"], "config.head: head normalize must be one of"),
+        (["head.loss=fused"], "config.head: loss must be one of auto, plain, blockwise, streamed"),
         (["head.label_smoothing=1.0"], "config.head.label_smoothing must be in [0, 1), got 1.0"),
         (["model.name=vgg"], "config.model: model name must be one of"),
         (["optimizer.name=lion"], "config.optimizer: optimizer name must be adamw or sgd"),

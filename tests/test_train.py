@@ -172,7 +172,7 @@ def test_a_signal_saves_and_exits_with_75(finished, tmp_path, number):
     assert_same_run(workdir, finished[0])
 
 
-def test_resumes_on_another_mesh(finished, tmp_path):
+def test_resumes_on_another_mesh_with_another_form_of_the_loss(finished, tmp_path):
     """From one device to 2x2x2: the values agree as far as the order of summing allows."""
     workdir = tmp_path / "run"
     process = start(commands.train(workdir))
@@ -180,20 +180,22 @@ def test_resumes_on_another_mesh(finished, tmp_path):
     process.kill()
     process.communicate()
     sizes = [f"--config.mesh.{axis}=2" for axis in ("data", "fsdp", "tensor")]
-    commands.succeed(commands.train(workdir, *sizes), devices=8)
+    fused = "--config.head.loss=streamed"
+    commands.succeed(commands.train(workdir, *sizes, fused), devices=8)
     for mine, one in zip(records(workdir)[:60], records(finished[0])[:60], strict=True):
         assert mine == pytest.approx(one, rel=1e-5), mine["step"]
 
 
-def test_two_processes_give_the_result_of_one(finished, tmp_path):
+@pytest.mark.parametrize("loss", [pytest.param("plain", marks=pytest.mark.slow), "blockwise"])
+def test_two_processes_give_the_result_of_one(finished, tmp_path, loss):
     """Two real processes with gloo, two devices each, checkpoints and all."""
     workdir = tmp_path / "run"
     launcher = [
         *(commands.sys.executable, "launch/local.py", "--processes", "2"),
         *("--devices_per_process", "2", "--"),
     ]
-    sizes = ("--config.mesh.data=2", "--config.mesh.tensor=2")
-    commands.succeed([*launcher, *commands.train(workdir, *sizes)])
+    options = ("--config.mesh.data=2", "--config.mesh.tensor=2", f"--config.head.loss={loss}")
+    commands.succeed([*launcher, *commands.train(workdir, *options)])
     for mine, one in zip(records(workdir)[:60], records(finished[0])[:60], strict=True):
         assert mine == pytest.approx(one, rel=1e-5), mine["step"]
     mine = {(r["name"], r["dim"]): r["value"] for r in results_of(workdir)["results"]}

@@ -39,14 +39,15 @@ def batch_of(step):
     return {"image": image[rows], "label": label[rows], "mask": mask}
 
 
-def make_task(kind, model, mesh):
+def make_task(kind, model, mesh, form):
     return Classification(
         backbone=build(model, embedding_dim=16, width=16, depth=1),
         head=NestedHead(Nesting((2, 4, 16)), CLASSES, kind),
         image_shape=(8, 8, 1),
         label_smoothing=0.1,
         random_shift=1,
-        embedding_sharding=meshes.batch_sharding(mesh),
+        loss_form=form,
+        mesh=mesh,
     )
 
 
@@ -55,16 +56,16 @@ OPTIMIZER = optax.sgd(0.02, momentum=0.9)
 
 @functools.cache
 def fresh_state(kind, model):
-    task = make_task(kind, model, mesh_of((1, 1, 1)))
+    task = make_task(kind, model, mesh_of((1, 1, 1)), "plain")
     state = jax.jit(lambda key: init_state(task, OPTIMIZER, key))(jax.random.key(0))
     return jax.tree.map(np.asarray, state)
 
 
 @functools.cache
-def train(sizes, kind, model):
+def train(sizes, kind, model, form):
     """Loss curve, first gradients and which parameters were split, on a mesh."""
     mesh = mesh_of(sizes)
-    task = make_task(kind, model, mesh)
+    task = make_task(kind, model, mesh, form)
     fresh = fresh_state(kind, model)
     shardings = meshes.shardings(fresh, configs.default_config().sharding, mesh)
     state = jax.device_put(fresh, shardings)
@@ -90,12 +91,19 @@ def train(sizes, kind, model):
 
 
 @pytest.mark.parametrize(
-    ("kind", "model"), [("separate", "mlp"), ("shared", "mlp"), ("shared", "cnn")]
+    ("kind", "model", "form"),
+    [
+        ("separate", "mlp", "plain"),
+        ("separate", "mlp", "blockwise"),
+        ("shared", "mlp", "streamed"),
+        ("shared", "cnn", "plain"),
+        ("shared", "cnn", "blockwise"),
+    ],
 )
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layout_equals_one_device(layout, kind, model):
-    losses, grads, split = train(LAYOUTS[layout], kind, model)
-    one_losses, one_grads, _ = train((1, 1, 1), kind, model)
+def test_layout_equals_one_device_with_the_plain_loss(layout, kind, model, form):
+    losses, grads, split = train(LAYOUTS[layout], kind, model, form)
+    one_losses, one_grads, _ = train((1, 1, 1), kind, model, "plain")
     # Relative to the size of each gradient as a whole: single entries may be near zero.
     for path, one in jax.tree_util.tree_leaves_with_path(one_grads):
         mine = functools.reduce(lambda tree, key: tree[key.key], path, grads)
