@@ -1,5 +1,7 @@
 import re
+import sys
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,3 +113,16 @@ def test_bad_meshes_are_refused():
         info_nce(arrays, mesh=mesh)
     with pytest.raises(ValueError, match="'pallas' works on one device"):
         nested_info_nce(nesting=NESTING, mesh=mesh, implementation="pallas", **problem())
+
+
+def test_losses_of_two_processes(tmp_path):
+    """Two real processes with half of the batch each, two devices each; and cross-entropy."""
+    program = [sys.executable, commands.ROOT / "tests/kernels/two_processes.py"]
+    launcher = [sys.executable, "launch/local.py", "--processes", "2", "--devices_per_process", "2"]
+    paths = [tmp_path / "one.npz", tmp_path / "two.npz"]
+    commands.succeed([*program, paths[0]])
+    commands.succeed([*launcher, "--", *program, paths[1]])
+    one, two = (list(np.load(path).values()) for path in paths)
+    assert len(one) == 3 * 7  # values, and gradients of six arrays
+    for f, e in zip(two, one, strict=True):
+        np.testing.assert_allclose(f, e, rtol=0, atol=1e-6 * max(np.abs(e).max(), 1))

@@ -1,0 +1,91 @@
+"""The benchmark command on sizes of nothing: that it runs and what it writes, not how fast."""
+
+import json
+import math
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from mrl_jax import Nesting
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import harness, losses  # noqa: E402  (not installed with the package)
+
+
+def test_command_writes_a_line_per_case_a_table_and_a_plot(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.losses", "--cases", "smoke:jax/naive"]
+    result = subprocess.run(
+        [*command, "--rounds", "3", "--out", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(x) for x in (tmp_path / "losses.jsonl").read_text().splitlines()]
+    assert lines == [json.loads(x) for x in result.stdout.splitlines() if x.startswith("{")]
+    floor, naive = lines
+    assert (floor["case"], naive["case"]) == ("jax/one-dim", "jax/naive")
+    assert floor["ratio_quartiles"] == [1, 1]
+    for line in lines:
+        assert line["setting"] == "nce-b8-g3"
+        assert line["dims"] == [2, 4, 8]
+        assert line["rounds"] == 3
+        assert line["versions"]["jax"]
+        assert {"device", "threads", "date", "load", "skipped"} <= set(line)
+        for name in ("seconds", "ratio"):
+            low, high = line[f"{name}_quartiles"]
+            assert 0 < low <= line[f"{name}_median"] <= high
+        for name in ("loss", "gflop_by_hand", "xla_gflop_loops_once"):
+            assert math.isfinite(line[name])
+        assert line["xla_output_mb"] >= 0
+        assert line["peak_mb"] is None or line["peak_mb"] >= 0
+    table = (tmp_path / "losses.md").read_text()
+    assert table in result.stdout
+    assert table.count("\n| jax/") == 2
+    assert "left]" in result.stderr
+    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("setting", losses.SMOKE, ids=lambda setting: setting.name)
+def test_every_implementation_finds_the_loss_of_its_kind(setting):
+    cases = losses.cases_of(setting)
+    steps = {case.name: losses.build(case) for case in cases}
+    found = {name: step.run() for name, step in steps.items() if not isinstance(step, str)}
+    assert setting.floor == cases[0].name
+    losses.check_losses([case for case in cases if case.name in found], found)
+
+
+def test_different_losses_of_equal_kind_stop_the_benchmark():
+    cases = [harness.Case(name, name[0], 1.0, harness.Step) for name in ("a1", "a2", "b1")]
+    losses.check_losses(cases, {"a1": 2.0, "a2": 2.0001, "b1": 3.0})
+    for wrong in (2.1, math.nan):
+        with pytest.raises(ValueError, match=r"a2 finds a loss of .*, a1 one of 2\.0"):
+            losses.check_losses(cases, {"a1": 2.0, "a2": wrong, "b1": 3.0})
+
+
+def test_hand_counted_products_are_those_xla_counts_without_loops():
+    setting = losses.Classification(64, 96, (32, 64, 128))
+    for case in losses.cases_of(setting):
+        if case.name in ("jax/dense", "jax/naive-separate", "mrl_jax/head-separate"):
+            counted = harness.xla_numbers(case.build().compiled)["xla_gflop_loops_once"]
+            # The softmax and the sums come on top.
+            assert 0.98 * case.gflop < counted < 1.25 * case.gflop
+
+
+def test_cases_are_selected_by_pattern_and_always_with_their_floor():
+    (setting,) = chosen = losses.select(["nce-b256-g48:*/naive"])
+    assert Nesting(setting.dims).dims[:2] == (16, 32)
+    assert [case.name for case in chosen[setting]] == ["jax/one-dim", "jax/naive", "torch/naive"]
+    assert len(losses.select(losses.DEFAULT)) < len(losses.FULL) == len(losses.select("*"))
+    with pytest.raises(ValueError, match=r"no case is called nothing; settings: ce-b256-c1000-g9"):
+        losses.select(["nce-*", "nothing"])
+
+
+def test_spread_is_the_median_and_the_quartiles():
+    assert harness.spread([5.0, 1.0, 2.0, 4.0, 3.0]) == (3.0, [2.0, 4.0])
+    assert harness.spread([2.0]) == (2.0, [2.0, 2.0])
