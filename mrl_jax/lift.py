@@ -65,7 +65,7 @@ def nested(
         loss: sum over granularities of c_m (times 1/p where drawn) times the loss at m.
         per_granularity_g: [G], the loss at each m, unweighted; NaN for those that were not
           computed, for a number that nobody measured must not enter a mean: log them with
-          `nanmean`. Gradients have no NaN.
+          `nanmean`. Gradients have no NaN, but `jax_debug_nans` stops at these values.
 
     Raises:
       ValueError: here, if k is out of range; from the lifted function, if an embedding is too
