@@ -37,8 +37,8 @@ DEFAULT = (
     "ce-b1024-c1000-*",
     "ce-b256-c21841-*",
     "nce-b256-*",
-    "nce-b1024-g5-*",
-    "nce-b4096-g5-*",
+    "nce-b1024-g5",
+    "nce-b4096-g5",
     "nce-b4096-g48:mrl_jax/*",
 )
 SMOKE: tuple[Setting, ...] = (Classification(8, 10, (2, 4, 8)), Contrastive(8, (2, 4, 8)))

@@ -130,7 +130,10 @@ def test_values_and_gradients_equal_those_of_every_prefix_by_itself(kind, extra)
 
 
 @pytest.mark.parametrize("kind", ["info_nce", "sigmoid"])
-@pytest.mark.parametrize("nesting", [DENSE, UNEVEN, Nesting(tuple(range(16, 129, 16)))])
+@pytest.mark.parametrize(
+    "nesting",
+    [DENSE, UNEVEN, pytest.param(Nesting(tuple(range(16, 129, 16))), marks=pytest.mark.slow)],
+)
 def test_dense_nestings(kind, nesting):
     scalars, options = of_kind(kind)
     arrays = problem(nesting) | scalars

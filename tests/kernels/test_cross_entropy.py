@@ -91,7 +91,12 @@ def small_pieces(monkeypatch, elements=24, tile=2, rows=1024):
     monkeypatch.setattr(linear_softmax, "CHUNK_ROWS", rows)
 
 
-@pytest.mark.parametrize("cut", ["whole", "class tiles", "class tiles of row chunks"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "cut", ["whole", pytest.param("class tiles", marks=SLOW), "class tiles of row chunks"]
+)
 @pytest.mark.parametrize("kind", ["shared", "separate"])
 @pytest.mark.parametrize("form", FORMS)
 def test_equals_the_definition(form, kind, cut, monkeypatch):
@@ -228,10 +233,10 @@ def test_a_label_out_of_range_is_not_a_number():
     ("shape", "kind", "form"),
     [
         ((8, 1, 1), "shared", "blockwise"),
-        ((1, 2, 4), "shared", "streamed"),
+        pytest.param((1, 2, 4), "shared", "streamed", marks=SLOW),
         ((2, 2, 2), "shared", "blockwise"),
         ((2, 2, 2), "separate", "streamed"),
-        ((1, 2, 4), "separate", "blockwise"),
+        pytest.param((1, 2, 4), "separate", "blockwise", marks=SLOW),
     ],
 )
 def test_every_layout_equals_one_device(shape, form, kind, monkeypatch):
@@ -271,6 +276,7 @@ def test_flops_are_those_of_one_dense_layer():
     assert nested <= 1.05 * dense
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_granularities():
     """Blockwise: a few [B, C]; streamed: less than one. XLA's own count of temporary memory."""
     batch, classes, width = 256, 16384, 512

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from mrl_jax.heads import NestedHead
 from mrl_jax.kernels import pallas_logsumexp, pallas_tiles
 from mrl_jax.kernels.pallas_logsumexp import nested_logsumexp_pallas
-from mrl_jax.losses import nested_cross_entropy
 from mrl_jax.nesting import Nesting
 
 NAMES = ("a", "w", "row", "col", "bias")
@@ -145,33 +143,6 @@ def test_factors_default_to_one_and_a_bias_may_be_shared():
     np.testing.assert_allclose(da, expected[0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(dw, expected[1], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(dbias, expected[4].sum(0), rtol=1e-5, atol=1e-5)
-
-
-def test_cross_entropy_composed_from_it_equals_the_plain_one():
-    nesting = Nesting((2, 6, 13), weights=(2, 1, 0.5))
-    rng = np.random.default_rng(3)
-    z_bd = jnp.float32(rng.normal(size=(9, 16)))
-    labels_b = jnp.asarray(rng.integers(0, 37, 9))
-    head = NestedHead(nesting, num_classes=37, kind="shared")
-    params = head.init(jax.random.key(0), z_bd)["params"]
-    params["bias"] = jnp.float32(rng.normal(size=37))
-
-    def plain(z_bd, params):
-        return nested_cross_entropy(head.apply({"params": params}, z_bd), labels_b, nesting)[0]
-
-    def composed(z_bd, params):
-        w_cd, bias_c = params["kernel"].T, params["bias"]
-        lse_gb = nested_logsumexp_pallas(z_bd, w_cd, nesting, bias_gn=bias_c)
-        products_bd = z_bd[:, :13] * w_cd[labels_b]
-        target_gb = jnp.stack([products_bd[:, :m].sum(1) for m in nesting.dims])
-        loss_gb = lse_gb - target_gb - bias_c[labels_b][None]
-        return (jnp.float32(nesting.weights) * loss_gb.mean(1)).sum()
-
-    expected = jax.value_and_grad(plain, (0, 1))(z_bd, params)
-    found = jax.value_and_grad(composed, (0, 1))(z_bd, params)
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), found, expected
-    )
 
 
 CALLS = {"cuda": "__gpu$xla.gpu.triton", "tpu": "tpu_custom_call"}
