@@ -270,8 +270,8 @@ def _per_granularity(
     name: str, value: PerGranularity, nesting: Nesting, pairs: _Pairs, positive: bool = False
 ) -> jax.Array:
     """The value of every granularity, [G]."""
-    if jnp.shape(value) not in ((), (len(nesting),)):
-        raise ValueError(f"{name} must be one number or [{len(nesting)}], got {jnp.shape(value)}")
+    if np.shape(value) not in ((), (len(nesting),)):
+        raise ValueError(f"{name} must be one number or [{len(nesting)}], got {np.shape(value)}")
     # A learned value is a tracer: it is not known here.
     if not isinstance(value, jax.core.Tracer):
         numbers = np.asarray(value, np.float64)  # jnp would trace it
