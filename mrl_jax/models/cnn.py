@@ -13,8 +13,13 @@ class Cnn(nn.Module):
     """
 
     embedding_dim: int
-    width: int
-    depth: int
+    width: int = 32
+    depth: int = 2
+
+    @property
+    def out_dim(self) -> int:
+        """Width of the embeddings."""
+        return self.embedding_dim
 
     @nn.compact
     def __call__(self, x_bhwc: jax.Array, train: bool = False) -> jax.Array:

@@ -8,8 +8,13 @@ class Mlp(nn.Module):
     """`depth` hidden layers of `width` units, then a linear embedding of `embedding_dim`."""
 
     embedding_dim: int
-    width: int
-    depth: int
+    width: int = 32
+    depth: int = 2
+
+    @property
+    def out_dim(self) -> int:
+        """Width of the embeddings."""
+        return self.embedding_dim
 
     @nn.compact
     def __call__(self, x_bhwc: jax.Array, train: bool = False) -> jax.Array:

@@ -1,0 +1,115 @@
+"""Vision transformers (Dosovitskiy et al., arXiv 2010.11929) without a classifier."""
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Pool = Literal["gap", "cls"]
+
+EPSILON = 1e-6  # of the layer norms
+
+_dense_init = nn.initializers.xavier_uniform()
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; the softmax is float32."""
+
+    heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_btd: jax.Array) -> jax.Array:
+        """[B, T, D] -> [B, T, D]."""
+        batch, tokens, width = x_btd.shape
+
+        def project(name):
+            y = nn.Dense(width, kernel_init=_dense_init, dtype=self.dtype, name=name)(x_btd)
+            return y.reshape(batch, tokens, self.heads, width // self.heads)
+
+        query, key, value = project("query"), project("key"), project("value")
+        y = jax.nn.dot_product_attention(query, key, value)
+        y = y.reshape(batch, tokens, width)
+        return nn.Dense(width, kernel_init=_dense_init, dtype=self.dtype, name="out")(y)
+
+
+class Block(nn.Module):
+    """Attention and a two-layer perceptron of four times the width, normalised before each."""
+
+    heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_btd: jax.Array) -> jax.Array:
+        """[B, T, D] -> [B, T, D]."""
+        width = x_btd.shape[-1]
+        y = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="norm1")(x_btd)
+        x_btd = x_btd + Attention(self.heads, self.dtype, name="attention")(y)
+        y = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="norm2")(x_btd)
+        y = nn.Dense(4 * width, kernel_init=_dense_init, dtype=self.dtype, name="fc1")(y)
+        y = nn.gelu(y, approximate=False)
+        y = nn.Dense(width, kernel_init=_dense_init, dtype=self.dtype, name="fc2")(y)
+        return x_btd + y
+
+
+class ViT(nn.Module):
+    """Images in patches through a transformer, to one embedding of its width.
+
+    Attributes:
+      patch: pixels per side of a patch; the image size is a multiple of it.
+      width: D of the tokens and of the embedding.
+      depth: blocks.
+      heads: of the attention; divide the width.
+      pool: "cls": the class token after the last norm. "gap": no class token; the norm of the
+        mean of all tokens, as timm's `fc_norm`.
+      embedding_dim: 0 for the features as they are; else a linear layer to so many dims.
+      dtype: of the matrix products; parameters and embeddings are float32.
+      remat: compute every block again in the backward pass instead of keeping its activations.
+    """
+
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    pool: Pool = "gap"
+    embedding_dim: int = 0
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    @property
+    def out_dim(self) -> int:
+        """Width of the embeddings."""
+        return self.embedding_dim or self.width
+
+    @nn.compact
+    def __call__(self, x_bhwc: jax.Array, train: bool = False) -> jax.Array:
+        """Embeds [B, H, W, C] images as [B, D]; `train` changes nothing here."""
+        del train
+        batch, height, width, channels = x_bhwc.shape
+        if height % self.patch or width % self.patch:
+            raise ValueError(
+                f"images of {height}x{width} pixels do not divide into patches of {self.patch}"
+            )
+        # Patches by reshaping and one product: the same numbers as a strided convolution, and
+        # XLA:CPU is faster at it.
+        rows, columns = height // self.patch, width // self.patch
+        x = x_bhwc.reshape(batch, rows, self.patch, columns, self.patch, channels)
+        x = x.swapaxes(2, 3).reshape(batch, rows * columns, self.patch**2 * channels)
+        x = nn.Dense(self.width, dtype=self.dtype, name="patches")(x.astype(self.dtype))
+        tokens = rows * columns + (self.pool == "cls")
+        if self.pool == "cls":
+            cls_d = self.param("cls", nn.initializers.zeros, (self.width,))
+            first = jnp.broadcast_to(cls_d.astype(x.dtype), (batch, 1, self.width))
+            x = jnp.concatenate([first, x], 1)
+        position_td = self.param("position", nn.initializers.normal(0.02), (tokens, self.width))
+        x = x + position_td.astype(x.dtype)[None]
+        block = nn.remat(Block) if self.remat else Block
+        for index in range(self.depth):
+            x = block(self.heads, self.dtype, name=f"block_{index:02d}")(x)
+        x = x.astype(jnp.float32)
+        z_bd = x[:, 0] if self.pool == "cls" else x.mean(1)
+        z_bd = nn.LayerNorm(epsilon=EPSILON, name="norm")(z_bd)
+        if self.embedding_dim:
+            z_bd = nn.Dense(self.embedding_dim, name="embedding")(z_bd)
+        return z_bd
