@@ -1,0 +1,313 @@
+"""PyTorch weights, saved as safetensors, for our backbones and heads."""
+
+import json
+import os
+import pathlib
+import re
+import shlex
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from mrl_jax.errors import DataError, UsageError
+from mrl_jax.interop.layouts import LAYOUTS, Layout, detect, find
+from mrl_jax.models.resnet import ResNet
+from mrl_jax.models.vit import ViT
+
+Tree = dict[str, Any]
+Head = Literal["load", "skip"]
+
+_PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar")
+_DTYPES = {
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(jnp.bfloat16),
+    "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64),
+}
+# FFCV's filter, whose product with itself over 16 it puts before convolutions of stride 2.
+_FILTER = np.outer((1, 2, 1), (1, 2, 1)) / 16
+# What a network gets on top of the pretrained features, and `head="skip"` leaves as it is.
+_ON_TOP = ("head/", "backbone/embedding/")
+
+
+def load_weights(
+    path: str | os.PathLike,
+    backbone: nn.Module,
+    params: Tree,
+    model_state: Tree,
+    *,
+    head: Head = "load",
+) -> tuple[Tree, Tree]:
+    """The parameters and batch statistics of a PyTorch network, in the trees of ours.
+
+    Reads, by their names, a ResNet of torchvision or of the paper's reference (RAIVNLab/MRL, with
+    or without blurpool; heads of MRL, MRL-E and FF-m) and a ViT of timm or transformers, all with
+    or without the prefix "module." that DistributedDataParallel leaves.
+
+    Three things are not in such files and stay the caller's business: how images were normalised
+    (torchvision and the reference: `data.mean` 123.675, 116.28, 103.53 and `data.std` 58.395,
+    57.12, 57.375), the number of attention heads, and the epsilon of layer norms (ours is timm's
+    1e-6; transformers has 1e-12).
+
+    Args:
+      path: of a .safetensors file.
+      backbone: the module that `params` belong to; says whether and where it blurs and pools.
+      params: {"backbone": ..., "head": ...}, arrays or their shapes and dtypes. A head is a
+        `NestedHead`'s; one that is separate takes the file's classifiers in their order.
+      model_state: {"batch_stats": ...} of a ResNet, {} of a ViT.
+      head: "load" needs a tensor for every parameter. "skip" leaves the head as it is, and the
+        backbone's `embedding` where it has one, and does not read the file's classifiers.
+
+    Returns:
+      (params, model_state) of the same structure, shapes and dtypes, as arrays on the host.
+
+    Raises:
+      UsageError: no such file, a pickle (the message has the command that converts it), or a
+        network that is not the model: parameters without a tensor, tensors without a parameter,
+        other shapes, other pooling, blurred or not.
+      DataError: not a safetensors file, unknown names, dtypes other than F16, BF16, F32 and F64,
+        NaN or infinite values.
+      ValueError: `head` is neither "load" nor "skip".
+    """
+    if head not in get_args(Head):
+        raise ValueError(f"head must be one of {', '.join(get_args(Head))}; got {head!r}")
+    path = pathlib.Path(path)
+    tensors = _without_prefix(_read(path))
+    layout = detect(tensors)
+    if layout is None:
+        raise DataError(
+            f"{path}: names such as {_some(tensors) or '(none)'} are of no layout that we know; "
+            f"legal: {', '.join(known.title for known in LAYOUTS)}"
+        )
+    if not isinstance(backbone, layout.network):
+        raise UsageError(
+            f"{path} holds a {layout.title}, the model's backbone is a {type(backbone).__name__}; "
+            f"legal: {layout.network.__name__}"
+        )
+    if isinstance(backbone, ViT):
+        _check_pool(path, tensors, backbone)
+    wanted = {
+        name: leaf.shape
+        for name, leaf in (*_named(params), *_named(model_state))
+        if head == "load" or not name.startswith(_ON_TOP)
+    }
+    parts = _assign(path, layout, tensors, wanted, _classifiers(params), head)
+    if isinstance(backbone, ResNet):
+        _check_blur(path, tensors, parts, backbone)
+    found = {target: _numbers(path, part) for target, part in parts.items()}
+
+    def replace(keys, leaf):
+        name = _path_name(keys)
+        return found[name].astype(leaf.dtype) if name in found else leaf
+
+    return (
+        jax.tree_util.tree_map_with_path(replace, params),
+        jax.tree_util.tree_map_with_path(replace, model_state),
+    )
+
+
+class _Part(NamedTuple):
+    """A tensor, or a part of one, in our layout."""
+
+    name: str  # in the file
+    array: np.ndarray
+
+
+def _path_name(keys: tuple) -> str:
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
+def _named(tree: Tree) -> list[tuple[str, Any]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [(_path_name(keys), leaf) for keys, leaf in leaves]
+
+
+def _some(names: Iterable[str]) -> str:
+    """Up to three of them and how many more."""
+    names = list(names)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _read(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Name -> {"dtype", "shape", "data"} of every tensor in a file."""
+    if path.suffix.lower() in _PICKLES:
+        raise UsageError(
+            f"{path} is a pickle, which can run any code when it is read; legal is .safetensors. "
+            f"Convert it where torch is installed, with weights_only=True: {_conversion(path)}"
+        )
+    if path.suffix.lower() != ".safetensors":
+        raise UsageError(f"weights must be a .safetensors file, got {path}")
+    try:
+        # Not `safetensors.numpy`, which does not know bfloat16.
+        tensors = safetensors.deserialize(path.read_bytes())
+    except FileNotFoundError:
+        raise UsageError(f"weights file {path} not found") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except safetensors.SafetensorError as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{path}: not a safetensors file, or cut short ({reason})") from error
+    return dict(sorted(tensors, key=lambda item: item[0]))
+
+
+def _conversion(path: pathlib.Path) -> str:
+    """The command that turns a PyTorch checkpoint into a safetensors file."""
+    # Copies, because safetensors refuses tensors that share memory.
+    code = (
+        "import torch, safetensors.torch as s; "
+        f'c = torch.load({json.dumps(str(path))}, map_location="cpu", weights_only=True); '
+        's.save_file({k: v.clone().contiguous() for k, v in c.get("state_dict", c).items()}, '
+        f"{json.dumps(str(path.with_suffix('.safetensors')))})"
+    )
+    return f"python -c {shlex.quote(code)}"
+
+
+def _without_prefix(tensors: dict[str, Any]) -> dict[str, Any]:
+    prefix = "module."
+    if not all(name.startswith(prefix) for name in tensors):
+        return tensors
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def _array(path: pathlib.Path, name: str, tensor: dict[str, Any]) -> np.ndarray:
+    if tensor["dtype"] not in _DTYPES:
+        raise DataError(
+            f"{path}: {name} has dtype {tensor['dtype']}, legal are {', '.join(_DTYPES)}"
+        )
+    # The file is little-endian, as every machine is that JAX runs on.
+    return np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+
+
+def _numbers(path: pathlib.Path, part: _Part) -> np.ndarray:
+    """The part as finite float32."""
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(part.array, np.float32)
+    if not np.isfinite(array).all():
+        bad = np.count_nonzero(~np.isfinite(array))
+        raise DataError(f"{path}: {part.name} has {bad} values that are NaN or infinite as float32")
+    return array
+
+
+def _classifiers(params: Tree) -> dict[str, str]:
+    """What `layouts` calls the head's parameters -> what they are called."""
+    if "head" not in params:
+        return {}
+    names = [name for name, _ in _named(params["head"]) if name.startswith("kernel")]
+    # "kernel" of a shared or fixed head; else kernel_0008, kernel_0016...: their number sorts.
+    names.sort(key=lambda name: int(name.partition("_")[2] or 0))
+    return {
+        f"head/{g}/{kind}": f"head/{name.replace('kernel', kind)}"
+        for g, name in enumerate(names)
+        for kind in ("kernel", "bias")
+    }
+
+
+def _assign(
+    path: pathlib.Path,
+    layout: Layout,
+    tensors: dict[str, Any],
+    wanted: dict[str, tuple[int, ...]],
+    classifiers: dict[str, str],
+    head: Head,
+) -> dict[str, _Part]:
+    """Every wanted parameter's part of the file; refuses what is missing, left over or misshapen.
+
+    Args:
+      path, layout: of the file.
+      tensors: of the file.
+      wanted: shapes of the parameters to load.
+      classifiers: see `_classifiers`.
+      head: see `load_weights`.
+    """
+    parts: dict[str, _Part] = {}
+    left, wrong = [], []
+    for name, tensor in tensors.items():
+        if re.fullmatch(layout.ignored, name):
+            continue
+        targets, form = find(layout, name) or ((), None)
+        if head == "skip" and targets and targets[0].startswith("head/"):
+            continue
+        targets = [classifiers.get(target, target) for target in targets]
+        # A second tensor for the same parameter is as wrong as one that has none.
+        if not targets or any(target not in wanted or target in parts for target in targets):
+            left.append(name)
+            continue
+        shape = tensor["shape"]
+        fits = len(shape) == form.rank and shape[0] % len(targets) == 0
+        cut = np.split(_array(path, name, tensor), len(targets)) if fits else [None] * len(targets)
+        for target, piece in zip(targets, cut, strict=True):
+            parts[target] = _Part(name, None if piece is None else form.convert(piece))
+            if piece is None or parts[target].array.shape != wanted[target]:
+                wrong.append(f"{name} {list(shape)} for {target} {list(wanted[target])}")
+    missing = [target for target in wanted if target not in parts]
+    problems = [
+        f"{text} {_some(names)}"
+        for text, names in (
+            ("no tensor for", missing),
+            ("no parameter for", left),
+            ("wrong shape:", wrong),
+        )
+        if names
+    ]
+    if problems:
+        legal = "the very network that the model is (layers, widths, image size, classes)"
+        if head == "load":
+            legal += ", or head='skip' to leave the model's head as it is"
+        raise UsageError(
+            f"{path} ({layout.title}) does not fit the model: {'; '.join(problems)}; legal: {legal}"
+        )
+    return parts
+
+
+def _check_pool(path: pathlib.Path, tensors: dict[str, Any], backbone: ViT) -> None:
+    """Refuses a ViT that pools its tokens otherwise than the backbone."""
+    last = {name.rpartition(".")[0] for name in tensors}
+    class_token = any(re.fullmatch(r"(.*\.)?cls_token", name) for name in tensors)
+    norm_of_mean = "fc_norm" in last
+    if class_token == norm_of_mean:
+        both = "both" if class_token else "neither"
+        raise UsageError(
+            f"{path}: a ViT with {both} of class token and fc_norm is none of ours; legal: a class "
+            "token and the norm of all tokens (pool 'cls'), or fc_norm alone (pool 'gap')"
+        )
+    pool = "cls" if class_token else "gap"
+    if pool != backbone.pool:
+        raise UsageError(
+            f"{path} was trained with pool {pool!r}, the model has {backbone.pool!r}; "
+            f"legal: a model with pool {pool!r}"
+        )
+
+
+def _check_blur(
+    path: pathlib.Path, tensors: dict[str, Any], parts: dict[str, _Part], backbone: ResNet
+) -> None:
+    """Refuses a ResNet that blurs before other convolutions than the backbone, or otherwise."""
+    strided = "conv2" if backbone.bottleneck else "conv1"
+    ours = {
+        target
+        for target, part in parts.items()
+        if backbone.blurpool
+        and re.fullmatch(rf"backbone/layer[2-9]_0/({strided}|downsample_conv)/conv/kernel", target)
+        and part.array.shape[2] >= 16
+    }
+    theirs = {target for target, part in parts.items() if part.name.endswith(".conv.weight")}
+    if ours != theirs:
+        differ = _some(sorted(ours ^ theirs))
+        legal = f"a model with blurpool={bool(theirs)}"
+        if backbone.blurpool == bool(theirs):
+            legal = "FFCV's rule: convolutions of stride 2 that read 16 channels or more"
+        raise UsageError(
+            f"{path} blurs before {len(theirs)} convolutions, the model before {len(ours)} "
+            f"(different: {differ}); legal: {legal}"
+        )
+    for name, tensor in tensors.items():
+        if name.endswith(".blur_filter"):
+            filter_cihw = _array(path, name, tensor)
+            if filter_cihw.shape[1:] != (1, 3, 3) or not np.allclose(filter_cihw, _FILTER):
+                raise UsageError(f"{path}: {name} is not FFCV's filter [1 2 1] x [1 2 1] / 16")
