@@ -1,6 +1,17 @@
 """Where examples come from, and which of them make up the batch of a step."""
 
+from mrl_jax.data.augment import Augmentation
 from mrl_jax.data.loader import Batches, padded_batches, train_rows
 from mrl_jax.data.sources import Dataset, Split, load
+from mrl_jax.data.stream import Stream
 
-__all__ = ["Batches", "Dataset", "Split", "load", "padded_batches", "train_rows"]
+__all__ = [
+    "Augmentation",
+    "Batches",
+    "Dataset",
+    "Split",
+    "Stream",
+    "load",
+    "padded_batches",
+    "train_rows",
+]

@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping
 import jax
 import numpy as np
 
-from mrl_jax.data.sources import Split
-
 
 @functools.lru_cache(maxsize=4)  # a batch touches at most a few epochs
 def _epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
@@ -44,18 +42,25 @@ def put(arrays: Mapping[str, np.ndarray], sharding: jax.sharding.Sharding) -> di
 
 
 class Batches:
-    """Training batches of an in-memory split: `batches(step)` -> dict of global device arrays."""
+    """Training batches of arrays in memory: `batches(step)` -> dict of global device arrays."""
 
-    def __init__(self, split: Split, batch_size: int, seed: int, sharding: jax.sharding.Sharding):
-        self._split = split
+    def __init__(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        batch_size: int,
+        seed: int,
+        sharding: jax.sharding.Sharding,
+    ):
+        self._arrays = arrays
+        self._examples = len(next(iter(arrays.values())))
         self._batch_size = batch_size
         self._seed = seed
         self._sharding = sharding
         self._mask_b = np.ones(batch_size, np.float32)
 
     def __call__(self, step: int) -> dict[str, jax.Array]:
-        """The batch of `step` (counted from 0): image, label and an all-ones mask."""
-        rows = train_rows(self._seed, step, self._batch_size, len(self._split.label))
+        """The batch of `step` (counted from 0): the arrays' rows and an all-ones mask."""
+        rows = train_rows(self._seed, step, self._batch_size, self._examples)
 
         def gather(array):
             # The callback gathers what one device holds, so a process copies its share only.
@@ -64,11 +69,8 @@ class Batches:
                 shape, self._sharding, lambda index: array[rows[index[0]]]
             )
 
-        return {
-            "image": gather(self._split.image),
-            "label": gather(self._split.label),
-            **put({"mask": self._mask_b}, self._sharding),
-        }
+        gathered = {name: gather(array) for name, array in self._arrays.items()}
+        return {**gathered, **put({"mask": self._mask_b}, self._sharding)}
 
 
 def padded_batches(

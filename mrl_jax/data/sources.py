@@ -1,24 +1,73 @@
-"""Data sets that fit in memory, decoded once: built-in digits, image folders, TFDS."""
+"""Data sets: built-in digits, image folders and TFDS; in memory or streamed."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
+import os
 import pathlib
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from tqdm import tqdm
 
+from mrl_jax.data.folder import SPLITS, open_folder
+from mrl_jax.data.images import centre_square
+from mrl_jax.data.loader import Batches, padded_batches
+from mrl_jax.data.stream import Resolutions, Stream
+from mrl_jax.data.tfds import open_tfds
 from mrl_jax.errors import DataError, UsageError
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
-SPLITS = ("train", "val", "test")
 
 
 class Split(NamedTuple):
-    """Examples of one split: `image` [N, H, W, C] uint8 and `label` [N] int32."""
+    """Examples in memory: `image` [N, H, W, C] uint8 and `label` [N] int32.
+
+    `Stream` offers the same: examples, update, batches and padded.
+    """
 
     image: np.ndarray
     label: np.ndarray
+
+    @property
+    def examples(self) -> int:
+        """How many there are."""
+        return len(self.image)
+
+    def check(self, where: str, shape: tuple[int, ...], classes: int) -> None:
+        """Raises a DataError that names `where`, see `Dataset`."""
+        image, label = self
+        if not len(image):
+            raise DataError(f"{where} has no examples")
+        if image.dtype != np.uint8 or image.ndim != 4 or image.shape[1:] != shape:
+            raise DataError(
+                f"{where} must hold uint8 images of shape {shape}, "
+                f"got {image.dtype} {image.shape[1:]}"
+            )
+        if label.dtype != np.int32 or label.shape != (len(image),):
+            raise DataError(f"{where} must have one int32 label per image, got {label.shape}")
+        if label.min() < 0 or label.max() >= classes:
+            raise DataError(
+                f"{where} has labels from {label.min()} to {label.max()}, "
+                f"legal are 0 to {classes - 1}"
+            )
+
+    def update(self, digest: Any) -> None:
+        """Adds the content to a hash."""
+        digest.update(f"{self.image.shape}".encode())
+        digest.update(np.ascontiguousarray(self.image))
+        digest.update(np.ascontiguousarray(self.label))
+
+    def batches(self, batch_size: int, seed: int, sharding: jax.sharding.Sharding) -> Batches:
+        """Training batches by step."""
+        return Batches(self._asdict(), batch_size, seed, sharding)
+
+    def padded(
+        self, batch_size: int, sharding: jax.sharding.Sharding
+    ) -> Iterator[dict[str, jax.Array]]:
+        """All examples once, in order; the last batch is filled up with zeros of mask 0."""
+        return padded_batches(self._asdict(), batch_size, sharding)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,44 +81,33 @@ class Dataset:
 
     Raises:
       DataError: an empty split, images that are not uint8 of one shape, labels that are not
-        int32 in [0, number of classes); names the split.
+        int32 in [0, number of classes); names the split. Streamed splits were checked when they
+        were opened.
     """
 
     name: str
-    splits: dict[str, Split]
+    splits: dict[str, Split | Stream]
     class_names: tuple[str, ...]
 
     def __post_init__(self):
-        shape = self.splits["train"].image.shape[1:]
-        for name, (image, label) in self.splits.items():
-            where = f"{self.name}: split {name}"
-            if not len(image):
-                raise DataError(f"{where} has no examples")
-            if image.dtype != np.uint8 or image.ndim != 4 or image.shape[1:] != shape:
-                raise DataError(
-                    f"{where} must hold uint8 images of shape {shape}, "
-                    f"got {image.dtype} {image.shape[1:]}"
-                )
-            if label.dtype != np.int32 or label.shape != (len(image),):
-                raise DataError(f"{where} must have one int32 label per image, got {label.shape}")
-            if label.min() < 0 or label.max() >= len(self.class_names):
-                raise DataError(
-                    f"{where} has labels from {label.min()} to {label.max()}, "
-                    f"legal are 0 to {len(self.class_names) - 1}"
-                )
+        for name, split in self.splits.items():
+            if isinstance(split, Split):
+                split.check(f"{self.name}: split {name}", self.image_shape, len(self.class_names))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of every image."""
-        return self.splits["train"].image.shape[1:]
+        """(H, W, C) of every image in evaluation; and in training, unless resolutions differ."""
+        train = self.splits["train"]
+        if isinstance(train, Split):
+            return train.image.shape[1:]
+        return train.size, train.size, 3
 
     @functools.cached_property
     def _digest(self) -> str:
         digest = hashlib.sha256(repr(self.class_names).encode())
         for name, split in sorted(self.splits.items()):
-            digest.update(f"{name} {split.image.shape}".encode())
-            digest.update(np.ascontiguousarray(split.image))
-            digest.update(np.ascontiguousarray(split.label))
+            digest.update(name.encode())
+            split.update(digest)
         return digest.hexdigest()[:16]
 
     def fingerprint(self) -> str:
@@ -77,31 +115,93 @@ class Dataset:
         return self._digest
 
 
-def load(source: str, *, path: str = "", dataset: str = "", image_size: int = 32) -> Dataset:
-    """Reads a data set into memory.
+def load(
+    source: str,
+    *,
+    path: str = "",
+    dataset: str = "",
+    image_size: int = 32,
+    eval_crop: float = 1.0,
+    stream: bool = False,
+    random_crop: float = 0.0,
+    resolutions: Resolutions = (),
+    threads: int = 0,
+) -> Dataset:
+    """Opens a data set.
 
     Args:
       source: "digits", "image_folder" or "tfds".
       path: of image_folder, the folder; of tfds, where prepared data sets lie ("" = its default).
       dataset: of tfds, the data set's name.
       image_size: of image_folder and tfds, pixels per side that images are brought to.
+      eval_crop: share of the short side that is kept of images in evaluation.
+      stream: read images while they are used, instead of keeping all of them, decoded, in memory.
+      random_crop: of a stream, see `Stream`. In memory it happens on the device.
+      resolutions: of a stream, see `Stream`.
+      threads: that decode images; 0 = one per core.
 
     Raises:
       UsageError: unknown source, or a key the source needs is empty.
       DataError: data missing, unreadable or inconsistent; names the path.
     """
-    if source == "digits":
-        return _digits()
-    if source not in ("image_folder", "tfds"):
+    if source not in ("digits", "image_folder", "tfds"):
         raise UsageError(f"data.source must be digits, image_folder or tfds; got {source!r}")
     if image_size < 1:
         raise UsageError(f"data.image_size must be >= 1, got {image_size}")
-    needed, value = ("path", path) if source == "image_folder" else ("dataset", dataset)
-    if not value:
-        raise UsageError(f"data.source {source} needs --config.data.{needed}=...")
+    if not 0 < eval_crop <= 1:
+        raise UsageError(f"data.eval_crop must be in (0, 1], got {eval_crop}")
+    if threads < 0:
+        raise UsageError(f"data.threads must be >= 0, got {threads}")
+    if resolutions and not stream:
+        raise UsageError("data.resolutions needs data.stream=True")
+    if source == "digits":
+        if stream:
+            raise UsageError("data.stream needs image files, digits are in memory")
+        return _digits()
     if source == "image_folder":
-        return _image_folder(pathlib.Path(path), image_size)
-    return _tfds(dataset, path, image_size)
+        if not path:
+            raise UsageError("data.source image_folder needs --config.data.path=...")
+        records, classes = open_folder(pathlib.Path(path))
+        name = path
+    else:
+        if not dataset and not path:
+            raise UsageError("data.source tfds needs --config.data.dataset=... or data.path")
+        records, classes = open_tfds(dataset, path)
+        name = dataset or path
+    if stream:
+        splits = {
+            split: Stream(found, image_size, eval_crop, random_crop, resolutions, threads)
+            for split, found in records.items()
+        }
+    else:
+        splits = {
+            split: _decoded(
+                split, found, image_size, 1.0 if split == "train" else eval_crop, threads
+            )
+            for split, found in records.items()
+        }
+    return Dataset(name, splits, classes)
+
+
+def _decoded(name: str, records: Any, size: int, share: float, threads: int) -> Split:
+    """All images of a split as squares in memory."""
+    image = np.empty((len(records), size, size, 3), np.uint8)
+    label = np.empty(len(records), np.int32)
+
+    def decode(row):
+        record = records[row]
+        image[row] = centre_square(record.data, record.where, size, share)
+        label[row] = record.label
+
+    rows = range(len(records))
+    with concurrent.futures.ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        # disable=None: shown on a terminal only, and for sets that take a while.
+        quiet = None if len(records) >= 5000 and jax.process_index() == 0 else True
+        for _ in tqdm(
+            pool.map(decode, rows), f"decoding {name}", len(rows), unit="img", disable=quiet
+        ):
+            pass
+    return Split(image, label)
 
 
 def _digits() -> Dataset:
@@ -120,84 +220,3 @@ def _digits() -> Dataset:
     rows = dict(zip(SPLITS, (train, val, test), strict=True))
     splits = {name: Split(image[i], label[i]) for name, i in rows.items()}
     return Dataset("digits", splits, tuple(str(k) for k in range(10)))
-
-
-def _square(picture, size: int) -> np.ndarray:
-    """An RGB square: the short side scaled to `size`, the middle cut out."""
-    from PIL import Image
-
-    width, height = picture.size
-    scale = size / min(width, height)
-    picture = picture.convert("RGB").resize(
-        (max(size, round(width * scale)), max(size, round(height * scale))),
-        Image.Resampling.BICUBIC,
-    )
-    left, top = (picture.width - size) // 2, (picture.height - size) // 2
-    return np.asarray(picture.crop((left, top, left + size, top + size)), np.uint8)
-
-
-def _image_folder(root: pathlib.Path, size: int) -> Dataset:
-    from PIL import Image
-
-    layout = f"expected {root}/train/CLASS/*.jpg and {root}/val/CLASS/*.jpg (test is optional)"
-    if not (root / "train").is_dir() or not (root / "val").is_dir():
-        raise DataError(f"image folder {root} lacks a train or val folder; {layout}")
-    classes = tuple(sorted(p.name for p in (root / "train").iterdir() if p.is_dir()))
-    if len(classes) < 2:
-        raise DataError(f"{root}/train has {len(classes)} class folders, needs two; {layout}")
-    splits = {}
-    for name in SPLITS:
-        if not (root / name).is_dir():
-            continue
-        unknown = sorted({p.name for p in (root / name).iterdir() if p.is_dir()} - set(classes))
-        if unknown:
-            raise DataError(f"{root / name} has class {unknown[0]!r}, which train has not")
-        images, labels = [], []
-        for index, label in enumerate(classes):
-            for file in sorted((root / name / label).glob("*")):
-                if file.suffix.lower() not in IMAGE_SUFFIXES:
-                    continue
-                try:
-                    with Image.open(file) as picture:
-                        images.append(_square(picture, size))
-                except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                    raise DataError(f"cannot read image {file}: {error}") from error
-                labels.append(index)
-        if not images:
-            raise DataError(f"{root / name} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-        splits[name] = Split(np.stack(images), np.array(labels, np.int32))
-    return Dataset(str(root), splits, classes)
-
-
-def _tfds(name: str, path: str, size: int) -> Dataset:
-    import tensorflow_datasets as tfds
-    from PIL import Image
-
-    prepare = (
-        'prepare it once (pip install "mrl_jax[tf]"): tfds build '
-        f"{name} --file_format=array_record" + (f" --data_dir={path}" if path else "")
-    )
-    try:
-        builder = tfds.builder(name, data_dir=path or None)
-        label = builder.info.features["label"]
-        sources = {
-            split: builder.as_data_source(split)
-            for split in ("train", "validation", "test")
-            if split in builder.info.splits
-        }
-    except Exception as error:  # TFDS raises many kinds for "not there" and "wrong format"
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise DataError(f"TFDS data set {name!r}: {reason}; {prepare}") from error
-    if not sources:
-        raise DataError(f"TFDS data set {name!r} is not prepared in {builder.data_dir}; {prepare}")
-    if "train" not in sources or len(sources) < 2:
-        raise DataError(f"TFDS data set {name!r} needs a train and a validation or test split")
-    splits = {}
-    for split, source in sources.items():
-        examples = [source[i] for i in range(len(source))]
-        images = [_square(Image.fromarray(np.squeeze(e["image"])), size) for e in examples]
-        labels = np.array([e["label"] for e in examples], np.int32)
-        splits["val" if split == "validation" else split] = Split(np.stack(images), labels)
-    # Many data sets have two splits only: then there is nothing to tune on but the test split.
-    splits.setdefault("val", splits.get("test"))
-    return Dataset(name, splits, tuple(label.names))

@@ -39,7 +39,7 @@ def split(n):
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
 def test_batches_are_the_same_on_every_mesh(sizes):
     sharding = batch_sharding(make_mesh(*sizes))
-    batch = Batches(split(40), 16, seed=7, sharding=sharding)(step=3)
+    batch = Batches(split(40)._asdict(), 16, seed=7, sharding=sharding)(step=3)
     rows = train_rows(7, 3, 16, 40)
     np.testing.assert_array_equal(batch["label"], rows)
     np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], rows)

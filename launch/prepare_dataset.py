@@ -1,0 +1,169 @@
+"""Prepares a data set once, as the ArrayRecord files that training reads at random.
+
+An image folder (FOLDER/train/CLASS/* and FOLDER/val/CLASS/*, test is optional):
+
+    python launch/prepare_dataset.py folder FOLDER --out DIR [--short_side 256]
+    then train with --config.data.source=tfds --config.data.path=DIR/images/1.0.0
+
+A data set of TensorFlow Datasets, by name; needs pip install "mrl_jax[tf]":
+
+    python launch/prepare_dataset.py tfds imagenet2012 --out DIR
+    then train with --config.data.source=tfds --config.data.dataset=imagenet2012 \
+        --config.data.path=DIR
+
+Every image of a folder is opened once, so that a broken one is named here and not in the middle of
+training; --short_side makes larger ones smaller, which makes reading them faster. Prints the number
+of images and classes per split and the fingerprint that checkpoints remember.
+"""
+
+import argparse
+import hashlib
+import io
+import pathlib
+from collections.abc import Iterator, Sequence
+
+from PIL import Image
+
+from mrl_jax import cli
+from mrl_jax.data.folder import open_folder
+from mrl_jax.data.images import decode, dimensions, fit_short_side
+from mrl_jax.data.tfds import open_tfds
+from mrl_jax.errors import DataError, UsageError
+
+# TFDS calls the validation split so.
+_TFDS_NAMES = {"train": "train", "val": "validation", "test": "test"}
+_JPEG_QUALITY = 95
+
+
+def _stored(record, short_side: int) -> bytes:
+    """The image file as it is, or made smaller; opened either way."""
+    if short_side and min(dimensions(record.data, record.where)) > short_side:
+        file = io.BytesIO()
+        image = Image.fromarray(fit_short_side(record.data, record.where, short_side))
+        image.save(file, "JPEG", quality=_JPEG_QUALITY)
+        return file.getvalue()
+    decode(record.data, record.where)
+    return record.data
+
+
+def _builder(records: dict, classes: tuple[str, ...], content: str, short_side: int):
+    import tensorflow_datasets as tfds
+
+    class Images(tfds.core.GeneratorBasedBuilder):
+        """Images in one folder per class."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "label": tfds.features.ClassLabel(names=list(classes)),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=content,
+                features=tfds.features.FeaturesDict(features),
+            )
+
+        def _split_generators(self, manager):
+            del manager
+            return {
+                _TFDS_NAMES[split]: self._generate_examples(found)
+                for split, found in records.items()
+            }
+
+        def _generate_examples(self, found) -> Iterator:
+            for row in range(len(found)):
+                record = found[row]
+                image = io.BytesIO(_stored(record, short_side))
+                yield row, {"image": image, "label": record.label}
+
+    return Images
+
+
+def prepare_folder(folder: pathlib.Path, out: pathlib.Path, short_side: int) -> pathlib.Path:
+    """Writes an image folder as ArrayRecord; returns the folder to read it from.
+
+    Raises:
+      DataError: as `open_folder`, for the first image that cannot be read, and where `out` holds
+        another data set already.
+    """
+    import tensorflow_datasets as tfds
+
+    records, classes = open_folder(folder)
+    digest = hashlib.sha256(repr((short_side, classes)).encode())
+    for split, found in sorted(records.items()):
+        digest.update(f"{split} {found.fingerprint()}".encode())
+    content = f"Image folder with content {digest.hexdigest()[:16]}."
+    target = out / "images" / "1.0.0"
+    if (target / "dataset_info.json").is_file():
+        if tfds.builder_from_directory(target).info.description != content:
+            raise DataError(f"{out} holds another data set; give another --out, or remove it")
+        print(f"{target} holds this folder already")
+        return target
+    builder = _builder(records, classes, content, short_side)
+    builder(data_dir=str(out), file_format="array_record").download_and_prepare()
+    return target
+
+
+def prepare_tfds(name: str, out: pathlib.Path) -> None:
+    """Downloads and writes a data set of TFDS.
+
+    Raises:
+      UsageError: TensorFlow is missing.
+      DataError: TFDS cannot prepare it.
+    """
+    try:
+        import tensorflow  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f'preparing {name} needs TensorFlow: pip install "mrl_jax[tf]" (training does not)'
+        ) from error
+    import tensorflow_datasets as tfds
+
+    try:
+        tfds.builder(name, data_dir=str(out), file_format="array_record").download_and_prepare()
+    except Exception as error:  # TFDS raises many kinds for what a download can meet
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"TFDS data set {name!r}: {reason}") from error
+
+
+def _report(name: str, path: pathlib.Path, flags: str) -> None:
+    records, classes = open_tfds(name, str(path))
+    digest = hashlib.sha256()
+    for split, found in sorted(records.items()):
+        digest.update(found.fingerprint().encode())
+        print(f"{split:<6} {len(found):>9,} images")
+    print(f"{len(classes):,} classes, fingerprint {digest.hexdigest()[:16]}")
+    print(f"train with --config.data.source=tfds {flags}")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command line; see the module's docstring."""
+    parser = cli.ArgumentParser(
+        "launch/prepare_dataset.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="kind", required=True)
+    folder = commands.add_parser("folder", help="an image folder")
+    folder.add_argument("folder", type=pathlib.Path)
+    folder.add_argument("--short_side", type=int, default=0, help="pixels; 0 = as they are")
+    named = commands.add_parser("tfds", help="a data set of TensorFlow Datasets")
+    named.add_argument("name")
+    for command in (folder, named):
+        command.add_argument("--out", type=pathlib.Path, required=True, help="where to write")
+    arguments = parser.parse_args(argv)
+    if arguments.kind == "tfds":
+        prepare_tfds(arguments.name, arguments.out)
+        flags = f"--config.data.dataset={arguments.name} --config.data.path={arguments.out}"
+        _report(arguments.name, arguments.out, flags)
+        return
+    if arguments.short_side < 0:
+        raise UsageError(f"--short_side must be >= 0, got {arguments.short_side}")
+    path = prepare_folder(arguments.folder, arguments.out, arguments.short_side)
+    _report("", path, f"--config.data.path={path}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

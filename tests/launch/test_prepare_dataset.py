@@ -1,0 +1,94 @@
+import io
+import re
+import sys
+
+import commands
+import numpy as np
+import pytest
+from PIL import Image
+
+from mrl_jax.data import load
+
+SCRIPT = [sys.executable, str(commands.ROOT / "launch" / "prepare_dataset.py")]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes; images of 60x40 and one of 20x10 pixels."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "images"
+    for split, count in (("train", 5), ("val", 3)):
+        for i in range(count):
+            directory = root / split / ("cat", "dog")[i % 2]
+            directory.mkdir(parents=True, exist_ok=True)
+            small = rng.integers(0, 256, (4, 6, 3)).astype(np.uint8)
+            Image.fromarray(small).resize((60, 40)).save(directory / f"{i}.png")
+    Image.new("L", (20, 10), 77).save(root / "train" / "cat" / "z.jpg")
+    return root
+
+
+def test_a_folder_is_prepared_once_and_reads_like_itself(folder, tmp_path):
+    command = [*SCRIPT, "folder", str(folder), "--out", str(tmp_path / "out")]
+    done = commands.run(command)
+    assert done.returncode == 0, done.stderr
+    assert "train          6 images" in done.stdout
+    assert "val            3 images" in done.stdout
+    assert "2 classes, fingerprint" in done.stdout
+    path = tmp_path / "out" / "images" / "1.0.0"
+    assert f"--config.data.path={path}" in done.stdout
+    prepared = load("tfds", path=str(path), image_size=32)
+    plain = load("image_folder", path=str(folder), image_size=32)
+    assert prepared.class_names == plain.class_names == ("cat", "dog")
+
+    def by_content(split):
+        return sorted((image.tobytes(), int(label)) for image, label in zip(*split, strict=True))
+
+    for name in ("train", "val"):
+        # TFDS shuffles once while it writes; nothing else changes.
+        assert by_content(prepared.splits[name]) == by_content(plain.splits[name])
+
+    before = {p: p.stat().st_mtime_ns for p in path.rglob("*")}
+    again = commands.run(command)
+    assert "holds this folder already" in again.stdout
+    # The report is the same; before it is what was done.
+    assert again.stdout.splitlines()[-4:] == done.stdout.splitlines()[-4:]
+    assert {p: p.stat().st_mtime_ns for p in path.rglob("*")} == before
+
+    Image.new("RGB", (9, 9)).save(folder / "val" / "dog" / "new.png")
+    line = commands.fail(command, 3)
+    assert "holds another data set; give another --out" in line
+
+
+def test_images_are_made_smaller_but_never_larger(folder, tmp_path):
+    argv = [*SCRIPT, "folder", str(folder), "--out", str(tmp_path / "out"), "--short_side", "16"]
+    done = commands.run(argv)
+    assert done.returncode == 0, done.stderr
+    stream = load("tfds", path=str(tmp_path / "out/images/1.0.0"), image_size=32, stream=True)
+    sizes = {Image.open(io.BytesIO(stream.splits["train"].records[i].data)).size for i in range(6)}
+    assert sizes == {(24, 16), (20, 10)}
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda f: (f / "train" / "cat" / "x.jpg").write_bytes(b"no"), "cannot read image .*x.jpg"),
+        (lambda f: (f / "val").rename(f / "other"), "lacks a train or val folder"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(folder, tmp_path, harm, message):
+    harm(folder)
+    argv = [*SCRIPT, "folder", str(folder), "--out", str(tmp_path / "out")]
+    done = commands.run(argv)
+    assert done.returncode == 3
+    error = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    assert re.search(message, error[0])
+    # A second try does not find half a data set.
+    assert not (tmp_path / "out" / "images" / "1.0.0" / "dataset_info.json").exists()
+
+
+def test_bad_arguments(tmp_path):
+    assert "short_side must be >= 0" in commands.fail(
+        [*SCRIPT, "folder", "x", "--out", str(tmp_path), "--short_side", "-1"], 2
+    )
+    assert "required" in commands.fail([*SCRIPT, "folder", "x"], 2)
