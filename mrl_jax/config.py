@@ -27,6 +27,7 @@ OPERATIONAL_KEYS = (
     "head.loss",
     "eval.every",
     "eval.batch_size",
+    "data.threads",
     "data.path",  # data may move; checkpoints hold a fingerprint of what it must contain
 )
 
@@ -38,20 +39,47 @@ def default_config() -> ConfigDict:
     c.seed = 0  # everything random follows from it: initial weights, order of data, augmentation
     c.steps = 1000  # optimiser steps in all
     c.batch_size = 128  # examples per step over all devices and processes
+    # .safetensors file of a PyTorch network (torchvision, the reference, timm, transformers) that
+    # the backbone starts from; heads start fresh. "" = all starts fresh.
+    c.weights = ""
     c.log_every = 20  # steps between lines of metrics.jsonl and of the console
 
     c.data = ConfigDict()
     c.data.source = "digits"  # digits | image_folder | tfds
     c.data.path = ""  # image_folder: folder with train/CLASS/*; tfds: folder of data sets, or ""
     c.data.dataset = ""  # tfds: name of a data set prepared as ArrayRecord, e.g. "mnist"
+    c.data.classes = 0  # how many the data must have; 0 = as many as it has
     c.data.image_size = 32  # image_folder, tfds: images become this many pixels high and wide
-    c.data.random_shift = 0  # training images move by up to this many pixels in x and y
+    c.data.eval_crop = 1.0  # share of the short side kept in evaluation: 0.875 = 224 of 256
+    c.data.mean = (127.5,)  # of pixels, 0 to 255; one number or one per channel. Subtracted,
+    c.data.std = (127.5,)  # then divided by this
+    # False: all images are decoded once and kept in memory, as squares of image_size. True: they
+    # are read when they are needed, for sets that do not fit.
+    c.data.stream = False
+    c.data.threads = 0  # that decode images; 0 = one per core
+    # Stream only: sizes in training as (step, pixels) points, linear between them, in multiples of
+    # 32; () = image_size.
+    c.data.resolutions = ()
+    c.data.random_crop = 0.0  # training: smallest share of the area a random part shows; 0 = off
+    c.data.flip = False  # training: left and right change sides in half of the images
+    c.data.random_shift = 0  # training: images move by up to this many pixels in x and y
+    c.data.mixup = 0.0  # training: images are mixed in pairs, shares from Beta(mixup, mixup)
 
     c.model = ConfigDict()
-    c.model.name = "cnn"  # mlp | cnn
-    c.model.embedding_dim = 64  # width of the embedding, at least the largest nesting dim
-    c.model.width = 32  # mlp: hidden units per layer; cnn: channels of the first stage
-    c.model.depth = 2  # mlp: hidden layers; cnn: stages, each halves the resolution
+    # mlp | cnn | resnet18, 34, 50, 101 | vit_ti16, vit_s16, vit_b16 and the same with 8
+    c.model.name = "cnn"
+    # Width of the embedding, at least the largest nesting dim. 0 = the network's own: 512 or 2048
+    # for resnets, 192 to 768 for vits; another number adds a linear layer there.
+    c.model.embedding_dim = 64
+    # The next eight keys change a network that has what they say; others refuse them.
+    c.model.width = 0  # mlp: hidden units; cnn, resnet: channels of the first stage; 0 = default
+    c.model.depth = 0  # mlp: hidden layers; cnn: stages, each halves the resolution; 0 = default
+    c.model.stem = "imagenet"  # resnet: imagenet | small, for images of 32 or 64 pixels
+    c.model.blurpool = False  # resnet: blur before strides, as the reference's recipe
+    c.model.batch_norm_groups = 1  # resnet: parts of the batch with statistics of their own
+    c.model.pool = "gap"  # vit: gap, the mean of all tokens | cls
+    c.model.dtype = "float32"  # resnet, vit: of the products, float32 | bfloat16
+    c.model.remat = False  # resnet, vit: less memory, blocks are computed again backwards
 
     c.nesting = ConfigDict()
     c.nesting.dims = (8, 16, 32, 64)  # the granularities: prefixes that get a loss of their own
@@ -68,11 +96,16 @@ def default_config() -> ConfigDict:
     c.head.loss = "auto"
 
     c.optimizer = ConfigDict()
-    c.optimizer.name = "adamw"  # adamw | sgd (Nesterov momentum 0.9)
-    c.optimizer.learning_rate = 1e-3  # peak, reached after warm-up, then a cosine to zero
-    c.optimizer.warmup_steps = 50  # linear from zero
-    c.optimizer.weight_decay = 1e-4  # decoupled from the gradient for adamw, added to it for sgd
+    c.optimizer.name = "adamw"  # adamw | sgd (momentum 0.9) | adafactor
+    c.optimizer.nesterov = False  # sgd: Nesterov momentum
+    c.optimizer.schedule = "cosine"  # cosine | linear (the reference's): from the peak to zero
+    c.optimizer.learning_rate = 1e-3  # peak, reached after warm-up
+    c.optimizer.warmup_steps = 50  # linear up
+    c.optimizer.weight_decay = 1e-4  # added to the gradient for sgd, decoupled from it for others
     c.optimizer.decay_mask = "kernel"  # regex: parameters whose path matches are decayed
+    c.optimizer.clip_norm = 0.0  # gradients of a larger global norm are scaled to it; 0 = off
+    c.optimizer.ema_decay = 0.0  # > 0: measure a moving average of the parameters that keeps this
+    c.optimizer.accumulate = 1  # parts of a batch that are computed one after the other
 
     c.mesh = ConfigDict()  # devices = data x fsdp x tensor; one of them may be -1 (what is left)
     c.mesh.data = -1  # splits the batch, replicates the parameters
@@ -80,7 +113,7 @@ def default_config() -> ConfigDict:
     c.mesh.tensor = 1  # splits the classes of the head
 
     # Where parameters (and their optimiser state) live: first matching regex wins, every regex
-    # must match something. replicate | last:AXIS (split the last dimension) |
+    # must match something. replicate | first:AXIS, last:AXIS (split that dimension) |
     # largest:AXIS (split the largest dimension that divides evenly; replicate if none does).
     c.sharding = (
         ("head/(kernel|bias)", "last:tensor"),
@@ -95,6 +128,7 @@ def default_config() -> ConfigDict:
     c.eval = ConfigDict()
     c.eval.every = 0  # steps between evaluations of the val split; 0 = only at the end
     c.eval.batch_size = 256  # examples per evaluation step over all devices
+    c.eval.neighbours = True  # also 1-NN accuracy; the train split is embedded for it
     c.eval.dims = ()  # prefixes to measure; () = the nesting and the dims between
     return c.lock()
 

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
         checkpoints = Checkpoints(
             folder / workdir.CHECKPOINTS, config.checkpoint.keep, read_only=True
         )
-        restored = checkpoints.restore(setup.state)
+        restored = checkpoints.restore(setup.program.state)
         if restored is None:
             raise CheckpointError(f"{folder} holds no checkpoint")
         state, facts = restored

@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -34,25 +35,109 @@ def _config_errors(group: str) -> Iterator[None]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
-    """Everything a run consists of, besides its state.
+class Program:
+    """What a run computes; nothing in it depends on the data beyond their shape.
 
     Attributes:
       mesh: devices.
-      dataset: all splits, in memory.
       task: model and loss.
       optimizer: gradient transformation.
       rate: learning rate by step.
       state: abstract train state (shapes, dtypes, shardings).
-      evaluation: the evaluators.
+      batch_size: examples per step over all devices.
+      accumulate: parts of a batch that are computed one after the other.
+      ema_decay: of the moving average of the parameters, 0 for none.
     """
 
     mesh: Mesh
-    dataset: data.Dataset
     task: Classification
     optimizer: optax.GradientTransformation
     rate: optax.Schedule
     state: Any
+    batch_size: int
+    accumulate: int = 1
+    ema_decay: float = 0.0
+
+    def run_key(self, seed: int) -> jax.Array:
+        """The random key of the whole run, on every device."""
+        make = jax.jit(jax.random.key, out_shardings=meshes.replicated(self.mesh))
+        return make(seed)
+
+    def init_state(self, key: jax.Array) -> Any:
+        """A fresh train state; every array is created where it will live."""
+
+        def init(key):
+            return steps.init_state(self.task, self.optimizer, key, ema=self.ema_decay > 0)
+
+        return jax.jit(init, out_shardings=self._shardings)(key)
+
+    def with_weights(self, state: Any, path: str) -> Any:
+        """A fresh state whose backbone is that of a PyTorch network, see `interop.load_weights`."""
+        from mrl_jax.interop import load_weights  # needs a package that nothing else does
+
+        params, model_state = load_weights(
+            path, self.task.backbone, self.state["params"], self.state["model_state"], head="skip"
+        )
+
+        def place(new, old):
+            if not isinstance(new, np.ndarray):  # left as it was given: a shape
+                return old
+            return jax.make_array_from_callback(new.shape, old.sharding, lambda index: new[index])
+
+        state = dict(state)
+        for name, new in (("params", params), ("ema_params", params), ("model_state", model_state)):
+            if name in state:
+                state[name] = jax.tree.map(place, new, state[name])
+        return state
+
+    def compile(self, image_shape: Sequence[int]) -> Any:
+        """The training step for images [H, W, C]: (state, batch, key, stop) -> (state, metrics).
+
+        The state is donated; `stop` is what `StopFlag.array` gives, the metrics hold its sum.
+        """
+
+        def update(state, batch, key, stop):
+            state, metrics = steps.train_step(
+                state,
+                batch,
+                key,
+                task=self.task,
+                optimizer=self.optimizer,
+                accumulate=self.accumulate,
+                ema_decay=self.ema_decay,
+            )
+            return state, {**metrics, "stop": stop.sum()}
+
+        whole = meshes.replicated(self.mesh)
+        rows = meshes.batch_sharding(self.mesh)
+        shape = jax.ShapeDtypeStruct
+        batch = {
+            "image": shape((self.batch_size, *image_shape), np.uint8, sharding=rows),
+            "label": shape((self.batch_size,), np.int32, sharding=rows),
+            "mask": shape((self.batch_size,), np.float32, sharding=rows),
+        }
+        key = shape((), jax.random.key(0).dtype, sharding=whole)
+        stop = shape((self.mesh.size,), np.int32, sharding=meshes.one_per_device(self.mesh))
+        jitted = jax.jit(update, donate_argnums=0, out_shardings=(self._shardings, whole))
+        return jitted.lower(self.state, batch, key, stop).compile()
+
+    @property
+    def _shardings(self) -> Any:
+        return jax.tree.map(lambda leaf: leaf.sharding, self.state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A run: its program, its data and its measurements.
+
+    Attributes:
+      program: what is computed.
+      dataset: all splits.
+      evaluation: the evaluators.
+    """
+
+    program: Program
+    dataset: data.Dataset
     evaluation: Evaluation
 
     def facts(self) -> dict[str, str]:
@@ -71,27 +156,19 @@ class Experiment:
                 f"{self.facts()['data']} now ({self.dataset.name})"
             )
 
+    def batches(self, seed: int) -> Any:
+        """Training batches: a function of the step."""
+        sharding = meshes.batch_sharding(self.program.mesh)
+        return self.dataset.splits["train"].batches(self.program.batch_size, seed, sharding)
+
     def evaluate(self, state: Any, splits: tuple[str, ...] = ("val", "test")) -> list[Result]:
         """All evaluators on those of the splits that the data set has."""
         present = tuple(name for name in splits if name in self.dataset.splits)
-        return self.evaluation.run(state["params"], state["model_state"], present)
-
-    def run_key(self, seed: int) -> jax.Array:
-        """The random key of the whole run, on every device."""
-        make = jax.jit(jax.random.key, out_shardings=meshes.replicated(self.mesh))
-        return make(seed)
-
-    def init_state(self, key: jax.Array) -> Any:
-        """A fresh train state; every array is created where it will live."""
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
-
-        def init(key):
-            return steps.init_state(self.task, self.optimizer, key)
-
-        return jax.jit(init, out_shardings=shardings)(key)
+        return self.evaluation.run(steps.evaluated_params(state), state["model_state"], present)
 
 
-def _check_numbers(config: ConfigDict) -> None:
+def check_numbers(config: ConfigDict) -> None:
+    """Raises a UsageError that names the first number of a config that is out of range."""
     least = {
         "seed": 0,
         "steps": 1,
@@ -101,8 +178,9 @@ def _check_numbers(config: ConfigDict) -> None:
         "checkpoint.keep": 1,
         "eval.every": 0,
         "eval.batch_size": 1,
-        "data.random_shift": 0,
+        "data.classes": 0,
         "optimizer.warmup_steps": 0,
+        "optimizer.accumulate": 1,
     }
     for key, smallest in least.items():
         value = config
@@ -112,10 +190,12 @@ def _check_numbers(config: ConfigDict) -> None:
             raise UsageError(f"config.{key} must be >= {smallest}, got {value}")
     if config.seed >= 2**31:
         raise UsageError(f"config.seed must be below 2**31, got {config.seed}")
-    if not 0 <= config.head.label_smoothing < 1:
-        raise UsageError(
-            f"config.head.label_smoothing must be in [0, 1), got {config.head.label_smoothing}"
-        )
+    for key, value in (
+        ("head.label_smoothing", config.head.label_smoothing),
+        ("optimizer.ema_decay", config.optimizer.ema_decay),
+    ):
+        if not 0 <= value < 1:
+            raise UsageError(f"config.{key} must be in [0, 1), got {value}")
 
 
 def _evaluated_dims(config: ConfigDict, nesting: Nesting) -> tuple[int, ...]:
@@ -130,63 +210,94 @@ def _evaluated_dims(config: ConfigDict, nesting: Nesting) -> tuple[int, ...]:
     return dims
 
 
-def from_config(config: ConfigDict) -> Experiment:
-    """Builds and checks an experiment; nothing is compiled yet.
+def _optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    o = config.optimizer
+    with _config_errors("optimizer"):
+        rate = optimizers.schedule(o.schedule, o.learning_rate, o.warmup_steps, config.steps)
+        optimizer = optimizers.make_optimizer(
+            o.name,
+            rate,
+            weight_decay=o.weight_decay,
+            decay_mask=o.decay_mask,
+            nesterov=o.nesterov,
+            clip_norm=o.clip_norm,
+        )
+    return optimizer, rate
+
+
+def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of a config over these devices (all of them); checks the batch sizes against it.
+
+    Raises:
+      UsageError: sizes that do not fit.
+    """
+    with _config_errors("mesh"):
+        mesh = meshes.make_mesh(**config.mesh, devices=devices)
+    divisor = meshes.batch_divisor(mesh)
+    accumulate = config.optimizer.accumulate
+    for key, size, parts in (
+        ("batch_size", config.batch_size, divisor * accumulate),
+        ("eval.batch_size", config.eval.batch_size, divisor),
+    ):
+        if size % parts:
+            raise UsageError(
+                f"config.{key} {size} is not divisible by the {parts} parts that it is split into"
+                f" (mesh data x fsdp{' x optimizer.accumulate' * (parts > divisor)})"
+            )
+    return mesh
+
+
+def make_task(
+    config: ConfigDict, *, classes: int, image_shape: tuple[int, int, int], mesh: Mesh | None
+) -> Classification:
+    """Model and loss of a config, for so many classes and images [H, W, C].
 
     Raises:
       UsageError: names the config key and what would be legal.
-      DataError: data missing or inconsistent.
     """
-    _check_numbers(config)
-    with _config_errors("nesting"):
-        nesting = parse_dims(
-            config.nesting.dims, config.nesting.weights, config.model.embedding_dim
-        )
-    dims = _evaluated_dims(config, nesting)
-    with _config_errors("mesh"):
-        mesh = meshes.make_mesh(**config.mesh)
-    divisor = meshes.batch_divisor(mesh)
-    for key, size in (
-        ("batch_size", config.batch_size),
-        ("eval.batch_size", config.eval.batch_size),
-    ):
-        if size % divisor:
-            raise UsageError(
-                f"config.{key} {size} is not divisible by the {divisor} parts "
-                f"that the mesh splits it into (data x fsdp)"
-            )
     with _config_errors("model"):
         backbone = models.build(**config.model)
-    with _config_errors("optimizer"):
-        rate = optimizers.schedule(
-            config.optimizer.learning_rate, config.optimizer.warmup_steps, config.steps
+    with _config_errors("nesting"):
+        nesting = parse_dims(config.nesting.dims, config.nesting.weights, backbone.out_dim)
+    with _config_errors("data"):
+        augmentation = data.Augmentation(
+            # A stream crops while it decodes.
+            crop=0.0 if config.data.stream else config.data.random_crop,
+            flip=config.data.flip,
+            shift=config.data.random_shift,
+            mixup=config.data.mixup,
         )
-        optimizer = optimizers.make_optimizer(
-            config.optimizer.name,
-            rate,
-            weight_decay=config.optimizer.weight_decay,
-            decay_mask=config.optimizer.decay_mask,
-        )
-    dataset = data.load(
-        config.data.source,
-        path=config.data.path,
-        dataset=config.data.dataset,
-        image_size=config.data.image_size,
-    )
     with _config_errors("head"):
-        head = NestedHead(
-            nesting, len(dataset.class_names), config.head.kind, config.head.normalize
-        )
-        task = Classification(
+        head = NestedHead(nesting, classes, config.head.kind, config.head.normalize)
+        return Classification(
             backbone=backbone,
             head=head,
-            image_shape=dataset.image_shape,
+            image_shape=image_shape,
             label_smoothing=config.head.label_smoothing,
-            random_shift=config.data.random_shift,
+            augmentation=augmentation,
+            mean=config.data.mean,
+            std=config.data.std,
             loss_form=config.head.loss,
             mesh=mesh,
         )
-    abstract = jax.eval_shape(lambda key: steps.init_state(task, optimizer, key), jax.random.key(0))
+
+
+def make_program(
+    config: ConfigDict, *, classes: int, image_shape: tuple[int, int, int], mesh: Mesh
+) -> Program:
+    """Task, optimiser and abstract state of a config; nothing is compiled or allocated.
+
+    Raises:
+      UsageError: names the config key and what would be legal.
+    """
+    task = make_task(config, classes=classes, image_shape=image_shape, mesh=mesh)
+    optimizer, rate = _optimizer(config)
+    ema_decay = config.optimizer.ema_decay
+    with _config_errors("model"):
+        abstract = jax.eval_shape(
+            lambda key: steps.init_state(task, optimizer, key, ema=ema_decay > 0),
+            jax.random.key(0),
+        )
     with _config_errors("sharding"):
         placed = meshes.shardings(abstract, config.sharding, mesh)
     state = jax.tree.map(
@@ -194,12 +305,62 @@ def from_config(config: ConfigDict) -> Experiment:
         abstract,
         placed,
     )
+    accumulate = config.optimizer.accumulate
+    return Program(mesh, task, optimizer, rate, state, config.batch_size, accumulate, ema_decay)
+
+
+def open_data(config: ConfigDict) -> data.Dataset:
+    """The data set of a config.
+
+    Raises:
+      UsageError: names the config key and what would be legal.
+      DataError: data missing or inconsistent.
+    """
+    d = config.data
+    with _config_errors("data"):
+        dataset = data.load(
+            d.source,
+            path=d.path,
+            dataset=d.dataset,
+            image_size=d.image_size,
+            eval_crop=d.eval_crop,
+            stream=d.stream,
+            random_crop=d.random_crop,
+            resolutions=d.resolutions,
+            threads=d.threads,
+        )
+    if d.classes not in (0, len(dataset.class_names)):
+        raise UsageError(
+            f"config.data.classes is {d.classes}, but {dataset.name} has "
+            f"{len(dataset.class_names)} classes"
+        )
+    return dataset
+
+
+def from_config(config: ConfigDict) -> Experiment:
+    """Builds and checks an experiment; nothing is compiled yet.
+
+    Raises:
+      UsageError: names the config key and what would be legal.
+      DataError: data missing or inconsistent.
+    """
+    check_numbers(config)
+    mesh = make_mesh(config)
+    # What is wrong with the model should show before minutes are spent on reading data.
+    task = make_task(config, classes=2, image_shape=(32, 32, 3), mesh=None)
+    dims = _evaluated_dims(config, task.nesting)
+    _optimizer(config)
+    dataset = open_data(config)
+    program = make_program(
+        config, classes=len(dataset.class_names), image_shape=dataset.image_shape, mesh=mesh
+    )
     evaluation = Evaluation(
-        task,
+        program.task,
         mesh,
         dataset,
         dims=dims,
         batch_size=config.eval.batch_size,
         seed=config.seed,
+        neighbours=config.eval.neighbours,
     )
-    return Experiment(mesh, dataset, task, optimizer, rate, state, evaluation)
+    return Experiment(program, dataset, evaluation)

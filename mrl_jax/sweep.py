@@ -3,7 +3,8 @@
 `sweep()` yields (arg, overrides) pairs: the argument of get_config and a dict of dotted keys,
 e.g. ("mrl", {"seed": 1}). All runs are expanded and checked before the first starts. Each run is
 the training command in a process of its own, in a folder named after what it computes; call the
-same command again to do what is left. One failure does not stop the others.
+same command again to do what is left. One failure does not stop the others. --config.key=value on
+the command line, e.g. --config.data.path=..., holds for every run.
 """
 
 import concurrent.futures
@@ -53,8 +54,13 @@ class Run:
         return " ".join([self.arg or "run", *(f"{k}={v}" for k, v in self.overrides.items())])
 
 
-def expand(config: str, root: pathlib.Path) -> list[Run]:
+def expand(config: str, root: pathlib.Path, common: Sequence[str] = ()) -> list[Run]:
     """All runs of the sweep, each checked against a locked config.
+
+    Args:
+      config: file with a sweep() function.
+      root: folder of all runs.
+      common: "--config.key=value" strings for every run; what sweep() says goes before them.
 
     Raises:
       UsageError: sweep() is missing or yields something else than (arg, overrides), a run has a
@@ -74,7 +80,8 @@ def expand(config: str, root: pathlib.Path) -> list[Run]:
             raise UsageError(f"{path}: sweep() must yield (arg, overrides) pairs, got {entry!r}")
         arg, overrides = entry
         with_arg = path if arg is None else f"{path}:{arg}"
-        flags = [f"--config.{key}={_flag_value(value)}" for key, value in overrides.items()]
+        own = [f"--config.{key}={_flag_value(value)}" for key, value in overrides.items()]
+        flags = [*common, *own]
         try:
             resolved = configs.load(with_arg, flags)
         except UsageError as error:
@@ -187,11 +194,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--root", required=True, type=pathlib.Path, help="folder of all runs")
     parser.add_argument("--backend", choices=BACKENDS, default="local", help="where runs run")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time")
-    arguments = parser.parse_args(argv)
+    arguments, common = parser.parse_known_args(argv)
     if arguments.jobs < 1:
         raise UsageError(f"--jobs must be >= 1, got {arguments.jobs}")
     root = arguments.root
-    runs = expand(arguments.config, root)
+    runs = expand(arguments.config, root, common)
     with workdir.locked(root):
         _write_index(root, arguments.config, runs)
         todo = [run for run in runs if not workdir.is_done(root / run.folder)]

@@ -6,26 +6,24 @@ is then bit for bit what an uninterrupted run computes.
 """
 
 import contextlib
-import functools
 import math
 import pathlib
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from mrl_jax import cli, experiment, results, workdir
+from mrl_jax import cli, dry_run, experiment, results, workdir
 from mrl_jax import config as configs
-from mrl_jax.data import Batches
 from mrl_jax.errors import NonFiniteError, Preempted
 from mrl_jax.experiment import Experiment
 from mrl_jax.results import Result
-from mrl_jax.runtime import distributed, step
+from mrl_jax.runtime import distributed
 from mrl_jax.runtime.checkpoint import Checkpoints
-from mrl_jax.runtime.mesh import batch_sharding, replicated
 from mrl_jax.runtime.phases import Phases, Rate, clock
 from mrl_jax.runtime.preemption import StopFlag
 from mrl_jax.runtime.writer import MetricWriter
@@ -74,27 +72,25 @@ class Training:
         self.stop, self.phases = stop, phases
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
         self.stopping = False
+        self.program = setup.program
         with phases("start"):
-            self.key = self.experiment.run_key(config.seed)
+            self.key = self.program.run_key(config.seed)
             self.checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, config.checkpoint.keep)
             self.state = self.restore_or_init()
             self.begin = int(self.state["step"])
             self.writer = MetricWriter(folder, self.begin, active=jax.process_index() == 0)
-            self.batches = Batches(
-                self.experiment.dataset.splits["train"],
-                config.batch_size,
-                config.seed,
-                batch_sharding(self.experiment.mesh),
-            )
-        with phases("compile"):
-            self.update = self.compile_update()
-        self.rate = Rate(config.steps, config.batch_size, self.begin)
+            self.batches = setup.batches(config.seed)
+        # The step is compiled once per size of images, before the first batch of it.
+        self.updates: dict[tuple[int, ...], Any] = {}
 
     def restore_or_init(self):
         """The newest intact checkpoint, or a fresh state."""
-        restored = self.checkpoints.restore(self.experiment.state)
+        restored = self.checkpoints.restore(self.program.state)
         if restored is None:
-            state = self.experiment.init_state(self.key)
+            state = self.program.init_state(self.key)
+            if self.config.weights:
+                state = self.program.with_weights(state, self.config.weights)
+                say(f"backbone from {self.config.weights}")
             say(
                 parameter_overview.get_parameter_overview(state["params"], include_stats="sharding")
             )
@@ -104,26 +100,16 @@ class Training:
         say(f"resuming from step {int(state['step'])}")
         return state
 
-    def compile_update(self):
-        """The training step, compiled before the first batch: (state, batch, stop) -> next."""
-        one_step = functools.partial(
-            step.train_step, task=self.experiment.task, optimizer=self.experiment.optimizer
-        )
-
-        def update(state, batch, key, stop):
-            state, metrics = one_step(state, batch, key)
-            return state, {**metrics, "stop": stop.sum()}
-
-        whole = replicated(self.experiment.mesh)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.experiment.state)
-        jitted = jax.jit(update, donate_argnums=0, out_shardings=(shardings, whole))
-        arguments = (
-            self.state,
-            self.batches(self.begin),
-            self.key,
-            self.stop.array(self.experiment.mesh),
-        )
-        return jitted.lower(*arguments).compile()
+    def update_for(self, number: int, batch: dict[str, jax.Array]) -> Any:
+        """The compiled training step for the batch's size of images, from step `number` on."""
+        shape = batch["image"].shape[1:]
+        if shape not in self.updates:
+            with self.phases("compile"):
+                self.updates[shape] = self.program.compile(shape)
+            if len(self.updates) == 1:
+                self.rate = Rate(self.config.steps, self.config.batch_size, number)
+            self.rate.restart()
+        return self.updates[shape]
 
     def run(self) -> None:
         """All steps that are left.
@@ -136,9 +122,10 @@ class Training:
         config = self.config
         for number in range(self.begin, config.steps):
             with self.phases("data"):
-                batch, stop = self.batches(number), self.stop.array(self.experiment.mesh)
+                batch, stop = self.batches(number), self.stop.array(self.program.mesh)
+            update = self.update_for(number, batch)
             with self.phases("step"), jax.transfer_guard("disallow"):
-                self.state, metrics = self.update(self.state, batch, self.key, stop)
+                self.state, metrics = update(self.state, batch, self.key, stop)
                 # The device works on this step while the host reads the numbers of the one before.
                 previous, self.pending = self.pending, (number + 1, metrics)
                 self.digest(previous)
@@ -158,7 +145,7 @@ class Training:
         if record is None:
             return
         done, metrics = record[0], jax.device_get(record[1])
-        nesting = self.experiment.task.nesting
+        nesting = self.program.task.nesting
         check_finite(done, metrics, nesting.dims)
         self.stopping |= bool(metrics["stop"])
         if done % self.config.log_every and done != self.config.steps:
@@ -185,7 +172,7 @@ class Training:
     def learning_rate(self, number: int) -> float:
         """The schedule's value at a step, for the log."""
         with jax.transfer_guard("allow"):
-            return jax.device_get(self.experiment.rate(number))
+            return jax.device_get(self.program.rate(number))
 
     def save(self, done: int) -> None:
         """Saves the state, once the numbers of the step that made it are known to be good."""
@@ -229,12 +216,25 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command line; see the module's docstring."""
     parser = cli.ArgumentParser("python -m mrl_jax.train", description=__doc__)
     parser.add_argument("--config", required=True, help="config file, with :ARG for its argument")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
+    parser.add_argument("--workdir", type=pathlib.Path, help="folder of the run")
     parser.add_argument(
         "--distributed", action="store_true", help="let JAX detect the cluster (TPU pods)"
     )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="compile the step, print what it costs, and end"
+    )
+    parser.add_argument(
+        "--topology", default="", help="dry run for a TPU slice that is not here, e.g. v5e:16x16"
+    )
     arguments, overrides = parser.parse_known_args(argv)
     config = configs.load(arguments.config, overrides)
+    if arguments.dry_run:
+        print(dry_run.report(*dry_run.program_of(config, arguments.topology)))
+        return
+    if arguments.topology:
+        parser.error("--topology needs --dry_run")
+    if arguments.workdir is None:
+        parser.error("the following arguments are required: --workdir")
     phases, stop = Phases(), StopFlag()
     with phases("start"):
         joined = distributed.initialize(detect=arguments.distributed)

@@ -21,6 +21,7 @@ SMALL = (
     "--config.batch_size=32",
     "--config.log_every=1",
     "--config.optimizer.warmup_steps=5",
+    "--config.optimizer.learning_rate=0.03",
     "--config.checkpoint.every=10",
 )
 

@@ -157,7 +157,10 @@ def test_differences_leave_out_how_a_run_is_carried_out():
         (["head.loss=fused"], "config.head: loss must be one of auto, plain, blockwise, streamed"),
         (["head.label_smoothing=1.0"], "config.head.label_smoothing must be in [0, 1), got 1.0"),
         (["model.name=vgg"], "config.model: model name must be one of"),
-        (["optimizer.name=lion"], "config.optimizer: optimizer name must be adamw or sgd"),
+        (
+            ["optimizer.name=lion"],
+            "config.optimizer: optimizer name must be one of adamw, sgd, ada",
+        ),
         (
             ["optimizer.warmup_steps=600"],
             "config.optimizer: warmup_steps must be in [0, steps=600)",

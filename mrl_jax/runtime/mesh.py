@@ -14,25 +14,28 @@ BATCH_AXES = ("data", "fsdp")
 Rules = Sequence[tuple[str, str]]
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh over all devices of all processes; one size may be -1, which takes what is left.
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh over devices (all of all processes); one size may be -1, which takes what is left.
 
     Raises:
       ValueError: sizes that are not positive or do not multiply to the number of devices.
     """
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
-    devices = jax.device_count()
+    devices = jax.devices() if devices is None else devices
     written = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size < 1 for axis, size in sizes.items() if axis not in free):
         raise ValueError(f"mesh sizes must be positive, at most one of them -1; got {written}")
     fixed = math.prod(size for axis, size in sizes.items() if axis not in free)
-    if free and devices % fixed == 0:
-        sizes[free[0]] = devices // fixed
-    if math.prod(sizes.values()) != devices:
-        raise ValueError(f"mesh {written} does not fit {devices} devices")
+    if free and len(devices) % fixed == 0:
+        sizes[free[0]] = len(devices) // fixed
+    if math.prod(sizes.values()) != len(devices):
+        raise ValueError(f"mesh {written} does not fit {len(devices)} devices")
     # Explicit axes, the default since jax 0.9, refuse class-sharded heads and prefix slices.
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    types = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -43,6 +46,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first dimension is split over the data and fsdp axes; every other one is whole."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def one_per_device(mesh: Mesh) -> NamedSharding:
+    """The first dimension is split over all axes."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
 def batch_divisor(mesh: Mesh) -> int:
@@ -59,19 +67,19 @@ def _spec(rule: str, name: str, shape: tuple[int, ...], mesh: Mesh) -> Partition
     tactic, _, axis = rule.partition(":")
     if rule == "replicate":
         return PartitionSpec()
-    if tactic not in ("last", "largest") or axis not in AXES:
+    if tactic not in ("first", "last", "largest") or axis not in AXES:
         raise ValueError(
-            f"sharding rule {rule!r} is none of replicate, last:AXIS, largest:AXIS "
+            f"sharding rule {rule!r} is none of replicate, first:AXIS, last:AXIS, largest:AXIS "
             f"with AXIS one of {', '.join(AXES)}"
         )
     size = mesh.shape[axis]
     if not shape or size == 1:
         return PartitionSpec()
-    if tactic == "last":
-        chosen = len(shape) - 1
+    if tactic in ("first", "last"):
+        chosen = 0 if tactic == "first" else len(shape) - 1
         if shape[chosen] % size:
             raise ValueError(
-                f"sharding rule {rule!r}: last dimension of {name} {shape} "
+                f"sharding rule {rule!r}: {tactic} dimension of {name} {shape} "
                 f"does not divide by mesh {axis}={size}"
             )
     else:
@@ -103,6 +111,11 @@ def shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:
         except re.error as error:
             raise ValueError(f"sharding rule {regex!r} is no regular expression: {error}") from None
 
+    params = tree.get("params", {}) if isinstance(tree, dict) else {}
+    shapes = {
+        path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+
     def place(path, leaf):
         name, chosen = path_name(path), None
         for i, (regex, rule) in enumerate(rules):
@@ -111,6 +124,10 @@ def shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:
                 chosen = rule if chosen is None else chosen
         if chosen is None:
             raise ValueError(f"no sharding rule matches {name}")
+        owner = max((p for p in shapes if name.endswith(f"/{p}")), key=len, default=name)
+        if shapes.get(owner, leaf.shape) != leaf.shape:
+            # Adafactor keeps sums over rows and columns of a kernel: small, of another shape.
+            chosen = "replicate"
         return NamedSharding(mesh, _spec(chosen, name, leaf.shape, mesh))
 
     placed = jax.tree_util.tree_map_with_path(place, tree)

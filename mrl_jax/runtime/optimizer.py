@@ -7,40 +7,72 @@ import optax
 
 from mrl_jax.runtime.mesh import path_name
 
+SCHEDULES = ("cosine", "linear")
+OPTIMIZERS = ("adamw", "sgd", "adafactor")
 
-def schedule(learning_rate: float, warmup_steps: int, steps: int) -> optax.Schedule:
-    """Linear from 0 to `learning_rate` in `warmup_steps`, then a cosine to 0 at `steps`.
+
+def schedule(name: str, learning_rate: float, warmup_steps: int, steps: int) -> optax.Schedule:
+    """Linear from about 0 to `learning_rate` in `warmup_steps`, then down to 0 at `steps`.
+
+    Args:
+      name: how it goes down. "cosine", or "linear" as in the reference, whose warm-up starts at
+        1e-4 times the peak (its default_config.yaml: 2 of 40 epochs).
+      learning_rate: the peak.
+      warmup_steps: steps up.
+      steps: steps in all.
 
     Raises:
-      ValueError: a rate that is not positive, or a warm-up that leaves no step for the rest.
+      ValueError: unknown name, a rate that is not positive, or a warm-up that leaves no step for
+        the rest.
     """
+    if name not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {name!r}")
     if not learning_rate > 0:
         raise ValueError(f"learning_rate must be > 0, got {learning_rate}")
     if not 0 <= warmup_steps < steps:
         raise ValueError(f"warmup_steps must be in [0, steps={steps}), got {warmup_steps}")
-    return optax.schedules.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, steps)
+    if name == "cosine":
+        return optax.schedules.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, steps)
+    down = optax.schedules.linear_schedule(learning_rate, 0.0, steps - warmup_steps)
+    if not warmup_steps:
+        return down
+    up = optax.schedules.linear_schedule(1e-4 * learning_rate, learning_rate, warmup_steps)
+    return optax.schedules.join_schedules([up, down], [warmup_steps])
 
 
 def make_optimizer(
-    name: str, rate: optax.Schedule, *, weight_decay: float, decay_mask: str
+    name: str,
+    rate: optax.Schedule,
+    *,
+    weight_decay: float,
+    decay_mask: str,
+    nesterov: bool = False,
+    clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
-    """adamw (decay decoupled from the gradient) or sgd (Nesterov momentum 0.9, decay added to it).
+    """adamw, sgd with momentum 0.9, or adafactor.
 
     Args:
-      name: "adamw" or "sgd".
+      name: "adamw" (decay decoupled from the gradient), "sgd" (decay added to the gradient, as in
+        PyTorch) or "adafactor" (arXiv 1804.04235, without momentum; decay decoupled).
       rate: learning rate by step.
       weight_decay: 0 switches it off.
       decay_mask: regex; parameters whose path ("head/kernel") contains it are decayed.
+      nesterov: Nesterov momentum, of sgd only.
+      clip_norm: gradients of a larger global norm are scaled to this; 0 switches it off.
 
     Raises:
-      ValueError: unknown name, negative decay, or a mask that is no regex.
+      ValueError: unknown name, negative numbers, a mask that is no regex, an option that the
+        optimiser does not have.
     """
-    if weight_decay < 0:
-        raise ValueError(f"weight_decay must be >= 0, got {weight_decay}")
+    for key, value in (("weight_decay", weight_decay), ("clip_norm", clip_norm)):
+        if value < 0:
+            raise ValueError(f"{key} must be >= 0, got {value}")
     try:
         pattern = re.compile(decay_mask)
     except re.error as error:
         raise ValueError(f"decay_mask {decay_mask!r} is no regular expression: {error}") from None
+    if nesterov and name != "sgd":
+        raise ValueError(f"nesterov is an option of sgd, not of {name}")
 
     def mask(params):
         return jax.tree_util.tree_map_with_path(
@@ -48,10 +80,19 @@ def make_optimizer(
         )
 
     if name == "adamw":
-        return optax.adamw(rate, weight_decay=weight_decay, mask=mask)
-    if name == "sgd":
-        return optax.chain(
+        main = optax.adamw(rate, weight_decay=weight_decay, mask=mask)
+    elif name == "sgd":
+        main = optax.chain(
             optax.add_decayed_weights(weight_decay, mask),
-            optax.sgd(rate, momentum=0.9, nesterov=True),
+            optax.sgd(rate, momentum=0.9, nesterov=nesterov),
         )
-    raise ValueError(f"optimizer name must be adamw or sgd, got {name!r}")
+    elif name == "adafactor":
+        main = optax.chain(
+            optax.adafactor(None),
+            optax.scale(-1.0),  # it has turned the gradient into a step down; the rate does so, too
+            optax.add_decayed_weights(weight_decay, mask),
+            optax.scale_by_learning_rate(rate),
+        )
+    else:
+        raise ValueError(f"optimizer name must be one of {', '.join(OPTIMIZERS)}; got {name!r}")
+    return optax.chain(optax.clip_by_global_norm(clip_norm), main) if clip_norm else main

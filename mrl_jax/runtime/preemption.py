@@ -4,7 +4,9 @@ import signal
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
+
+from mrl_jax.runtime.mesh import one_per_device
 
 
 class StopFlag:
@@ -33,5 +35,5 @@ class StopFlag:
     def array(self, mesh: Mesh) -> jax.Array:
         """One int32 per device, 1 where this process was asked to stop; goes into the step."""
         local = np.full(mesh.size, int(self._wanted), np.int32)
-        sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        sharding = one_per_device(mesh)
         return jax.make_array_from_callback(local.shape, sharding, lambda index: local[index])

@@ -12,16 +12,67 @@ State = dict[str, Any]
 
 
 def init_state(
-    task: Classification, optimizer: optax.GradientTransformation, key: jax.Array
+    task: Classification,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    *,
+    ema: bool = False,
 ) -> State:
-    """The state before the first step: step, params, model_state, opt_state."""
+    """The state before the first step: step, params, model_state, opt_state.
+
+    With `ema` also `ema_params`, the moving average of the parameters.
+    """
     params, model_state = task.init(key)
-    return {
+    state = {
         "step": jnp.zeros((), jnp.int32),
         "params": params,
         "model_state": model_state,
         "opt_state": optimizer.init(params),
     }
+    # A copy: a state whose buffer appears twice cannot be donated.
+    return state | ({"ema_params": jax.tree.map(jnp.copy, params)} if ema else {})
+
+
+def evaluated_params(state: State) -> Any:
+    """The parameters to measure and to hand out: their moving average where there is one."""
+    return state.get("ema_params", state["params"])
+
+
+def _gradients(task: Classification, state: State, batch: dict[str, jax.Array], key: jax.Array):
+    grad_fn = jax.value_and_grad(task.loss, has_aux=True)
+    (loss, (loss_g, model_state)), grads = grad_fn(
+        state["params"], state["model_state"], batch, key
+    )
+    return (loss, loss_g, grads), model_state
+
+
+def _accumulated_gradients(
+    task: Classification, state: State, batch: dict[str, jax.Array], key: jax.Array, parts: int
+):
+    """As `_gradients` of the whole batch, from one part after the other: less memory."""
+
+    def cut(x):
+        # Every parts-th row, so that each device keeps the rows it has.
+        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def step(carry, part):
+        sums, model_state, count = carry
+        index, rows = part
+        found, model_state = _gradients(
+            task, {**state, "model_state": model_state}, rows, jax.random.fold_in(key, index)
+        )
+        valid = (rows["mask"] > 0).sum()
+        sums = jax.tree.map(lambda total, x: total + valid * x, sums, found)
+        return (sums, model_state, count + valid), None
+
+    parts_of_batch = jax.tree.map(cut, batch)
+    first = jax.tree.map(lambda x: x[0], parts_of_batch)
+    shapes, _ = jax.eval_shape(lambda: _gradients(task, state, first, key))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    (sums, model_state, count), _ = jax.lax.scan(
+        step, (zeros, state["model_state"], 0), (jnp.arange(parts), parts_of_batch)
+    )
+    return jax.tree.map(lambda total: total / jnp.maximum(count, 1), sums), model_state
 
 
 def train_step(
@@ -31,6 +82,8 @@ def train_step(
     *,
     task: Classification,
     optimizer: optax.GradientTransformation,
+    accumulate: int = 1,
+    ema_decay: float = 0.0,
 ) -> tuple[State, dict[str, jax.Array]]:
     """One optimiser update. Pure: the same arguments give the same result, bit for bit.
 
@@ -40,16 +93,21 @@ def train_step(
       key: of the whole run; the step's own key is folded from it.
       task: loss function.
       optimizer: what made `opt_state`.
+      accumulate: parts of the batch that go through the network one after the other. Their
+        gradients are averaged over examples; batch-norm sees each part by itself.
+      ema_decay: share of the moving average of the parameters that stays per step, where the
+        state has one.
 
     Returns:
       The next state, and metrics of this step (computed with the parameters before the update):
       loss, loss_g [G] per granularity, grad_norm.
     """
     step_key = jax.random.fold_in(key, state["step"])
-    grad_fn = jax.value_and_grad(task.loss, has_aux=True)
-    (loss, (loss_g, model_state)), grads = grad_fn(
-        state["params"], state["model_state"], batch, step_key
-    )
+    if accumulate > 1:
+        found, model_state = _accumulated_gradients(task, state, batch, step_key, accumulate)
+    else:
+        found, model_state = _gradients(task, state, batch, step_key)
+    loss, loss_g, grads = found
     updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
     new_state = {
         "step": state["step"] + 1,
@@ -57,4 +115,8 @@ def train_step(
         "model_state": model_state,
         "opt_state": opt_state,
     }
+    if "ema_params" in state:
+        new_state["ema_params"] = optax.incremental_update(
+            new_state["params"], state["ema_params"], 1 - ema_decay
+        )
     return new_state, {"loss": loss, "loss_g": loss_g, "grad_norm": optax.tree.norm(grads)}

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from mrl_jax.data.augment import Augmentation
 from mrl_jax.heads import NestedHead
 from mrl_jax.kernels import nested_linear_cross_entropy
 from mrl_jax.losses import nested_cross_entropy
@@ -22,19 +23,6 @@ LossForm = Literal["auto", "plain", "blockwise", "streamed"]
 FUSED_FROM = 2**21
 
 
-def _shift(key: jax.Array, image_bhwc: jax.Array, pixels: int) -> jax.Array:
-    """Moves every image by its own random offset of up to `pixels`, edges repeated."""
-    padding = ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0))
-    padded_bhwc = jnp.pad(image_bhwc, padding, mode="edge")
-    offset_b2 = jax.random.randint(key, (image_bhwc.shape[0], 2), 0, 2 * pixels + 1)
-
-    def crop(image_hwc, offset_2):
-        start = (offset_2[0], offset_2[1], 0)
-        return jax.lax.dynamic_slice(image_hwc, start, image_bhwc.shape[1:])
-
-    return jax.vmap(crop)(padded_bhwc, offset_b2)
-
-
 @dataclasses.dataclass(frozen=True)
 class Classification:
     """A backbone with a nested head, as pure functions of parameters and a batch.
@@ -47,7 +35,9 @@ class Classification:
       head: nested classifier on the embeddings.
       image_shape: (H, W, C) of the images.
       label_smoothing: of every granularity's loss.
-      random_shift: training images move by up to this many pixels.
+      augmentation: of training images, on the device.
+      mean: of a pixel, 0 to 255; one number or one per channel. Subtracted from images.
+      std: what they are then divided by, as `mean`.
       loss_form: "plain" computes all logits [G, B, C] and their cross-entropy; "blockwise" and
         "streamed" fuse the two, see `kernels.nested_linear_cross_entropy`. "auto": see `form_of`.
       mesh: devices. The embedding axis stays whole on every device: prefixes of a split axis are
@@ -63,11 +53,19 @@ class Classification:
     head: NestedHead
     image_shape: tuple[int, int, int]
     label_smoothing: float = 0.0
-    random_shift: int = 0
+    augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
+    mean: tuple[float, ...] = (127.5,)
+    std: tuple[float, ...] = (127.5,)
     loss_form: LossForm = "auto"
     mesh: Mesh | None = None
 
     def __post_init__(self):
+        for key, value in (("mean", self.mean), ("std", self.std)):
+            if len(value) not in (1, self.image_shape[-1]) or (key == "std" and min(value) <= 0):
+                raise ValueError(
+                    f"{key} must be one positive number or one per channel of images of shape "
+                    f"{self.image_shape}, got {value}"
+                )
         if self.loss_form not in get_args(LossForm):
             legal = ", ".join(get_args(LossForm))
             raise ValueError(f"loss must be one of {legal}; got {self.loss_form!r}")
@@ -111,16 +109,28 @@ class Classification:
         self, params: Tree, model_state: Tree, batch: Tree, key: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
         """Training loss: (total, (per-granularity loss [G], new model state))."""
-        image_bhwc = batch["image"]
-        if self.random_shift:
-            image_bhwc = _shift(key, image_bhwc, self.random_shift)
+        image_key, mixup_key = jax.random.split(key)
+        image_bhwc = self._scale(self.augmentation(image_key, batch["image"]))
+        share = None
+        if self.augmentation.mixup:
+            share = self.augmentation.share(mixup_key)
+            image_bhwc = share * image_bhwc + (1 - share) * jnp.roll(image_bhwc, 1, 0)
         z_bd, model_state = self.backbone.apply(
             {"params": params["backbone"], **model_state},
-            self._scale(image_bhwc),
+            image_bhwc,
             train=True,
             mutable=list(model_state),
         )
-        loss, loss_g = self._head_loss(params["head"], self._whole(z_bd), batch)
+        z_bd = self._whole(z_bd)
+        loss, loss_g = self._head_loss(params["head"], z_bd, batch)
+        if share is not None:
+            # The other image's label; a pair with padding in it counts by its own image's mask.
+            other = {"label": jnp.roll(batch["label"], 1, 0), "mask": batch["mask"]}
+            found = self._head_loss(params["head"], z_bd, other)
+            loss, loss_g = (
+                share * mine + (1 - share) * theirs
+                for mine, theirs in zip((loss, loss_g), found, strict=True)
+            )
         return loss, (loss_g, model_state)
 
     def _head_loss(self, params: Tree, z_bd: jax.Array, batch: Tree):
@@ -166,7 +176,8 @@ class Classification:
         return head.apply({"params": params["head"]}, z_bd)[: len(dims)]
 
     def _scale(self, image_bhwc: jax.Array) -> jax.Array:
-        return image_bhwc.astype(jnp.float32) / 127.5 - 1.0
+        mean, std = (jnp.array(v, jnp.float32)[None, None, None] for v in (self.mean, self.std))
+        return (image_bhwc.astype(jnp.float32) - mean) / std
 
     def _whole(self, z_bd: jax.Array) -> jax.Array:
         if self.mesh is None:

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh
 
 from mrl_jax import NestedHead, Nesting
 from mrl_jax import config as configs
-from mrl_jax.data import load
+from mrl_jax.data import Augmentation, load
 from mrl_jax.data.loader import put
 from mrl_jax.models import build
 from mrl_jax.runtime import mesh as meshes
@@ -45,13 +45,13 @@ def make_task(kind, model, mesh, form):
         head=NestedHead(Nesting((2, 4, 16)), CLASSES, kind),
         image_shape=(8, 8, 1),
         label_smoothing=0.1,
-        random_shift=1,
+        augmentation=Augmentation(shift=1),
         loss_form=form,
         mesh=mesh,
     )
 
 
-OPTIMIZER = optax.sgd(0.02, momentum=0.9)
+OPTIMIZER = optax.sgd(0.05, momentum=0.9)
 
 
 @functools.cache
@@ -118,13 +118,12 @@ def test_layout_equals_one_device_with_the_plain_loss(layout, kind, model, form)
 
 
 def test_augmentation_moves_images_alike_on_every_layout():
-    from mrl_jax.tasks.classification import _shift
-
+    shift = Augmentation(shift=2)
     image = np.arange(BATCH * 64, dtype=np.float32).reshape(BATCH, 8, 8, 1)
     outputs = []
     for sizes in ((1, 1, 1), (2, 2, 2)):
         sharding = meshes.batch_sharding(mesh_of(sizes))
-        moved = jax.jit(lambda x: _shift(jax.random.key(3), x, 2))(put({"x": image}, sharding)["x"])
+        moved = jax.jit(lambda x: shift(jax.random.key(3), x))(put({"x": image}, sharding)["x"])
         outputs.append(np.asarray(moved))
     np.testing.assert_array_equal(outputs[0], outputs[1])
     assert (outputs[0] != image).any()

@@ -51,13 +51,24 @@ def test_first_matching_rule_places_each_leaf():
     assert specs["step"] == PartitionSpec()
 
 
+def test_optimiser_state_lies_where_its_parameter_does_unless_its_shape_is_another():
+    kernel = {"head": {"kernel": jnp.zeros((6, 10))}}
+    tree = {
+        "params": TREE["params"],
+        "opt_state": ({"mu": kernel, "v_row": {"head": {"kernel": jnp.zeros(5)}}},),
+    }
+    opt_state = shardings(tree, RULES, make_mesh(2, 2, 2))["opt_state"][0]
+    assert opt_state["mu"]["head"]["kernel"].spec == PartitionSpec(None, "tensor")
+    assert opt_state["v_row"]["head"]["kernel"].spec == PartitionSpec()
+
+
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
         ((*RULES, ("nothing/like/this", "replicate")), "'nothing/like/this' matches nothing"),
         (RULES[:2], "no sharding rule matches step"),
         ((("(", "replicate"),), "no regular expression"),
-        (((".*", "first:fsdp"),), "'first:fsdp' is none of"),
+        (((".*", "middle:fsdp"),), "'middle:fsdp' is none of"),
         (((".*", "last:model"),), "'last:model' is none of"),
         (((".*", "last:fsdp"),), r"odd/kernel \(3, 5\) does not divide by mesh fsdp=2"),
     ],

@@ -6,8 +6,9 @@ import optax
 import pytest
 
 from mrl_jax import NestedHead, Nesting
+from mrl_jax.data import Augmentation
 from mrl_jax.models import build
-from mrl_jax.runtime.step import init_state, train_step
+from mrl_jax.runtime.step import evaluated_params, init_state, train_step
 from mrl_jax.tasks import Classification
 
 
@@ -17,7 +18,7 @@ def setup():
         backbone=build("cnn", embedding_dim=8, width=4, depth=1),
         head=NestedHead(Nesting((2, 8), (1.0, 3.0)), 5),
         image_shape=(8, 8, 1),
-        random_shift=2,
+        augmentation=Augmentation(shift=2),
     )
     rng = np.random.default_rng(0)
     batch = {
@@ -60,3 +61,45 @@ def test_metrics_are_of_the_weighted_loss(setup):
         lambda a, b: bool((a != b).any()), state["model_state"], new_state["model_state"]
     )
     assert all(jax.tree.leaves(changed))
+
+
+def test_a_batch_in_parts_gives_the_gradients_of_the_whole():
+    """Without batch-norm and random shifts; rows that do not count are not spread evenly."""
+    task = Classification(
+        backbone=build("mlp", embedding_dim=8, width=8, depth=1),
+        head=NestedHead(Nesting((2, 8), (1.0, 3.0)), 5),
+        image_shape=(4, 4, 1),
+    )
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (16, 4, 4, 1)).astype(np.uint8),
+        "label": rng.integers(0, 5, 16).astype(np.int32),
+        "mask": (np.arange(16) % 4 != 1).astype(np.float32),
+    }
+    optimizer = optax.sgd(1.0)
+    state = init_state(task, optimizer, jax.random.key(0))
+
+    def run(parts):
+        step = functools.partial(train_step, task=task, optimizer=optimizer, accumulate=parts)
+        return jax.tree.map(np.asarray, jax.jit(step)(state, batch, jax.random.key(1)))
+
+    whole, parts = run(1), run(4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), parts, whole)
+    assert whole[1]["grad_norm"] > 0.1
+
+
+def test_the_moving_average_of_the_parameters(setup):
+    task, batch, _, _ = setup
+    optimizer = optax.sgd(0.1)
+    state = init_state(task, optimizer, jax.random.key(0), ema=True)
+    step = functools.partial(train_step, task=task, optimizer=optimizer, ema_decay=0.75)
+    first, _ = jax.jit(step)(state, batch, jax.random.key(1))
+    second, _ = jax.jit(step)(first, batch, jax.random.key(1))
+    for start, one, two, average in zip(
+        *(jax.tree.leaves(x["params"]) for x in (state, first, second)),
+        jax.tree.leaves(evaluated_params(second)),
+        strict=True,
+    ):
+        expected = 0.75 * (0.75 * start + 0.25 * one) + 0.25 * two
+        np.testing.assert_allclose(average, expected, atol=1e-6)
+    assert evaluated_params({"params": 1}) == 1

@@ -1,0 +1,97 @@
+import importlib.util
+
+import commands
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mrl_jax import dry_run
+from mrl_jax.runtime.mesh import make_mesh
+
+
+def test_collectives_are_counted_by_kind_and_bytes():
+    mesh = make_mesh(8, 1, 1)
+
+    def function(x, y):
+        # An all-reduce of one float per column, and an all-gather of y.
+        return x.sum(0), jax.lax.with_sharding_constraint(y, NamedSharding(mesh, PartitionSpec()))
+
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    whole = NamedSharding(mesh, PartitionSpec())
+    x = jax.ShapeDtypeStruct((16, 100), jnp.float32, sharding=rows)
+    y = jax.ShapeDtypeStruct((64, 2), jnp.float32, sharding=rows)
+    compiled = jax.jit(function, out_shardings=(whole, whole)).lower(x, y).compile()
+    assert dry_run.collectives(compiled.as_text()) == {
+        "all-gather": (1, 64 * 2 * 4),
+        "all-reduce": (1, 100 * 4),
+    }
+
+
+def test_collectives_of_an_asynchronous_program():
+    text = """
+  %start = (f32[8,4]{1,0}, f32[64,4]{1,0}) all-gather-start(f32[8,4]{1,0} %p), dimensions={0}
+  %done = f32[64,4]{1,0} all-gather-done((f32[8,4], f32[64,4]) %start)
+  %sum = bf16[10]{0:T(128)(2,1)} all-reduce(bf16[10]{0} %q), to_apply=%add
+  %both = (f32[3]{0}, s32[]) all-reduce(f32[3]{0} %a, s32[] %b), to_apply=%add
+"""
+    assert dry_run.collectives(text) == {
+        "all-gather": (1, (8 * 4 + 64 * 4) * 4 // 2),
+        "all-reduce": (2, 20 + 16),
+    }
+
+
+def dry(*arguments, arg="mrl"):
+    config = commands.ROOT / "configs" / f"digits.py:{arg}"
+    return commands.command("mrl_jax.train", "--config", config, "--dry_run", *arguments)
+
+
+def test_command_prints_costs_and_trains_nothing(tmp_path):
+    output = commands.succeed(
+        [*dry(*commands.SMALL), "--config.mesh.data=2", "--config.mesh.tensor=2"], devices=4
+    )
+    rows = dict(line.split("  ", 1) for line in output.splitlines() if "  " in line.strip())
+    rows = {name.strip(): value.strip() for name, value in rows.items()}
+    # 64 x 16 + 16 and 16 x 8 + 8 of the network, 10 x (2 + 4 + 8) + 3 x 10 of the heads.
+    assert rows["parameters"] == "1.35 k"
+    assert rows["mesh"] == "data=2, fsdp=1, tensor=2"
+    assert rows["devices"] == "4 x cpu"
+    assert "FLOP" in rows["FLOP per example"]
+    assert "collective all-reduce" in rows
+    assert "head/kernel_0008 (8, 10) P(None, 'tensor')" in output
+
+
+def test_data_is_not_needed_where_the_config_says_how_many_classes():
+    arguments = ("--config.batch_size=2", "--config.model.remat=True", "--config.mesh.data=1")
+    config = commands.ROOT / "configs" / "tiny_imagenet.py:mrl"
+    output = commands.succeed(
+        commands.command("mrl_jax.train", "--config", config, "--dry_run", *arguments)
+    )
+    assert "collectives" in output
+    assert "none" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--topology", "v5e:4x4"), "--topology needs --dry_run"),
+        ((), "required: --workdir"),
+    ],
+)
+def test_arguments_that_miss_another(arguments, message):
+    config = commands.ROOT / "configs" / "digits.py"
+    line = commands.fail(commands.command("mrl_jax.train", "--config", config, *arguments), 2)
+    assert message in line
+
+
+def test_a_slice_that_is_not_known_is_refused():
+    line = commands.fail(dry("--topology", "nothing"), 2)
+    assert "--topology nothing: " in line
+    assert "a slice such as v5e:4x4" in line
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu, a TPU compiler")
+def test_a_pod_is_compiled_for_without_one():
+    output = commands.succeed(dry(*commands.SMALL, "--topology", "v5e:4x4"))
+    assert "16 x TPU v5" in output
