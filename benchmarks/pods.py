@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for model in arguments.models
         for chips in arguments.chips
         for layout in LAYOUTS
-        if layout == "data" or chips > 1
+        if layout == "data" or chips == 16
         for head in HEADS
     ]
     progress, lines = harness.Progress(len(todo)), []

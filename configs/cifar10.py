@@ -11,7 +11,7 @@ Arguments:  mrl | mrl_e | fixed=M with M one of the dims below
 from mrl_jax.config import default_config, set_method
 
 DIMS = (2, 4, 8, 16, 32, 64, 128)
-STEPS_PER_EPOCH = 195
+STEPS_PER_EPOCH = 391
 
 
 def get_config(arg="mrl"):
@@ -20,11 +20,11 @@ def get_config(arg="mrl"):
     c.data.source = "tfds"
     c.data.dataset = "cifar10"
     c.data.classes = 10
-    c.data.image_size = 32
+    c.data.image_size = 24
     c.data.mean = (125.3, 123.0, 113.9)
     c.data.std = (63.0, 62.1, 66.7)
     c.data.flip = True
-    c.data.random_shift = 4
+    c.data.random_shift = 3
 
     c.model.name = "resnet18"
     c.model.embedding_dim = 0
@@ -32,16 +32,16 @@ def get_config(arg="mrl"):
     c.model.width = 16
     c.nesting.dims = DIMS
 
-    c.batch_size = 256
-    c.steps = 10 * STEPS_PER_EPOCH
+    c.batch_size = 128
+    c.steps = 3 * STEPS_PER_EPOCH
     c.optimizer.name = "sgd"
     c.optimizer.nesterov = True
     c.optimizer.schedule = "linear"
-    c.optimizer.learning_rate = 0.2
-    c.optimizer.warmup_steps = 2 * STEPS_PER_EPOCH
+    c.optimizer.learning_rate = 0.1
+    c.optimizer.warmup_steps = STEPS_PER_EPOCH // 2
     c.optimizer.weight_decay = 5e-4
     c.checkpoint.every = STEPS_PER_EPOCH
-    c.eval.batch_size = 512
+    c.eval.batch_size = 500
     set_method(c, arg)
     return c
 

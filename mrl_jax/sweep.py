@@ -8,10 +8,12 @@ the command line, e.g. --config.data.path=..., holds for every run.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+import queue
 import re
 import shlex
 import signal
@@ -109,6 +111,23 @@ def _write_index(root: pathlib.Path, config: str, runs: Sequence[Run]) -> None:
     results.write_text(root / "sweep.json", json.dumps(index, indent=1) + "\n")
 
 
+def _shares_of_cores(jobs: int) -> list[set[int]]:
+    """A part of this process's cores for each of so many jobs; empty: no part of its own."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return [set(cores[index::jobs]) if len(cores) >= jobs else set() for index in range(jobs)]
+
+
+def _pin(child: subprocess.Popen, cores: set[int]) -> None:
+    """Keeps a process that has just started to these cores.
+
+    Two runs with the threads of one core each get through 1.2 to 2 times as much as two runs whose
+    threads all compete for both cores.
+    """
+    if cores:
+        with contextlib.suppress(ProcessLookupError):  # it has ended already
+            os.sched_setaffinity(child.pid, cores)
+
+
 class LocalBackend:
     """Runs training processes on this machine, `jobs` at a time."""
 
@@ -117,9 +136,12 @@ class LocalBackend:
         self._children: set[subprocess.Popen] = set()
         self._lock = threading.Lock()
         self._stopped = False
-        self._environment = self._share_machine(jobs)
+        self._environment = self._share_compilations()
+        self._shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
+        for share in _shares_of_cores(jobs):
+            self._shares.put(share)
 
-    def _share_machine(self, jobs: int) -> dict[str, str]:
+    def _share_compilations(self) -> dict[str, str]:
         environment = dict(os.environ)
         # Runs that differ in their seed alone are the same program: compile it once.
         environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(self._root.absolute() / ".cache"))
@@ -167,9 +189,12 @@ class LocalBackend:
                     command, stdout=log, stderr=subprocess.STDOUT, env=self._environment
                 )
                 self._children.add(child)
+            share = self._shares.get()
             try:
+                _pin(child, share)
                 return child.wait()
             finally:
+                self._shares.put(share)
                 with self._lock:
                     self._children.discard(child)
 

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mrl_jax.models import convolution
 from mrl_jax.models.batch_norm import BatchNorm
 
 Stem = Literal["imagenet", "small"]
@@ -51,6 +52,7 @@ class Conv(nn.Module):
             use_bias=False,
             kernel_init=conv_init,
             dtype=self.dtype,
+            conv_general_dilated=convolution.for_flax,
             name="conv",
         )(x_bhwc)
 
