@@ -1,9 +1,10 @@
 """What a training step costs on TPU pods, compiled ahead of time without one (needs libtpu).
 
-    python -m benchmarks.pods        # half an hour on two cores, most of it compiling
+    python -m benchmarks.pods        # half an hour on two cores, all of it compiling
 
 ResNet-50 and ViT-B/16 in bfloat16, 64 images of 224 pixels per chip, on 1, 16 and 256 chips of
-TPU v5e, with a plain head (FF at full width), MRL and MRL-E. Writes pods.jsonl, pods.md to --out.
+TPU v5e, the batch split over all chips; with a plain head (FF at full width), MRL and MRL-E.
+Writes pods.jsonl, pods.md to --out.
 """
 
 import argparse
@@ -26,10 +27,9 @@ DIMS = {
 }
 SLICES = {1: "v5e:2x2", 16: "v5e:4x4", 256: "v5e:16x16"}
 HEADS = ("plain", "mrl", "mrl_e")
-LAYOUTS = {"data": {}, "fsdp": {"data": 1, "fsdp": -1}}
 
 
-def measure(model: str, head: str, chips: int, layout: str) -> dict[str, Any]:
+def measure(model: str, chips: int, head: str) -> dict[str, Any]:
     """Compiles one step and reads its costs."""
     arg = f"fixed={DIMS[model][-1]}" if head == "plain" else head
     c = configs.load(str(harness.ROOT / "configs" / f"{CONFIGS[model]}.py:{arg}"))
@@ -39,7 +39,6 @@ def measure(model: str, head: str, chips: int, layout: str) -> dict[str, Any]:
         c.nesting.dims = DIMS[model]
     c.data.mixup = 0.0
     c.batch_size = PER_CHIP * chips
-    c.mesh.update(LAYOUTS[layout])
     devices = dry_run.topology_devices(SLICES[chips])[:chips]
     mesh = experiment.make_mesh(c, devices)
     shape = (SIZE, SIZE, 3)
@@ -52,7 +51,6 @@ def measure(model: str, head: str, chips: int, layout: str) -> dict[str, Any]:
         "head": head,
         "chips": chips,
         "device": mesh.devices.flat[0].device_kind,
-        "layout": layout,
         "batch": c.batch_size,
         "parameters": params,
         "tflop_per_chip": compiled.cost_analysis()["flops"] / 1e12,
@@ -67,13 +65,13 @@ def measure(model: str, head: str, chips: int, layout: str) -> dict[str, Any]:
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """The lines as Markdown, with the FLOPs over those of the plain head."""
     rows = [
-        "| model | chips, split over | head | parameters | TFLOP per chip | over plain | arguments,"
+        "| model | chips | head | parameters | TFLOP per chip | over plain | arguments,"
         " MiB | temporary, MiB | collectives: how many, MiB |",
-        "| --- | --- | --- | --: | --: | --: | --: | --: | --- |",
+        "| --- | --: | --- | --: | --: | --: | --: | --: | --- |",
     ]
     plain = {}
     for line in lines:
-        place = line["model"], line["chips"], line["layout"]
+        place = line["model"], line["chips"]
         if line["head"] == "plain":
             plain[place] = line["tflop_per_chip"]
         found = ", ".join(
@@ -81,7 +79,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
             for kind, (count, size) in line["collectives"].items()
         )
         rows.append(
-            f"| {line['model']} | {line['chips']}, {line['layout']} | {line['head']} | "
+            f"| {line['model']} | {line['chips']} | {line['head']} | "
             f"{line['parameters'] / 1e6:.2f} M | {line['tflop_per_chip']:.4f} | "
             f"{100 * (line['tflop_per_chip'] / plain[place] - 1):+.2f} % | "
             f"{line['argument_mib']:.0f} | {line['temporary_mib']:.0f} | {found or 'none'} |"
@@ -98,11 +96,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     arguments.out.mkdir(parents=True, exist_ok=True)
     todo = [
-        (model, head, chips, layout)
+        (model, chips, head)
         for model in arguments.models
         for chips in arguments.chips
-        for layout in LAYOUTS
-        if layout == "data" or chips == 16
         for head in HEADS
     ]
     progress, lines = harness.Progress(len(todo)), []

@@ -111,7 +111,7 @@ def _write_index(root: pathlib.Path, config: str, runs: Sequence[Run]) -> None:
     results.write_text(root / "sweep.json", json.dumps(index, indent=1) + "\n")
 
 
-def _shares_of_cores(jobs: int) -> list[set[int]]:
+def shares_of_cores(jobs: int) -> list[set[int]]:
     """A part of this process's cores for each of so many jobs; empty: no part of its own."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return [set(cores[index::jobs]) if len(cores) >= jobs else set() for index in range(jobs)]
@@ -138,7 +138,7 @@ class LocalBackend:
         self._stopped = False
         self._environment = self._share_compilations()
         self._shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
-        for share in _shares_of_cores(jobs):
+        for share in shares_of_cores(jobs):
             self._shares.put(share)
 
     def _share_compilations(self) -> dict[str, str]:

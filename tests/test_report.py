@@ -220,13 +220,21 @@ def test_one_run(root, capsys):
     assert "one seed (n = 1)" in markdown
 
 
-def test_run_without_test_numbers(tmp_path, capsys):
-    results = make_results("fixed", (8,), 0)
-    results["results"] = [r for r in results["results"] if r["name"].startswith("val/")]
-    write_run(tmp_path / "run", results)
-    report.main([str(tmp_path / "run")])
+def test_data_without_a_test_split_is_reported_by_its_validation_split(root, tmp_path, capsys):
+    for path in root.glob("*/results.json"):
+        results = json.loads(path.read_text())
+        results["results"] = [r for r in results["results"] if r["name"].startswith("val/")]
+        path.write_text(json.dumps(results))
+    report.main([str(root), "--out", str(tmp_path)])
     assert "Linear top-1, validation" in capsys.readouterr().out
-    assert "hold no test accuracy" in (tmp_path / "run" / "report.md").read_text()
+    markdown = (tmp_path / "report.md").read_text()
+    assert "has no test split: all numbers are of the validation split" in markdown
+    assert "Table 1. Linear top-1, validation" in markdown
+    assert "MRL − FF" in markdown
+    assert "the split that tuning may look at" not in markdown  # not once more, folded
+    assert (tmp_path / "accuracy_by_dim.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "report.html").read_text()
+    assert "1-NN, validation" in page
 
 
 def test_same_runs_same_bytes(root, tmp_path):

@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import textwrap
@@ -8,7 +9,7 @@ import commands
 import pytest
 
 from mrl_jax.errors import UsageError
-from mrl_jax.sweep import expand
+from mrl_jax.sweep import expand, shares_of_cores
 
 SWEEP = """
     from mrl_jax.config import default_config
@@ -132,3 +133,24 @@ def test_a_signal_reaches_the_runs_and_the_sweep_can_go_on(tmp_path):
     assert len(saved) == 1  # the first run saved its state, the second never began
     line = commands.fail(sweep(path, root, "--jobs", "0"), 2)
     assert "--jobs must be >= 1, got 0" in line
+
+
+def test_runs_at_a_time_share_the_cores(tmp_path, monkeypatch):
+    path, root = (
+        write(tmp_path, "yield 'separate', {'steps': 6}; yield 'shared', {}"),
+        tmp_path / "r",
+    )
+    path.write_text(
+        "import os\n"
+        "print('cores', len(os.sched_getaffinity(0)), 'of', os.cpu_count())\n" + path.read_text()
+    )
+    commands.succeed(sweep(path, root, "--jobs", "2"))
+    cores = len(os.sched_getaffinity(0))
+    for log in root.glob("*/log.txt"):
+        (line,) = (x for x in log.read_text().splitlines() if x.startswith("cores"))
+        assert int(line.split()[1]) in {max(1, cores // 2), max(1, (cores + 1) // 2)}
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 4, 6, 7})
+    assert shares_of_cores(2) == [{0, 4, 7}, {2, 6}]
+    assert shares_of_cores(1) == [{0, 2, 4, 6, 7}]
+    assert shares_of_cores(6) == [set()] * 6

@@ -3,6 +3,8 @@
 import flax.linen as nn
 import jax
 
+from mrl_jax.models import convolution
+
 
 class Cnn(nn.Module):
     """`depth` stages of two 3x3 convolutions; the second halves the resolution.
@@ -27,7 +29,13 @@ class Cnn(nn.Module):
         x = x_bhwc
         for stage in range(self.depth):
             for strides in (1, 2):
-                x = nn.Conv(self.width * 2**stage, (3, 3), strides=strides, use_bias=False)(x)
+                x = nn.Conv(
+                    self.width * 2**stage,
+                    (3, 3),
+                    strides=strides,
+                    use_bias=False,
+                    conv_general_dilated=convolution.for_flax,
+                )(x)
                 x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
                 x = nn.relu(x)
         x = x.reshape(x.shape[0], -1)

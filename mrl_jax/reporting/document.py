@@ -26,7 +26,7 @@ class Plot:
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What one test table says in words, with its figure."""
+    """What one main table says in words, with its figure."""
 
     heading: str
     sentences: tuple[str, ...]
@@ -105,10 +105,19 @@ def _configs(runs: Sequence[Run]) -> str:
     return "\n".join(blocks)
 
 
+def _main_split(study: Study) -> str:
+    """The split of the main tables: "test", or "val" of data without one, as ImageNet is used."""
+    tested = any(result.split == "test" for run in study.runs for result in run.results)
+    return "test" if tested else "val"
+
+
 def _warnings(study: Study) -> list[str]:
     warnings = []
-    if not any(result.split == "test" for run in study.runs for result in run.results):
-        warnings.append("These runs hold no test accuracy, so there is no main table.")
+    if _main_split(study) == "val":
+        warnings.append(
+            "The data has no test split: all numbers are of the validation split, and flatter what "
+            "was tuned on it."
+        )
     if study.unfinished:
         verb = "has" if len(study.unfinished) == 1 else "have"
         warnings.append(
@@ -139,11 +148,13 @@ def compose(study: Study) -> tuple[Document, list[Table]]:
         built = (tables.build(found, split, metric) for metric in metrics)
         return [table for table in built if table]
 
-    test, top5 = build("test", "top1", "1nn"), build("test", "top5")
-    val = build("val", "top1", "1nn", "top5")
+    split = _main_split(study)
+    main, top5 = build(split, "top1", "1nn"), build(split, "top5")
+    val = build("val", "top1", "1nn", "top5") if split == "test" else []
     folded = []
     if top5:
-        folded.append(("Top-5 accuracy, test", tuple(sheet.of_table(t) for t in top5)))
+        title = f"Top-5 accuracy, {tables.SPLIT_NAMES[split]}"
+        folded.append((title, tuple(sheet.of_table(t) for t in top5)))
     if val:
         title = "Validation accuracy (the split that tuning may look at)"
         folded.append((title, tuple(sheet.of_table(t) for t in val)))
@@ -162,9 +173,9 @@ def compose(study: Study) -> tuple[Document, list[Table]]:
         warnings=tuple(_warnings(study)),
         findings=tuple(
             Finding(table.title, tuple(headline.sentences(table)), _plot(table, i))
-            for i, table in enumerate(test, 1)
+            for i, table in enumerate(main, 1)
         ),
-        sheets=_numbered([sheet.of_table(table) for table in test]),
+        sheets=_numbered([sheet.of_table(table) for table in main]),
         folded=tuple(folded),
         runs=_runs_sheet(study, found),
         listings=(
@@ -173,4 +184,4 @@ def compose(study: Study) -> tuple[Document, list[Table]]:
             ("Config", _configs(study.runs)),
         ),
     )
-    return document, [*test, *val, *top5]
+    return document, [*main, *val, *top5]
