@@ -18,8 +18,8 @@ Arguments:  mrl | mrl_e | fixed=M, then any of these after commas:
             Any other list: --config.nesting.dims=8,32,2048 --config.nesting.weights=2,1,1
 Hardware:   the paper's two A100 (batch 1,024 in all); fits one GPU of 40 GB with bfloat16, or 16
             TPU v5e. The recipe is the reference's: 40 epochs, images of 160 to 192 pixels.
-Time:       4.2 TFLOP per example and epoch-independent: 5.2e17 FLOP in all, some 8 to 12 hours on
-            one A100 (estimated, not measured)
+Time:       12 GFLOP per example at 160 pixels, 17 at 192: 7e17 FLOP in all, some 8 to 12 hours on
+            one A100 at 20 to 30 TFLOP/s (estimated, not measured)
 Expected:   top-1 at 8, 16, 32, 64, 128, 256, 512, 1024, 2048 dims (paper, Table 1)
             mrl      66.63 73.53 75.03 75.82 76.30 76.47 76.65 76.76 76.80
             mrl_e    56.66 71.94 74.48 75.35 75.80 76.22 76.36 76.48 76.51
@@ -45,7 +45,8 @@ def get_config(arg="mrl"):
     c.data.std = (58.395, 57.12, 57.375)
     c.data.random_crop = 0.08
     c.data.flip = True
-    c.data.resolutions = ((29 * STEPS_PER_EPOCH, 160), (34 * STEPS_PER_EPOCH, 192))
+    # The reference's ramp from epoch 29 to 34, in multiples of 32 and whole epochs, is one step up.
+    c.data.resolutions = ((32 * STEPS_PER_EPOCH - 1, 160), (32 * STEPS_PER_EPOCH, 192))
     c.data.image_size = 256
     c.data.eval_crop = 224 / 256
 

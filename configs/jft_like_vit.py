@@ -9,6 +9,7 @@ What it costs on a pod, without one:
             python -m mrl_jax.train --config configs/jft_like_vit.py:mrl --dry_run \
                 --topology v5e:16x16 --config.data.classes=21504 --config.mesh.tensor=4
 Arguments:  mrl | mrl_e | fixed=M
+Recipe:     the paper's Adafactor, linear from 1e-3 to 0; the warm-up is ours, it prints none
 Hardware:   the paper's 8x8 TPU pod, batch 128 per chip (the paper prints 128), 300,000 steps
 Time:       not known; the paper does not say
 Expected:   1-NN top-1 on ImageNet-1K at 12 dims 53.61 against 27.07 of the first 12 dims of a plain

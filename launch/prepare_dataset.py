@@ -13,26 +13,28 @@ A data set of TensorFlow Datasets, by name; needs pip install "mrl_jax[tf]":
 
 Every image of a folder is opened once, so that a broken one is named here and not in the middle of
 training; --short_side makes larger ones smaller, which makes reading them faster. Prints the number
-of images and classes per split and the fingerprint that checkpoints remember.
+of images and classes per split and the fingerprint that checkpoints of streamed runs remember.
 """
 
 import argparse
 import hashlib
 import io
 import pathlib
+import tempfile
 from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
 from mrl_jax import cli
+from mrl_jax.data import load
 from mrl_jax.data.folder import open_folder
 from mrl_jax.data.images import decode, dimensions, fit_short_side
-from mrl_jax.data.tfds import open_tfds
 from mrl_jax.errors import DataError, UsageError
 
 # TFDS calls the validation split so.
 _TFDS_NAMES = {"train": "train", "val": "validation", "test": "test"}
 _JPEG_QUALITY = 95
+_JPEG_LIMIT = 65_500
 
 
 def _stored(record, short_side: int) -> bytes:
@@ -40,6 +42,11 @@ def _stored(record, short_side: int) -> bytes:
     if short_side and min(dimensions(record.data, record.where)) > short_side:
         file = io.BytesIO()
         image = Image.fromarray(fit_short_side(record.data, record.where, short_side))
+        if max(image.size) > _JPEG_LIMIT:
+            raise DataError(
+                f"image {record.where} would become {image.size[0]} x {image.size[1]} pixels, "
+                f"a JPEG holds {_JPEG_LIMIT:,} at most per side"
+            )
         image.save(file, "JPEG", quality=_JPEG_QUALITY)
         return file.getvalue()
     decode(record.data, record.where)
@@ -94,6 +101,8 @@ def prepare_folder(folder: pathlib.Path, out: pathlib.Path, short_side: int) -> 
     digest = hashlib.sha256(repr((short_side, classes)).encode())
     for split, found in sorted(records.items()):
         digest.update(f"{split} {found.fingerprint()}".encode())
+        # Pixels may change where names and sizes do not.
+        digest.update(found.modified)
     content = f"Image folder with content {digest.hexdigest()[:16]}."
     target = out / "images" / "1.0.0"
     if (target / "dataset_info.json").is_file():
@@ -101,6 +110,8 @@ def prepare_folder(folder: pathlib.Path, out: pathlib.Path, short_side: int) -> 
             raise DataError(f"{out} holds another data set; give another --out, or remove it")
         print(f"{target} holds this folder already")
         return target
+    for left in sorted(target.parent.glob("incomplete.*")):
+        print(f"{left} was left by a run that was killed; remove it unless that run goes on")
     builder = _builder(records, classes, content, short_side)
     builder(data_dir=str(out), file_format="array_record").download_and_prepare()
     return target
@@ -128,13 +139,25 @@ def prepare_tfds(name: str, out: pathlib.Path) -> None:
         raise DataError(f"TFDS data set {name!r}: {reason}") from error
 
 
+def check_writable(out: pathlib.Path) -> None:
+    """Refuses a folder in which nothing can be written, before anything is read.
+
+    Raises:
+      UsageError: says why.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot write into --out {out}: {error.strerror}") from error
+
+
 def _report(name: str, path: pathlib.Path, flags: str) -> None:
-    records, classes = open_tfds(name, str(path))
-    digest = hashlib.sha256()
-    for split, found in sorted(records.items()):
-        digest.update(found.fingerprint().encode())
-        print(f"{split:<6} {len(found):>9,} images")
-    print(f"{len(classes):,} classes, fingerprint {digest.hexdigest()[:16]}")
+    dataset = load("tfds", dataset=name, path=str(path), stream=True)
+    for split, found in sorted(dataset.splits.items()):
+        print(f"{split:<6} {found.examples:>9,} images")
+    print(f"{len(dataset.class_names):,} classes, fingerprint {dataset.fingerprint()}")
     print(f"train with --config.data.source=tfds {flags}")
 
 
@@ -154,6 +177,7 @@ def main(argv: Sequence[str]) -> None:
     for command in (folder, named):
         command.add_argument("--out", type=pathlib.Path, required=True, help="where to write")
     arguments = parser.parse_args(argv)
+    check_writable(arguments.out)
     if arguments.kind == "tfds":
         prepare_tfds(arguments.name, arguments.out)
         flags = f"--config.data.dataset={arguments.name} --config.data.path={arguments.out}"

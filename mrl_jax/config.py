@@ -50,7 +50,9 @@ def default_config() -> ConfigDict:
     c.data.dataset = ""  # tfds: name of a data set prepared as ArrayRecord, e.g. "mnist"
     c.data.classes = 0  # how many the data must have; 0 = as many as it has
     c.data.image_size = 32  # image_folder, tfds: images become this many pixels high and wide
-    c.data.eval_crop = 1.0  # share of the short side kept in evaluation: 0.875 = 224 of 256
+    # Share of the short side kept in evaluation, 0.875 = 224 of 256; and in training, in memory
+    # or where random_crop is 0.
+    c.data.eval_crop = 1.0
     c.data.mean = (127.5,)  # of pixels, 0 to 255; one number or one per channel. Subtracted,
     c.data.std = (127.5,)  # then divided by this
     # False: all images are decoded once and kept in memory, as squares of image_size. True: they
@@ -104,7 +106,8 @@ def default_config() -> ConfigDict:
     c.optimizer.weight_decay = 1e-4  # added to the gradient for sgd, decoupled from it for others
     c.optimizer.decay_mask = "kernel"  # regex: parameters whose path matches are decayed
     c.optimizer.clip_norm = 0.0  # gradients of a larger global norm are scaled to it; 0 = off
-    c.optimizer.ema_decay = 0.0  # > 0: measure a moving average of the parameters that keeps this
+    # > 0: measure moving averages of parameters and batch statistics that keep this per step
+    c.optimizer.ema_decay = 0.0
     c.optimizer.accumulate = 1  # parts of a batch that are computed one after the other
 
     c.mesh = ConfigDict()  # devices = data x fsdp x tensor; one of them may be -1 (what is left)

@@ -1,6 +1,7 @@
 """What a training step would cost, from the compiled program alone; nothing runs."""
 
 import collections
+import dataclasses
 import math
 import re
 from typing import Any
@@ -15,16 +16,19 @@ from mrl_jax.runtime.mesh import path_name
 # How HLO names a collective; "-start" opens an asynchronous one whose "-done" is not counted.
 _COLLECTIVE = re.compile(
     r"= (?P<result>.*?) (?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|"
-    r"collective-permute|ragged-all-to-all)(?:-start)?\("
+    r"collective-permute|ragged-all-to-all)(?P<start>-start)?\(.*"
 )
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _ARRAY = re.compile(r"(?P<type>pred|[a-z]+(?P<bits>[0-9]+)[a-z0-9]*)\[(?P<shape>[0-9,]*)\]")
 
 
-def program_of(config: ConfigDict, topology: str = "") -> tuple[experiment.Program, Any]:
-    """The training step of a config, compiled ahead of time: (program, compiled step).
+def program_of(
+    config: ConfigDict, topology: str = ""
+) -> tuple[experiment.Program, tuple[int, int, int]]:
+    """What a config trains: (program, shape [H, W, C] of its images); nothing is compiled.
 
-    The data set is opened only where `data.classes` does not say how many classes there are. Of
-    several resolutions the largest is compiled.
+    The data set is opened only where the config does not say how many classes and what images it
+    has. Of several resolutions the largest counts.
 
     Args:
       config: of a run.
@@ -38,14 +42,14 @@ def program_of(config: ConfigDict, topology: str = "") -> tuple[experiment.Progr
     mesh = experiment.make_mesh(config, topology_devices(topology) if topology else None)
     size = max((pixels for _, pixels in config.data.resolutions), default=config.data.image_size)
     classes, image_shape = config.data.classes, (size, size, 3)
-    if not classes:
+    if not classes or config.data.source == "digits":
         dataset = experiment.open_data(config)
         classes = len(dataset.class_names)
         image_shape = (*image_shape[:2], dataset.image_shape[2])
         if not config.data.resolutions:
             image_shape = dataset.image_shape
     program = experiment.make_program(config, classes=classes, image_shape=image_shape, mesh=mesh)
-    return program, program.compile(image_shape)
+    return program, image_shape
 
 
 def topology_devices(name: str) -> list[Any]:
@@ -66,26 +70,35 @@ def topology_devices(name: str) -> list[Any]:
         ) from error
 
 
-def _bytes(text: str) -> int:
-    total = 0
+def _sizes(text: str) -> list[int]:
+    """Bytes of every array that a type, or a tuple of types, names."""
+    sizes = []
     for found in _ARRAY.finditer(text):
         bits = 8 if found["type"] == "pred" else int(found["bits"])
-        total += math.prod(int(n) for n in found["shape"].split(",") if n) * bits // 8
-    return total
+        sizes.append(math.prod(int(n) for n in found["shape"].split(",") if n) * bits // 8)
+    return sizes
 
 
 def collectives(hlo: str) -> dict[str, tuple[int, int]]:
     """Collectives of a compiled program: kind -> (how many, bytes of their results per device).
 
-    Those inside a loop count once.
+    Those inside a loop count once. So does one whose parts run beside other work: XLA:TPU repeats
+    it, under one channel, in every such part.
     """
-    counted = collections.defaultdict(lambda: (0, 0))
+    counted, seen = collections.defaultdict(lambda: (0, 0)), set()
     for found in _COLLECTIVE.finditer(hlo):
-        result = found["result"]
-        count, size = counted[found["kind"]]
-        # An asynchronous start returns its operand beside its result.
-        halves = 2 if f"{found['kind']}-start(" in found[0] else 1
-        counted[found["kind"]] = (count + 1, size + _bytes(result) // halves)
+        kind, sizes = found["kind"], _sizes(found["result"])
+        channel = _CHANNEL.search(found[0])
+        if channel:
+            if (kind, channel[1]) in seen:
+                continue
+            seen.add((kind, channel[1]))
+        if found["start"] and kind == "all-gather":
+            sizes = sizes[len(sizes) // 2 :]  # the operands stand before the results
+        elif found["start"] and kind == "collective-permute":
+            sizes = sizes[1:2]  # operand, result, two contexts
+        count, size = counted[kind]
+        counted[kind] = (count + 1, size + sum(sizes))
     return dict(sorted(counted.items()))
 
 
@@ -96,19 +109,34 @@ def _number(value: float) -> str:
     return f"{value:.0f} "
 
 
-def report(program: experiment.Program, compiled: Any) -> str:
-    """Parameters, FLOPs, memory, collectives and shardings of a compiled training step, as text."""
+def flops(program: experiment.Program, image_shape: tuple[int, int, int]) -> float:
+    """FLOPs of a whole step on all devices together, as accelerators compute it.
+
+    Of the batch in one part and not of the CPU program: both would have loops, and XLA counts the
+    body of a loop once.
+    """
+    traced = dataclasses.replace(program, accumulate=1).trace(image_shape)
+    return (traced.lower(lowering_platforms=("tpu",)).cost_analysis() or {}).get("flops", math.nan)
+
+
+def report(program: experiment.Program, image_shape: tuple[int, int, int]) -> str:
+    """Parameters, FLOPs, memory, collectives and shardings of a training step, as text."""
     mesh, batch_size = program.mesh, program.batch_size
+    per_step = flops(program, image_shape)
+    compiled = program.compile(image_shape)
     params = jax.tree_util.tree_leaves_with_path(program.state["params"])
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
-    flops = cost.get("flops", math.nan)
     mib = 2**20
     rows = [
         ("devices", f"{mesh.size} x {mesh.devices.flat[0].device_kind}"),
         ("mesh", ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())),
         ("parameters", f"{_number(sum(leaf.size for _, leaf in params))}"),
-        ("FLOP per step and device", f"{_number(flops)}FLOP (bodies of loops once)"),
-        ("FLOP per example", f"{_number(flops * mesh.size / batch_size)}FLOP"),
+        ("FLOP per step", f"{_number(per_step)}FLOP"),
+        ("FLOP per example", f"{_number(per_step / batch_size)}FLOP"),
+        (
+            "FLOP per step and device",
+            f"{_number(cost.get('flops', math.nan))}FLOP as compiled, bodies of loops once",
+        ),
         ("memory per device: arguments", f"{memory.argument_size_in_bytes / mib:.1f} MiB"),
         ("memory per device: temporary", f"{memory.temp_size_in_bytes / mib:.1f} MiB"),
         ("memory per device: program", f"{memory.generated_code_size_in_bytes / mib:.1f} MiB"),

@@ -15,6 +15,7 @@ from mrl_jax import data, models
 from mrl_jax.errors import CheckpointError, UsageError
 from mrl_jax.evaluators import Evaluation
 from mrl_jax.heads import NestedHead
+from mrl_jax.models.resnet import ResNet
 from mrl_jax.nesting import Nesting, parse_dims
 from mrl_jax.results import Result
 from mrl_jax.runtime import mesh as meshes
@@ -85,9 +86,10 @@ class Program:
             return jax.make_array_from_callback(new.shape, old.sharding, lambda index: new[index])
 
         state = dict(state)
-        for name, new in (("params", params), ("ema_params", params), ("model_state", model_state)):
-            if name in state:
-                state[name] = jax.tree.map(place, new, state[name])
+        for name, new in (("params", params), ("model_state", model_state)):
+            for key in (name, f"ema_{name}"):
+                if key in state:
+                    state[key] = jax.tree.map(place, new, state[key])
         return state
 
     def compile(self, image_shape: Sequence[int]) -> Any:
@@ -95,6 +97,10 @@ class Program:
 
         The state is donated; `stop` is what `StopFlag.array` gives, the metrics hold its sum.
         """
+        return self.trace(image_shape).lower().compile()
+
+    def trace(self, image_shape: Sequence[int]) -> Any:
+        """The step of `compile` before it is lowered for a platform (a `jax.stages.Traced`)."""
 
         def update(state, batch, key, stop):
             state, metrics = steps.train_step(
@@ -119,7 +125,7 @@ class Program:
         key = shape((), jax.random.key(0).dtype, sharding=whole)
         stop = shape((self.mesh.size,), np.int32, sharding=meshes.one_per_device(self.mesh))
         jitted = jax.jit(update, donate_argnums=0, out_shardings=(self._shardings, whole))
-        return jitted.lower(self.state, batch, key, stop).compile()
+        return jitted.trace(self.state, batch, key, stop)
 
     @property
     def _shardings(self) -> Any:
@@ -164,7 +170,7 @@ class Experiment:
     def evaluate(self, state: Any, splits: tuple[str, ...] = ("val", "test")) -> list[Result]:
         """All evaluators on those of the splits that the data set has."""
         present = tuple(name for name in splits if name in self.dataset.splits)
-        return self.evaluation.run(steps.evaluated_params(state), state["model_state"], present)
+        return self.evaluation.run(*steps.evaluated(state), present)
 
 
 def check_numbers(config: ConfigDict) -> None:
@@ -257,6 +263,19 @@ def make_task(
     """
     with _config_errors("model"):
         backbone = models.build(**config.model)
+        part, groups = (
+            config.batch_size // config.optimizer.accumulate,
+            config.model.batch_norm_groups,
+        )
+        if part % groups:
+            raise ValueError(
+                f"batch_norm_groups {groups} does not divide the {part} examples that go through "
+                "the network at a time (batch_size / optimizer.accumulate)"
+            )
+        if config.data.resolutions and not isinstance(backbone, ResNet):
+            raise ValueError(
+                f"{config.model.name} takes images of one size; data.resolutions are for resnets"
+            )
     with _config_errors("nesting"):
         nesting = parse_dims(config.nesting.dims, config.nesting.weights, backbone.out_dim)
     with _config_errors("data"):
@@ -298,6 +317,9 @@ def make_program(
             lambda key: steps.init_state(task, optimizer, key, ema=ema_decay > 0),
             jax.random.key(0),
         )
+    with _config_errors("optimizer"):
+        if config.optimizer.weight_decay:
+            optimizers.check_decay_mask(config.optimizer.decay_mask, abstract["params"])
     with _config_errors("sharding"):
         placed = meshes.shardings(abstract, config.sharding, mesh)
     state = jax.tree.map(

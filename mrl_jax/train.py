@@ -249,10 +249,11 @@ def main(argv: Sequence[str]) -> None:
         say(f"{config.name}: {joined}, {jax.devices()[0].device_kind} x{jax.device_count()}")
         with phases("start"):
             setup = experiment.from_config(config)
-        if first:
-            workdir.record_config(folder, config)
         training = Training(config, setup, folder, stop=stop, phases=phases)
         try:
+            # Not before: what cannot even start does not take the folder.
+            if first:
+                workdir.record_config(folder, config)
             training.run()
             training.finish(f"python -m mrl_jax.train {shlex.join(argv)}")
         finally:

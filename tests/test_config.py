@@ -166,6 +166,12 @@ def test_differences_leave_out_how_a_run_is_carried_out():
             "config.optimizer: warmup_steps must be in [0, steps=600)",
         ),
         (["steps=0"], "config.steps must be >= 1, got 0"),
+        (["optimizer.decay_mask=kernl"], "config.optimizer: decay_mask 'kernl' matches no param"),
+        (["data.resolutions=((0,32),(5,64))"], "config.model: mlp takes images of one size"),
+        (
+            ["model.name=resnet18", "model.depth=0", "model.batch_norm_groups=3"],
+            "config.model: batch_norm_groups 3 does not divide the 128 examples that go through",
+        ),
         (["seed=-1"], "config.seed must be >= 0, got -1"),
         (["seed=2147483648"], "config.seed must be below 2**31, got 2147483648"),
         (["data.source=mnist"], "data.source must be digits, image_folder or tfds"),

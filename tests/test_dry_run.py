@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 
 import commands
@@ -6,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from mrl_jax import config as configs
 from mrl_jax import dry_run
 from mrl_jax.runtime.mesh import make_mesh
 
@@ -31,13 +33,19 @@ def test_collectives_are_counted_by_kind_and_bytes():
 def test_collectives_of_an_asynchronous_program():
     text = """
   %start = (f32[8,4]{1,0}, f32[64,4]{1,0}) all-gather-start(f32[8,4]{1,0} %p), dimensions={0}
+  %sent = (f32[5]{0}, f32[5]{0}, u32[], u32[]) collective-permute-start(f32[5]{0} %p)
+  %summed = f32[7]{0} all-reduce-start(f32[7]{0} %p), channel_id=1, to_apply=%add
+  %part1 = f32[9]{0} reduce-scatter(f32[90]{0} %p), channel_id=2, to_apply=%add
+  %part2 = f32[9]{0} reduce-scatter(f32[90]{0} %p), channel_id=2, to_apply=%add
   %done = f32[64,4]{1,0} all-gather-done((f32[8,4], f32[64,4]) %start)
   %sum = bf16[10]{0:T(128)(2,1)} all-reduce(bf16[10]{0} %q), to_apply=%add
   %both = (f32[3]{0}, s32[]) all-reduce(f32[3]{0} %a, s32[] %b), to_apply=%add
 """
     assert dry_run.collectives(text) == {
-        "all-gather": (1, (8 * 4 + 64 * 4) * 4 // 2),
-        "all-reduce": (2, 20 + 16),
+        "all-gather": (1, 64 * 4 * 4),
+        "all-reduce": (3, 20 + 16 + 28),
+        "collective-permute": (1, 20),
+        "reduce-scatter": (1, 36),
     }
 
 
@@ -59,6 +67,21 @@ def test_command_prints_costs_and_trains_nothing(tmp_path):
     assert "FLOP" in rows["FLOP per example"]
     assert "collective all-reduce" in rows
     assert "head/kernel_0008 (8, 10) P(None, 'tensor')" in output
+
+
+def test_flops_are_those_of_the_network_also_where_a_cpu_program_loops():
+    overrides = ("--config.batch_size=8", "--config.model.width=32", "--config.data.image_size=32")
+    overrides += ("--config.eval.batch_size=8",)
+    config = configs.load(str(commands.ROOT / "configs/cifar10.py:mrl"), overrides)
+    program, shape = dry_run.program_of(config)
+    assert shape == (32, 32, 3)
+    # ResNet-18 for 32 pixels has 0.556 G multiplications and additions at width 64; a quarter at
+    # 32, two FLOPs each, thrice: forward, to the activations and to the kernels.
+    by_hand = 8 * 0.556e9 / 4 * 2 * 3
+    found = dry_run.flops(program, shape)
+    assert 0.8 * by_hand < found < 1.1 * by_hand
+    in_parts = dataclasses.replace(program, accumulate=2)
+    assert dry_run.flops(in_parts, shape) == found
 
 
 def test_data_is_not_needed_where_the_config_says_how_many_classes():

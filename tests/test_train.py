@@ -299,6 +299,13 @@ def test_errors_are_one_line_with_the_documented_code(tmp_path, arguments, code,
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+def test_what_could_not_start_does_not_take_the_workdir(tmp_path):
+    line = commands.fail(commands.train(tmp_path, "--config.weights=nowhere.safetensors"), 2)
+    assert "nowhere.safetensors" in line
+    commands.succeed(commands.train(tmp_path))
+    assert (tmp_path / "DONE").read_text() == "step 60\n"
+
+
 def test_missing_flags_and_half_a_process_group(tmp_path):
     line = commands.fail(commands.command("mrl_jax.train", "--workdir", tmp_path), 2)
     assert "--config" in line

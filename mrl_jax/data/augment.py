@@ -1,6 +1,7 @@
 """Random changes of training images on the device: a whole batch at once, in one program."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -73,8 +74,8 @@ class Augmentation:
             raise ValueError(f"random_crop must be in [0, 1], got {self.crop}")
         if self.shift < 0:
             raise ValueError(f"random_shift must be >= 0, got {self.shift}")
-        if self.mixup < 0:
-            raise ValueError(f"mixup must be >= 0, got {self.mixup}")
+        if not 0 <= self.mixup < math.inf:
+            raise ValueError(f"mixup must be >= 0 and finite, got {self.mixup}")
 
     def __call__(self, key: jax.Array, image_bhwc: jax.Array) -> jax.Array:
         """Changed images of the same shape, 0 to 255; float32 after a crop, else the same dtype."""

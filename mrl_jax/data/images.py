@@ -1,27 +1,32 @@
 """From the bytes of an image file to RGB pixels: one policy for every source.
 
 - Grey becomes RGB with three equal channels; 16-bit values 0 to 65535 become 0 to 255.
-- Transparent pixels (alpha, or a palette's transparent colour) are laid on white, as on paper.
+- Transparent pixels (alpha, or a palette's transparent colour) are laid on white, as on paper; a
+  single transparent colour of 16-bit images is not looked for.
 - CMYK becomes RGB; of an animation the first frame counts.
 - EXIF orientation is applied: photos stand as a viewer shows them. Torchvision and tf.data ignore
   it; of ImageNet it concerns a handful of files.
-- A file that is not JPEG, PNG, BMP or WebP by its content, that is truncated or corrupt, or that
-  has more than `MAX_PIXELS` is refused with a `DataError` that names it. The last is known from the
-  header, before anything is decoded.
+- A file that is not JPEG, PNG, BMP or WebP by its content, that is truncated or that its decoder
+  finds broken, or that has more than `MAX_PIXELS` is refused with a `DataError` that names it. The
+  last is known from the header, before anything is decoded. Wrong bytes inside the data of a JPEG
+  are often no error to any decoder: they show as wrong pixels.
 - Any size from 1x1 on is legal: what is too small is enlarged.
 """
 
 import contextlib
 import io
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mrl_jax.data.boxes import Box, centre_box
 from mrl_jax.errors import DataError
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp"}
+# Images that are not read: to leave them out without a word would lose data.
+OTHER_SUFFIXES = {".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".ppm"}
 MAX_PIXELS = 2**26
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 _ORIENTATION = 0x0112
@@ -46,6 +51,10 @@ def _naming(where: str) -> Iterator[None]:
         yield
     except DataError:
         raise
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"cannot read image {where}: by its content it is no JPEG, PNG, BMP or WebP"
+        ) from error
     except Exception as error:  # decoders raise dozens of kinds for what a broken file can hold
         raise DataError(f"cannot read image {where}: {error or type(error).__name__}") from error
 
@@ -85,13 +94,13 @@ def _rgb(picture: Image.Image) -> Image.Image:
 def _shrink(picture: Image.Image, factor: float) -> int:
     """Lets the JPEG decoder leave out detail: 1, 2, 4 or 8 times smaller, at most `factor`."""
     times = max((k for k in (1, 2, 4, 8) if k <= factor), default=1)
+    width, height = picture.size
     if times > 1:
-        # Only the JPEG decoder can, and not for every file (it answers None then).
-        width, height = picture.size
-        small = (max(1, width // times), max(1, height // times))
-        if picture.draft("RGB", small) is not None:
-            return round(width / picture.size[0])
-    return 1
+        # Only the JPEG decoder can, and not for every file; a side stays at least one pixel.
+        picture.draft("RGB", (max(1, width // times), max(1, height // times)))
+    return next(
+        k for k in (1, 2, 4, 8) if picture.size == (math.ceil(width / k), math.ceil(height / k))
+    )
 
 
 def render(data: bytes, where: str, plan: Plan, *, detail: float = 2.0) -> np.ndarray:

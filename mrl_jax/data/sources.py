@@ -134,7 +134,8 @@ def load(
       path: of image_folder, the folder; of tfds, where prepared data sets lie ("" = its default).
       dataset: of tfds, the data set's name.
       image_size: of image_folder and tfds, pixels per side that images are brought to.
-      eval_crop: share of the short side that is kept of images in evaluation.
+      eval_crop: share of the short side that is kept of images in evaluation; in memory, and in
+        a stream without `random_crop`, of training images as well.
       stream: read images while they are used, instead of keeping all of them, decoded, in memory.
       random_crop: of a stream, see `Stream`. In memory it happens on the device.
       resolutions: of a stream, see `Stream`.
@@ -175,9 +176,7 @@ def load(
         }
     else:
         splits = {
-            split: _decoded(
-                split, found, image_size, 1.0 if split == "train" else eval_crop, threads
-            )
+            split: _decoded(split, found, image_size, eval_crop, threads)
             for split, found in records.items()
         }
     return Dataset(name, splits, classes)
@@ -185,7 +184,11 @@ def load(
 
 def _decoded(name: str, records: Any, size: int, share: float, threads: int) -> Split:
     """All images of a split as squares in memory."""
-    image = np.empty((len(records), size, size, 3), np.uint8)
+    try:
+        image = np.empty((len(records), size, size, 3), np.uint8)
+    except MemoryError as error:
+        gib = len(records) * size * size * 3 / 2**30
+        raise DataError(f"{name} needs {gib:.0f} GiB of memory; take data.stream=True") from error
     label = np.empty(len(records), np.int32)
 
     def decode(row):

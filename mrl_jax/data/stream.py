@@ -118,6 +118,8 @@ class Stream:
 
     def __post_init__(self):
         check_resolutions(self.resolutions)
+        if not 0 <= self.random_crop <= 1:
+            raise ValueError(f"random_crop must be in [0, 1], got {self.random_crop}")
 
     @property
     def examples(self) -> int:

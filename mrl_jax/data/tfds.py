@@ -32,15 +32,25 @@ class TfdsRecords:
         return len(self.source)
 
     def __getitem__(self, row: int) -> Record:
-        example, where = self.source[int(row)], f"{self.where}[{row}]"
-        label = int(example["label"])
+        where = f"{self.where}[{row}]"
+        image, label = _read(self.source, row, where)
         if not 0 <= label < self.classes:
             raise DataError(f"{where} has label {label}, legal are 0 to {self.classes - 1}")
-        return Record(example["image"], label, where)
+        return Record(image, label, where)
 
     def fingerprint(self) -> str:
         """Sixteen hex digits over name, version, shard lengths and bytes; no image is read."""
         return hashlib.sha256(self.identity.encode()).hexdigest()[:16]
+
+
+def _read(source: Any, row: int, where: str) -> tuple[bytes, int]:
+    """Image file and label of one example; a damaged or missing shard is a DataError."""
+    try:
+        example = source[int(row)]
+        return bytes(example["image"]), int(example["label"])
+    except Exception as error:  # ArrayRecord and TFDS raise several kinds
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"cannot read {where}: {reason}") from error
 
 
 def open_builder(name: str, path: str) -> Any:
@@ -50,11 +60,22 @@ def open_builder(name: str, path: str) -> Any:
       name: as "mnist" or "cifar10:3.0.2"; "" if `path` is the data set's own folder, that with
         dataset_info.json in it.
       path: folder of data sets, "" for TFDS's default.
+
+    Raises:
+      DataError: `path` is the folder of a data set with another name, or there is no name.
     """
     import tensorflow_datasets as tfds
 
     if path and (pathlib.Path(path) / "dataset_info.json").is_file():
-        return tfds.builder_from_directory(path)
+        builder = tfds.builder_from_directory(path)
+        if name and name.partition(":")[0].partition("/")[0] != builder.name:
+            raise DataError(f"{path} holds the data set {builder.name!r}, not {name!r}")
+        return builder
+    if not name:
+        raise DataError(
+            f"{path} has no dataset_info.json: give the folder NAME/VERSION that has one, or "
+            "--config.data.dataset=NAME"
+        )
     return tfds.builder(name, data_dir=path or None)
 
 
@@ -86,6 +107,8 @@ def open_tfds(name: str, path: str) -> tuple[dict[str, TfdsRecords], tuple[str, 
             for split in _SPLITS
             if split in builder.info.splits
         }
+    except DataError:
+        raise
     except Exception as error:  # TFDS raises many kinds for "not there" and "wrong format"
         reason = str(error).strip().partition("\n")[0][:200]
         raise DataError(f"TFDS data set {name!r}: {reason}; {prepare}") from error
@@ -103,7 +126,7 @@ def open_tfds(name: str, path: str) -> tuple[dict[str, TfdsRecords], tuple[str, 
             source, len(classes), f"{name}:{split}", _identity(builder, split)
         )
         for split, source in sources.items()
-        if len(source) and int(source[0]["label"]) >= 0
+        if len(source) and _read(source, 0, f"{name}:{split}[0]")[1] >= 0
     }
     if "train" not in splits or len(splits) < 2:
         raise DataError(f"TFDS data set {name!r} needs a train and a validation or test split")

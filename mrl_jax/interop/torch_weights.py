@@ -49,7 +49,9 @@ def load_weights(
     or without blurpool; heads of MRL, MRL-E and FF-m) and a ViT of timm or transformers, all with
     or without the prefix "module." that DistributedDataParallel leaves.
 
-    Three things are not in such files and stay the caller's business: how images were normalised
+    Four things are not in such files and stay the caller's business: how a ViT pools where its
+    names do not tell (timm's `global_pool` other than "token", or "avg" with `fc_norm`), how images
+    were normalised
     (torchvision and the reference: `data.mean` 123.675, 116.28, 103.53 and `data.std` 58.395,
     57.12, 57.375), the number of attention heads, and the epsilon of layer norms (ours is timm's
     1e-6; transformers has 1e-12).
@@ -99,7 +101,7 @@ def load_weights(
     parts = _assign(path, layout, tensors, wanted, _classifiers(params), head)
     if isinstance(backbone, ResNet):
         _check_blur(path, tensors, parts, backbone)
-    found = {target: _numbers(path, part) for target, part in parts.items()}
+    found = {target: _numbers(path, target, part) for target, part in parts.items()}
 
     def replace(keys, leaf):
         name = _path_name(keys)
@@ -184,13 +186,15 @@ def _array(path: pathlib.Path, name: str, tensor: dict[str, Any]) -> np.ndarray:
     return np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
 
 
-def _numbers(path: pathlib.Path, part: _Part) -> np.ndarray:
+def _numbers(path: pathlib.Path, target: str, part: _Part) -> np.ndarray:
     """The part as finite float32."""
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(part.array, np.float32)
     if not np.isfinite(array).all():
         bad = np.count_nonzero(~np.isfinite(array))
         raise DataError(f"{path}: {part.name} has {bad} values that are NaN or infinite as float32")
+    if target.endswith("/var") and (array < 0).any():
+        raise DataError(f"{path}: {part.name} has negative variances")
     return array
 
 

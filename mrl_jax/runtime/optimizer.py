@@ -1,6 +1,7 @@
 """The optimiser and its learning-rate schedule, from plain numbers."""
 
 import re
+from typing import Any
 
 import jax
 import optax
@@ -40,6 +41,22 @@ def schedule(name: str, learning_rate: float, warmup_steps: int, steps: int) -> 
     return optax.schedules.join_schedules([up, down], [warmup_steps])
 
 
+def _matches(pattern: re.Pattern, params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: bool(pattern.search(path_name(path))), params
+    )
+
+
+def check_decay_mask(decay_mask: str, params: Any) -> None:
+    """Refuses a mask that decays nothing.
+
+    Raises:
+      ValueError: no path of a parameter contains it.
+    """
+    if not any(jax.tree.leaves(_matches(re.compile(decay_mask), params))):
+        raise ValueError(f"decay_mask {decay_mask!r} matches no parameter")
+
+
 def make_optimizer(
     name: str,
     rate: optax.Schedule,
@@ -65,7 +82,7 @@ def make_optimizer(
         optimiser does not have.
     """
     for key, value in (("weight_decay", weight_decay), ("clip_norm", clip_norm)):
-        if value < 0:
+        if not value >= 0:  # NaN is not, either
             raise ValueError(f"{key} must be >= 0, got {value}")
     try:
         pattern = re.compile(decay_mask)
@@ -75,9 +92,7 @@ def make_optimizer(
         raise ValueError(f"nesterov is an option of sgd, not of {name}")
 
     def mask(params):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: bool(pattern.search(path_name(path))), params
-        )
+        return _matches(pattern, params)
 
     if name == "adamw":
         main = optax.adamw(rate, weight_decay=weight_decay, mask=mask)

@@ -10,6 +10,10 @@ from mrl_jax.tasks import Classification
 
 State = dict[str, Any]
 
+# Batch statistics are averaged like the parameters they were measured with: those of the latest
+# parameters do not fit averaged ones.
+AVERAGED = ("params", "model_state")
+
 
 def init_state(
     task: Classification,
@@ -20,7 +24,7 @@ def init_state(
 ) -> State:
     """The state before the first step: step, params, model_state, opt_state.
 
-    With `ema` also `ema_params`, the moving average of the parameters.
+    With `ema` also `ema_params` and `ema_model_state`, moving averages of these two.
     """
     params, model_state = task.init(key)
     state = {
@@ -29,13 +33,17 @@ def init_state(
         "model_state": model_state,
         "opt_state": optimizer.init(params),
     }
-    # A copy: a state whose buffer appears twice cannot be donated.
-    return state | ({"ema_params": jax.tree.map(jnp.copy, params)} if ema else {})
+    if ema:
+        for name in AVERAGED:
+            # A copy: a state whose buffer appears twice cannot be donated.
+            state[f"ema_{name}"] = jax.tree.map(jnp.copy, state[name])
+    return state
 
 
-def evaluated_params(state: State) -> Any:
-    """The parameters to measure and to hand out: their moving average where there is one."""
-    return state.get("ema_params", state["params"])
+def evaluated(state: State) -> tuple[Any, Any]:
+    """(parameters, model state) to measure and to hand out: moving averages where there are any."""
+    params, model_state = (state.get(f"ema_{name}", state[name]) for name in AVERAGED)
+    return params, model_state
 
 
 def _gradients(task: Classification, state: State, batch: dict[str, jax.Array], key: jax.Array):
@@ -95,8 +103,8 @@ def train_step(
       optimizer: what made `opt_state`.
       accumulate: parts of the batch that go through the network one after the other. Their
         gradients are averaged over examples; batch-norm sees each part by itself.
-      ema_decay: share of the moving average of the parameters that stays per step, where the
-        state has one.
+      ema_decay: share of the moving averages that stays per step, where the state has them; in
+        step t, counted from 0, at most (1 + t) / (10 + t), so that the initial values fade.
 
     Returns:
       The next state, and metrics of this step (computed with the parameters before the update):
@@ -116,7 +124,9 @@ def train_step(
         "opt_state": opt_state,
     }
     if "ema_params" in state:
-        new_state["ema_params"] = optax.incremental_update(
-            new_state["params"], state["ema_params"], 1 - ema_decay
-        )
+        keep = jnp.minimum(ema_decay, (1 + state["step"]) / (10 + state["step"]))
+        for name in AVERAGED:
+            new_state[f"ema_{name}"] = optax.incremental_update(
+                new_state[name], state[f"ema_{name}"], 1 - keep
+            )
     return new_state, {"loss": loss, "loss_g": loss_g, "grad_norm": optax.tree.norm(grads)}

@@ -85,7 +85,8 @@ def test_mixup_keeps_at_least_half_of_the_own_image():
     [
         ({"crop": 1.5}, r"random_crop must be in \[0, 1\], got 1.5"),
         ({"shift": -1}, "random_shift must be >= 0, got -1"),
-        ({"mixup": -0.1}, "mixup must be >= 0, got -0.1"),
+        ({"mixup": -0.1}, "mixup must be >= 0 and finite, got -0.1"),
+        ({"mixup": float("nan")}, "mixup must be >= 0 and finite, got nan"),
     ],
 )
 def test_bad_values_are_refused(options, message):

@@ -33,6 +33,20 @@ def test_rgb_is_read_as_it_is():
     np.testing.assert_array_equal(decode(file_of(Image.fromarray(pixels)), "x"), pixels)
 
 
+@pytest.mark.parametrize("size", [(65, 700), (9, 100), (33, 500), (81, 900), (15, 15), (1, 64)])
+@pytest.mark.parametrize("small", [1, 2, 4, 6])
+def test_a_narrow_jpeg_becomes_small(size, small):
+    data = file_of(Image.new("RGB", size, (10, 200, 30)), "JPEG", quality=95)
+    for pixels in (centre_square(data, "x", small), fit_short_side(data, "x", small)):
+        assert min(pixels.shape[:2]) == small
+        assert np.abs(pixels.astype(int) - (10, 200, 30)).max() < 8
+
+
+def test_what_is_no_image_says_what_would_be_legal():
+    with pytest.raises(DataError, match="x: by its content it is no JPEG, PNG, BMP or WebP"):
+        decode(b"GIF89a", "x")
+
+
 def test_grey_becomes_three_equal_channels():
     grey = gradient()[..., 0]
     found = decode(file_of(Image.fromarray(grey)), "x")

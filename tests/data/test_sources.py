@@ -62,6 +62,8 @@ def folder(tmp_path):
 def test_image_folder(folder):
     Image.new("L", (4, 4), 128).save(folder / "train" / "cat" / "grey.jpg")
     (folder / "train" / "cat" / "notes.txt").write_text("not an image")
+    (folder / "train" / ".ipynb_checkpoints").mkdir()
+    (folder / "train" / "cat" / "._0.png").write_bytes(b"what macOS leaves")
     data = load("image_folder", path=str(folder), image_size=8)
     assert data.class_names == ("cat", "dog")
     assert sorted(data.splits) == ["train", "val"]
@@ -80,12 +82,26 @@ def test_image_folder(folder):
         (lambda f: (f / "val" / "cow").mkdir(), "has class 'cow', which train has not"),
         (lambda f: (f / "train" / "cat" / "x.png").write_bytes(b"no"), r"cannot read .*cat/x.png"),
         (lambda f: [p.unlink() for p in f.glob("val/*/*")], "val has no images"),
+        (lambda f: [p.unlink() for p in f.glob("train/dog/*")], "class folder .*train/dog has no"),
+        (lambda f: (f / "train/cat/x.gif").touch(), r"x.gif is of a kind that is not read \(.bmp"),
+        (lambda f: (f / "train/cat/more").mkdir(), r"cat/more is a folder; images lie directly in"),
+        (lambda f: (f / "train/stray.png").touch(), "stray.png lies beside the class folders"),
+        (lambda f: (f / "train/cat/x.png").symlink_to("away"), "cannot read .*x.png: No such file"),
+        (lambda f: os.mkfifo(f / "train/cat/x.png"), "x.png is no file"),
     ],
 )
 def test_image_folder_errors_name_the_place(folder, harm, message):
     harm(folder)
     with pytest.raises(DataError, match=message):
         load("image_folder", path=str(folder), image_size=8)
+
+
+def test_a_name_that_is_no_unicode_is_legal(folder):
+    path = os.fsencode(folder / "train" / "cat") + b"/\xe9.png"
+    os.link(folder / "train" / "cat" / "0.png", path)
+    stream = load("image_folder", path=str(folder), image_size=8, stream=True)
+    assert stream.splits["train"].examples == 7
+    assert len(stream.fingerprint()) == 16
 
 
 def test_truncated_image_is_named(folder):
@@ -114,13 +130,27 @@ def test_tfds_that_is_not_prepared_says_how(tmp_path):
         load("tfds", dataset="mnist", path=str(tmp_path))
 
 
+def test_tfds_folder_without_a_data_set_says_what_is_missing(tmp_path):
+    with pytest.raises(DataError, match=r"has no dataset_info.json: give the folder NAME/VERSION"):
+        load("tfds", path=str(tmp_path))
+
+
 def test_tfds_in_array_record_is_read_without_tensorflow(tmp_path):
     """A real data set of another process's making; this one must not import TensorFlow."""
     program = """
-        import io, sys
+        import io, pathlib, sys
         import tensorflow_datasets as tfds
         from PIL import Image
         from mrl_jax.data import load
+        from mrl_jax.errors import DataError
+
+        def expect(message, **arguments):
+            try:
+                load("tfds", image_size=8, **arguments)
+            except DataError as error:
+                assert message in str(error), error
+            else:
+                raise AssertionError(message)
 
         class Tiny(tfds.core.GeneratorBasedBuilder):
             VERSION = tfds.core.Version("1.0.0")
@@ -148,6 +178,16 @@ def test_tfds_in_array_record_is_read_without_tensorflow(tmp_path):
         assert sizes == {"train": (6, 8, 8, 3), "test": (4, 8, 8, 3), "val": (4, 8, 8, 3)}, sizes
         for image, label in data.splits.values():
             assert (image == 200 * label[:, None, None, None]).all()
+        folder = sys.argv[1] + "/tiny/1.0.0"
+        assert load("tfds", dataset="tiny:1.0.0", path=folder, image_size=8).name == "tiny:1.0.0"
+        expect("holds the data set 'tiny', not 'mnist'", dataset="mnist", path=folder)
+
+        (shard,) = pathlib.Path(folder).glob("*train*")
+        good = shard.read_bytes()
+        shard.write_bytes(good[:100] + bytes(100) + good[200:])
+        expect("cannot read tiny:train[", dataset="tiny", path=sys.argv[1])
+        shard.unlink()
+        expect("cannot read tiny:train[", dataset="tiny", path=sys.argv[1])
         assert "tensorflow" not in sys.modules
     """
     path = tmp_path / "program.py"

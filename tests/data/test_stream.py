@@ -72,8 +72,7 @@ def test_evaluation_shows_every_image_once(folder, batch_size):
         np.testing.assert_array_equal(label[:examples], memory.splits[split].label)
         image = np.concatenate([b["image"] for b in found])
         assert not image[examples:].any()
-        if split == "val":
-            np.testing.assert_array_equal(image[:examples], memory.splits[split].image)
+        np.testing.assert_array_equal(image[:examples], memory.splits[split].image)
 
 
 def test_random_crops_are_a_function_of_seed_and_step_on_any_mesh(folder):
@@ -168,6 +167,8 @@ def test_evaluation_keeps_the_middle(folder):
         ({"resolutions": ((0, 30),)}, "multiples of 32 pixels, got 30"),
         ({"resolutions": ((5, 32), (5, 64))}, "steps of resolutions must increase"),
         ({"resolutions": (160,)}, r"must be \(step, pixels\) pairs, got 160"),
+        ({"random_crop": -0.5}, r"random_crop must be in \[0, 1\], got -0.5"),
+        ({"random_crop": float("nan")}, r"random_crop must be in \[0, 1\], got nan"),
     ],
 )
 def test_bad_schedules_are_refused(folder, options, message):

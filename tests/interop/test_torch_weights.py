@@ -267,6 +267,7 @@ RESNET_CASES = [
     (put("fc.nesting_classifier_0.bias", np.zeros(5)), UsageError, "no parameter for fc.nesting"),
     (put("layer1.0.conv1.conv.weight", np.zeros((4, 4, 3, 3))), UsageError, "no parameter for lay"),
     (put("module.fc.bias", np.zeros(5)), UsageError, "no parameter for module.fc.bias"),
+    (poison("bn1.running_var", -1.0), DataError, "bn1.running_var has negative variances"),
     (poison("fc.bias", np.nan), DataError, "fc.bias has 1 values that are NaN or infinite"),
     (poison("conv1.weight", 1e300, np.float64), DataError, "conv1.weight has 1 values that are"),
     (
@@ -390,7 +391,8 @@ def test_training_starts_from_weights_and_keeps_what_they_do_not_have(tmp_path):
         mine = found[name]["backbone"]["layer3_0"]["conv1"]["conv"]["kernel"]
         np.testing.assert_array_equal(mine, kernel)
         assert (np.asarray(found[name]["head"]["kernel_0004"]) == 7).all()
-    variance = found["model_state"]["batch_stats"]["bn1"]["var"]
-    np.testing.assert_allclose(variance, tensors["bn1.running_var"], rtol=1e-6)
+    for name in ("model_state", "ema_model_state"):
+        variance = found[name]["batch_stats"]["bn1"]["var"]
+        np.testing.assert_allclose(variance, tensors["bn1.running_var"], rtol=1e-6)
     assert int(found["step"]) == 7
     assert jax.tree.map(lambda x: x.sharding, found) == jax.tree.map(lambda x: x.sharding, shapes)

@@ -36,6 +36,8 @@ def test_a_folder_is_prepared_once_and_reads_like_itself(folder, tmp_path):
     assert "2 classes, fingerprint" in done.stdout
     path = tmp_path / "out" / "images" / "1.0.0"
     assert f"--config.data.path={path}" in done.stdout
+    streamed = load("tfds", path=str(path), stream=True)
+    assert f"fingerprint {streamed.fingerprint()}" in done.stdout
     prepared = load("tfds", path=str(path), image_size=32)
     plain = load("image_folder", path=str(folder), image_size=32)
     assert prepared.class_names == plain.class_names == ("cat", "dog")
@@ -54,7 +56,9 @@ def test_a_folder_is_prepared_once_and_reads_like_itself(folder, tmp_path):
     assert again.stdout.splitlines()[-4:] == done.stdout.splitlines()[-4:]
     assert {p: p.stat().st_mtime_ns for p in path.rglob("*")} == before
 
-    Image.new("RGB", (9, 9)).save(folder / "val" / "dog" / "new.png")
+    # Other pixels in a file of the same name and size.
+    changed = folder / "val" / "dog" / "1.png"
+    changed.write_bytes(changed.read_bytes())
     line = commands.fail(command, 3)
     assert "holds another data set; give another --out" in line
 
@@ -85,6 +89,31 @@ def test_what_is_wrong_is_said_in_one_line(folder, tmp_path, harm, message):
     assert re.search(message, error[0])
     # A second try does not find half a data set.
     assert not (tmp_path / "out" / "images" / "1.0.0" / "dataset_info.json").exists()
+
+
+def test_what_a_killed_run_left_is_named(folder, tmp_path):
+    left = tmp_path / "out" / "images" / "incomplete.AB12_1.0.0"
+    left.mkdir(parents=True)
+    done = commands.run([*SCRIPT, "folder", str(folder), "--out", str(tmp_path / "out")])
+    assert done.returncode == 0, done.stderr
+    assert f"{left} was left by a run that was killed" in done.stdout
+
+
+def test_an_out_that_cannot_be_written_is_refused_at_once(folder, tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "under"):
+        line = commands.fail([*SCRIPT, "folder", str(folder), "--out", str(out)], 2)
+        assert f"cannot write into --out {out}: " in line
+
+
+def test_an_image_too_long_for_a_jpeg_is_named(folder, tmp_path):
+    Image.new("L", (3, 9000)).save(folder / "val" / "cat" / "long.png")
+    argv = [*SCRIPT, "folder", str(folder), "--out", str(tmp_path / "out"), "--short_side", "2"]
+    assert commands.run(argv).returncode == 0
+    Image.new("L", (3, 99000)).save(folder / "val" / "cat" / "long.png")
+    done = commands.run([*argv[:-3], str(tmp_path / "other"), *argv[-2:]])
+    assert done.returncode == 3
+    assert "long.png would become 2 x 66000 pixels" in done.stderr
 
 
 def test_bad_arguments(tmp_path):

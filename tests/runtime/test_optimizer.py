@@ -1,8 +1,10 @@
+import math
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrl_jax.runtime.optimizer import make_optimizer, schedule
+from mrl_jax.runtime.optimizer import check_decay_mask, make_optimizer, schedule
 
 PARAMS = {"head": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}}
 
@@ -82,6 +84,11 @@ def test_gradients_are_clipped_by_their_global_norm():
             lambda: make_optimizer("sgd", None, weight_decay=-1, decay_mask=""),
             "weight_decay must be >= 0, got -1",
         ),
+        (
+            lambda: make_optimizer("sgd", None, weight_decay=0, decay_mask="", clip_norm=math.nan),
+            "clip_norm must be >= 0, got nan",
+        ),
+        (lambda: check_decay_mask("kernl", PARAMS), "decay_mask 'kernl' matches no parameter"),
         (
             lambda: make_optimizer("sgd", None, weight_decay=0, decay_mask="("),
             r"decay_mask '\(' is no regular expression",

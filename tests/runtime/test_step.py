@@ -8,7 +8,7 @@ import pytest
 from mrl_jax import NestedHead, Nesting
 from mrl_jax.data import Augmentation
 from mrl_jax.models import build
-from mrl_jax.runtime.step import evaluated_params, init_state, train_step
+from mrl_jax.runtime.step import evaluated, init_state, train_step
 from mrl_jax.tasks import Classification
 
 
@@ -88,18 +88,21 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole():
     assert whole[1]["grad_norm"] > 0.1
 
 
-def test_the_moving_average_of_the_parameters(setup):
+def test_moving_averages_of_parameters_and_statistics(setup):
     task, batch, _, _ = setup
     optimizer = optax.sgd(0.1)
-    state = init_state(task, optimizer, jax.random.key(0), ema=True)
-    step = functools.partial(train_step, task=task, optimizer=optimizer, ema_decay=0.75)
-    first, _ = jax.jit(step)(state, batch, jax.random.key(1))
-    second, _ = jax.jit(step)(first, batch, jax.random.key(1))
-    for start, one, two, average in zip(
-        *(jax.tree.leaves(x["params"]) for x in (state, first, second)),
-        jax.tree.leaves(evaluated_params(second)),
-        strict=True,
-    ):
-        expected = 0.75 * (0.75 * start + 0.25 * one) + 0.25 * two
-        np.testing.assert_allclose(average, expected, atol=1e-6)
-    assert evaluated_params({"params": 1}) == 1
+    states = [init_state(task, optimizer, jax.random.key(0), ema=True)]
+    step = jax.jit(functools.partial(train_step, task=task, optimizer=optimizer, ema_decay=0.15))
+    for _ in range(2):
+        states.append(step(states[-1], batch, jax.random.key(1))[0])
+    for index, name in enumerate(("params", "model_state")):
+        assert jax.tree.leaves(states[0][name])
+        for start, one, two, average in zip(
+            *(jax.tree.leaves(state[name]) for state in states),
+            jax.tree.leaves(evaluated(states[-1])[index]),
+            strict=True,
+        ):
+            # The first step keeps (1 + 0) / (10 + 0); the second would 2 / 11, but for the decay.
+            expected = 0.15 * (0.1 * start + 0.9 * one) + 0.85 * two
+            np.testing.assert_allclose(average, expected, atol=1e-6)
+    assert evaluated({"params": 1, "model_state": 2}) == (1, 2)
