@@ -64,13 +64,18 @@ def _conditions(line: Line) -> str:
     return f"{line['device']}, {line['threads']} threads, {line['date'][:10]}, {versions}"
 
 
-def markdown(lines: Sequence[Line]) -> str:
-    """One table per setting, columns padded so that the text reads well, too."""
-    parts = [f"{_conditions(lines[0])}\n\n{NOTES}"]
+def markdown(lines: Sequence[Line], notes_on_columns: str = NOTES) -> str:
+    """One table per setting, columns padded so that the text reads well, too.
+
+    A column that has no value in a setting is left out.
+    """
+    parts = [f"{_conditions(lines[0])}\n\n{notes_on_columns}"]
     for title, group in _settings(lines).items():
         measured = [line for line in group if not line["skipped"]]
         rows = [list(_COLUMNS), *map(_cells, measured)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+        filled = [i for i in range(len(_COLUMNS)) if any(row[i] for row in rows[1:])]
+        rows = [[row[i] for i in filled] for row in rows]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 
         def text(row, widths=widths):
             cells = [row[0].ljust(widths[0])]
@@ -123,7 +128,7 @@ def plot(lines: Sequence[Line], path: pathlib.Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_title(title, fontsize=8.5, loc="left")
     panels[-1].set_xlabel(
-        "time of forward + backward over that of one plain loss (dotted), quartiles over rounds",
+        "time over that of the first row (dotted), quartiles over rounds",
         fontsize=8,
     )
     figure.savefig(path)

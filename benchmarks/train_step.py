@@ -27,6 +27,13 @@ from mrl_jax import config as configs
 from mrl_jax.nesting import halvings, powers_of_two
 from mrl_jax.runtime import mesh as meshes
 
+NOTES = """\
+Time: median of one training step: forward, backward and optimiser. Ratio: time over that of the
+first row in the same round, median and quartiles over rounds. XLA temp: buffers XLA plans beside
+arguments and outputs. GFLOP by hand: three times the forward pass of the network, two FLOP per
+multiplication and addition. XLA's own count takes the body of a loop once, however often it runs.
+"""
+
 HEADS = {"plain": "fixed", "mrl": "separate", "mrl_e": "shared"}
 
 
@@ -294,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(json.dumps(line), flush=True)
                 print(json.dumps(line), file=file, flush=True)
             jax.clear_caches()
-    text = report.markdown(lines)
+    text = report.markdown(lines, NOTES)
     (arguments.out / "train_step.md").write_text(text)
     report.plot(lines, arguments.out / "train_step.png")
     print(text)

@@ -51,5 +51,5 @@ def sweep():
     for seed in (0, 1):
         for arg in ("mrl", "mrl_e"):
             yield arg, {"seed": seed}
-    for m in DIMS:
+    for m in reversed(DIMS):
         yield f"fixed={m}", {"seed": 0}
