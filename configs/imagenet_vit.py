@@ -9,8 +9,7 @@ Arguments:  mrl | mrl_e | fixed=M
 Hardware:   8 TPU v3 or one GPU of 40 GB; split a larger network by --config.mesh.fsdp and .tensor
 Time:       seven hours for 90 epochs of ViT-S/16 on a TPUv3-8 (that paper's abstract)
 Expected:   top-1 of a plain ViT-S/16 above 76 % after 90 epochs (that abstract); nested ones at
-            384 dims the same within noise. The paper of MRL has no ViT on ImageNet-1K alone. That
-            recipe also uses RandAugment, which is not here, and a batch of 1,024 as here.
+            384 dims the same within noise. The paper of MRL has no ViT on ImageNet-1K alone.
 """
 
 from mrl_jax.config import default_config, set_method
@@ -39,6 +38,7 @@ def get_config(arg="mrl"):
     c.data.random_crop = 0.05
     c.data.flip = True
     c.data.mixup = 0.2
+    c.data.rand_augment = (2, 10)
 
     c.model.name = "vit_s16"
     c.model.embedding_dim = 0

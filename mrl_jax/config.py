@@ -62,6 +62,8 @@ def default_config() -> ConfigDict:
     # Stream only: sizes in training as (step, pixels) points, linear between them, in multiples of
     # 32; () = image_size.
     c.data.resolutions = ()
+    # Stream only, training: (changes per image, strength 0 to 10) of RandAugment; () = off
+    c.data.rand_augment = ()
     c.data.random_crop = 0.0  # training: smallest share of the area a random part shows; 0 = off
     c.data.flip = False  # training: left and right change sides in half of the images
     c.data.random_shift = 0  # training: images move by up to this many pixels in x and y

@@ -349,6 +349,7 @@ def open_data(config: ConfigDict) -> data.Dataset:
             stream=d.stream,
             random_crop=d.random_crop,
             resolutions=d.resolutions,
+            rand_augment=d.rand_augment,
             threads=d.threads,
         )
     if d.classes not in (0, len(dataset.class_names)):

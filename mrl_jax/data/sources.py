@@ -16,6 +16,7 @@ from tqdm import tqdm
 from mrl_jax.data.folder import SPLITS, open_folder
 from mrl_jax.data.images import centre_square
 from mrl_jax.data.loader import Batches, padded_batches
+from mrl_jax.data.rand_augment import RandAugment
 from mrl_jax.data.stream import Resolutions, Stream
 from mrl_jax.data.tfds import open_tfds
 from mrl_jax.errors import DataError, UsageError
@@ -125,6 +126,7 @@ def load(
     stream: bool = False,
     random_crop: float = 0.0,
     resolutions: Resolutions = (),
+    rand_augment: tuple[int, float] | tuple[()] = (),
     threads: int = 0,
 ) -> Dataset:
     """Opens a data set.
@@ -139,6 +141,7 @@ def load(
       stream: read images while they are used, instead of keeping all of them, decoded, in memory.
       random_crop: of a stream, see `Stream`. In memory it happens on the device.
       resolutions: of a stream, see `Stream`.
+      rand_augment: of a stream, see `Stream`.
       threads: that decode images; 0 = one per core.
 
     Raises:
@@ -153,8 +156,11 @@ def load(
         raise UsageError(f"data.eval_crop must be in (0, 1], got {eval_crop}")
     if threads < 0:
         raise UsageError(f"data.threads must be >= 0, got {threads}")
-    if resolutions and not stream:
-        raise UsageError("data.resolutions needs data.stream=True")
+    for key, value in (("resolutions", resolutions), ("rand_augment", rand_augment)):
+        if value and not stream:
+            raise UsageError(f"data.{key} needs data.stream=True")
+    if rand_augment and len(rand_augment) != 2:
+        raise UsageError(f"data.rand_augment must be (changes, strength), got {rand_augment}")
     if source == "digits":
         if stream:
             raise UsageError("data.stream needs image files, digits are in memory")
@@ -171,7 +177,15 @@ def load(
         name = dataset or path
     if stream:
         splits = {
-            split: Stream(found, image_size, eval_crop, random_crop, resolutions, threads)
+            split: Stream(
+                found,
+                image_size,
+                eval_crop=eval_crop,
+                random_crop=random_crop,
+                resolutions=resolutions,
+                rand_augment=RandAugment(*rand_augment) if rand_augment else None,
+                threads=threads,
+            )
             for split, found in records.items()
         }
     else:

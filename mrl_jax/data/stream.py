@@ -17,6 +17,7 @@ import numpy as np
 from mrl_jax.data.boxes import ATTEMPTS, random_box
 from mrl_jax.data.images import centre_square, render
 from mrl_jax.data.loader import train_rows
+from mrl_jax.data.rand_augment import RandAugment
 
 # Images that a thread prepares in one go: grain costs 0.25 ms per element, an image 1 to 10 ms.
 CHUNK = 16
@@ -106,6 +107,7 @@ class Stream:
       random_crop: smallest share of the area of a training image that is used; 0 = its middle as
         in evaluation.
       resolutions: (step, pixels) points of the sizes in training; () = `size` always.
+      rand_augment: what else happens to training images, after the crop; None = nothing.
       threads: that decode images; 0 = one per core.
     """
 
@@ -114,10 +116,13 @@ class Stream:
     eval_crop: float = 1.0
     random_crop: float = 0.0
     resolutions: Resolutions = ()
+    rand_augment: RandAugment | None = None
     threads: int = 0
 
     def __post_init__(self):
         check_resolutions(self.resolutions)
+        if self.rand_augment:
+            self.rand_augment.check()
         if not 0 <= self.random_crop <= 1:
             raise ValueError(f"random_crop must be in [0, 1], got {self.random_crop}")
 
@@ -207,19 +212,26 @@ class StreamBatches:
         rows = train_rows(self._seed, step, self._batch_size, self._split.examples)[positions]
         size = self.image_size(step)
 
-        def pixels(record, i):
-            if not self._split.random_crop:
-                return centre_square(record.data, record.where, size, self._split.eval_crop)
+        def uniform(i, use, shape):
             # The place in the stream of all examples, so that no mesh and no resume changes it.
             place = step * self._batch_size + int(positions[i])
-            philox = np.random.Philox(key=self._seed, counter=[0, 0, 0, place])
-            uniform = np.random.Generator(philox).random((ATTEMPTS, 4))
+            philox = np.random.Philox(key=self._seed, counter=[0, 0, use, place])
+            return np.random.Generator(philox).random(shape)
+
+        def cropped(record, i):
+            if not self._split.random_crop:
+                return centre_square(record.data, record.where, size, self._split.eval_crop)
+            numbers = uniform(i, 0, (ATTEMPTS, 4))
 
             def plan(width, height):
                 area = (self._split.random_crop, 1.0)
-                box = tuple(float(e) for e in random_box(uniform, width, height, area))
+                box = tuple(float(e) for e in random_box(numbers, width, height, area))
                 return box, (size, size)
 
             return render(record.data, record.where, plan)
+
+        def pixels(record, i):
+            image, change = cropped(record, i), self._split.rand_augment
+            return change(image, uniform(i, 1, (change.layers, 2))) if change else image
 
         return self._split._examples(rows, pixels)
