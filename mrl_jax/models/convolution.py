@@ -39,7 +39,8 @@ def _kernel_gradient_by_products(x_bhwc, dy_bhwo, kernel_hwio, strides, padding)
     batch, rows, columns, outputs = dy_bhwo.shape
     height, width, inputs, _ = kernel_hwio.shape
     patch_bytes = height * width * inputs * x_bhwc.dtype.itemsize
-    chunks = _chunks(batch, rows * columns * patch_bytes)
+    # Of a 1x1 kernel the inputs are the patches already: nothing is laid out.
+    chunks = _chunks(batch, rows * columns * patch_bytes) if height * width > 1 else 1
 
     def cut(a):
         # Every chunks-th image, so that a batch that is split over devices stays so.
