@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from benchmarks import harness
+from benchmarks import harness, report
 from mrl_jax.data import Augmentation, load
 from mrl_jax.data.boxes import ATTEMPTS, random_box
 from mrl_jax.runtime.mesh import batch_sharding, make_mesh
@@ -225,7 +225,11 @@ def table(lines: Sequence[dict]) -> str:
     """Images per second, a column per set of files."""
     sets = list(dict.fromkeys(line["files"] for line in lines))
     value = {(line["case"], line["files"]): line["images_per_second"] for line in lines}
-    rows = ["| images per second | " + " | ".join(sets) + " |", "| --- |" + " --: |" * len(sets)]
+    rows = [
+        f"{report.conditions(lines[0])}\n\nMedian of {lines[0]['rounds']} rounds; files to batches "
+        f"of {BATCH}, a random part of each image, flipped in half of the cases but in streamed.\n",
+    ]
+    rows += ["| images per second | " + " | ".join(sets) + " |", "| --- |" + " --: |" * len(sets)]
     for case in CASES:
         cells = [value[case, name] for name in sets]
         shown = ["" if cell is None else f"{cell:,.0f}" for cell in cells]

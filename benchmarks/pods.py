@@ -65,6 +65,9 @@ def measure(model: str, chips: int, head: str) -> dict[str, Any]:
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """The lines as Markdown, with the FLOPs over those of the plain head."""
     rows = [
+        f"{lines[0]['device']}, compiled on {lines[0]['date'][:10]} with jax "
+        f"{lines[0]['versions']['jax']}; bfloat16, {PER_CHIP} images of {SIZE} pixels per chip, "
+        f"{CLASSES:,} classes.\n",
         "| model | chips | head | parameters | TFLOP per chip | over plain | arguments,"
         " MiB | temporary, MiB | collectives: how many, MiB |",
         "| --- | --: | --- | --: | --: | --: | --: | --: | --- |",

@@ -59,7 +59,8 @@ def _settings(lines: Sequence[Line]) -> dict[str, list[Line]]:
     return groups
 
 
-def _conditions(line: Line) -> str:
+def conditions(line: Line) -> str:
+    """Where, when and with what a line was measured."""
     versions = ", ".join(f"{k} {v}" for k, v in line["versions"].items() if v)
     return f"{line['device']}, {line['threads']} threads, {line['date'][:10]}, {versions}"
 
@@ -69,7 +70,7 @@ def markdown(lines: Sequence[Line], notes_on_columns: str = NOTES) -> str:
 
     A column that has no value in a setting is left out.
     """
-    parts = [f"{_conditions(lines[0])}\n\n{notes_on_columns}"]
+    parts = [f"{conditions(lines[0])}\n\n{notes_on_columns}"]
     for title, group in _settings(lines).items():
         measured = [line for line in group if not line["skipped"]]
         rows = [list(_COLUMNS), *map(_cells, measured)]
