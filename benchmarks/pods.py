@@ -77,6 +77,10 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
         place = line["model"], line["chips"]
         if line["head"] == "plain":
             plain[place] = line["tflop_per_chip"]
+        # Left out where a selection of cases has no plain head.
+        more = (
+            f"{100 * (line['tflop_per_chip'] / plain[place] - 1):+.3f} %" if place in plain else ""
+        )
         found = ", ".join(
             f"{kind} {count}, {size / 2**20:.1f}"
             for kind, (count, size) in line["collectives"].items()
@@ -84,7 +88,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
         rows.append(
             f"| {line['model']} | {line['chips']} | {line['head']} | "
             f"{line['parameters'] / 1e6:.2f} M | {line['tflop_per_chip']:.4f} | "
-            f"{100 * (line['tflop_per_chip'] / plain[place] - 1):+.2f} % | "
+            f"{more} | "
             f"{line['argument_mib']:.0f} | {line['temporary_mib']:.0f} | {found or 'none'} |"
         )
     return "\n".join(rows) + "\n"

@@ -244,7 +244,7 @@ def test_all_dims_per_step_equal_none_and_need_no_key():
     assert nested(dot_loss, one, dims_per_step=1)(a, b)[0] == nested(dot_loss, one)(a, b)[0]
 
 
-@pytest.mark.parametrize("k", [None, 3])
+@pytest.mark.parametrize("k", [None, pytest.param(3, marks=pytest.mark.slow)])
 def test_under_jit_checkpoint_and_repeated_calls(k):
     a, b = embeddings()
     lifted, key = nested(dot_loss, SAMPLED, dims_per_step=k), jax.random.key(3)

@@ -142,6 +142,7 @@ def test_the_pallas_kernel_equals_the_definition(kind, options):
     close(found, exact(params, z_bd, labels_b, nesting, mask_b=mask_b, **renamed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_long_and_dense_nestings(form, monkeypatch):
     small_pieces(monkeypatch, elements=300, tile=16)
