@@ -10,8 +10,11 @@ All runs:   python -m mrl_jax.sweep --config configs/cifar10.py --root runs/cifa
 Larger:     --config.model.width=64 --config.model.dtype=bfloat16 --config.data.image_size=32
                 --config.steps=11730, on a GPU
 Arguments:  mrl | mrl_e | fixed=M with M one of the dims below
-Time:       10 to 15 minutes a run on one core; the sweep keeps two runs going on two cores
-Expected:   docs/results/cifar10.md; the paper has no CIFAR-10
+Time:       10 to 15 minutes a run on one free core; the sweep keeps two runs going on two cores
+Expected:   top-1 at 2, 4, 8, 16, 32, 64, 128 dims, seed 0, n = 10,000, standard error 0.5:
+            mrl    59.1 71.9 73.4 74.0 74.0 73.9 74.1
+            mrl_e  55.3 66.8 69.5 72.0 72.5 72.5 72.7
+            (JPEG copies of CIFAR-10's images; fixed=M not run yet; the paper has no CIFAR-10)
 """
 
 from mrl_jax.config import default_config, set_method
