@@ -64,6 +64,6 @@ def sweep():
     for arg in ("mrl", "mrl_e", f"fixed={DIMS[-1]}"):
         yield arg, {"seed": 0}
     for arg in ("mrl", "mrl_e"):
-        yield arg, {"seed": 1, "eval.neighbours": False}
+        yield arg, {"seed": 1, "eval.measures": ("accuracy",)}
     for m in DIMS[:-1]:
-        yield f"fixed={m}", {"seed": 0, "eval.neighbours": False}
+        yield f"fixed={m}", {"seed": 0, "eval.measures": ("accuracy",)}

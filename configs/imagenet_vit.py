@@ -56,6 +56,6 @@ def get_config(arg="mrl"):
     c.checkpoint.every = STEPS_PER_EPOCH
     c.eval.every = 5 * STEPS_PER_EPOCH
     c.eval.batch_size = 1024
-    c.eval.neighbours = False
+    c.eval.measures = ("accuracy",)
     set_method(c, arg)
     return c

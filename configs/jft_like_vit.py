@@ -53,6 +53,6 @@ def get_config(arg="mrl"):
     c.checkpoint.every = 5_000
     c.eval.every = 20_000
     c.eval.batch_size = 4096
-    c.eval.neighbours = False
+    c.eval.measures = ("accuracy",)
     set_method(c, arg)
     return c

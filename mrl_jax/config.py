@@ -27,6 +27,9 @@ OPERATIONAL_KEYS = (
     "head.loss",
     "eval.every",
     "eval.batch_size",
+    "eval.measures",
+    "eval.hierarchy",
+    "eval.shifts",
     "data.threads",
     "data.path",  # data may move; checkpoints hold a fingerprint of what it must contain
 )
@@ -133,7 +136,11 @@ def default_config() -> ConfigDict:
     c.eval = ConfigDict()
     c.eval.every = 0  # steps between evaluations of the val split; 0 = only at the end
     c.eval.batch_size = 256  # examples per evaluation step over all devices
-    c.eval.neighbours = True  # also 1-NN accuracy; the train split is embedded for it
+    # What is measured: names of evaluators.MEASURES, or all. Every one but accuracy embeds the
+    # train split as well.
+    c.eval.measures = ("accuracy", "neighbours")
+    c.eval.hierarchy = ""  # file that says which superclass a class belongs to; "" = none
+    c.eval.shifts = ()  # other test sets of these classes, each "NAME=FOLDER"
     c.eval.dims = ()  # prefixes to measure; () = the nesting and the dims between
     return c.lock()
 

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
     trained = workdir.read_config(folder)
     config = configs.override(trained, overrides)
     for change in configs.differences(trained, config):
-        if not change.startswith("eval.dims:"):
+        if not change.startswith("eval.dims:"):  # other keys of eval are operational
             raise UsageError(f"{change}: the run in {folder} was trained otherwise")
     distributed.initialize(detect=arguments.distributed)
     first = jax.process_index() == 0
@@ -47,14 +47,15 @@ def main(argv: Sequence[str]) -> None:
         setup.check_facts(facts)
         found = setup.evaluate(state)
         if first:
-            results.write(
-                folder / workdir.RESULTS,
-                config=config.to_dict(),
+            workdir.record_finding(
+                folder,
+                found,
+                config=config,
                 command=f"python -m mrl_jax.evaluate {shlex.join(argv)}",
                 step=int(state["step"]),
-                results=found,
+                data=setup.dataset.fingerprint(),
             )
-            print(results.table(found))
+            print(results.table(found.results))
             print(f"step {int(state['step'])}; results in {folder / workdir.RESULTS}")
 
 

@@ -13,11 +13,10 @@ from ml_collections import ConfigDict
 
 from mrl_jax import data, models
 from mrl_jax.errors import CheckpointError, UsageError
-from mrl_jax.evaluators import Evaluation
+from mrl_jax.evaluators import Evaluation, Finding, chosen
 from mrl_jax.heads import NestedHead
 from mrl_jax.models.resnet import ResNet
 from mrl_jax.nesting import Nesting, parse_dims
-from mrl_jax.results import Result
 from mrl_jax.runtime import mesh as meshes
 from mrl_jax.runtime import optimizer as optimizers
 from mrl_jax.runtime import step as steps
@@ -167,7 +166,7 @@ class Experiment:
         sharding = meshes.batch_sharding(self.program.mesh)
         return self.dataset.splits["train"].batches(self.program.batch_size, seed, sharding)
 
-    def evaluate(self, state: Any, splits: tuple[str, ...] = ("val", "test")) -> list[Result]:
+    def evaluate(self, state: Any, splits: tuple[str, ...] = ("val", "test")) -> Finding:
         """All evaluators on those of the splits that the data set has."""
         present = tuple(name for name in splits if name in self.dataset.splits)
         return self.evaluation.run(*steps.evaluated(state), present)
@@ -372,6 +371,8 @@ def from_config(config: ConfigDict) -> Experiment:
     # What is wrong with the model should show before minutes are spent on reading data.
     task = make_task(config, classes=2, image_shape=(32, 32, 3), mesh=None)
     dims = _evaluated_dims(config, task.nesting)
+    with _config_errors("eval.measures"):
+        chosen(config.eval.measures)
     _optimizer(config)
     dataset = open_data(config)
     program = make_program(
@@ -384,6 +385,6 @@ def from_config(config: ConfigDict) -> Experiment:
         dims=dims,
         batch_size=config.eval.batch_size,
         seed=config.seed,
-        neighbours=config.eval.neighbours,
+        measures=config.eval.measures,
     )
     return Experiment(program, dataset, evaluation)

@@ -55,9 +55,13 @@ def write(
     config: dict[str, Any],
     command: str,
     step: int,
+    data: str,
     results: Sequence[Result],
 ) -> None:
-    """Writes results.json atomically: the numbers, and what it takes to get them again."""
+    """Writes results.json atomically: the numbers, and what it takes to get them again.
+
+    `data` is the fingerprint of the data set that was measured.
+    """
     content = {
         "schema": SCHEMA,
         "run": config["name"],
@@ -69,6 +73,7 @@ def write(
         },
         "command": command,
         "step": step,
+        "data": data,
         "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
         "results": [result._asdict() for result in results],
     }

@@ -187,27 +187,31 @@ class Training:
         """Evaluates the val split in the middle of training."""
         with self.phases("eval"):
             found = self.experiment.evaluate(self.state, ("val",))
-            self.writer.write(done, by_name(found))
-        best = [r for r in found if r.name == "val/top1"][-1]
-        say(f"step {done:>6} val/top1 at {best.dim} dims {best.value:.2%} +- {best.stderr:.2%}")
+            self.writer.write(done, by_name(found.results))
+        best = found.results[-1]
+        for result in found.results:
+            if result.name == "val/top1":
+                best = result
+        say(f"step {done:>6} {best.name} at {best.dim} dims {best.value:.2%} +- {best.stderr:.2%}")
         self.rate.restart()
 
     def finish(self, command: str) -> None:
         """Final evaluation, results.json and DONE."""
         with self.phases("eval"):
             found = self.experiment.evaluate(self.state)
-        self.writer.write(self.config.steps, by_name(found))
+        self.writer.write(self.config.steps, by_name(found.results))
         self.checkpoints.close()
         if jax.process_index() == 0:
-            results.write(
-                self.folder / workdir.RESULTS,
-                config=self.config.to_dict(),
+            workdir.record_finding(
+                self.folder,
+                found,
+                config=self.config,
                 command=command,
                 step=self.config.steps,
-                results=found,
+                data=self.experiment.dataset.fingerprint(),
             )
             results.write_text(self.folder / workdir.DONE, f"step {self.config.steps}\n")
-        say(results.table([r for r in found if r.name.endswith(("/top1", "/1nn"))]))
+        say(results.table([r for r in found.results if r.name.endswith(("/top1", "/1nn"))]))
         say(f"time {self.phases.summary()}")
         say(f"results in {self.folder / workdir.RESULTS}")
 

@@ -4,16 +4,21 @@ import contextlib
 import fcntl
 import json
 import pathlib
+import shutil
 from collections.abc import Iterator
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from mrl_jax import config as configs
 from mrl_jax import results
 from mrl_jax.errors import UsageError
+from mrl_jax.evaluators import Finding
 
 CONFIG = "config.json"
 RESULTS = "results.json"
+EVALUATION = "evaluation"  # folder of what results.json does not hold
+EXAMPLES = "examples.npz"
 DONE = "DONE"
 CHECKPOINTS = "ckpt"
 
@@ -79,6 +84,41 @@ def check_same_run(folder: pathlib.Path, config: ConfigDict) -> None:
 def record_config(folder: pathlib.Path, config: ConfigDict) -> None:
     """Writes config.json, which makes the folder this run's own."""
     results.write_text(folder / CONFIG, configs.to_json(config) + "\n")
+
+
+def record_finding(
+    folder: pathlib.Path,
+    finding: Finding,
+    *,
+    config: ConfigDict,
+    command: str,
+    step: int,
+    data: str,
+) -> None:
+    """Writes results.json, and beside it the folder `evaluation` in place of an earlier one.
+
+    The folder holds the files of the finding and examples.npz: for every name of a result whether
+    each example was right, [G, N] bool, and under NAME/dims the G prefixes.
+    """
+    place, part = folder / EVALUATION, folder / (EVALUATION + ".tmp")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    arrays = {}
+    for name, (dims, right_gn) in finding.examples.items():
+        arrays[name], arrays[f"{name}/dims"] = right_gn, np.array(dims, np.int32)
+    np.savez_compressed(part / EXAMPLES, **arrays)
+    for name, content in finding.files.items():
+        (part / name).write_bytes(content)
+    shutil.rmtree(place, ignore_errors=True)
+    part.rename(place)
+    results.write(
+        folder / RESULTS,
+        config=config.to_dict(),
+        command=command,
+        step=step,
+        data=data,
+        results=finding.results,
+    )
 
 
 def is_done(folder: pathlib.Path) -> bool:

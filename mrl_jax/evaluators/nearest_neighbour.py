@@ -5,10 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.decomposition import PCA
 
+from mrl_jax.evaluators.finding import Finding
+from mrl_jax.evaluators.subject import Subject
 from mrl_jax.kernels import prefix_matmul, prefix_norms
-from mrl_jax.results import Result, proportion
 
 # Similarities held at a time: prefixes x queries x database.
 _MAX_SIMILARITIES = 2**26
@@ -35,49 +35,21 @@ def neighbours(database_nd: np.ndarray, query_bd: np.ndarray, dims: tuple[int, .
     return np.concatenate(found, axis=1)
 
 
-def neighbour_accuracy(
-    database_nd: np.ndarray,
-    database_label_n: np.ndarray,
-    query_bd: np.ndarray,
-    query_label_b: np.ndarray,
-    dims: tuple[int, ...],
-    *,
-    prefix: str,
-    seed: int,
-) -> list[Result]:
-    """1-NN accuracy of the first m dims, of PCA to m dims and of m dims drawn at random.
+SPACES = ("", "_pca", "_random")
 
-    Args:
-      database_nd: [N, D] embeddings to search; PCA is fitted on them.
-      database_label_n: [N] their classes.
-      query_bd: [B, D] embeddings to classify.
-      query_label_b: [B] their classes.
-      dims: the prefixes m, at most D.
-      prefix: first part of the result names, e.g. "val".
-      seed: of the random choice of dims.
 
-    Returns:
-      Results "{prefix}/1nn", "{prefix}/1nn_pca" and "{prefix}/1nn_random" at every dim. PCA stops
-      at min(N, D) dims.
+def measure(subject: Subject, split: str) -> Finding:
+    """1-NN accuracy among the train split, in the embedding and in its untrained rivals.
+
+    "{split}/1nn" of the first m dims, "{split}/1nn_pca" of PCA to m dims, "{split}/1nn_random" of
+    m dims drawn at random.
     """
-    order = np.random.default_rng(seed).permutation(database_nd.shape[1])
-    components = min(database_nd.shape)
-    pca = PCA(components, svd_solver="full").fit(database_nd.astype(np.float64))
-    spaces = {
-        "1nn": (database_nd, query_bd, dims),
-        "1nn_pca": (
-            pca.transform(database_nd).astype(np.float32),
-            pca.transform(query_bd).astype(np.float32),
-            tuple(m for m in dims if m <= components),
-        ),
-        "1nn_random": (database_nd[:, order], query_bd[:, order], dims),
-    }
-    results = []
-    for name, (database, query, fitting) in spaces.items():
-        found_gb = database_label_n[neighbours(database, query, fitting)]
-        hits_g = (found_gb == query_label_b).sum(-1)
-        results += [
-            proportion(f"{prefix}/{name}", dim, int(hits), len(query_label_b))
-            for dim, hits in zip(fitting, hits_g, strict=True)
-        ]
-    return results
+    found = Finding()
+    database, query = subject.embedded("train"), subject.embedded(split)
+    for suffix in SPACES:
+        space = subject.spaces[suffix]
+        dims = space.dims(subject.dims)
+        found_gb = neighbours(space.project(database.z_nd), space.project(query.z_nd), dims)
+        right_gb = database.label_n[found_gb] == query.label_n
+        found.add_right(f"{split}/1nn{suffix}", dims, right_gb)
+    return found

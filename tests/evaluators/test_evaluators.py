@@ -4,35 +4,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from evaluators.subjects import (
+    CLASSES,
+    DIMS,
+    clusters,
+    random_dataset,
+    random_params,
+    subject_of,
+    task_of,
+)
 from sklearn.decomposition import PCA
 
-from mrl_jax import NestedHead, Nesting
-from mrl_jax.data import Dataset, Split
-from mrl_jax.evaluators import Evaluation
-from mrl_jax.evaluators.classification import Accuracy
-from mrl_jax.evaluators.nearest_neighbour import neighbour_accuracy, neighbours
-from mrl_jax.models import build
+from mrl_jax.evaluators import MEASURES, Evaluation, chosen, classification, nearest_neighbour
+from mrl_jax.evaluators.nearest_neighbour import neighbours
 from mrl_jax.runtime.mesh import make_mesh
-from mrl_jax.tasks import Classification
-
-DIMS = (1, 3, 8)
-CLASSES = 7
-
-
-def task_of(kind):
-    nesting = Nesting((8,)) if kind == "fixed" else Nesting(DIMS)
-    return Classification(
-        backbone=build("mlp", embedding_dim=8, width=8, depth=1),
-        head=NestedHead(nesting, CLASSES, kind),
-        image_shape=(4, 4, 1),
-    )
-
-
-def random_params(task):
-    rng = np.random.default_rng(3)
-    params, model_state = task.init(jax.random.key(0))
-    head = jax.tree.map(lambda p: jnp.float32(rng.normal(size=p.shape)), params["head"])
-    return {**params, "head": head}, model_state
 
 
 @pytest.mark.parametrize("kind", ["separate", "shared", "fixed"])
@@ -44,7 +29,9 @@ def test_accuracy_equals_brute_force(kind, n):
     z_nd = rng.normal(size=(n, 8)).astype(np.float32)
     label_n = rng.integers(0, CLASSES, n).astype(np.int32)
     dims = (1, 2, 3, 5, 8)
-    results = Accuracy(task, make_mesh(), dims, batch_size=8).run(params, z_nd, label_n, "val")
+    subject = subject_of({"val": (z_nd, label_n)}, kind, measured=dims, params=params)
+    finding = classification.measure(subject, "val")
+    results = finding.results
     # Separate heads classify the trained dims only, others any dim.
     expected_dims = DIMS if kind == "separate" else dims
     head = {name: np.asarray(p, np.float64) for name, p in params["head"].items()}
@@ -59,6 +46,8 @@ def test_accuracy_equals_brute_force(kind, n):
     for r in results:
         assert r.n == n
         assert r.stderr == pytest.approx(math.sqrt(r.value * (1 - r.value) / n))
+        found_dims, right_gn = finding.examples[r.name]
+        assert right_gn[found_dims.index(r.dim)].mean() == r.value
 
 
 def test_ties_and_nan_are_never_right():
@@ -67,9 +56,13 @@ def test_ties_and_nan_are_never_right():
     label_n = np.zeros(5, np.int32)
     for value in (0.0, np.nan):
         head = jax.tree.map(lambda p, v=value: jnp.full_like(p, v), params["head"])
-        results = Accuracy(task, make_mesh(), (8,), batch_size=8).run(
-            {**params, "head": head}, np.ones((5, 8), np.float32), label_n, "val"
+        subject = subject_of(
+            {"val": (np.ones((5, 8), np.float32), label_n)},
+            "fixed",
+            measured=(8,),
+            params={**params, "head": head},
         )
+        results = classification.measure(subject, "val").results
         assert [r.value for r in results] == [0, 0]
 
 
@@ -82,14 +75,13 @@ def brute_force(database, labels, query, m):
 
 
 def test_nearest_neighbour_equals_brute_force():
-    rng = np.random.default_rng(1)
-    centres = rng.normal(size=(CLASSES, 8)) * 1.5
-    labels, query_labels = rng.integers(0, CLASSES, 90), rng.integers(0, CLASSES, 41)
-    database = (centres[labels] + rng.normal(size=(90, 8))).astype(np.float32)
-    query = (centres[query_labels] + rng.normal(size=(41, 8))).astype(np.float32)
+    database, labels = clusters(90, 8, spread=0.8, seed=1)
+    query, query_labels = clusters(41, 8, spread=0.8, seed=2)
     # Not at 1 dim: there every cosine is 1 or -1, and rounding picks among the ties.
     dims = (2, 3, 8)
-    results = neighbour_accuracy(database, labels, query, query_labels, dims, prefix="test", seed=5)
+    embedded = {"train": (database, labels), "test": (query, query_labels)}
+    subject = subject_of(embedded, measured=dims, seed=5)
+    results = nearest_neighbour.measure(subject, "test").results
     pca = PCA(8).fit(database.astype(np.float64))
     order = np.random.default_rng(5).permutation(8)
     spaces = {
@@ -119,21 +111,15 @@ def test_neighbours_do_not_depend_on_chunks(monkeypatch):
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
 def test_all_evaluators_on_a_mesh(sizes):
-    rng = np.random.default_rng(0)
-
-    def split(n):
-        image = rng.integers(0, 256, (n, 4, 4, 1)).astype(np.uint8)
-        return Split(image, rng.integers(0, CLASSES, n).astype(np.int32))
-
-    splits = {"train": split(50), "val": split(13), "test": split(30)}
-    dataset = Dataset("x", splits, tuple("abcdefg"))
+    dataset = random_dataset({"train": 50, "val": 13, "test": 30})
+    splits = dataset.splits
     task = task_of("shared")
     params, model_state = random_params(task)
     evaluation = Evaluation(
         task, make_mesh(*sizes), dataset, dims=(1, 2, 3, 8, 99), batch_size=8, seed=0
     )
-    results = evaluation.run(params, model_state, ("val", "test"))
-    assert results == evaluation.run(params, model_state, ("val", "test"))
+    results = evaluation.run(params, model_state, ("val", "test")).results
+    assert results == evaluation.run(params, model_state, ("val", "test")).results
     metrics = ("top1", "top5", "1nn", "1nn_pca", "1nn_random")
     assert [(r.name, r.dim, r.n) for r in results] == [
         (f"{name}/{metric}", dim, n)
@@ -153,3 +139,10 @@ def test_all_evaluators_on_a_mesh(sizes):
     logits_gbc = task.logits(params, z_nd, (8,))
     top1 = (np.asarray(logits_gbc[0]).argmax(-1) == splits["val"].label).mean()
     assert next(r for r in results if (r.name, r.dim) == ("val/top1", 8)).value == top1
+
+
+def test_measures_are_chosen_by_name():
+    assert chosen(("neighbours", "accuracy")) == ("accuracy", "neighbours")
+    assert chosen(("all",)) == tuple(MEASURES)
+    with pytest.raises(ValueError, match=r"measures are accuracy, .* or all; got 'top1'"):
+        chosen(("top1",))

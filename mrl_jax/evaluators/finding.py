@@ -1,0 +1,42 @@
+"""What a measurement gives: numbers, which examples they rest on, and files for people."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mrl_jax.results import Result, proportion
+
+
+class Examples(NamedTuple):
+    """Which examples counted as right: `right_gn` [G, N] bool at each of the G `dims`."""
+
+    dims: tuple[int, ...]
+    right_gn: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Attributes:
+    results: numbers at prefixes, named "{split}/{metric}".
+    examples: what some of them are the mean of, by the same name; runs that measured the same
+      examples can be compared in pairs.
+    files: content by name, e.g. "test_cascade.json".
+    """
+
+    results: list[Result] = dataclasses.field(default_factory=list)
+    examples: dict[str, Examples] = dataclasses.field(default_factory=dict)
+    files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+
+    def add(self, other: "Finding") -> None:
+        """Takes in what another measurement found."""
+        self.results.extend(other.results)
+        self.examples.update(other.examples)
+        self.files.update(other.files)
+
+    def add_right(self, name: str, dims: Sequence[int], right_gn: np.ndarray) -> None:
+        """Notes results of which every example is right or wrong: their means, and the examples."""
+        self.examples[name] = Examples(tuple(dims), np.asarray(right_gn, bool))
+        for dim, right_n in zip(dims, right_gn, strict=True):
+            self.results.append(proportion(name, dim, int(right_n.sum()), len(right_n)))

@@ -1,0 +1,175 @@
+"""What evaluators see of a trained run: embeddings, and what its head says of them."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mrl_jax.data import Dataset, padded_batches
+from mrl_jax.data.shifts import Shift
+from mrl_jax.evaluators.hierarchy import Hierarchy
+from mrl_jax.evaluators.spaces import Space, fit_spaces
+from mrl_jax.runtime.mesh import batch_sharding, replicated
+from mrl_jax.tasks import Classification
+
+
+class Embedded(NamedTuple):
+    """A split's embeddings [N, D], D the trained width, and labels [N] int32."""
+
+    z_nd: np.ndarray
+    label_n: np.ndarray
+
+
+class Predictions(NamedTuple):
+    """What the head says of N examples at G prefixes, beside the truth.
+
+    Attributes:
+      dims: the prefixes.
+      label_n: true classes.
+      predicted_gn: class of the largest logit.
+      confidence_gn: its softmax probability.
+      rank_gn: of the true class, 1 = right. What is not surely below it counts as ahead: ties, so
+        that constant logits are not right by luck, and NaN.
+    """
+
+    dims: tuple[int, ...]
+    label_n: np.ndarray
+    predicted_gn: np.ndarray
+    confidence_gn: np.ndarray
+    rank_gn: np.ndarray
+
+
+class Instruments:
+    """The compiled functions that measuring a task needs; they outlive a set of parameters."""
+
+    def __init__(self, task: Classification, mesh: Mesh, batch_size: int, dims: tuple[int, ...]):
+        self.task, self.mesh, self.batch_size = task, mesh, batch_size
+        self.sharding = batch_sharding(mesh)
+        self.dims = tuple(m for m in dims if m <= task.nesting.width)
+        self.classifiable = tuple(m for m in self.dims if task.classifiable(m))
+        whole = replicated(mesh)
+
+        def embed(params, model_state, batch, flip):
+            if flip:
+                batch = {**batch, "image": batch["image"][:, :, ::-1]}
+            return task.embed(params, model_state, batch), batch["label"]
+
+        def judge(params, batch, allowed_c):
+            # Views of the same examples [V, B, D]: their logits are averaged.
+            logits = [
+                task.logits(params, batch[name], self.classifiable)
+                for name in sorted(batch.keys() - {"label", "mask"})
+            ]
+            logits_gbc = sum(logits) / len(logits)
+            logits_gbc = jnp.where(allowed_c, logits_gbc, -jnp.inf)
+            target_gb1 = jnp.take_along_axis(logits_gbc, batch["label"][None, :, None], -1)
+            return (
+                logits_gbc.argmax(-1),
+                jax.nn.softmax(logits_gbc).max(-1),
+                (~(logits_gbc < target_gb1)).sum(-1),
+            )
+
+        self.embed = jax.jit(embed, static_argnames="flip", out_shardings=whole)
+        self.judge = jax.jit(judge, out_shardings=whole)
+
+
+class Subject:
+    """A trained embedding under measurement. What several evaluators need is computed once.
+
+    Attributes:
+      dims: prefixes to measure, none beyond the trained width.
+      classifiable: those of them that the head has a classifier for.
+      task: model and head.
+      mesh: devices.
+      dataset: its train split is what neighbours, probes and projections are fitted on.
+      seed: of random choices inside evaluators.
+      params, model_state: as trained.
+      hierarchy: superclasses, or None.
+      shifts: other test sets of the same classes by name; legal where a split is.
+    """
+
+    def __init__(
+        self,
+        instruments: Instruments,
+        dataset: Dataset,
+        params: Any,
+        model_state: Any,
+        *,
+        seed: int,
+        hierarchy: Hierarchy | None = None,
+        shifts: dict[str, Shift] | None = None,
+    ):
+        self._instruments = instruments
+        self.dims, self.classifiable = instruments.dims, instruments.classifiable
+        self.task, self.mesh = instruments.task, instruments.mesh
+        self.dataset, self.params, self.model_state = dataset, params, model_state
+        self.seed, self.hierarchy, self.shifts = seed, hierarchy, shifts or {}
+        self._embedded: dict[tuple[str, bool], Embedded] = {}
+        self._predictions: dict[tuple, Predictions] = {}
+
+    def embedded(self, split: str, flip: bool = False) -> Embedded:
+        """Embeddings and labels of a split or shift; `flip` mirrors the images first."""
+        if (split, flip) not in self._embedded:
+            tools = self._instruments
+            source = (
+                self.shifts[split].split if split in self.shifts else self.dataset.splits[split]
+            )
+            found = [
+                jax.device_get(tools.embed(self.params, self.model_state, batch, flip=flip))
+                for batch in source.padded(tools.batch_size, tools.sharding)
+            ]
+            z_nd, label_n = (
+                np.concatenate(parts)[: source.examples] for parts in zip(*found, strict=True)
+            )
+            z_nd = z_nd[:, : self.task.nesting.width]
+            self._embedded[split, flip] = Embedded(z_nd, label_n)
+        return self._embedded[split, flip]
+
+    def predictions(
+        self, split: str, flip: bool = False, classes: tuple[int, ...] | None = None
+    ) -> Predictions:
+        """What the head says of a split at every classifiable dim.
+
+        Args:
+          split: of the data set, or a shift.
+          flip: average the logits of every image and its mirror image.
+          classes: the only ones that may be said, with labels among them; None = all.
+        """
+        key = split, flip, classes
+        if key not in self._predictions:
+            z_nd, label_n = self.embedded(split)
+            views = {"z": z_nd}
+            if flip:
+                views["z_flip"] = self.embedded(split, flip=True).z_nd
+            self._predictions[key] = self._judge({**views, "label": label_n}, classes)
+        return self._predictions[key]
+
+    def _judge(self, arrays: dict[str, np.ndarray], classes: tuple[int, ...] | None):
+        tools = self._instruments
+        allowed_c = np.ones(self.task.head.num_classes, bool)
+        if classes is not None:
+            allowed_c = np.isin(np.arange(len(allowed_c)), classes)
+        batches = padded_batches(arrays, tools.batch_size, tools.sharding)
+        found = [jax.device_get(tools.judge(self.params, batch, allowed_c)) for batch in batches]
+        n = len(arrays["label"])
+        predicted, confidence, rank = (
+            np.concatenate(parts, 1)[:, :n] for parts in zip(*found, strict=True)
+        )
+        return Predictions(self.classifiable, arrays["label"], predicted, confidence, rank)
+
+    @functools.cached_property
+    def kernel_and_bias(self) -> tuple[np.ndarray, np.ndarray]:
+        """The classifier [D, C] and [C] of the full width."""
+        kernels, biases = self.task.head.kernels_and_biases(jax.device_get(self.params["head"]))
+        if self.task.head.kind == "separate":
+            return kernels[-1], biases[-1]
+        return kernels, biases
+
+    @functools.cached_property
+    def spaces(self) -> dict[str, Space]:
+        """The embedding itself and its untrained rivals, see `spaces.fit_spaces`."""
+        z_nd = self.embedded("train").z_nd
+        return fit_spaces(z_nd, self.kernel_and_bias[0], self.seed)
