@@ -2,14 +2,14 @@
 
 Data:       python launch/prepare_dataset.py tfds cifar10 --out DATA
             or your own copy, DATA/train/CLASS/*.png and DATA/val/CLASS/*.png (the test images):
-            launch/prepare_dataset.py folder
+            launch/prepare_dataset.py folder, and add --config.data.dataset=images below
 One run:    python -m mrl_jax.train --config configs/cifar10.py:mrl --workdir runs/cifar10 \
                 --config.data.path=DATA
 All runs:   python -m mrl_jax.sweep --config configs/cifar10.py --root runs/cifar10 \
                 --config.data.path=DATA
 Larger:     --config.model.width=64 --config.model.dtype=bfloat16 --config.data.image_size=32
                 --config.steps=11730, on a GPU
-Arguments:  mrl | mrl_e | fixed=M with M one of the dims below
+Arguments:  mrl | mrl_e | fixed=M | slim=M, M one of the dims below
 Time:       10 to 15 minutes a run on one free core; the sweep keeps two runs going on two cores
 Expected:   top-1 at 2, 4, 8, 16, 32, 64, 128 dims, seed 0, n = 10,000, standard error 0.5:
             mrl    59.1 71.9 73.4 74.0 74.0 73.9 74.1
@@ -20,6 +20,7 @@ Expected:   top-1 at 2, 4, 8, 16, 32, 64, 128 dims, seed 0, n = 10,000, standard
 from mrl_jax.config import default_config, set_method
 
 DIMS = (2, 4, 8, 16, 32, 64, 128)
+SLIM_DIMS = (8, 16, 32, 64)  # of the networks with 1, 2, 4 and 8 channels in the first stage
 STEPS_PER_EPOCH = 391
 
 
@@ -56,7 +57,7 @@ def get_config(arg="mrl"):
 
 
 def sweep():
-    """MRL and MRL-E with two seeds, the fixed-feature baseline of each granularity with one.
+    """MRL and MRL-E with two seeds, FF-m and narrower networks of each granularity with one.
 
     Neighbours are searched in the first run of each method and for the widest baseline, of which
     other tables are made (truncation, PCA): that takes as long as a third of the training.
@@ -67,3 +68,5 @@ def sweep():
         yield arg, {"seed": 1, "eval.measures": ("accuracy",)}
     for m in DIMS[:-1]:
         yield f"fixed={m}", {"seed": 0, "eval.measures": ("accuracy",)}
+    for m in SLIM_DIMS:
+        yield f"slim={m}", {"seed": 0, "eval.measures": ("accuracy",)}

@@ -2,7 +2,7 @@
 
 One run:    python -m mrl_jax.train --config configs/digits.py:mrl --workdir runs/digits_mrl
 All runs:   python -m mrl_jax.sweep --config configs/digits.py --root runs/quickstart
-Arguments:  mrl | mrl_e | fixed=M with M one of the dims below
+Arguments:  mrl | mrl_e | fixed=M | slim=M, M one of the dims below
 Hardware:   2 CPU cores, about ten seconds a run
 """
 

@@ -9,7 +9,7 @@ What it costs on a pod, without one:
                 --topology v5e:4x4
 All rows:   python -m mrl_jax.sweep --config configs/imagenet_resnet50.py --root runs/imagenet \
                 --config.data.path=DATA/images/1.0.0
-Arguments:  mrl | mrl_e | fixed=M, then any of these after commas:
+Arguments:  mrl | mrl_e | fixed=M | slim=M (a narrower network of M dims), then any of these after commas:
             start=M   dims M, 2M, ..., 2048 (paper: 8; its MRL-4 starts at 4)
             uniform   evenly spaced dims (paper, appendix K.1)
             8boost    the smallest granularity counts twice (paper, section 5)
@@ -89,7 +89,7 @@ def get_config(arg="mrl"):
 
 def sweep():
     """Table 1, and the ablations of nesting and weights."""
-    for arg in ("mrl", "mrl_e", *(f"fixed={m}" for m in DIMS)):
+    for arg in ("mrl", "mrl_e", *(f"fixed={m}" for m in DIMS), "slim=512", "slim=1024"):
         yield arg, {}
     for arg in ("mrl,8boost", "mrl,uniform", "mrl,start=4", "mrl,start=16"):
         yield arg, {}

@@ -5,7 +5,7 @@ Data:       DATA/train/CLASS/*.JPEG and DATA/val/CLASS/*.JPEG; then
 One run:    python -m mrl_jax.train --config configs/tiny_imagenet.py:mrl --workdir runs/tiny \
                 --config.data.path=PREPARED/images/1.0.0
 Full width: --config.model.width=64 --config.model.dtype=bfloat16, on a GPU
-Arguments:  mrl | mrl_e | fixed=M with M one of the dims below
+Arguments:  mrl | mrl_e | fixed=M | slim=M, M one of the dims below
 Time:       512,000 images a run at 150 to 300 images/s on two CPU cores: about an hour
 Expected:   not run to its end yet; the paper has no Tiny-ImageNet
 """

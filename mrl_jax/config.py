@@ -146,19 +146,39 @@ def default_config() -> ConfigDict:
 
 
 def set_method(config: ConfigDict, arg: str) -> None:
-    """Sets head and nesting from "mrl", "mrl_e" or "fixed=M", as config files take them.
+    """Sets head and nesting from "mrl", "mrl_e", "fixed=M" or "slim=M", as config files take them.
+
+    "slim=M" is the baseline of a narrower network: FF-M whose channels are scaled by M over the
+    widest nesting dim of the file, so that its whole embedding has M dims (paper, Table 1,
+    "Slim. Net", which slices one slimmable network instead of training one per width).
 
     Raises:
-      ValueError: anything else.
+      ValueError: anything else, or a network that cannot be that narrow.
     """
     method, _, dim = arg.partition("=")
-    if method == "fixed" and dim.isdecimal():
+    if method in ("fixed", "slim") and dim.isdecimal():
+        if method == "slim":
+            _make_slim(config, int(dim))
         config.head.kind = "fixed"
         config.nesting.dims = (int(dim),)
     elif arg in ("mrl", "mrl_e"):
         config.head.kind = {"mrl": "separate", "mrl_e": "shared"}[arg]
     else:
-        raise ValueError(f"the argument must be mrl, mrl_e or fixed=M, got {arg!r}")
+        raise ValueError(f"the argument must be mrl, mrl_e, fixed=M or slim=M, got {arg!r}")
+
+
+def _make_slim(config: ConfigDict, dim: int) -> None:
+    width, full = config.model.width, config.nesting.dims[-1]
+    if config.model.name.startswith("resnet"):
+        width = width or 64
+    if not width or width * dim % full or not dim:
+        raise ValueError(
+            f"slim={dim} needs model.width x {dim} / {full} to be a whole number, model "
+            f"{config.model.name} has width {width}"
+        )
+    config.model.width = width * dim // full
+    if config.model.embedding_dim:
+        config.model.embedding_dim = dim
 
 
 def _one_line(error: BaseException) -> str:

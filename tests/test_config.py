@@ -20,6 +20,13 @@ def test_arguments_of_the_digits_config():
     fixed = load(arg="fixed=8")
     assert (fixed.head.kind, fixed.nesting.dims, fixed.name) == ("fixed", (8,), "digits:fixed=8")
     assert configs.load(DIGITS).head.kind == "separate"
+    slim = load(arg="slim=16")
+    assert (slim.head.kind, slim.nesting.dims) == ("fixed", (16,))
+    assert (slim.model.width, slim.model.embedding_dim) == (128 * 16 // 64, 16)
+    assert configs.load("configs/imagenet_resnet50.py:slim=512").model.width == 16
+    for config, arg in (("cifar10", "slim=4"), ("imagenet_vit", "slim=64"), ("digits", "slim=0")):
+        with pytest.raises(UsageError, match=r"slim=\d+ needs model.width x"):
+            configs.load(f"configs/{config}.py:{arg}")
 
 
 def test_overrides_keep_types():
@@ -120,7 +127,7 @@ def test_config_file_cannot_invent_or_mistype_keys(tmp_path):
 def test_missing_files():
     with pytest.raises(UsageError, match=r"config file nowhere\.py not found"):
         configs.load("nowhere.py:mrl")
-    with pytest.raises(UsageError, match="must be mrl, mrl_e or fixed=M, got 'ff'"):
+    with pytest.raises(UsageError, match="must be mrl, mrl_e, fixed=M or slim=M, got 'ff'"):
         load(arg="ff")
 
 
