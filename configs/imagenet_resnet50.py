@@ -9,7 +9,7 @@ What it costs on a pod, without one:
                 --topology v5e:4x4
 All rows:   python -m mrl_jax.sweep --config configs/imagenet_resnet50.py --root runs/imagenet \
                 --config.data.path=DATA/images/1.0.0
-Arguments:  mrl | mrl_e | fixed=M | slim=M (a narrower network of M dims), then any of these after commas:
+Arguments:  mrl | mrl_e | fixed=M | slim=M (a narrower network), then any after commas:
             start=M   dims M, 2M, ..., 2048 (paper: 8; its MRL-4 starts at 4)
             uniform   evenly spaced dims (paper, appendix K.1)
             8boost    the smallest granularity counts twice (paper, section 5)
