@@ -18,7 +18,9 @@ import io
 import math
 from collections.abc import Callable, Iterator
 
+import cv2
 import numpy as np
+import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from mrl_jax.data.boxes import Box, centre_box
@@ -40,6 +42,9 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = tuple(_TURNS[key] for key in (5, 6, 7, 8))
+
+# Images are decoded by many threads already; OpenCV's own on top of them only wait for each other.
+cv2.setNumThreads(1)
 
 # (width, height) of the upright image -> the part that is wanted and the (width, height) it gets.
 Plan = Callable[[int, int], tuple[Box, tuple[int, int]]]
@@ -132,6 +137,38 @@ def render(data: bytes, where: str, plan: Plan, *, detail: float = 2.0) -> np.nd
             picture = picture.transpose(turn)
         part = tuple(edge / times for edge in box)
         return np.asarray(picture.resize(size, Image.Resampling.BILINEAR, part))
+
+
+def render_fast(data: bytes, where: str, plan: Plan) -> np.ndarray:
+    """As `render`, in half the time, for training: the part in whole pixels, less smoothly made.
+
+    A JPEG is decoded 2, 4 or 8 times smaller where that leaves at least a pixel per output pixel,
+    by libjpeg-turbo's quick transforms, and an output pixel is made of the four nearest ones, as
+    tf.data makes it. Other formats, turned or unusual JPEGs and what the quick decoder does not
+    like go through `render`, whose policy holds here as well.
+    """
+    with _naming(where):
+        picture = _open(data, where)
+        if picture.format != "JPEG" or picture.mode != "RGB" or _turn(picture) is not None:
+            return render(data, where, plan)
+    width, height = picture.size
+    box, size = plan(width, height)
+    least = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1])
+    times = max((k for k in (1, 2, 4, 8) if k <= least), default=1)
+    try:
+        pixels_hwc = simplejpeg.decode_jpeg(
+            data,
+            min_height=math.ceil(height / times),
+            min_width=math.ceil(width / times),
+            min_factor=times,
+            fastdct=True,
+            fastupsample=True,
+        )
+    except ValueError:  # it refuses what Pillow may read, or refuse by our policy
+        return render(data, where, plan)
+    left, top, right, bottom = (edge / times for edge in box)
+    part_hwc = pixels_hwc[int(top) : math.ceil(bottom), int(left) : math.ceil(right)]
+    return cv2.resize(part_hwc, size, interpolation=cv2.INTER_LINEAR)
 
 
 def decode(data: bytes, where: str) -> np.ndarray:

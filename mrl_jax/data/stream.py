@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from mrl_jax.data.boxes import ATTEMPTS, random_box
-from mrl_jax.data.images import centre_square, render
+from mrl_jax.data.images import centre_square, render_fast
 from mrl_jax.data.loader import train_rows
 from mrl_jax.data.rand_augment import RandAugment
 
@@ -228,7 +228,7 @@ class StreamBatches:
                 box = tuple(float(e) for e in random_box(numbers, width, height, area))
                 return box, (size, size)
 
-            return render(record.data, record.where, plan)
+            return render_fast(record.data, record.where, plan)
 
         def pixels(record, i):
             image, change = cropped(record, i), self._split.rand_augment

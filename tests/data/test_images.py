@@ -13,6 +13,7 @@ from mrl_jax.data.images import (
     dimensions,
     fit_short_side,
     render,
+    render_fast,
 )
 from mrl_jax.errors import DataError
 
@@ -172,3 +173,52 @@ def test_the_short_side_and_the_size():
     assert fit_short_side(data, "x", 15).shape == (15, 20, 3)
     assert dimensions(data, "x") == (40, 30)
     assert render(data, "x", lambda w, h: ((0, 0, w, h), (7, 5))).shape == (5, 7, 3)
+
+
+def smooth(width, height):
+    """An image without detail that depends on how it is resized."""
+    image = Image.fromarray(gradient(16, 12)[..., [0, 1, 0]])
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("size", [(500, 375), (97, 640), (31, 33), (2000, 1501)])
+def test_the_fast_way_shows_the_same_part(size):
+    data = file_of(smooth(*size), "JPEG", quality=95)
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        left, top = (int(rng.integers(0, n // 2)) for n in size)
+        box = (left, top, left + size[0] // 2, top + size[1] // 2)
+        found = render_fast(data, "x", lambda w, h, box=box: (box, (24, 20)))
+        expected = render(data, "x", lambda w, h, box=box: (box, (24, 20)))
+        assert found.shape == (20, 24, 3)
+        assert np.abs(found.astype(int) - expected).mean() < 3
+
+
+@pytest.mark.parametrize("kind", ["PNG", "turned", "grey", "CMYK", "tiny"])
+def test_what_the_fast_way_does_not_know_is_read_as_ever(kind):
+    image, options = smooth(60, 40), {"quality": 95}
+    if kind == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        options["exif"] = exif
+    modes = {"grey": "L", "CMYK": "CMYK"}
+    image = image.resize((1, 1)) if kind == "tiny" else image.convert(modes.get(kind, "RGB"))
+    data = file_of(image, "PNG") if kind == "PNG" else file_of(image, "JPEG", **options)
+
+    def whole(w, h):
+        return (0, 0, w, h), (8, 8)
+
+    found, expected = render_fast(data, "x", whole), render(data, "x", whole)
+    if kind == "tiny":
+        assert np.abs(found.astype(int) - expected).max() < 3
+    else:
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_the_fast_way_refuses_by_the_same_policy():
+    data = file_of(smooth(200, 100), "JPEG", quality=95)
+    for bad in (data[: len(data) // 2], b"", data[:100], b"GIF89a" + data):
+        with pytest.raises(DataError, match="cannot read image x"):
+            render_fast(bad, "x", lambda w, h: ((0, 0, w, h), (8, 8)))
+    # Bytes behind the end are no harm to any viewer.
+    render_fast(data + b"more", "x", lambda w, h: ((0, 0, w, h), (8, 8)))
