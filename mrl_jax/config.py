@@ -136,8 +136,7 @@ def default_config() -> ConfigDict:
     c.eval = ConfigDict()
     c.eval.every = 0  # steps between evaluations of the val split; 0 = only at the end
     c.eval.batch_size = 256  # examples per evaluation step over all devices
-    # What is measured: names of evaluators.MEASURES, or all. Every one but accuracy embeds the
-    # train split as well.
+    # What is measured: names of evaluators.MEASURES, or all. Most embed the train split as well.
     c.eval.measures = ("accuracy", "neighbours")
     c.eval.hierarchy = ""  # file that says which superclass a class belongs to; "" = none
     c.eval.shifts = ()  # other test sets of these classes, each "NAME=FOLDER"

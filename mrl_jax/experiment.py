@@ -2,21 +2,23 @@
 
 import contextlib
 import dataclasses
+import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mrl_jax import data, models
+from mrl_jax.data.shifts import open_shift, parse_shifts
 from mrl_jax.errors import CheckpointError, UsageError
-from mrl_jax.evaluators import Evaluation, Finding, chosen
+from mrl_jax.evaluators import Evaluation, Finding, chosen, hierarchy
 from mrl_jax.heads import NestedHead
 from mrl_jax.models.resnet import ResNet
 from mrl_jax.nesting import Nesting, parse_dims
+from mrl_jax.program import Program
 from mrl_jax.runtime import mesh as meshes
 from mrl_jax.runtime import optimizer as optimizers
 from mrl_jax.runtime import step as steps
@@ -32,103 +34,6 @@ def _config_errors(group: str) -> Iterator[None]:
         raise
     except ValueError as error:
         raise UsageError(f"config.{group}: {error}") from error
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """What a run computes; nothing in it depends on the data beyond their shape.
-
-    Attributes:
-      mesh: devices.
-      task: model and loss.
-      optimizer: gradient transformation.
-      rate: learning rate by step.
-      state: abstract train state (shapes, dtypes, shardings).
-      batch_size: examples per step over all devices.
-      accumulate: parts of a batch that are computed one after the other.
-      ema_decay: of the moving average of the parameters, 0 for none.
-    """
-
-    mesh: Mesh
-    task: Classification
-    optimizer: optax.GradientTransformation
-    rate: optax.Schedule
-    state: Any
-    batch_size: int
-    accumulate: int = 1
-    ema_decay: float = 0.0
-
-    def run_key(self, seed: int) -> jax.Array:
-        """The random key of the whole run, on every device."""
-        make = jax.jit(jax.random.key, out_shardings=meshes.replicated(self.mesh))
-        return make(seed)
-
-    def init_state(self, key: jax.Array) -> Any:
-        """A fresh train state; every array is created where it will live."""
-
-        def init(key):
-            return steps.init_state(self.task, self.optimizer, key, ema=self.ema_decay > 0)
-
-        return jax.jit(init, out_shardings=self._shardings)(key)
-
-    def with_weights(self, state: Any, path: str) -> Any:
-        """A fresh state whose backbone is that of a PyTorch network, see `interop.load_weights`."""
-        from mrl_jax.interop import load_weights  # needs a package that nothing else does
-
-        params, model_state = load_weights(
-            path, self.task.backbone, self.state["params"], self.state["model_state"], head="skip"
-        )
-
-        def place(new, old):
-            if not isinstance(new, np.ndarray):  # left as it was given: a shape
-                return old
-            return jax.make_array_from_callback(new.shape, old.sharding, lambda index: new[index])
-
-        state = dict(state)
-        for name, new in (("params", params), ("model_state", model_state)):
-            for key in (name, f"ema_{name}"):
-                if key in state:
-                    state[key] = jax.tree.map(place, new, state[key])
-        return state
-
-    def compile(self, image_shape: Sequence[int]) -> Any:
-        """The training step for images [H, W, C]: (state, batch, key, stop) -> (state, metrics).
-
-        The state is donated; `stop` is what `StopFlag.array` gives, the metrics hold its sum.
-        """
-        return self.trace(image_shape).lower().compile()
-
-    def trace(self, image_shape: Sequence[int]) -> Any:
-        """The step of `compile` before it is lowered for a platform (a `jax.stages.Traced`)."""
-
-        def update(state, batch, key, stop):
-            state, metrics = steps.train_step(
-                state,
-                batch,
-                key,
-                task=self.task,
-                optimizer=self.optimizer,
-                accumulate=self.accumulate,
-                ema_decay=self.ema_decay,
-            )
-            return state, {**metrics, "stop": stop.sum()}
-
-        whole = meshes.replicated(self.mesh)
-        rows = meshes.batch_sharding(self.mesh)
-        shape = jax.ShapeDtypeStruct
-        batch = {
-            "image": shape((self.batch_size, *image_shape), np.uint8, sharding=rows),
-            "label": shape((self.batch_size,), np.int32, sharding=rows),
-            "mask": shape((self.batch_size,), np.float32, sharding=rows),
-        }
-        key = shape((), jax.random.key(0).dtype, sharding=whole)
-        stop = shape((self.mesh.size,), np.int32, sharding=meshes.one_per_device(self.mesh))
-        jitted = jax.jit(update, donate_argnums=0, out_shardings=(self._shardings, whole))
-        return jitted.trace(self.state, batch, key, stop)
-
-    @property
-    def _shardings(self) -> Any:
-        return jax.tree.map(lambda leaf: leaf.sharding, self.state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -373,18 +278,46 @@ def from_config(config: ConfigDict) -> Experiment:
     dims = _evaluated_dims(config, task.nesting)
     with _config_errors("eval.measures"):
         chosen(config.eval.measures)
+    folders = parse_shifts(config.eval.shifts)
     _optimizer(config)
     dataset = open_data(config)
     program = make_program(
         config, classes=len(dataset.class_names), image_shape=dataset.image_shape, mesh=mesh
     )
-    evaluation = Evaluation(
+    return Experiment(program, dataset, _evaluation(config, program, dataset, dims, folders))
+
+
+def _evaluation(
+    config: ConfigDict,
+    program: Program,
+    dataset: data.Dataset,
+    dims: tuple[int, ...],
+    folders: dict[str, pathlib.Path],
+) -> Evaluation:
+    d, e = config.data, config.eval
+    height, _, channels = dataset.image_shape
+    if folders and channels != 3:
+        raise UsageError(f"eval.shifts are RGB images, those of {dataset.name} are grey")
+    shifts = {
+        name: open_shift(
+            name,
+            folder,
+            dataset.class_names,
+            image_size=height,
+            eval_crop=d.eval_crop,
+            stream=d.stream,
+            threads=d.threads,
+        )
+        for name, folder in folders.items()
+    }
+    return Evaluation(
         program.task,
-        mesh,
+        program.mesh,
         dataset,
         dims=dims,
-        batch_size=config.eval.batch_size,
+        batch_size=e.batch_size,
         seed=config.seed,
-        measures=config.eval.measures,
+        measures=e.measures,
+        hierarchy=hierarchy.read(e.hierarchy, dataset.class_names) if e.hierarchy else None,
+        shifts=shifts,
     )
-    return Experiment(program, dataset, evaluation)

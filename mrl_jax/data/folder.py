@@ -63,14 +63,15 @@ class FolderRecords:
 
 
 @contextlib.contextmanager
-def _listing() -> Iterator[None]:
+def listing() -> Iterator[None]:
+    """Where folders are listed: what the system refuses becomes a DataError that names it."""
     try:
         yield
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
-def _folders(root: pathlib.Path) -> list[str]:
+def class_folders(root: pathlib.Path) -> list[str]:
     """Class folders; those that begin with a dot belong to programs."""
     return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
@@ -79,13 +80,13 @@ def _classes(root: pathlib.Path) -> tuple[str, ...]:
     layout = f"expected {root}/train/CLASS/*.jpg and {root}/val/CLASS/*.jpg (test is optional)"
     if not (root / "train").is_dir() or not (root / "val").is_dir():
         raise DataError(f"image folder {root} lacks a train or val folder; {layout}")
-    classes = tuple(_folders(root / "train"))
+    classes = tuple(class_folders(root / "train"))
     if len(classes) < 2:
         raise DataError(f"{root}/train has {len(classes)} class folders, needs two; {layout}")
     return classes
 
 
-def _files(folder: pathlib.Path) -> list[tuple[str, os.stat_result]]:
+def image_files(folder: pathlib.Path) -> list[tuple[str, os.stat_result]]:
     """Image files of one folder with what the system says of them, by name.
 
     Raises:
@@ -113,7 +114,7 @@ def _files(folder: pathlib.Path) -> list[tuple[str, os.stat_result]]:
 
 
 def _records(root: pathlib.Path, classes: tuple[str, ...]) -> FolderRecords:
-    unknown = sorted(set(_folders(root)) - set(classes))
+    unknown = sorted(set(class_folders(root)) - set(classes))
     if unknown:
         raise DataError(f"{root} has class {unknown[0]!r}, which train has not")
     stray = [p for p in root.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
@@ -121,7 +122,7 @@ def _records(root: pathlib.Path, classes: tuple[str, ...]) -> FolderRecords:
         raise DataError(f"{stray[0]} lies beside the class folders, not in one")
     names, size, modified, label = [], [], [], []
     for index, name in enumerate(classes):
-        found = _files(root / name) if (root / name).is_dir() else []
+        found = image_files(root / name) if (root / name).is_dir() else []
         if not found and root.name == "train":
             legal = ", ".join(sorted(IMAGE_SUFFIXES))
             raise DataError(f"class folder {root / name} has no images ({legal})")
@@ -148,7 +149,7 @@ def open_folder(root: pathlib.Path) -> tuple[dict[str, FolderRecords], tuple[str
         images of, a split without images, images where or of a kind that is not read, anything
         that the system does not let us list.
     """
-    with _listing():
+    with listing():
         classes = _classes(root)
         splits = {name: _records(root / name, classes) for name in SPLITS if (root / name).is_dir()}
     return splits, classes

@@ -1,9 +1,40 @@
-"""Other test sets of the classes a model was trained on."""
+"""Other test sets of the classes a model was trained on: ImageNetV2, -A, -R, -Sketch, your own.
 
+A shift is a folder FOLDER/CLASS/*.jpg. Its class folders are called
+
+- as training classes are; not all of those need to be there;
+- or 0, 1, 2, ...: the place of the class among the sorted training classes (ImageNetV2), unless
+  training classes themselves are called by numbers;
+- or anything that FOLDER/classes.json says more of: {"folder": "training class"}. Several folders
+  may be one class, and null leaves a folder out.
+
+Some names of shifts are a promise that is checked: imagenet_a and imagenet_r have exactly their 200
+classes, imagenet_v2 and imagenet_sketch have every training class.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from mrl_jax.data.sources import Split
+import numpy as np
+
+from mrl_jax.data.folder import SPLITS, FolderRecords, class_folders, image_files, listing
+from mrl_jax.data.imagenet_classes import IMAGENET_A, IMAGENET_R
+from mrl_jax.data.images import IMAGE_SUFFIXES
+from mrl_jax.data.sources import Split, decoded
 from mrl_jax.data.stream import Stream
+from mrl_jax.errors import DataError, UsageError
+
+CLASSES = "classes.json"
+# What must be there; None = every training class.
+_PROMISED = {
+    "imagenet_a": IMAGENET_A,
+    "imagenet_r": IMAGENET_R,
+    "imagenet_v2": None,
+    "imagenet_sketch": None,
+}
 
 
 class Shift(NamedTuple):
@@ -11,3 +42,144 @@ class Shift(NamedTuple):
 
     split: Split | Stream
     classes: tuple[int, ...]
+
+
+def parse_shifts(entries: Sequence[str]) -> dict[str, pathlib.Path]:
+    """Folders by name from strings "NAME=FOLDER", as in config.eval.shifts.
+
+    Raises:
+      UsageError: no such string, a name that is taken or cannot be part of a metric's name.
+    """
+    folders = {}
+    for entry in entries:
+        name, equals, folder = entry.partition("=")
+        if not equals or not folder:
+            raise UsageError(f"eval.shifts must be NAME=FOLDER,..., got {entry!r}")
+        if not re.fullmatch("[A-Za-z0-9_-]+", name):
+            raise UsageError(
+                f"eval.shifts: a name has letters, digits, - and _ only, got {name!r} in {entry!r}"
+            )
+        if name in SPLITS:
+            raise UsageError(f"eval.shifts: {name} is a split of the data set, take another name")
+        if name in folders:
+            raise UsageError(f"eval.shifts has two folders called {name}")
+        folders[name] = pathlib.Path(folder)
+    return folders
+
+
+def _renamed(path: pathlib.Path, folders: list[str], class_names: Sequence[str]) -> dict:
+    """The class, or None, of every folder that classes.json speaks of; {} without such a file."""
+    try:
+        # Pairs, because a dict would drop all but the last of two equal keys without a word.
+        pairs = json.loads(path.read_text("utf-8"), object_pairs_hook=tuple)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+    if not isinstance(pairs, tuple):
+        raise DataError(f'{path} must be {{"folder": "training class" or null, ...}}')
+    renamed = {}
+    for folder, name in pairs:
+        if folder not in folders or folder in renamed:
+            problem = "is there twice" if folder in renamed else "is no folder beside it"
+            raise DataError(f"{path}: {folder!r} {problem}")
+        if name is not None and name not in class_names:
+            raise DataError(
+                f"{path} maps {folder!r} to {name!r}; "
+                f"legal are training classes, such as {class_names[0]!r}, and null"
+            )
+        renamed[folder] = name
+    return renamed
+
+
+def _labels(root: pathlib.Path, class_names: Sequence[str]) -> dict[str, int]:
+    """The label of every class folder that is not left out."""
+    folders = class_folders(root)
+    name_of = {name: name for name in class_names}
+    numbered = not any(name.isdecimal() for name in class_names)
+    if numbered:
+        name_of.update((str(k), name) for k, name in enumerate(sorted(class_names)))
+    name_of.update(_renamed(root / CLASSES, folders, class_names))
+    unknown = [folder for folder in folders if folder not in name_of]
+    if unknown:
+        raise DataError(
+            f"{root} has folder {unknown[0]!r}; legal are training classes, "
+            f"such as {class_names[0]!r}"
+            + (f", their places 0 to {len(class_names) - 1}" if numbered else "")
+            + f", and what {CLASSES} in it maps to one"
+        )
+    index = {name: i for i, name in enumerate(class_names)}
+    return {f: index[name_of[f]] for f in folders if name_of[f] is not None}
+
+
+def _records(root: pathlib.Path, label_of: dict[str, int]) -> FolderRecords:
+    legal = ", ".join(sorted(IMAGE_SUFFIXES))
+    stray = [p for p in root.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+    if stray:
+        raise DataError(f"{stray[0]} lies beside the class folders, not in one")
+    found = []
+    for folder, label in label_of.items():
+        files = image_files(root / folder)
+        if not files:
+            raise DataError(f"class folder {root / folder} has no images ({legal})")
+        found += [(f"{folder}/{file}", about, label) for file, about in files]
+    if not found:
+        raise DataError(f"{root} has no class folders with images ({legal})")
+    names, about, label = zip(*found, strict=True)
+    return FolderRecords(
+        root,
+        names,
+        np.array([a.st_size for a in about], np.int64),
+        np.array([a.st_mtime_ns for a in about], np.int64),
+        np.array(label, np.int32),
+    )
+
+
+def _check_promise(name: str, root: pathlib.Path, found: set[str], class_names: Sequence[str]):
+    if name not in _PROMISED:
+        return
+    promised = set(_PROMISED[name] or class_names)
+    missing, others = sorted(promised - found), sorted(found - promised)
+    if missing or others:
+        problem = f"lacks class {missing[0]!r}" if missing else f"has class {others[0]!r} besides"
+        raise DataError(
+            f"{root} {problem}: {name} has {len(promised)} classes (give a part another name)"
+        )
+
+
+def open_shift(
+    name: str,
+    folder: pathlib.Path,
+    class_names: Sequence[str],
+    *,
+    image_size: int,
+    eval_crop: float,
+    stream: bool,
+    threads: int,
+) -> Shift:
+    """Opens a test set whose class folders are training classes, see the module.
+
+    Args:
+      name: what it is called; some names promise certain classes.
+      folder: with the class folders.
+      class_names: of training; labels index them.
+      image_size: pixels per side.
+      eval_crop: share of the short side that is kept of images.
+      stream: read images while they are used, instead of keeping all of them in memory.
+      threads: that decode images; 0 = one per core.
+
+    Raises:
+      DataError: a folder that is no training class, one without images, images where or of a kind
+        that is not read, other classes than the name promises; names the path.
+    """
+    root = pathlib.Path(folder)
+    with listing():
+        label_of = _labels(root, class_names)
+        classes = tuple(sorted(set(label_of.values())))
+        _check_promise(name, root, {class_names[k] for k in classes}, class_names)
+        records = _records(root, label_of)
+    if stream:
+        split = Stream(records, image_size, eval_crop=eval_crop, threads=threads)
+    else:
+        split = decoded(name, records, image_size, eval_crop, threads)
+    return Shift(split, classes)

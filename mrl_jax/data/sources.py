@@ -190,13 +190,13 @@ def load(
         }
     else:
         splits = {
-            split: _decoded(split, found, image_size, eval_crop, threads)
+            split: decoded(split, found, image_size, eval_crop, threads)
             for split, found in records.items()
         }
     return Dataset(name, splits, classes)
 
 
-def _decoded(name: str, records: Any, size: int, share: float, threads: int) -> Split:
+def decoded(name: str, records: Any, size: int, share: float, threads: int) -> Split:
     """All images of a split as squares in memory."""
     try:
         image = np.empty((len(records), size, size, 3), np.uint8)

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from mrl_jax.data import Dataset
 from mrl_jax.data.shifts import Shift
-from mrl_jax.evaluators import classification, nearest_neighbour
+from mrl_jax.evaluators import classification, nearest_neighbour, robustness, superclass
 from mrl_jax.evaluators.finding import Examples, Finding
 from mrl_jax.evaluators.hierarchy import Hierarchy
 from mrl_jax.evaluators.subject import Instruments, Subject
@@ -19,6 +19,8 @@ __all__ = ["MEASURES", "Evaluation", "Examples", "Finding", "Subject", "chosen"]
 MEASURES: dict[str, Callable[[Subject, str], Finding]] = {
     "accuracy": classification.measure,
     "neighbours": nearest_neighbour.measure,
+    "superclass": superclass.measure,
+    "robustness": robustness.measure,
 }
 
 
