@@ -7,7 +7,14 @@ from jax.sharding import Mesh
 
 from mrl_jax.data import Dataset
 from mrl_jax.data.shifts import Shift
-from mrl_jax.evaluators import classification, nearest_neighbour, robustness, superclass
+from mrl_jax.evaluators import (
+    classification,
+    few_shot,
+    long_tail,
+    nearest_neighbour,
+    robustness,
+    superclass,
+)
 from mrl_jax.evaluators.finding import Examples, Finding
 from mrl_jax.evaluators.hierarchy import Hierarchy
 from mrl_jax.evaluators.subject import Instruments, Subject
@@ -19,6 +26,8 @@ __all__ = ["MEASURES", "Evaluation", "Examples", "Finding", "Subject", "chosen"]
 MEASURES: dict[str, Callable[[Subject, str], Finding]] = {
     "accuracy": classification.measure,
     "neighbours": nearest_neighbour.measure,
+    "few_shot": few_shot.measure,
+    "long_tail": long_tail.measure,
     "superclass": superclass.measure,
     "robustness": robustness.measure,
 }

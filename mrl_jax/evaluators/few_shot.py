@@ -1,0 +1,132 @@
+"""Few-shot classification by class means of k examples (paper, appendix G, Table 15)."""
+
+import json
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from mrl_jax.evaluators.class_means import SCHEMA, by_dim, digest, nearest_is_own, rows_of_classes
+from mrl_jax.evaluators.finding import Finding
+from mrl_jax.evaluators.subject import Subject
+from mrl_jax.results import Result
+
+WAYS = 10
+SHOTS = (1, 3, 5, 7, 9)
+QUERIES = 15  # per class
+EPISODES = 200
+EPISODES_OF_ALL = 10
+RIVALS, RIVAL_SHOTS = ("_pca", "_random"), 5
+# Not the run's seed: every run sees the same episodes, so that two can be compared in pairs.
+SEED = 2007
+# Queries of an episode over all its classes: for tens of thousands of classes it stays feasible.
+_MAX_QUERIES = 2**14
+
+
+class Setting(NamedTuple):
+    """Episodes of one shape; "10way_5shot" or "allway_5shot" is its name."""
+
+    name: str
+    ways: int
+    shots: int
+    queries: int
+    episodes: int
+
+
+def settings(smallest: int, classes: int) -> list[Setting]:
+    """What can be measured where the smallest of so many classes has so many examples."""
+    ways = min(WAYS, classes)
+    shapes = [(f"{ways}way", ways, EPISODES)]
+    if classes > WAYS:
+        shapes.append(("allway", classes, EPISODES_OF_ALL))
+    return [
+        Setting(
+            f"{name}_{shots}shot",
+            ways,
+            shots,
+            min(QUERIES, smallest - shots, max(1, _MAX_QUERIES // ways)),
+            episodes,
+        )
+        for name, ways, episodes in shapes
+        for shots in SHOTS
+        if shots < smallest
+    ]
+
+
+def draw(rows: list[np.ndarray], setting: Setting) -> np.ndarray:
+    """Examples of episodes, [E, ways, shots + queries]: support first, all of them different.
+
+    `rows` are the examples of every class. Depends on them and the setting alone.
+    """
+    rng = np.random.default_rng((SEED, setting.ways, setting.shots))
+    size = setting.shots + setting.queries
+    return np.array(
+        [
+            [
+                rng.choice(rows[c], size, replace=False)
+                for c in rng.permutation(len(rows))[: setting.ways]
+            ]
+            for _ in range(setting.episodes)
+        ]
+    )
+
+
+def accuracy(
+    z_nd: np.ndarray, episodes: np.ndarray, shots: int, dims: tuple[int, ...]
+) -> np.ndarray:
+    """Share of the queries whose nearest class mean is their own, [G, E]."""
+    _, ways, size = episodes.shape
+    own_n = np.repeat(np.arange(ways), size - shots)
+    found = []
+    for row_ws in episodes:
+        mean_wd = z_nd[row_ws[:, :shots]].mean(1, dtype=np.float32)
+        query_nd = z_nd[row_ws[:, shots:].ravel()]
+        found.append(nearest_is_own(query_nd, own_n, mean_wd, dims).mean(1))
+    return np.stack(found, 1)
+
+
+def measure(subject: Subject, split: str) -> Finding:
+    """Mean accuracy over episodes, and its standard error over them, at every prefix.
+
+    "{split}/ncm_10way_5shot": of 10 classes drawn at random, 5 examples each make the class mean
+    and up to 15 others are classified; all are of `split`, as in the paper, which takes both from
+    ImageNetV2. "{split}/ncm_allway_5shot": all classes at once; left out where there are no more
+    than 10, as it would be the same. With C < 10 classes it is "ncm_{C}way_5shot". "_pca" and
+    "_random" after it are untrained rivals. Classes with a single example take no part. k shots
+    are left out where the smallest of the others has no more than k examples: so every number of a
+    split is about the same classes. Fewer than two such classes give no results.
+
+    The file "{split}_few_shot.json" holds the accuracy of every episode by metric and dim, and in
+    "draws" a digest of the episodes: where two runs' are equal, they are compared in pairs.
+    """
+    found = Finding()
+    z_nd, label_n = subject.embedded(split)
+    rows = [row_n for row_n in rows_of_classes(label_n).values() if len(row_n) > 1]
+    if len(rows) < 2:
+        return found
+    chosen = settings(min(map(len, rows)), len(rows))
+    drawn = {setting: draw(rows, setting) for setting in chosen}
+    accuracies = {}
+    for suffix in ("", *RIVALS):
+        space = subject.spaces[suffix]
+        dims = space.dims(subject.dims)
+        some = [s for s in chosen if not suffix or (s.ways <= WAYS and s.shots == RIVAL_SHOTS)]
+        coordinates_nd = space.project(z_nd) if suffix and some else z_nd
+        for setting in some:
+            accuracy_ge = accuracy(coordinates_nd, drawn[setting], setting.shots, dims)
+            name = f"ncm_{setting.name}{suffix}"
+            accuracies[name] = by_dim(dims, accuracy_ge)
+            error_g = accuracy_ge.std(1, ddof=1) / math.sqrt(setting.episodes)
+            for dim, mean, error in zip(dims, accuracy_ge.mean(1), error_g, strict=True):
+                found.results.append(
+                    Result(f"{split}/{name}", dim, float(mean), float(error), setting.episodes)
+                )
+    content = {
+        "schema": SCHEMA,
+        "draws": digest([label_n, *drawn.values()]),
+        "classes": len(rows),
+        "settings": {f"ncm_{setting.name}": setting._asdict() for setting in chosen},
+        "accuracy": accuracies,
+    }
+    found.files[f"{split}_few_shot.json"] = (json.dumps(content, indent=1) + "\n").encode()
+    return found
