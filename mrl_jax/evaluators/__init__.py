@@ -8,10 +8,15 @@ from jax.sharding import Mesh
 from mrl_jax.data import Dataset
 from mrl_jax.data.shifts import Shift
 from mrl_jax.evaluators import (
+    agreement,
+    calibration,
     classification,
     few_shot,
+    flip,
+    linear_probe,
     long_tail,
     nearest_neighbour,
+    projections,
     robustness,
     superclass,
 )
@@ -26,6 +31,11 @@ __all__ = ["MEASURES", "Evaluation", "Examples", "Finding", "Subject", "chosen"]
 MEASURES: dict[str, Callable[[Subject, str], Finding]] = {
     "accuracy": classification.measure,
     "neighbours": nearest_neighbour.measure,
+    "flip": flip.measure,
+    "projections": projections.measure,
+    "probes": linear_probe.measure,
+    "calibration": calibration.measure,
+    "agreement": agreement.measure,
     "few_shot": few_shot.measure,
     "long_tail": long_tail.measure,
     "superclass": superclass.measure,

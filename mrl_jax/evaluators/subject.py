@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from mrl_jax.data import Dataset, padded_batches
 from mrl_jax.data.shifts import Shift
 from mrl_jax.evaluators.hierarchy import Hierarchy
-from mrl_jax.evaluators.spaces import Space, fit_spaces
+from mrl_jax.evaluators.spaces import Moments, Space, fit_spaces, moments
 from mrl_jax.runtime.mesh import batch_sharding, replicated
 from mrl_jax.tasks import Classification
 
@@ -169,7 +169,11 @@ class Subject:
         return kernels, biases
 
     @functools.cached_property
+    def moments(self) -> Moments:
+        """What projections and probes need of the train split."""
+        return moments(*self.embedded("train"), self.task.head.num_classes)
+
+    @functools.cached_property
     def spaces(self) -> dict[str, Space]:
         """The embedding itself and its untrained rivals, see `spaces.fit_spaces`."""
-        z_nd = self.embedded("train").z_nd
-        return fit_spaces(z_nd, self.kernel_and_bias[0], self.seed)
+        return fit_spaces(self.moments, self.kernel_and_bias[0], self.seed)
