@@ -4,6 +4,7 @@ A config file is Python (an `ml_collections` config), so run only files you trus
 `default_config()` and changes what its experiment needs; the command line may override any key.
 """
 
+import ast
 import difflib
 import hashlib
 import importlib.util
@@ -33,6 +34,8 @@ OPERATIONAL_KEYS = (
     "data.threads",
     "data.path",  # data may move; checkpoints hold a fingerprint of what it must contain
 )
+
+_LISTS_OF_WORDS = {"eval.measures", "eval.shifts"}
 
 
 def default_config() -> ConfigDict:
@@ -259,6 +262,8 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
         if values[key] is None:
             raise UsageError(f"{word} needs a value")
     config = config.copy_and_resolve_references()  # flags write into what they are given
+    for key in _LISTS_OF_WORDS & values.keys():
+        values[key] = _words(values[key])
     argv = ["mrl_jax", *(f"--config.{key}={value}" for key, value in values.items())]
     parser = flags.FlagValues()
     try:
@@ -267,6 +272,16 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(_one_line(error)) from error
     return from_dict(parser.config.to_dict(), where="command line")
+
+
+def _words(value: str) -> str:
+    """A list of words, "accuracy,flip", as the tuple that it means."""
+    try:
+        ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        if not value.startswith(("(", "[")):
+            return repr(tuple(word.strip() for word in value.split(",")))
+    return value
 
 
 def _tuples(value: Any) -> Any:

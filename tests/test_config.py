@@ -124,6 +124,13 @@ def test_config_file_cannot_invent_or_mistype_keys(tmp_path):
     assert configs.load(str(path)).steps == 7
 
 
+def test_lists_of_words():
+    config = load("--config.eval.measures=accuracy,flip", "--config.eval.shifts=a=/x/y")
+    assert config.eval.measures == ("accuracy", "flip")
+    assert config.eval.shifts == ("a=/x/y",)
+    assert load("--config.eval.measures=('flip',)").eval.measures == ("flip",)
+
+
 def test_missing_files():
     with pytest.raises(UsageError, match=r"config file nowhere\.py not found"):
         configs.load("nowhere.py:mrl")
