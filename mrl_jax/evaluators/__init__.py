@@ -9,6 +9,7 @@ from mrl_jax.data import Dataset
 from mrl_jax.data.shifts import Shift
 from mrl_jax.evaluators import (
     agreement,
+    attribution,
     calibration,
     classification,
     few_shot,
@@ -40,6 +41,7 @@ MEASURES: dict[str, Callable[[Subject, str], Finding]] = {
     "long_tail": long_tail.measure,
     "superclass": superclass.measure,
     "robustness": robustness.measure,
+    "attribution": attribution.measure,
 }
 
 

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 
 from mrl_jax.models import convolution
+from mrl_jax.models.features import Features
 
 
 class Cnn(nn.Module):
@@ -38,5 +39,6 @@ class Cnn(nn.Module):
                 )(x)
                 x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
                 x = nn.relu(x)
+        x = Features(x.shape[1:3], name="features")(x)
         x = x.reshape(x.shape[0], -1)
         return nn.Dense(self.embedding_dim, name="embedding")(x)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from mrl_jax.models import convolution
 from mrl_jax.models.batch_norm import BatchNorm
+from mrl_jax.models.features import Features
 
 Stem = Literal["imagenet", "small"]
 
@@ -156,7 +157,8 @@ class ResNet(nn.Module):
                 stride = 2 if stage and not index else 1
                 name = f"layer{stage + 1}_{index}"
                 x = block(self.width * 2**stage, stride, conv, norm, name=name)(x, train)
-        z_bd = x.astype(jnp.float32).mean((1, 2))
+        x = Features(x.shape[1:3], name="features")(x.astype(jnp.float32))
+        z_bd = x.mean((1, 2))
         if self.embedding_dim:
             z_bd = nn.Dense(self.embedding_dim, name="embedding")(z_bd)
         return z_bd

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mrl_jax.models.features import Features
+
 Pool = Literal["gap", "cls"]
 
 EPSILON = 1e-6  # of the layer norms
@@ -105,9 +107,15 @@ class ViT(nn.Module):
         position_td = self.param("position", nn.initializers.normal(0.02), (tokens, self.width))
         x = x + position_td.astype(x.dtype)[None]
         block = nn.remat(Block) if self.remat else Block
+        features = Features((rows, columns), name="features")
         for index in range(self.depth):
+            # The class token reads the other tokens for the last time in the last block.
+            if self.pool == "cls" and index == self.depth - 1:
+                x = features(x)
             x = block(self.heads, self.dtype, name=f"block_{index:02d}")(x)
         x = x.astype(jnp.float32)
+        if self.pool == "gap":
+            x = features(x)
         z_bd = x[:, 0] if self.pool == "cls" else x.mean(1)
         z_bd = nn.LayerNorm(epsilon=EPSILON, name="norm")(z_bd)
         if self.embedding_dim:

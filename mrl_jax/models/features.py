@@ -1,0 +1,55 @@
+"""The last feature map of a backbone: the last place where what it saw still has a position."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Features(nn.Module):
+    """Marks a backbone's last feature map and changes nothing; see `with_features`.
+
+    Attributes:
+      grid: (H, W) of the map. Of tokens it is the last H * W ones, row by row.
+    """
+
+    grid: tuple[int, int]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, K] or [B, T, K] as it is."""
+        return x
+
+
+def with_features(
+    embed: Callable[[], jax.Array], features_bhwk: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array | None]:
+    """Runs `embed()`; gives what it returns and the last feature map [B, H, W, K] on the way.
+
+    The map is None where no backbone with one was applied.
+
+    Args:
+      embed: applies a backbone.
+      features_bhwk: what the backbone goes on with in place of its own map. Gradients by it cost
+        only what comes after the map, and under `jit` what comes before it is not computed.
+    """
+    found = []
+
+    def interceptor(call, arguments, keywords, context):
+        x = call(*arguments, **keywords)
+        if not isinstance(context.module, Features):
+            return x
+        # As tokens [B, T, K], those before the map (a class token) apart.
+        rows, columns = context.module.grid
+        batch, channels = x.shape[0], x.shape[-1]
+        x_btk = x.reshape(batch, -1, channels)
+        others = x_btk.shape[1] - rows * columns
+        found.append(x_btk[:, others:].reshape(batch, rows, columns, channels))
+        if features_bhwk is None:
+            return x
+        own_btk = features_bhwk.reshape(batch, -1, channels)
+        return jnp.concatenate([x_btk[:, :others], own_btk], 1).reshape(x.shape)
+
+    with nn.intercept_methods(interceptor):
+        z_bd = embed()
+    return z_bd, found[0] if found else None
