@@ -11,10 +11,14 @@ Larger:     --config.model.width=64 --config.model.dtype=bfloat16 --config.data.
                 --config.steps=11730, on a GPU
 Arguments:  mrl | mrl_e | fixed=M | slim=M, M one of the dims below
 Time:       10 to 15 minutes a run on one free core; the sweep keeps two runs going on two cores
-Expected:   top-1 at 2, 4, 8, 16, 32, 64, 128 dims, seed 0, n = 10,000, standard error 0.5:
-            mrl    59.1 71.9 73.4 74.0 74.0 73.9 74.1
-            mrl_e  55.3 66.8 69.5 72.0 72.5 72.5 72.7
-            (JPEG copies of CIFAR-10's images; fixed=M not run yet; the paper has no CIFAR-10)
+Expected:   top-1 at 2, 4, 8, 16, 32, 64, 128 dims, n = 10,000, standard error 0.5:
+            mrl      59.1 71.9 73.4 74.0 74.0 73.9 74.1   seed 0
+                     57.0 70.2 71.9 72.6 72.7 72.8 72.9   seed 1
+            mrl_e    55.3 66.8 69.5 72.0 72.5 72.5 72.7   seed 0
+                     57.0 69.3 71.0 72.2 72.3 72.4 72.5   seed 1
+            fixed=M  52.4 66.9 71.3 72.9 71.5  --  72.7   seed 0
+            slim=M    --   --   --   --  60.7 66.7  --    seed 0
+            (JPEG copies of CIFAR-10's images; the paper has no CIFAR-10; -- not run)
 """
 
 from mrl_jax.config import default_config, set_method
