@@ -56,6 +56,8 @@ def get_config(arg="mrl"):
     c.optimizer.weight_decay = 5e-4
     c.checkpoint.every = STEPS_PER_EPOCH
     c.eval.batch_size = 500
+    # Every run is measured at the same prefixes, as far as it is trained.
+    c.eval.dims = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
     set_method(c, arg)
     return c
 

@@ -1,7 +1,7 @@
 """Joins finished runs into tables, plots and one page: `python -m mrl_jax.report R [--out DIR]`.
 
 R is one run folder, the root of a sweep, or a folder that holds run folders. Writes report.md,
-report.html, results.csv and a PNG per plot, and prints accuracy by dimension.
+report.html, results.csv with every number, and a PNG per plot, and prints accuracy by dimension.
 """
 
 import csv
@@ -15,6 +15,7 @@ from mrl_jax.errors import UsageError
 from mrl_jax.reporting import document, markdown, methods, page, plots, runs, sheet
 from mrl_jax.reporting.runs import Study
 
+TERMINAL = ("mrl", "mrl_e", "ff", "slim", "ff_cut")  # roles of what is printed
 COLUMNS = ("run", "method", "seed", "split", "metric", "dim", "value", "stderr", "n")
 
 
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
     study = runs.read_study(args.root)
     report, tables = document.compose(study)
 
-    files = {f.plot.file: f.plot.draw(plots.LIGHT) for f in report.findings}
+    files = {figure.file: figure.draw(plots.LIGHT) for figure in report.figures}
     files["results.csv"] = results_csv(study).encode()
     files["report.md"] = markdown.render(report).encode()
     files["report.html"] = page.render(report).encode()
@@ -74,7 +75,8 @@ def main(argv: Sequence[str]) -> None:
         write_atomically(out / name, content)
 
     if tables:
-        print(sheet.to_text(sheet.of_table(tables[0])))
+        # A terminal is narrow: the report has the columns of all baselines.
+        print(sheet.to_text(sheet.of_table(tables[0].only(TERMINAL))))
     for name in study.unfinished:
         print(f"not finished: {sheet.plain(name)}")
     print(f"report: {out / 'report.html'}")

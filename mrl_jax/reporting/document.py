@@ -2,68 +2,35 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from mrl_jax.reporting import headline, methods, plots, sheet, tables
+from mrl_jax.reporting import methods, sections, sheet, tables
+from mrl_jax.reporting.content import Document, Section
 from mrl_jax.reporting.headline import count, listing
 from mrl_jax.reporting.methods import Method
 from mrl_jax.reporting.runs import Run, Study
 from mrl_jax.reporting.sheet import Cell, Row, Sheet
 from mrl_jax.reporting.tables import Table
 
-FILES = {"top1": "accuracy_by_dim", "1nn": "nn_by_dim"}
 
-
-@dataclasses.dataclass(frozen=True)
-class Plot:
-    """One figure: the PNG file beside the report, a caption, and its drawing by theme."""
-
-    file: str
-    caption: str
-    table: Table
-    draw: Callable[[plots.Theme], bytes]
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """What one main table says in words, with its figure."""
-
-    heading: str
-    sentences: tuple[str, ...]
-    plot: Plot
-
-
-@dataclasses.dataclass(frozen=True)
-class Document:
-    """A report: what it says, what it shows, and the folded parts with their titles."""
-
-    title: str
-    facts: str
-    warnings: tuple[str, ...]
-    findings: tuple[Finding, ...]
-    sheets: tuple[Sheet, ...]
-    folded: tuple[tuple[str, tuple[Sheet, ...]], ...]
-    runs: Sheet
-    listings: tuple[tuple[str, str], ...]  # title and preformatted text
-
-
-def _plot(table: Table, number: int) -> Plot:
-    spread = " Bars: one sample standard deviation over seeds." if table.n_seeds > 1 else ""
-    left_out = len(table.curves) - len(plots.shown(table))
-    if left_out:
-        spread += f" {count(left_out, 'column')} of table {number} left out for room."
-    caption = (
-        f"Figure {number}. {table.title}: accuracy by number of dims kept. Filled markers: "
-        "dims the method was trained at; hollow: prefixes or projections it was not trained for."
-        f"{spread}"
-    )
-    return Plot(f"{FILES[table.metric]}.png", caption, table, lambda t: plots.draw(table, t))
-
-
-def _numbered(sheets: Sequence[Sheet]) -> tuple[Sheet, ...]:
-    return tuple(
-        dataclasses.replace(s, title=f"Table {i}. {s.title}") for i, s in enumerate(sheets, 1)
-    )
+def _numbered(found: Sequence[Section]) -> list[Section]:
+    """The same sections with numbers for their figures and open tables."""
+    figures = tables_ = 0
+    numbered = []
+    for section in found:
+        own_figures, own_sheets = [], []
+        for figure in section.figures:
+            figures += 1
+            own_figures.append(
+                dataclasses.replace(figure, caption=f"Figure {figures}. {figure.caption}")
+            )
+        for one in section.sheets:
+            tables_ += 1
+            own_sheets.append(dataclasses.replace(one, title=f"Table {tables_}. {one.title}"))
+        numbered.append(
+            dataclasses.replace(section, figures=tuple(own_figures), sheets=tuple(own_sheets))
+        )
+    return numbered
 
 
 def _runs_sheet(study: Study, found: Sequence[Method]) -> Sheet:
@@ -130,52 +97,61 @@ def _warnings(study: Study) -> list[str]:
             "sets of package versions",
             {json.dumps(run.versions, sort_keys=True) for run in study.runs},
         ),
+        ("data sets", {run.data for run in study.runs if run.data}),
     ):
         if len(values) > 1:
             warnings.append(f"The runs come from {len(values)} different {what}; see Runs below.")
     return warnings
 
 
+def _facts(study: Study, found: Sequence[Method]) -> str:
+    total = len(study.runs) + len(study.unfinished)
+    return " · ".join(
+        [
+            f"{len(study.runs)} of {count(total, 'run')} finished",
+            count(len(found), "method"),
+            count(len({run.seed for run in study.runs}), "seed"),
+            f"commit {listing(sorted({run.commit for run in study.runs}))}",
+            f"on {listing(sorted({run.device for run in study.runs}))}",
+        ]
+    )
+
+
+def _validation(found: Sequence[Method]) -> list[Table]:
+    """What tuning may look at, beside the test split of the main tables."""
+    built = (tables.build(found, "val", metric) for metric in ("top1", "1nn", "top5"))
+    return [table for table in built if table]
+
+
 def compose(study: Study) -> tuple[Document, list[Table]]:
     """The report of a study, and its tables, most important first.
 
     Raises:
-      DataError: two runs are the same method with the same seed.
+      DataError: two runs are the same method with the same seed, or a file of one is damaged.
     """
     found = methods.group(study.runs)
-
-    def build(split: str, *metrics: str) -> list[Table]:
-        built = (tables.build(found, split, metric) for metric in metrics)
-        return [table for table in built if table]
-
     split = _main_split(study)
-    main, top5 = build(split, "top1", "1nn"), build(split, "top5")
-    val = build("val", "top1", "1nn", "top5") if split == "test" else []
-    folded = []
-    if top5:
-        title = f"Top-5 accuracy, {tables.SPLIT_NAMES[split]}"
-        folded.append((title, tuple(sheet.of_table(t) for t in top5)))
+    parts, main = sections.of_split(found, split)
+    val = _validation(found) if split == "test" else []
+    parts = _numbered(parts)
+    folded = [(f"{part.heading}: tables", part.folded) for part in parts if part.folded]
     if val:
         title = "Validation accuracy (the split that tuning may look at)"
         folded.append((title, tuple(sheet.of_table(t) for t in val)))
-    seeds = {run.seed for run in study.runs}
-    total = len(study.runs) + len(study.unfinished)
-    facts = [
-        f"{len(study.runs)} of {count(total, 'run')} finished",
-        count(len(found), "method"),
-        count(len(seeds), "seed"),
-        f"commit {listing(sorted({run.commit for run in study.runs}))}",
-        f"on {listing(sorted({run.device for run in study.runs}))}",
-    ]
+    warnings = _warnings(study)
+    compared = [c for table in main for c in (*table.comparisons, *table.rivals)]
+    if compared and all(c.one_seed for c in compared):
+        warnings.append(
+            "One seed per method: what is called better or worse here holds for these trained "
+            "networks. Whether it would hold after training again is not known."
+        )
     document = Document(
         title=study.title,
-        facts=" · ".join(facts),
-        warnings=tuple(_warnings(study)),
-        findings=tuple(
-            Finding(table.title, tuple(headline.sentences(table)), _plot(table, i))
-            for i, table in enumerate(main, 1)
-        ),
-        sheets=_numbered([sheet.of_table(table) for table in main]),
+        facts=_facts(study, found),
+        warnings=tuple(warnings),
+        sections=tuple(parts),
+        overview=sections.overview(main),
+        legend=sections.LEGEND,
         folded=tuple(folded),
         runs=_runs_sheet(study, found),
         listings=(
@@ -184,4 +160,4 @@ def compose(study: Study) -> tuple[Document, list[Table]]:
             ("Config", _configs(study.runs)),
         ),
     )
-    return document, [*main, *val, *top5]
+    return document, [*main, *val]

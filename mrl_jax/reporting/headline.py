@@ -1,8 +1,8 @@
 """What the tables carry, in a few plain sentences; nothing is said that is not computed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from mrl_jax.reporting.tables import Comparison, Curve, Table
+from mrl_jax.reporting.tables import NESTED, Comparison, Curve, Table
 
 WITHIN = 0.01  # "within one point"
 
@@ -20,18 +20,37 @@ def listing(items: Sequence[object]) -> str:
     return f"{', '.join(texts[:-1])} and {texts[-1]}"
 
 
+def spans(dims: Sequence[int], among: Sequence[int]) -> str:
+    """Neighbours `among` all dims drawn together: [8, 16, 32, 128] -> "8 to 32 and 128"."""
+    among = sorted(among)
+    groups: list[list[int]] = []
+    for dim in sorted(dims):
+        if groups and among.index(dim) == among.index(groups[-1][-1]) + 1:
+            groups[-1].append(dim)
+        else:
+            groups.append([dim])
+    parts: list[object] = []
+    for group in groups:
+        parts += [f"{group[0]} to {group[-1]}"] if len(group) > 2 else group
+    return listing(parts)
+
+
 def count(number: int, noun: str) -> str:
     """1, "seed" -> "1 seed"; 3, "seed" -> "3 seeds"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def _prefix_sentence(curve: Curve) -> str | None:
+def prefix_sentence(table: Table, curve: Curve) -> str | None:
     """How far down the trained prefixes of one nested method stay near its full width."""
     dims = sorted(curve.trained & curve.values.keys())
     if not dims:
         return None
     means = {dim: curve.summary(dim).mean for dim in dims}
     width = dims[-1]
+    if table.about.lower_is_better:
+        ends = f"{percent(means[dims[0]])}% at {dims[0]} dims"
+        whole = f"{percent(means[width])}% at {width}"
+        return f"The {table.about.noun} of {curve.label} is {ends} and {whole}."
     text = f"{curve.label} reaches {percent(means[width])}% at its full {width} dims"
     small = width
     for dim in reversed(dims):
@@ -49,56 +68,144 @@ def _prefix_sentence(curve: Curve) -> str | None:
     return f"{text}."
 
 
-def _comparison_sentence(comparison: Comparison) -> str:
+def rests_on(comparisons: Sequence[Comparison]) -> str:
+    """What verdicts speak of, in short: other seeds, other examples, or these networks alone."""
+    differences = [d for c in comparisons for d, _ in c.by_dim.values()]
+    units = {c.unit for c in comparisons if c.unit}
+    noun = f"{max(d.units for d in differences):,} {listing(sorted(units))}" if units else ""
+    if all(d.n == 1 for d in differences):
+        return f"these trained networks, one seed each, on the same {noun}"
+    seeds = f"{max(d.n for d in differences)} seeds"
+    return f"{seeds} and {noun}" if noun else seeds
+
+
+def _after_holm(comparison: Comparison) -> list[str]:
+    dims = list(comparison.by_dim)
+    return [
+        f"{verdict} at {spans(found, dims)}"
+        for verdict in ("better", "worse")
+        if (found := comparison.dims(verdict, holm=True))
+    ]
+
+
+def _more_of_networks(comparison: Comparison, verdict: str) -> list[int]:
+    """Dims where these networks have a verdict for which seeds are too few or too different."""
+    said = comparison.dims(verdict, holm=True)
+    return [dim for dim in comparison.dims_of_networks(verdict) if dim not in said]
+
+
+def _of_networks(comparison: Comparison) -> str:
+    return "; ".join(
+        f"{verdict} at {spans(dims, list(comparison.by_dim))}"
+        for verdict in ("better", "worse")
+        if (dims := _more_of_networks(comparison, verdict))
+    )
+
+
+def comparison_sentence(comparison: Comparison) -> str:
+    """MRL against FF-m: the verdicts, what they rest on, and what Holm's correction leaves."""
     differences = {dim: difference for dim, (difference, _) in comparison.by_dim.items()}
+    every = list(differences)
     text = f"{comparison.curve.label} against FF-m trained at that dim alone"
-    if all(difference.n == 1 for difference in differences.values()):
+    if not comparison.has_verdicts and comparison.one_seed:
         higher = [dim for dim, difference in differences.items() if difference.mean > 1e-9]
         lower = [dim for dim, difference in differences.items() if difference.mean < -1e-9]
         return (
-            f"{text} is higher at {listing(higher)} and lower at {listing(lower)} dims; with one "
-            "seed each, whether that is more than chance is unknown."
+            f"{text} is higher at {spans(higher, every)} and lower at {spans(lower, every)} dims; "
+            "with one seed each, whether that is more than chance is unknown."
         )
+    if comparison.unit:
+        text += f" ({rests_on([comparison])})"
     better, worse = comparison.dims("better"), comparison.dims("worse")
-    parts = [f"better at {listing(better)}", f"worse at {listing(worse)}"]
+    parts = [f"better at {spans(better, every)}", f"worse at {spans(worse, every)}"]
     for verdict, words in (
         ("no clear difference", "no clear difference at"),
         ("same in every seed", "the same difference in every seed at"),
         ("one seed", "one seed only at"),
     ):
         if dims := comparison.dims(verdict):
-            parts.append(f"{words} {listing(dims)} dims")
+            parts.append(f"{words} {spans(dims, every)} dims")
     text += f": {'; '.join(parts)}."
-    if not better and not worse:
-        return text
-    kept = [
-        f"{verdict} at {listing(dims)}"
-        for verdict in ("better", "worse")
-        if (dims := comparison.dims(verdict, holm=True))
-    ]
-    what = f"what remains is: {'; '.join(kept)}" if kept else "none of these verdicts remains"
-    return f"{text} After Holm's correction for {count(len(differences), 'comparison')}, {what}."
+    if better or worse:
+        kept = _after_holm(comparison)
+        what = f"what remains is: {'; '.join(kept)}" if kept else "none of these verdicts remains"
+        text += f" After Holm's correction for {count(len(differences), 'comparison')}, {what}."
+    if more := _of_networks(comparison):
+        text += f" These networks alone, not training again, are {more}."
+    return text
 
 
-def _best_sentence(table: Table) -> str | None:
-    """Which column has the highest mean at which trained dims, baselines included."""
+def _rivals(comparisons: Sequence[Comparison], verdict: str) -> str:
+    """The baselines at the dims where MRL has this verdict after Holm's correction, or "none"."""
+
+    def named(chosen: Callable[[Comparison], list[int]]) -> str:
+        return "; ".join(
+            f"{c.against.short or c.against.label} at {spans(dims, list(c.by_dim))}"
+            for c in comparisons
+            if (dims := chosen(c))
+        )
+
+    text = named(lambda c: c.dims(verdict, holm=True)) or "none"
+    more = named(lambda c: _more_of_networks(c, verdict))
+    return f"{text} (these networks alone: {more})" if more else text
+
+
+def rival_sentences(table: Table) -> list[str]:
+    """Where other baselines are ahead, and where MRL is, after one correction for all of them."""
+    said = []
+    total = count(sum(len(c.by_dim) for c in table.rivals), "comparison")
+    for label in dict.fromkeys(c.curve.label for c in table.rivals):
+        against = [c for c in table.rivals if c.curve.label == label]
+        if not any(c.has_verdicts for c in against):
+            continue
+        widest = {c.against.label.partition(",")[0] for c in against if c.against.short}
+        of = f", most of them made of {listing(sorted(widest))}" if widest else ""
+        said.append(
+            f"Other baselines{of} (after Holm's correction for {total}): "
+            f"{label} loses to {_rivals(against, 'worse')}; it beats {_rivals(against, 'better')}."
+        )
+    return said
+
+
+def lead(table: Table) -> str:
+    """The shortest account of a table: how far prefixes carry, and the verdicts that remain."""
+    nested = [curve for curve in table.curves if curve.role in NESTED and curve.trained]
+    if not nested:
+        return ""
+    curve = nested[0]
+    text = prefix_sentence(table, curve) or ""
+    for comparison in (c for c in table.comparisons if c.curve.label == curve.label):
+        if comparison.has_verdicts:
+            text += f" Against FF-m: {'; '.join(_after_holm(comparison)) or 'no clear difference'}"
+            more = _of_networks(comparison)
+            text += f" (these networks alone: {more})." if more else "."
+    against = [c for c in table.rivals if c.curve.label == curve.label]
+    if any(c.has_verdicts for c in against):
+        text += f" Other baselines it loses to: {_rivals(against, 'worse')}."
+    return text
+
+
+def best_sentence(table: Table) -> str | None:
+    """Which column has the best mean at which trained dims, baselines included."""
     wins: dict[str, list[int]] = {}
-    for dim in table.dims:
-        if dim in table.trained:
-            for label in table.best(dim):
-                wins.setdefault(label, []).append(dim)
+    trained = [dim for dim in table.dims if dim in table.trained]
+    for dim in trained:
+        for label in table.best(dim):
+            wins.setdefault(label, []).append(dim)
     if not wins:
         return None
-    parts = [f"{label} at {listing(dims)}" for label, dims in wins.items()]
-    return f"Highest mean, by trained dim: {'; '.join(parts)}."
+    parts = [f"{label} at {spans(dims, trained)}" for label, dims in wins.items()]
+    word = "Lowest" if table.about.lower_is_better else "Highest"
+    return f"{word} mean, by trained dim: {'; '.join(parts)}."
 
 
 def sentences(table: Table) -> list[str]:
-    """What one table says: how far prefixes carry, MRL against FF-m, and who is highest."""
-    nested = [curve for curve in table.curves if curve.role in ("mrl", "mrl_e")]
-    said = [_prefix_sentence(curve) for curve in nested if curve.role == nested[0].role]
-    said += [_comparison_sentence(comparison) for comparison in table.comparisons]
-    said.append(_best_sentence(table))
+    """What one table says: how far prefixes carry, MRL against the baselines, and who is best."""
+    nested = [curve for curve in table.curves if curve.role in NESTED]
+    said = [prefix_sentence(table, curve) for curve in nested if curve.role == nested[0].role]
+    said += [comparison_sentence(comparison) for comparison in table.comparisons]
+    said += rival_sentences(table)
+    said.append(best_sentence(table))
     if not nested:
         for curve in (c for c in table.curves if c.role == "ff"):
             width = max(curve.values)

@@ -2,8 +2,9 @@
 
 import html
 import re
+from collections.abc import Sequence
 
-from mrl_jax.reporting.document import Document
+from mrl_jax.reporting.content import Document, Section
 from mrl_jax.reporting.sheet import Cell, Sheet
 
 
@@ -42,20 +43,36 @@ def _folded(title: str, body: str) -> str:
     return f"<details><summary>{escape(title)}</summary>\n\n{body}\n\n</details>\n"
 
 
+def _section(section: Section) -> str:
+    parts = [f"## {escape(section.heading)}\n"]
+    if section.sentences:
+        parts.append(_list(section.sentences))
+    for figure in section.figures:
+        alt, caption = escape(section.heading), escape(figure.caption)
+        parts.append(f"![{alt}]({figure.file})\n\n*{caption}*\n")
+    return "\n".join(parts)
+
+
+def _list(texts: Sequence[str]) -> str:
+    return "\n".join(f"- {escape(text)}" for text in texts) + "\n"
+
+
 def render(document: Document) -> str:
     """The whole report; its plots are files beside it."""
     parts = [f"# {escape(document.title)}\n", f"{escape(document.facts)}\n"]
     parts += [f"> **Note:** {escape(warning)}\n" for warning in document.warnings]
-    for finding in document.findings:
-        parts.append(f"## {escape(finding.heading)}\n")
-        parts.append("\n".join(f"- {escape(text)}" for text in finding.sentences) + "\n")
-        alt, caption = escape(finding.heading), escape(finding.plot.caption)
-        parts.append(f"![{alt}]({finding.plot.file})\n\n*{caption}*\n")
-    if document.sheets:
+    leads = [f"- **{escape(s.heading)}.** {escape(s.lead)}" for s in document.sections if s.lead]
+    parts += ["\n".join(leads) + "\n"] if leads else []
+    if document.overview:
+        parts.append(_sheet(document.overview))
+    parts.append(f"*{escape(document.legend)}*\n")
+    parts += [_section(s) for s in document.sections if s.sentences or s.figures]
+    sheets = [sheet for section in document.sections for sheet in section.sheets]
+    if sheets:
         parts.append("## Tables\n")
-    parts += [_sheet(sheet) for sheet in document.sheets]
-    for title, sheets in document.folded:
-        parts.append(_folded(title, "\n".join(_sheet(sheet) for sheet in sheets)))
+    parts += [_sheet(sheet) for sheet in sheets]
+    for title, folded in document.folded:
+        parts.append(_folded(title, "\n".join(_sheet(sheet) for sheet in folded)))
     parts.append("## Runs\n")
     parts.append(_folded(f"{len(document.runs.rows)} runs", _sheet(document.runs)))
     parts += [_folded(title, _fenced(text)) for title, text in document.listings]

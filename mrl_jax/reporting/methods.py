@@ -2,18 +2,22 @@
 
 import dataclasses
 import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 from mrl_jax.config import OPERATIONAL_KEYS
 from mrl_jax.errors import DataError
+from mrl_jax.reporting.artefacts import Units
 from mrl_jax.reporting.runs import Run
 
 # Keys that name or carry out a run without changing what is trained, and those that the label
 # of a method tells anyway.
 NOT_A_VARIANT = (*OPERATIONAL_KEYS, "name", "seed", "eval", "head.kind")
-NAMES = {"separate": "MRL", "shared": "MRL-E", "fixed": "FF"}
+SLIM = "slim"
+ONE_DIM = ("fixed", SLIM)
+NAMES = {"separate": "MRL", "shared": "MRL-E", "fixed": "FF", SLIM: "Slim"}
 
 # The config values, as (key, JSON text), in which a method differs from others of the study.
 Variant = tuple[tuple[str, str], ...]
@@ -21,7 +25,10 @@ Variant = tuple[tuple[str, str], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """One way of training: its kind, trained dims and variant, with a run for every seed."""
+    """One way of training: its kind, trained dims and variant, with a run for every seed.
+
+    `kind` is that of the runs' heads, or "slim": FF-m of a network that is narrow throughout.
+    """
 
     kind: str
     dims: tuple[int, ...]
@@ -32,22 +39,51 @@ class Method:
     @property
     def label(self) -> str:
         """As in "MRL", "FF-8" or "MRL-E, learning_rate=0.1"."""
-        dim = f"-{self.dims[-1]}" if self.kind == "fixed" else ""
+        dim = f"-{self.dims[-1]}" if self.kind in ONE_DIM else ""
         return NAMES[self.kind] + dim + self.suffix
+
+    @property
+    def curve_label(self) -> str:
+        """Of the curve it is a part of: FF-8 is the point at 8 dims of FF-m."""
+        return f"{NAMES[self.kind]}-m{self.suffix}" if self.kind in ONE_DIM else self.label
 
     def values(self, split: str, metric: str) -> dict[int, dict[int, float]]:
         """Measured values as {dim: {seed: value}}."""
         values = defaultdict(dict)
         for seed, run in sorted(self.runs.items()):
-            for result in run.results:
-                if (result.split, result.metric) == (split, metric):
-                    values[result.dim][seed] = result.value
+            for result in run.measured(split, metric):
+                values[result.dim][seed] = result.value
         return dict(values)
+
+    def units(self, split: str, metric: str, dim: int) -> dict[int, Units]:
+        """By seed what a result is the mean of, where that is known.
+
+        Raises:
+          DataError: a file is damaged, or holds something else than the result is the mean of.
+        """
+        found = {}
+        for seed, run in sorted(self.runs.items()):
+            units = run.artefacts.units(split, metric, dim)
+            if units is None or not run.data:
+                continue
+            mean, n = units.value_n.mean(), len(units.value_n)
+            for r in run.measured(split, metric):
+                # Means of draws are written with six digits.
+                if r.dim == dim and abs(r.value - mean) > 1e-5:
+                    raise DataError(
+                        f"{run.artefacts.folder}: {split}/{metric} at {dim} dims is {r.value:.6g} "
+                        f"in results.json, but the mean of {n} {units.noun} here is {mean:.6g}: "
+                        "evaluate the run again"
+                    )
+            found[seed] = units._replace(key=f"{run.data} {units.key}")
+        return found
 
 
 def _is_variant(key: str, kind: str) -> bool:
     # A fixed run has one granularity: its label tells the dim, and a lone weight means nothing.
-    if kind == "fixed" and key.startswith("nesting."):
+    if kind in ONE_DIM and key.startswith("nesting."):
+        return False
+    if kind == SLIM and key in ("model.width", "model.embedding_dim"):
         return False
     return not any(key == k or key.startswith(k + ".") for k in NOT_A_VARIANT)
 
@@ -56,17 +92,39 @@ def _as_text(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def _variants(runs: Sequence[Run]) -> list[Variant]:
+def _kinds(runs: Sequence[Run]) -> list[str]:
+    """The kind of every run, told from the others where they must be known: "slim".
+
+    A slim network is FF-m, m its full width, with a smaller model.width than the nested networks
+    have; in a study without these, than the FF of most dims have.
+    """
+    nested = [run for run in runs if run.kind != "fixed"]
+    widest = max(run.dims[-1] for run in runs)
+    standard = nested or [run for run in runs if run.dims[-1] == widest]
+    # 0 is the network's own width, which a width that is given is meant to be below.
+    widths = {run.config.get("model.width") or math.inf for run in standard}
+
+    def slim(run: Run) -> bool:
+        width = run.config.get("model.width")
+        narrow = isinstance(width, int) and 0 < width < min(widths)
+        all_of_it = run.config.get("model.embedding_dim") in (0, run.dims[-1])
+        return run.kind == "fixed" and narrow and all_of_it
+
+    return [SLIM if slim(run) else run.kind for run in runs]
+
+
+def _variants(runs: Sequence[Run], kinds: Sequence[str]) -> list[Variant]:
     """For every run, its values of the keys that are not the same in all runs that have a say."""
     relevant = [
-        {k: _as_text(v) for k, v in r.config.items() if _is_variant(k, r.kind)} for r in runs
+        {k: _as_text(v) for k, v in r.config.items() if _is_variant(k, kind)}
+        for r, kind in zip(runs, kinds, strict=True)
     ]
     varying = []
     for key in dict.fromkeys(key for values in relevant for key in values):
         said = [
             values.get(key)
-            for run, values in zip(runs, relevant, strict=True)
-            if _is_variant(key, run.kind)
+            for kind, values in zip(kinds, relevant, strict=True)
+            if _is_variant(key, kind)
         ]
         if len(set(said)) > 1:
             varying.append(key)
@@ -92,18 +150,19 @@ def _order(value: str) -> tuple:
 
 
 def group(runs: Sequence[Run]) -> list[Method]:
-    """The methods of `runs`: MRL first, then MRL-E, then FF by dim; variants in order of value.
+    """The methods of `runs`: MRL first, MRL-E, FF and Slim by dim; variants in order of value.
 
     Raises:
       DataError: two runs of the same method have the same seed; names both.
     """
-    variants = _variants(runs)
+    kinds = _kinds(runs)
+    variants = _variants(runs, kinds)
     methods: dict[tuple, Method] = {}
-    for run, variant in zip(runs, variants, strict=True):
-        dims = run.dims if run.kind == "fixed" else ()  # nested dims are part of the variant
-        key = (run.kind, dims, variant)
+    for run, kind, variant in zip(runs, kinds, variants, strict=True):
+        dims = run.dims if kind in ONE_DIM else ()  # nested dims are part of the variant
+        key = (kind, dims, variant)
         if key not in methods:
-            methods[key] = Method(run.kind, run.dims, variant, _suffix(variant, variants), {})
+            methods[key] = Method(kind, run.dims, variant, _suffix(variant, variants), {})
         method = methods[key]
         if run.seed in method.runs:
             raise DataError(
@@ -114,23 +173,23 @@ def group(runs: Sequence[Run]) -> list[Method]:
 
     def position(method: Method) -> tuple:
         values = tuple((key, _order(text)) for key, text in method.variant)
-        dims = method.dims if method.kind == "fixed" else ()
+        dims = method.dims if method.kind in ONE_DIM else ()
         return (list(NAMES).index(method.kind), values, dims)
 
     return sorted(methods.values(), key=position)
 
 
-def baseline(method: Method, methods: Sequence[Method]) -> list[Method]:
-    """The FF runs that `method` is to be compared with, by dim; [] where there are none.
+def baseline(method: Method, methods: Sequence[Method], kind: str = "fixed") -> list[Method]:
+    """The FF (or Slim) that `method` is to be compared with, by dim; [] where there are none.
 
-    Those that share its variant (nesting keys aside, which FF has not); else, where all FF of the
-    study are of one variant, those, if they were trained on the same data.
+    Those that share its variant (nesting keys aside, which they have not); else, where all of them
+    are of one variant, those, if they were trained on the same data.
     """
 
     def keys(variant: Variant, prefix: str, inside: bool) -> Variant:
         return tuple(item for item in variant if item[0].startswith(prefix) == inside)
 
-    fixed = [m for m in methods if m.kind == "fixed"]
+    fixed = [m for m in methods if m.kind == kind]
     wanted = keys(method.variant, "nesting.", False)
     same = [m for m in fixed if m.variant == wanted]
     if not same and len({m.variant for m in fixed}) == 1:

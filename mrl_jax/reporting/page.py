@@ -2,109 +2,15 @@
 
 import base64
 import html
+from collections.abc import Sequence
 
 from mrl_jax.reporting import plots
-from mrl_jax.reporting.document import Document, Finding
+from mrl_jax.reporting.content import Document, Figure, Section
 from mrl_jax.reporting.sheet import Cell, Sheet
+from mrl_jax.reporting.style import STYLE
 
 # Even if text of a run got past the escaping, the page may neither run nor load anything.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-
-STYLE = """
-:root {
-  color-scheme: light dark;
-  --paper: #ffffff; --ink: #1f2328; --quiet: #59636e; --line: #d8dde3; --strong: #8c959f;
-  --wash: #f5f7f9; --best: #e4f0f8; --note: #fff6e0; --note-line: #d9a520;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --paper: #14171a; --ink: #d9dee3; --quiet: #98a2ad; --line: #2c3238; --strong: #59636e;
-    --wash: #1b1f23; --best: #17344a; --note: #2e2714; --note-line: #b98b1c;
-  }
-}
-* { box-sizing: border-box; }
-body {
-  margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 66rem;
-  background: var(--paper); color: var(--ink);
-  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
-  -webkit-text-size-adjust: 100%;
-}
-h1 { margin: 0; font-size: 1.75rem; line-height: 1.2; font-weight: 650; overflow-wrap: anywhere; }
-h2 { margin: 3rem 0 0.75rem; font-size: 1.15rem; font-weight: 650; }
-.facts { margin: 0.4rem 0 1.75rem; color: var(--quiet); overflow-wrap: anywhere; }
-.warning {
-  margin: 0 0 1rem; padding: 0.6rem 0.9rem; overflow-wrap: anywhere;
-  background: var(--note); border-left: 3px solid var(--note-line);
-}
-.findings, .finding { display: grid; gap: 1.25rem 2.5rem; }
-.finding { align-content: start; max-width: 40rem; }
-.finding h2 { margin: 0 0 0.6rem; }
-.finding ul { margin: 0; padding-left: 1.1rem; }
-.finding li { margin-bottom: 0.4rem; }
-.finding li::marker { color: var(--strong); }
-@media (min-width: 56rem) {
-  /* Both columns share the rows, so that the figures stand side by side. */
-  .findings { grid-template: auto auto / 1fr 1fr; }
-  .finding { grid-row: span 2; grid-template-rows: subgrid; }
-}
-figure { margin: 0; break-inside: avoid; }
-figure img { display: block; width: 100%; max-width: 34rem; height: auto; }
-figcaption, .notes { color: var(--quiet); font-size: 0.84rem; line-height: 1.5; }
-figcaption { margin-top: 0.5rem; }
-.notes { margin: 0.6rem 0 0; padding-left: 1.1rem; max-width: 52rem; }
-.scroll { overflow-x: auto; }
-table {
-  border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums;
-  border-top: 1.5px solid var(--strong); border-bottom: 1.5px solid var(--strong);
-}
-caption { text-align: left; font-weight: 650; padding: 0 0 0.5rem; white-space: nowrap; }
-th, td { padding: 0.32rem 0.75rem; text-align: left; vertical-align: baseline; }
-.numbers th, .numbers td { text-align: right; white-space: nowrap; }
-.numbers thead th { white-space: normal; vertical-align: bottom; min-width: 5.2rem; }
-.numbers th:first-child { min-width: 0; white-space: nowrap; }
-thead th { font-weight: 600; border-bottom: 1px solid var(--strong); }
-tbody tr + tr > * { border-top: 1px solid var(--line); }
-tbody th { font-weight: 600; }
-th:first-child { position: sticky; left: 0; background: var(--paper); }
-.faint td, .faint th { color: var(--quiet); font-weight: 400; background-color: var(--wash); }
-td.best { font-weight: 700; background: var(--best); color: var(--ink); }
-.below { display: block; font-size: 0.8em; color: var(--quiet); font-weight: 400; }
-section { margin-top: 2.75rem; }
-details { border-top: 1px solid var(--line); }
-details:last-of-type { border-bottom: 1px solid var(--line); }
-summary { padding: 0.6rem 0; cursor: pointer; }
-details > .fold { padding: 0.25rem 0 1.5rem; }
-.fold > div + div { margin-top: 1.75rem; }
-pre {
-  margin: 0; padding: 0.8rem 1rem; background: var(--wash); overflow-x: auto;
-  font: 0.8rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace;
-  white-space: pre-wrap; overflow-wrap: anywhere;
-}
-@media (max-width: 40rem) {
-  body { padding: 1.5rem 1rem 3rem; }
-  h1 { font-size: 1.4rem; }
-  table { font-size: 0.84rem; }
-  th, td { padding: 0.3rem 0.5rem; }
-}
-@media print {
-  @page { margin: 16mm 14mm; }
-  html { font-size: 9.5pt; }
-  body { padding: 0; max-width: none; }
-  .findings { grid-template: auto auto / 1fr 1fr; gap: 0.75rem 1.5rem; }
-  .finding { grid-row: span 2; grid-template-rows: subgrid; }
-  .scroll { overflow: visible; }
-  table { font-size: 7.6pt; }
-  th, td { padding: 0.2rem 0.4rem; }
-  .numbers thead th { min-width: 0; }
-  .warning, .notes li, li { break-inside: avoid; }
-  table, tr { break-inside: avoid; }
-  section, h2 { margin-top: 1.5rem; }
-  h2, summary { break-after: avoid; }
-  /* Paper cannot be unfolded. */
-  details::details-content { content-visibility: visible; display: block; }
-  pre { font-size: 7pt; padding: 0.4rem 0.6rem; }
-}
-"""
 
 
 def _escape(text: str) -> str:
@@ -135,19 +41,45 @@ def _sheet(sheet: Sheet) -> str:
     )
 
 
-def _finding(finding: Finding) -> str:
+def _figure(figure: Figure, heading: str) -> str:
     light, dark = (
-        "data:image/png;base64," + base64.b64encode(finding.plot.draw(theme)).decode("ascii")
+        "data:image/png;base64," + base64.b64encode(figure.draw(theme)).decode("ascii")
         for theme in (plots.LIGHT, plots.DARK)
     )
-    items = "".join(f"<li>{_escape(text)}</li>" for text in finding.sentences)
-    heading = _escape(finding.heading)
+    source = f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+    if light == dark:
+        source = ""  # a photograph is the same by day and night
     return (
-        f'<div class="finding"><div><h2>{heading}</h2><ul>{items}</ul></div>'
-        f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img alt="Line plot of the numbers of the table {heading}" src="{light}"></picture>'
-        f"<figcaption>{_escape(finding.plot.caption)}</figcaption></figure></div>"
+        f"<figure><picture>{source}"
+        f'<img alt="Figure: {heading}" src="{light}"></picture>'
+        f"<figcaption>{_escape(figure.caption)}</figcaption></figure>"
     )
+
+
+def _list(texts: Sequence[str]) -> str:
+    items = "".join(f"<li>{_escape(text)}</li>" for text in texts)
+    return f"<ul>{items}</ul>" if items else "<div></div>"
+
+
+def _lead(section: Section) -> str:
+    return f"<li><strong>{_escape(section.heading)}.</strong> {_escape(section.lead)}</li>"
+
+
+def _section(section: Section) -> str:
+    heading = _escape(section.heading)
+    figures = "".join(_figure(figure, heading) for figure in section.figures)
+    kind = ("", " wide", " plain")[_width(section)]
+    return (
+        f'<div class="finding{kind}"><h2>{heading}</h2><div>{figures}</div>'
+        f"{_list(section.sentences)}</div>"
+    )
+
+
+def _width(section: Section) -> int:
+    """0: a column of the page; 1: all of it, for a wide figure; 2: all of it, without a figure."""
+    if not section.figures:
+        return 2
+    return int(any(figure.wide for figure in section.figures))
 
 
 def _folded(title: str, body: str) -> str:
@@ -158,11 +90,16 @@ def render(document: Document) -> str:
     """The whole page."""
     title = _escape(document.title)
     warnings = "".join(f'<p class="warning">{_escape(text)}</p>' for text in document.warnings)
-    findings = "\n".join(_finding(finding) for finding in document.findings)
-    sections = "\n".join(f"<section>{_sheet(sheet)}</section>" for sheet in document.sheets)
+    leads = "\n".join(_lead(section) for section in document.sections if section.lead)
+    overview = f"<section>{_sheet(document.overview)}</section>" if document.overview else ""
+    drawn = [section for section in document.sections if section.sentences or section.figures]
+    # What stands in two columns comes first, so that no gaps are left.
+    findings = "\n".join(_section(section) for section in sorted(drawn, key=_width))
+    sheets = [sheet for section in document.sections for sheet in section.sheets]
+    tables = "\n".join(f"<section>{_sheet(sheet)}</section>" for sheet in sheets)
     folded = "\n".join(
-        _folded(name, "\n".join(_sheet(sheet) for sheet in sheets))
-        for name, sheets in document.folded
+        _folded(name, "\n".join(_sheet(sheet) for sheet in parts))
+        for name, parts in document.folded
     )
     runs = _folded(f"{len(document.runs.rows)} runs", _sheet(document.runs))
     listings = "\n".join(
@@ -182,8 +119,11 @@ def render(document: Document) -> str:
 <h1>{title}</h1>
 <p class="facts">{_escape(document.facts)}</p>
 {warnings}
+<ul class="leads">{leads}</ul>
+{overview}
+<p class="legend">{_escape(document.legend)}</p>
 <div class="findings">{findings}</div>
-{sections}
+{tables}
 <h2>More numbers, and how they came about</h2>
 {folded}
 {runs}

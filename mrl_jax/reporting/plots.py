@@ -1,4 +1,4 @@
-"""Accuracy against dims as PNG: log axis, every line named at its end, error bars over seeds."""
+"""Charts as PNG: log axis in x, every line named at its end, themes for light and dark pages."""
 
 import dataclasses
 import io
@@ -12,12 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from mrl_jax.reporting.sheet import plain
-from mrl_jax.reporting.tables import Curve, Table
 
 DPI = 200
 WIDTH = 4.6  # inches: narrow enough that the text stays readable on a phone
 POINT = 1 / 72  # inches
-MOST_CURVES = 10
+BELOW = 1.75  # inches: the panel of differences with its title
 LABEL_CHARACTERS = 20  # a longer name is broken into lines
 
 
@@ -39,9 +38,13 @@ LIGHT = Theme(
         "mrl": "#0072b2",
         "mrl_e": "#00805b",
         "ff": "#c94f00",
+        "slim": "#7d5bb5",
         "ff_cut": "#a87400",
         "ff_pca": "#b0568c",
+        "ff_svd": "#8a4b2d",
+        "ff_probe": "#4d6a8f",
         "ff_random": "#6b7280",
+        "ff_rotation": "#8f8f5a",
     },
 )
 DARK = Theme(
@@ -52,9 +55,13 @@ DARK = Theme(
         "mrl": "#56b4e9",
         "mrl_e": "#2fc49b",
         "ff": "#ff8a47",
+        "slim": "#b79af0",
         "ff_cut": "#e6b23c",
         "ff_pca": "#e08fc0",
+        "ff_svd": "#d39a76",
+        "ff_probe": "#9db7d8",
         "ff_random": "#9aa3ad",
+        "ff_rotation": "#bdbd85",
     },
 )
 # Shape and dashes say the same as the colour, for those who see or print no colours.
@@ -62,11 +69,63 @@ MARKERS = {
     "mrl": "o",
     "mrl_e": "s",
     "ff": "D",
+    "slim": "P",
     "ff_cut": "v",
     "ff_pca": "^",
+    "ff_svd": ">",
+    "ff_probe": "X",
     "ff_random": "<",
+    "ff_rotation": "d",
 }
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A mean at x with what the bar around it spans, all as fractions; hollow if not `filled`.
+
+    `inner` is the span of a second, thicker bar.
+    """
+
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+    filled: bool = True
+    inner: tuple[float, float] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """Points in order of x, joined by `dashes` (one of DASHES, by number) or not at all (None).
+
+    `role` gives colour and marker. With `band` the span around the points is one shaded band and
+    the points have no markers.
+    """
+
+    label: str
+    role: str
+    points: tuple[Point, ...]
+    dashes: int | None = 0
+    band: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """What a figure shows.
+
+    Attributes:
+      ticks: the values of x that may be written at the axis; `minor` ones are only marked.
+      below: differences over the same x in a smaller panel under `below_title`, with a line at 0.
+    """
+
+    title: str
+    x_label: str
+    lines: tuple[Line, ...]
+    ticks: tuple[float, ...]
+    below: tuple[Line, ...] = ()
+    below_title: str = ""
+    minor: tuple[float, ...] = ()
 
 
 def spread_labels(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -90,46 +149,65 @@ def spread_labels(wanted: Sequence[float], gap: float, low: float, high: float) 
     return positions
 
 
-def _ticks(dims: Sequence[int], trained: frozenset[int], span_inches: float) -> list[int]:
-    """The dims written at the axis: trained ones, from the largest down, as far as they fit."""
-    candidates = sorted((d for d in dims if d in trained), reverse=True) or list(dims)[::-1]
-    octaves = math.log2(max(dims) / min(dims)) or 1.0
-    kept: list[int] = []
-    for dim in candidates:
-        room = 0.08 * (len(str(dim)) + 1)  # inches at the font size of ticks
-        if not kept or math.log2(kept[-1] / dim) / octaves * span_inches >= room:
-            kept.append(dim)
+def short(x: float) -> str:
+    """A number for an axis: 64 -> "64", 32768 -> "33k", 2.6e9 -> "2.6G"."""
+    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if x >= factor:
+            unit = 1e3 if letter == "k" else factor
+            return f"{x / unit:.2g}{letter}" if x < 100 * unit else f"{x / unit:.0f}{letter}"
+    return f"{x:.0f}"
+
+
+def _ticks(candidates: Sequence[float], span: tuple[float, float], inches: float) -> list[float]:
+    """Those that are written at the axis: from the largest down, as far as they fit."""
+    octaves = math.log2(span[1] / span[0]) or 1.0
+    kept: list[float] = []
+    for tick in sorted(candidates, reverse=True):
+        room = 0.08 * (len(short(tick)) + 1)  # inches at the font size of ticks
+        if not kept or math.log2(kept[-1] / tick) / octaves * inches >= room:
+            kept.append(tick)
     return kept
 
 
-def _draw_curve(axes: Axes, curve: Curve, color: str, dashes, theme: Theme) -> float:
-    """Draws one line with its markers; returns the height of its right end."""
-    dims = sorted(curve.values)
-    summaries = [curve.summary(dim) for dim in dims]
-    means = [100 * s.mean for s in summaries]
-    marker = MARKERS[curve.role]
-    axes.plot(dims, means, color=color, linestyle=dashes, linewidth=1.5, zorder=3)
-    for dim, summary, mean in zip(dims, summaries, means, strict=True):
+def _draw_line(axes: Axes, line: Line, theme: Theme) -> None:
+    color = theme.roles[line.role]
+    x = [point.x for point in line.points]
+    y = [100 * point.y for point in line.points]
+    if line.dashes is not None:
+        dashes = DASHES[line.dashes % len(DASHES)]
+        axes.plot(x, y, color=color, linestyle=dashes, linewidth=1.5, zorder=3)
+    if line.band:
+        low, high = (
+            [100 * (p.y if end is None else end) for p, end in zip(line.points, ends, strict=True)]
+            for ends in ([p.low for p in line.points], [p.high for p in line.points])
+        )
+        axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0, zorder=1)
+        return
+    for point in line.points:
+        if point.inner:
+            ends = [100 * end for end in point.inner]
+            axes.plot([point.x] * 2, ends, color=color, linewidth=3, alpha=0.7, zorder=3)
+        bar = point.low is not None and point.high is not None and point.high > point.low
+        ends = [[100 * (point.y - point.low)], [100 * (point.high - point.y)]] if bar else None
         axes.errorbar(
-            [dim],
-            [mean],
-            yerr=[100 * (summary.sd or 0.0)],
+            [point.x],
+            [100 * point.y],
+            yerr=ends,
             color=color,
-            marker=marker,
+            marker=MARKERS[line.role],
             markersize=5,
-            markerfacecolor=color if dim in curve.trained else theme.paper,
+            markerfacecolor=color if point.filled else theme.paper,
             markeredgewidth=1.2,
             elinewidth=1.1,
-            capsize=2.5 if summary.sd else 0,
+            capsize=2.5 if bar else 0,
             zorder=4,
         )
-    return means[-1]
 
 
-def _name_curves(axes: Axes, curves: Sequence[Curve], ends: Sequence[float], colors) -> None:
+def _name_lines(axes: Axes, lines: Sequence[Line], colors: Sequence[str]) -> None:
     """Writes each line's name right of the axes, joined to its end where it had to move."""
     figure = axes.figure
-    names = [textwrap.fill(plain(curve.label), LABEL_CHARACTERS) for curve in curves]
+    names = [textwrap.fill(plain(line.label), LABEL_CHARACTERS) for line in lines]
     texts = [
         # A label may hold config text; "$" in it is no formula.
         axes.text(0, 0, name, color=color, fontsize=8.5, va="center", parse_math=False)
@@ -144,11 +222,15 @@ def _name_curves(axes: Axes, curves: Sequence[Curve], ends: Sequence[float], col
     to_axes = axes.transAxes.inverted()
     inch = 1 / (axes.get_window_extent().width / figure.dpi)
     gap = max(text.get_window_extent().height for text in texts) + 1.5 * POINT * figure.dpi
-    points = [
-        to_axes.transform(axes.transData.transform((max(curve.values), end)))
-        for curve, end in zip(curves, ends, strict=True)
+    ends = [(line.points[-1].x, 100 * line.points[-1].y) for line in lines]
+    points = [to_axes.transform(axes.transData.transform(end)) for end in ends]
+    # Lines that meet at their ends are named in the order in which they lie before.
+    means = [100 * sum(p.y for p in line.points) / len(line.points) for line in lines]
+    low, high = axes.get_ylim()
+    heights = [
+        0.8 * point[1] + 0.2 * (mean - low) / (high - low)
+        for point, mean in zip(points, means, strict=True)
     ]
-    heights = [point[1] for point in points]
     placed = spread_labels(heights, gap / axes.get_window_extent().height, 0.0, 1.0)
     for text, point, at, color in zip(texts, points, placed, colors, strict=True):
         axes.plot(
@@ -165,35 +247,10 @@ def _name_curves(axes: Axes, curves: Sequence[Curve], ends: Sequence[float], col
         text.set_position((1 + 0.29 * inch, at))
 
 
-def shown(table: Table) -> list[Curve]:
-    """The curves a plot has room for: all of them, or only those that were trained."""
-    trained = [curve for curve in table.curves if curve.role in ("mrl", "mrl_e", "ff")]
-    return list(table.curves) if len(table.curves) <= MOST_CURVES or not trained else trained
-
-
-def draw(table: Table, theme: Theme = LIGHT) -> bytes:
-    """The PNG of a table: one line per curve, filled markers at the dims it was trained at.
-
-    Error bars are +- one sample standard deviation over seeds. Same table, same bytes.
-    """
-    curves = shown(table)
-    # Where names need more lines than there is height for, the figure grows.
-    lines = max(len(textwrap.wrap(curve.label, LABEL_CHARACTERS)) for curve in curves)
-    height = max(3.6, (0.15 * lines + 0.03) * len(curves) + 0.9)
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor=theme.paper)
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.095, 0.5 / height, 0.6, 1 - 0.9 / height), facecolor=theme.paper)
+def _style(axes: Axes, title: str, theme: Theme) -> None:
+    # The title may hold the name of a test set; "$" in it is no formula.
+    axes.set_title(plain(title), color=theme.ink, fontsize=10, loc="left", pad=10, parse_math=False)
     axes.set_xscale("log", base=2)
-    variants = list(dict.fromkeys(curve.variant for curve in curves))
-    colors = [theme.roles[curve.role] for curve in curves]
-    ends = [
-        _draw_curve(axes, curve, color, DASHES[variants.index(curve.variant) % len(DASHES)], theme)
-        for curve, color in zip(curves, colors, strict=True)
-    ]
-
-    axes.set_xlim(min(table.dims) / 1.12, max(table.dims) * 1.06)
-    axes.set_xlabel("dims m (log scale)", color=theme.ink, fontsize=9)
-    axes.set_title(f"{table.title} accuracy, %", color=theme.ink, fontsize=10, loc="left", pad=10)
     axes.tick_params(which="both", colors=theme.ink, labelsize=8.5)
     axes.tick_params(which="minor", length=2)
     axes.grid(axis="y", color=theme.faint, linewidth=0.7)
@@ -203,13 +260,55 @@ def draw(table: Table, theme: Theme = LIGHT) -> bytes:
     for side in ("left", "bottom"):
         axes.spines[side].set_color(theme.faint)
 
-    _name_curves(axes, curves, ends, colors)
-    span = axes.get_position().width * WIDTH
-    labelled = _ticks(table.dims, table.trained, span)
-    axes.xaxis.set_major_locator(FixedLocator(labelled))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}"))
-    axes.xaxis.set_minor_locator(FixedLocator(table.dims))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+
+def _limit(axes: Axes, lines: Sequence[Line]) -> None:
+    """Keeps thick bars readable where thin ones are many times longer: these leave the panel."""
+    inner = [end for line in lines for point in line.points for end in point.inner or ()]
+    if not inner:
+        return
+    low, high = min(0.0, *inner), max(0.0, *inner)
+    room = 0.6 * (high - low)
+    now = axes.get_ylim()
+    axes.set_ylim(max(now[0], 100 * (low - room)), min(now[1], 100 * (high + room)))
+
+
+def draw(chart: Chart, theme: Theme = LIGHT) -> bytes:
+    """The PNG of a chart. Same chart, same bytes."""
+    # Where names need more lines than there is height for, the figure grows.
+    rows = max(len(textwrap.wrap(line.label, LABEL_CHARACTERS)) for line in chart.lines)
+    upper = max(2.7, (0.15 * rows + 0.03) * len(chart.lines))
+    lower = BELOW if chart.below else 0.0
+    height = upper + lower + 0.9
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor=theme.paper)
+    FigureCanvasAgg(figure)
+    place = (0.095, (0.5 + lower) / height, 0.6, upper / height)
+    panels = [(figure.add_axes(place, facecolor=theme.paper), chart.lines, chart.title)]
+    if chart.below:
+        place = (0.095, 0.5 / height, 0.6, (lower - 0.6) / height)
+        axes = figure.add_axes(place, facecolor=theme.paper)
+        panels.append((axes, chart.below, chart.below_title))
+        axes.axhline(0, color=theme.ink, linewidth=0.8, zorder=2)
+    x = [point.x for line in chart.lines for point in line.points]
+    span = (min(x) / 1.12, max(x) * 1.1)
+    for axes, lines, title in panels:
+        _style(axes, title, theme)
+        for line in lines:
+            _draw_line(axes, line, theme)
+        axes.set_xlim(*span)
+        _limit(axes, lines)
+    axes.set_xlabel(f"{chart.x_label} (log scale)", color=theme.ink, fontsize=9)
+
+    axes = panels[0][0]
+    _name_lines(axes, chart.lines, [theme.roles[line.role] for line in chart.lines])
+    left, _, width, _ = axes.get_position().bounds
+    labelled = _ticks(chart.ticks, span, width * WIDTH)
+    for axes, _, _ in panels:
+        _, bottom, _, tall = axes.get_position().bounds
+        axes.set_position((left, bottom, width, tall))
+        axes.xaxis.set_major_locator(FixedLocator(labelled))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
+        axes.xaxis.set_minor_locator(FixedLocator(chart.minor))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     buffer = io.BytesIO()
     figure.savefig(
         buffer, format="png", dpi=DPI, facecolor=theme.paper, metadata={"Software": None}

@@ -1,17 +1,17 @@
 """Reading finished runs: one run folder, a sweep, or any folder that holds run folders."""
 
 import dataclasses
-import json
+import functools
 import math
 import pathlib
 from typing import Any
 
 from mrl_jax import config as config_lib
 from mrl_jax.errors import DataError, UsageError
+from mrl_jax.reporting.artefacts import Artefacts, check_schema, field, read_json
 
-SCHEMA = 1
 KINDS = ("separate", "shared", "fixed")
-FRACTIONS = ("top1", "top5", "1nn", "1nn_pca", "1nn_random")
+NO_ARTEFACTS = Artefacts(None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,19 +28,39 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One finished run, as its results.json tells it. `folder` is unique within a study."""
+    """One finished run, as its results.json tells it.
+
+    Attributes:
+      folder: unique within a study.
+      config: leaves by dotted key.
+      data: fingerprint of what was measured; "" in files that are older than it.
+      artefacts: what its evaluators left beside results.json.
+    """
 
     folder: str
     name: str
     kind: str
     dims: tuple[int, ...]
     seed: int
-    config: dict[str, Any]  # leaves by dotted key
+    config: dict[str, Any]
     commit: str
     versions: dict[str, str]
     command: str
     device: str
     results: tuple[Result, ...]
+    data: str = ""
+    artefacts: Artefacts = NO_ARTEFACTS
+
+    @functools.cached_property
+    def _by_name(self) -> dict[tuple[str, str], list[Result]]:
+        by_name = {}
+        for result in self.results:
+            by_name.setdefault((result.split, result.metric), []).append(result)
+        return by_name
+
+    def measured(self, split: str, metric: str) -> list[Result]:
+        """The results of this name."""
+        return self._by_name.get((split, metric), [])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,46 +72,18 @@ class Study:
     unfinished: tuple[str, ...]
 
 
-def _read_json(path: pathlib.Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON ({error})") from error
-
-
-def _field(values: Any, key: str, types: type | tuple[type, ...], where: str) -> Any:
-    """`values[key]`, where key may be dotted, checked to be of one of `types`."""
-    for part in key.split("."):
-        if not isinstance(values, dict) or part not in values:
-            raise DataError(f"{where}: field {key!r} is missing")
-        values = values[part]
-    # bool is an int to Python; True as a seed or a dim is a slip.
-    if not isinstance(values, types) or isinstance(values, bool):
-        names = [t.__name__ for t in (types if isinstance(types, tuple) else (types,))]
-        raise DataError(f"{where}: field {key!r} must be {' or '.join(names)}, got {values!r}")
-    return values
-
-
-def _check_schema(values: Any, path: pathlib.Path) -> None:
-    schema = values.get("schema") if isinstance(values, dict) else None
-    if schema != SCHEMA or isinstance(schema, bool):
-        raise DataError(f"{path}: schema must be {SCHEMA}, got {schema!r}")
-
-
 def _read_result(values: Any, where: str) -> Result:
-    name = _field(values, "name", str, where)
+    name = field(values, "name", str, where)
     split, slash, metric = name.partition("/")
     if not (split and slash and metric):
         raise DataError(f"{where}: name must be split/metric such as test/top1, got {name!r}")
-    dim, n = (_field(values, key, int, where) for key in ("dim", "n"))
-    value, stderr = (_field(values, key, (int, float), where) for key in ("value", "stderr"))
+    dim, n = (field(values, key, int, where) for key in ("dim", "n"))
+    value, stderr = (field(values, key, (int, float), where) for key in ("value", "stderr"))
     if dim < 1 or n < 1:
         raise DataError(f"{where}: dim and n must be >= 1, got dim={dim}, n={n}")
     if not (math.isfinite(value) and math.isfinite(stderr)):
         raise DataError(f"{where}: value and stderr must be finite, got {value} and {stderr}")
-    if metric in FRACTIONS and not 0 <= value <= 1:
+    if not 0 <= value <= 1:
         raise DataError(f"{where}: {name} must be a fraction in [0, 1], got {value}")
     return Result(split, metric, dim, float(value), float(stderr), n)
 
@@ -103,36 +95,38 @@ def read_run(folder: pathlib.Path, name: str) -> Run:
       DataError: results.json is missing, no JSON, of another schema or lacks a field.
     """
     path = folder / "results.json"
-    values = _read_json(path)
-    _check_schema(values, path)
+    values = read_json(path)
+    check_schema(values, path)
     where = str(path)
-    kind = _field(values, "config.head.kind", str, where)
+    kind = field(values, "config.head.kind", str, where)
     if kind not in KINDS:
         raise DataError(f"{path}: config.head.kind must be one of {', '.join(KINDS)}; got {kind!r}")
-    dims = _field(values, "config.nesting.dims", list, where)
+    dims = field(values, "config.nesting.dims", list, where)
     if not dims or any(type(m) is not int or m < 1 for m in dims) or sorted({*dims}) != dims:
         raise DataError(f"{path}: config.nesting.dims must be increasing integers, got {dims}")
     results, seen = [], set()
-    for i, item in enumerate(_field(values, "results", list, where)):
+    for i, item in enumerate(field(values, "results", list, where)):
         result = _read_result(item, f"{path}: results[{i}]")
         key = (result.split, result.metric, result.dim)
         if key in seen:
             raise DataError(f"{path}: {key[0]}/{key[1]} at dim {key[2]} is listed twice")
         seen.add(key)
         results.append(result)
-    versions = _field(values, "versions", dict, where)
+    versions = field(values, "versions", dict, where)
     return Run(
         folder=name,
-        name=_field(values, "run", str, where),
+        name=field(values, "run", str, where),
         kind=kind,
         dims=tuple(dims),
-        seed=_field(values, "config.seed", int, where),
+        seed=field(values, "config.seed", int, where),
         config=config_lib.flatten(values["config"]),
-        commit=_field(values, "commit", str, where),
+        commit=field(values, "commit", str, where),
         versions={key: str(version) for key, version in versions.items()},
-        command=_field(values, "command", str, where),
-        device=_field(values, "device", str, where),
+        command=field(values, "command", str, where),
+        device=field(values, "device", str, where),
         results=tuple(results),
+        data=field(values, "data", str, where) if "data" in values else "",
+        artefacts=Artefacts(folder / "evaluation"),
     )
 
 
@@ -145,11 +139,11 @@ def _is_run(folder: pathlib.Path) -> bool:
 
 
 def _sweep_folders(path: pathlib.Path) -> list[str]:
-    values = _read_json(path)
-    _check_schema(values, path)
+    values = read_json(path)
+    check_schema(values, path)
     folders = []
-    for i, entry in enumerate(_field(values, "runs", list, str(path))):
-        name = _field(entry, "dir", str, f"{path}: runs[{i}]")
+    for i, entry in enumerate(field(values, "runs", list, str(path))):
+        name = field(entry, "dir", str, f"{path}: runs[{i}]")
         relative = pathlib.PurePath(name)
         if not name or relative.is_absolute() or ".." in relative.parts:
             raise DataError(f"{path}: runs[{i}]: dir must lie inside the sweep, got {name!r}")

@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Sequence
 
-from mrl_jax.reporting.headline import count, listing, percent
-from mrl_jax.reporting.statistics import Difference, Summary
-from mrl_jax.reporting.tables import SIGNIFICANCE, SPLIT_NAMES, Comparison, Table
+from mrl_jax.reporting.headline import count, listing, percent, rests_on
+from mrl_jax.reporting.statistics import Summary
+from mrl_jax.reporting.tables import SIGNIFICANCE, Comparison, Table
 
 UNTRAINED = "○"
 HOLM = "‡"
@@ -54,10 +54,10 @@ def signed(fraction: float) -> str:
     return "0.00" if text in ("+0.00", "-0.00") else text.replace("-", "−")
 
 
-def _difference_cell(entry: tuple[Difference, float] | None, usual_n: int) -> Cell:
-    if entry is None:
+def _difference_cell(comparison: Comparison, dim: int, usual_n: int) -> Cell:
+    if dim not in comparison.by_dim:
         return Cell()
-    difference, p = entry
+    difference, p = comparison.by_dim[dim]
     text = signed(difference.mean)
     if difference.low is not None:
         text += f" [{signed(difference.low)}, {signed(difference.high)}]"
@@ -67,6 +67,9 @@ def _difference_cell(entry: tuple[Difference, float] | None, usual_n: int) -> Ce
     # The verdict "one seed" says it already.
     if 1 < difference.n != usual_n:
         below += f", n = {difference.n}"
+    for verdict in ("better", "worse"):
+        if dim in comparison.dims_of_networks(verdict) and difference.verdict != verdict:
+            below += f"; these networks {verdict}"
     return Cell(text, below)
 
 
@@ -76,47 +79,84 @@ def _cell_notes(table: Table) -> list[str]:
         if table.n_seeds > 1
         else "one seed (n = 1), so no spread"
     )
+    word = "lowest" if table.about.lower_is_better else "highest"
     notes = [
-        f"Cells: accuracy in percent, {over}, unless another n is given. "
-        "Bold: highest mean of its row, which need not be a real difference."
+        f"Cells: {table.about.noun} in percent, {over}, unless another n is given. "
+        f"Bold: {word} mean of its row, which need not be a real difference."
     ]
     low, high = (percent(error) for error in table.stderr)
     errors = f"{low}" if low == high else f"{low} to {high}"
-    examples = listing([f"{n:,}" for n in table.n_examples])
-    split = SPLIT_NAMES.get(table.split, table.split)
+    units = f"{listing([f'{n:,}' for n in table.n_examples])} {table.unit}"
     notes.append(
-        f"Measured on {examples} {split} examples: the binomial standard error of one run's "
-        f"accuracy is {errors} points."
+        f"Measured on {units}: the standard error of one run's {table.about.noun} is {errors} "
+        "points."
     )
     if any(dim not in table.trained for dim in table.dims):
         notes.append(f"{UNTRAINED} marks dims in between, at which nothing was trained.")
     return notes
 
 
-def _comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
-    if not comparisons:
-        return []
-    notes = [
-        f"{listing([c.label for c in comparisons])}: difference in points against FF-m trained at "
-        "that dim alone, paired by seed, with its 95% t interval; better or worse where the "
-        "interval leaves out zero. The interval speaks of training again with other seeds, "
-        "not of other test examples."
-    ]
-    for comparison in comparisons:
-        verdicts = [d for v in ("better", "worse") for d in comparison.dims(v)]
-        kept = [d for v in ("better", "worse") for d in comparison.dims(v, holm=True)]
-        which = f" ({comparison.label})" if len(comparisons) > 1 else ""
-        total = count(len(comparison.by_dim), "comparison")
+def _interval_note(comparisons: Sequence[Comparison]) -> str:
+    """What the intervals are and what they speak of; "" where there is none."""
+    differences = [d for c in comparisons for d, _ in c.by_dim.values() if d.low is not None]
+    units = {c.unit for c in comparisons if c.unit}
+    if not differences:
+        return ""
+    where = "better or worse where the interval leaves out zero"
+    if not units:
+        return (
+            f"paired by seed, with its 95% t interval; {where}. The interval speaks of training "
+            "again with other seeds, not of other test examples."
+        )
+    noun = listing(sorted(units))
+    if all(d.n == 1 for d in differences):
+        how = "McNemar's exact test" if units == {"examples"} else "paired over them"
+        return (
+            f"between {rests_on(comparisons)} ({how}), with its 95% interval; {where}. It speaks "
+            f"of other {noun}, not of training again."
+        )
+    return (
+        f"paired by seed and by {noun}, with its 95% interval; {where}. The interval speaks of "
+        f"training again with other seeds and of other {noun}. These networks are better or worse "
+        f"where other {noun} alone would not change it, after Holm's correction."
+    )
+
+
+def _holm_notes(groups: Sequence[tuple[str, Sequence[Comparison]]]) -> list[str]:
+    """What Holm's correction leaves, for every (name, comparisons) that it was made for."""
+    notes = []
+    for name, comparisons in groups:
+        found = [entry for c in comparisons for entry in c.by_dim.values()]
+        verdicts = [p for d, p in found if d.verdict in ("better", "worse")]
+        kept = sum(p <= SIGNIFICANCE for p in verdicts)
+        which = f" ({name})" if len(groups) > 1 else ""
         if verdicts:
             notes.append(
                 f"{HOLM} marks what is still significant at 5% after Holm's correction for "
-                f"{total}{which}: {len(kept)} of {count(len(verdicts), 'verdict')}."
+                f"{count(len(found), 'comparison')}{which}: {kept} of "
+                f"{count(len(verdicts), 'verdict')}."
             )
     return notes
 
 
+def _comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
+    if not comparisons:
+        return []
+    about = _interval_note(comparisons) or "from one seed, so without a verdict."
+    notes = [
+        f"{listing([c.label for c in comparisons])}: difference in points against FF-m trained at "
+        f"that dim alone, {about}"
+    ]
+    return notes + _holm_notes([(c.label, [c]) for c in comparisons])
+
+
+def _dim_row(table: Table, dim: int, cells: Sequence[Cell]) -> Row:
+    faint = dim not in table.trained
+    return Row(f"{dim} {UNTRAINED}" if faint else str(dim), tuple(cells), faint)
+
+
 def of_table(table: Table) -> Sheet:
-    """The sheet of an accuracy table: dims down, curves and differences across."""
+    """The sheet of a table: dims down, curves and differences across."""
     rows = []
     for dim in table.dims:
         best = table.best(dim)
@@ -124,13 +164,41 @@ def of_table(table: Table) -> Sheet:
             _mean_cell(curve.summary(dim), table.n_seeds, curve.label in best)
             for curve in table.curves
         ]
-        cells += [_difference_cell(c.by_dim.get(dim), table.n_seeds) for c in table.comparisons]
-        faint = dim not in table.trained
-        rows.append(Row(f"{dim} {UNTRAINED}" if faint else str(dim), tuple(cells), faint))
+        cells += [_difference_cell(c, dim, table.n_seeds) for c in table.comparisons]
+        rows.append(_dim_row(table, dim, cells))
     labels = [curve.label for curve in table.curves]
     labels += [comparison.label for comparison in table.comparisons]
     notes = _cell_notes(table) + _comparison_notes(table.comparisons)
     return Sheet(table.title, ("dim", *labels), tuple(rows), tuple(notes))
+
+
+def of_rivals(table: Table) -> Sheet | None:
+    """MRL minus every baseline but FF-m, dims down; None where there is none."""
+    if not table.rivals:
+        return None
+    dims = [dim for dim in table.dims if any(dim in c.by_dim for c in table.rivals)]
+    rows = [
+        _dim_row(table, dim, [_difference_cell(c, dim, table.n_seeds) for c in table.rivals])
+        for dim in dims
+    ]
+    about = _interval_note(table.rivals) or "from one seed, so without a verdict."
+    notes = [f"Difference in points, {about}", *_holm_notes([("", table.rivals)])]
+    columns = ("dim", *(c.label for c in table.rivals))
+    return Sheet(f"{table.title}: differences", columns, tuple(rows), tuple(notes))
+
+
+def of_tables(tables: Sequence[Table]) -> list[Sheet]:
+    """Every table, each with its differences from other baselines behind it.
+
+    A note that holds for several of them stands under the first.
+    """
+    sheets: list[Sheet] = []
+    said: set[str] = set()
+    for sheet in (s for table in tables for s in (of_table(table), of_rivals(table)) if s):
+        fresh = tuple(note for note in sheet.notes if note not in said)
+        said |= {*fresh}
+        sheets.append(dataclasses.replace(sheet, notes=fresh))
+    return sheets
 
 
 def to_text(sheet: Sheet) -> str:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, special, stats
 
 LEVEL = 0.95
 # Accuracies are multiples of 1/n; a spread below this is rounding of floats, not spread.
@@ -29,10 +29,19 @@ def summarize(values: Sequence[float]) -> Summary:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A mean paired difference over `n` seeds, its 95% t interval and two-sided p value.
+    """A mean paired difference, its 95% interval and two-sided p value.
 
-    `low` and `high` are None where no interval exists: one seed, or the same difference in every
-    seed, from which the t distribution would conclude an impossible certainty. p is then 1.
+    `low` and `high` are None where no interval exists: one seed of which only means are known, or
+    the same difference in every seed, from which the t distribution would conclude an impossible
+    certainty. p is then 1.
+
+    Attributes:
+      n: seeds.
+      units: how many examples, or draws of them, the networks were compared on one by one; 0 where
+        only their means are known. Then the interval speaks of other seeds. With units and one seed
+        it speaks of other units and these networks, with more seeds of both.
+      lower_is_better: as of an error.
+      networks: with several seeds and units, the same difference for these networks alone.
     """
 
     mean: float
@@ -40,30 +49,122 @@ class Difference:
     high: float | None
     p: float
     n: int
+    units: int = 0
+    lower_is_better: bool = False
+    networks: "Difference | None" = None
 
     @property
     def verdict(self) -> str:
         """In words, from the interval alone."""
         if self.low is None:
             return "one seed" if self.n == 1 else "same in every seed"
-        if self.low > 0:
-            return "better"
-        return "worse" if self.high < 0 else "no clear difference"
+        if self.low <= 0 <= self.high:
+            return "no clear difference"
+        return "worse" if (self.low > 0) == self.lower_is_better else "better"
 
 
-def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference | None:
-    """`a - b` over the seeds that both have; None where they share none."""
+def _interval(mean: float, variances: Sequence[tuple[float, int]], n: int, units: int = 0):
+    """The difference whose variance is a sum of terms, each with its degrees of freedom.
+
+    The squares of the half widths that the terms have alone add up, so the interval is never
+    narrower than one of them; with one term it is Student's.
+    """
+    terms = [(variance, freedom) for variance, freedom in variances if variance > NO_SPREAD**2]
+    if not terms:
+        return Difference(mean, None, None, 1.0, n, units)
+
+    def half_width(p: float) -> float:
+        return math.sqrt(
+            sum(v * float(special.stdtrit(freedom, p / 2)) ** 2 for v, freedom in terms)
+        )
+
+    half, least = half_width(1 - LEVEL), 1e-100
+    p = least  # the p value is where the interval just reaches zero
+    if half_width(least) > abs(mean):
+        p = float(optimize.brentq(lambda p: half_width(p) - abs(mean), least, 1, xtol=1e-15))
+    return Difference(mean, mean - half, mean + half, p, n, units)
+
+
+def _over_seeds(difference_s: np.ndarray) -> Difference:
+    summary = summarize(difference_s)
+    if summary.sd is None:
+        return Difference(summary.mean, None, None, 1.0, summary.n)
+    n = summary.n
+    return _interval(summary.mean, [(summary.sd**2 / n, n - 1)], n)
+
+
+def _mcnemar(difference_n: np.ndarray) -> Difference:
+    """Two networks on the same examples: the exact test of those that only one gets right.
+
+    The interval is Clopper and Pearson's for the share of the first network among them, given how
+    many they are: it leaves out zero exactly where p < 0.05.
+    """
+    examples = len(difference_n)
+    first, second = int((difference_n > 0).sum()), int((difference_n < 0).sum())
+    discordant = first + second
+    mean = (first - second) / examples
+    if not discordant:
+        # So many examples may all agree although this share of all others does not.
+        most = 1 - ((1 - LEVEL) / 2) ** (1 / examples)
+        return Difference(mean, -most, most, 1.0, 1, examples)
+    test = stats.binomtest(first, discordant)
+    share = test.proportion_ci(LEVEL, method="exact")
+    low, high = ((2 * limit - 1) * discordant / examples for limit in (share.low, share.high))
+    return Difference(mean, low, high, float(test.pvalue), 1, examples)
+
+
+def _over_both(difference_sn: np.ndarray) -> Difference:
+    """Other seeds and other units, with the variance of the mean over either.
+
+    Seeds and units are crossed (every network sees every unit), so their interaction is in both
+    terms: the interval is too wide rather than too narrow, as the pigeonhole bootstrap's is (Owen,
+    Annals of Applied Statistics 1, 2007).
+    """
+    (seeds, units), mean = difference_sn.shape, float(difference_sn.mean())
+    of_units = (float(difference_sn.mean(0).var(ddof=1)) / units, units - 1)
+    networks = _interval(mean, [of_units], seeds, units)
+    if seeds == 1:
+        return networks
+    of_seeds = (float(difference_sn.mean(1).var(ddof=1)) / seeds, seeds - 1)
+    if of_seeds[0] < NO_SPREAD**2:
+        found = Difference(mean, None, None, 1.0, seeds, units)
+    else:
+        found = _interval(mean, [of_seeds, of_units], seeds, units)
+    return dataclasses.replace(found, networks=networks)
+
+
+def paired_difference(
+    a: Mapping[int, float],
+    b: Mapping[int, float],
+    units: Mapping[int, tuple[np.ndarray, np.ndarray]] | None = None,
+    *,
+    lower_is_better: bool = False,
+) -> Difference | None:
+    """`a - b` over the seeds that both have; None where they share none.
+
+    Args:
+      a, b: mean value by seed.
+      units: by seed, what these are the means of, [N] of a and [N] of b, of the same units: bool
+        where a unit is right or wrong. Used where it tells of every shared seed and of the same
+        number of units, two or more.
+      lower_is_better: of the value.
+    """
     seeds = sorted(a.keys() & b.keys())
     if not seeds:
         return None
-    summary = summarize([a[seed] - b[seed] for seed in seeds])
-    mean, n = summary.mean, summary.n
-    if summary.sd is None or summary.sd < NO_SPREAD:
-        return Difference(mean, None, None, 1.0, n)
-    error = summary.sd / math.sqrt(n)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * error
-    p = 2 * float(stats.t.sf(abs(mean) / error, n - 1))
-    return Difference(mean, mean - half, mean + half, p, n)
+    pairs = [units[seed] for seed in seeds if units and seed in units]
+    shapes = {part.shape for pair in pairs for part in pair}
+    if len(pairs) == len(seeds) and len(shapes) == 1 and min(shapes) > (1,):
+        binary = all(part.dtype == bool for pair in pairs for part in pair)
+        difference_sn = np.stack([np.subtract(*pair, dtype=np.float64) for pair in pairs])
+        one = binary and len(seeds) == 1
+        found = _mcnemar(difference_sn[0]) if one else _over_both(difference_sn)
+    else:
+        found = _over_seeds(np.array([a[seed] - b[seed] for seed in seeds]))
+    if found.networks:
+        networks = dataclasses.replace(found.networks, lower_is_better=lower_is_better)
+        found = dataclasses.replace(found, networks=networks)
+    return dataclasses.replace(found, lower_is_better=lower_is_better)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,28 +1,48 @@
-"""Tables of accuracy by dimension: which curves there are, their cells and what is compared."""
+"""Tables of a metric by dimension: which curves there are, their cells and what is compared."""
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mrl_jax.reporting import methods as methods_lib
-from mrl_jax.reporting import statistics
+from mrl_jax.reporting import metrics, statistics
+from mrl_jax.reporting.artefacts import DRAWS, Units
 from mrl_jax.reporting.methods import Method
 from mrl_jax.reporting.statistics import Difference, Summary
 
-METRIC_NAMES = {"top1": "Linear top-1", "top5": "Linear top-5", "1nn": "1-NN"}
 SPLIT_NAMES = {"val": "validation", "test": "test"}
 SIGNIFICANCE = 1 - statistics.LEVEL
+ROLES = {"separate": "mrl", "shared": "mrl_e", "fixed": "ff", methods_lib.SLIM: "slim"}
+NESTED, TRAINED = ("mrl", "mrl_e"), ("mrl", "mrl_e", "ff", "slim")
+
+
+def _unknown(dim: int) -> Mapping[int, Units]:
+    del dim
+    return {}
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """One column of a table and one line of a plot: accuracies as {dim: {seed: value}}."""
+    """One column of a table and one line of a plot.
+
+    Attributes:
+      label: as in "FF-64, PCA to m"; `short` is "PCA to m".
+      role: "mrl", "mrl_e", "ff", "slim", or that of an untrained rival (`metrics.Rival`).
+      variant: config values in which the study's methods differ.
+      trained: dims at which exactly this prefix was trained.
+      values: {dim: {seed: value}}.
+      units: by dim and then by seed, what the values are the means of, where known.
+      same: dims at which this is the embedding it is made of, and no rival.
+    """
 
     label: str
-    role: str  # mrl | mrl_e | ff | ff_cut | ff_pca | ff_random
+    role: str
     variant: methods_lib.Variant
-    trained: frozenset[int]  # dims at which exactly this prefix was trained
+    trained: frozenset[int]
     values: dict[int, dict[int, float]]
+    units: Callable[[int], Mapping[int, Units]] = _unknown
+    same: frozenset[int] = frozenset()
+    short: str = ""
 
     def summary(self, dim: int) -> Summary | None:
         """Mean and spread over seeds at `dim`; None where nothing was measured."""
@@ -30,26 +50,63 @@ class Curve:
         return statistics.summarize(list(values.values())) if values else None
 
 
+def _with_verdict(
+    by_dim: Mapping[int, tuple[Difference, float]], verdict: str, holm: bool
+) -> list[int]:
+    return [
+        dim
+        for dim, (difference, p) in by_dim.items()
+        if difference.verdict == verdict and (not holm or p <= SIGNIFICANCE)
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A nested method against FF-m, dim by dim: the paired difference and Holm's p value."""
+    """A nested method against a baseline, dim by dim: the difference and Holm's p value.
+
+    Attributes:
+      unit: what the two were compared on one by one, "examples" say; "" where only means are known.
+      networks: the same for these networks alone, where the intervals of `by_dim` speak of
+        training again as well.
+    """
 
     curve: Curve
+    against: Curve
     label: str
     by_dim: dict[int, tuple[Difference, float]]
+    unit: str = ""
+    networks: dict[int, tuple[Difference, float]] = dataclasses.field(default_factory=dict)
 
     def dims(self, verdict: str, holm: bool = False) -> list[int]:
         """The dims with this verdict; with `holm`, those where it holds after the correction."""
-        return [
-            dim
-            for dim, (difference, p) in self.by_dim.items()
-            if difference.verdict == verdict and (not holm or p <= SIGNIFICANCE)
-        ]
+        return _with_verdict(self.by_dim, verdict, holm)
+
+    def dims_of_networks(self, verdict: str) -> list[int]:
+        """The dims where these networks have this verdict after the correction."""
+        return _with_verdict(self.networks, verdict, True)
+
+    @property
+    def has_verdicts(self) -> bool:
+        """Whether there is an interval at any dim."""
+        entries = (*self.by_dim.values(), *self.networks.values())
+        return any(difference.low is not None for difference, _ in entries)
+
+    @property
+    def one_seed(self) -> bool:
+        """Whether it rests on one pair of networks at every dim."""
+        return all(difference.n == 1 for difference, _ in self.by_dim.values())
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The numbers of one metric on one split. `n_seeds` is what most cells average over."""
+    """The numbers of one metric on one split.
+
+    Attributes:
+      comparisons: of MRL with FF-m, Holm's correction over the dims of each.
+      rivals: of MRL with all other baselines, one correction for all of them together.
+      n_seeds: what most cells average over.
+      stderr: smallest and largest standard error of one run's value.
+    """
 
     metric: str
     split: str
@@ -59,133 +116,239 @@ class Table:
     trained: frozenset[int]
     n_seeds: int
     n_examples: tuple[int, ...]
-    stderr: tuple[float, float]  # smallest and largest binomial standard error
+    stderr: tuple[float, float]
+    rivals: tuple[Comparison, ...] = ()
+
+    @property
+    def about(self) -> metrics.Metric:
+        """How the metric is read."""
+        return metrics.describe(self.metric)
+
+    @property
+    def unit(self) -> str:
+        """What a value is the mean of, as in "test examples"."""
+        drawn = [unit for start, (_, unit) in DRAWS.items() if self.metric.startswith(start)]
+        split = SPLIT_NAMES.get(self.split, self.split)
+        return f"{split} examples" if not drawn or drawn == ["streams"] else f"{split} {drawn[0]}"
 
     @property
     def title(self) -> str:
         """As in "Linear top-1, test"."""
-        return f"{METRIC_NAMES[self.metric]}, {SPLIT_NAMES.get(self.split, self.split)}"
+        return f"{self.about.title}, {SPLIT_NAMES.get(self.split, self.split)}"
+
+    def only(self, roles: Sequence[str]) -> "Table":
+        """The same with fewer columns."""
+        return dataclasses.replace(self, curves=tuple(c for c in self.curves if c.role in roles))
 
     def best(self, dim: int) -> list[str]:
-        """Labels of the curves with the highest mean at `dim`, all that tie; [] without rivals."""
+        """Labels of the curves with the best mean at `dim`, all that tie; [] without rivals."""
+        sign = -1 if self.about.lower_is_better else 1
         means = {
-            curve.label: curve.summary(dim).mean
+            curve.label: sign * curve.summary(dim).mean
             for curve in self.curves
-            # At full width, a choice of dims of FF is FF-m, which has a column of its own.
-            if dim in curve.values
-            and not (curve.role in ("ff_cut", "ff_random") and dim in curve.trained)
+            if dim in curve.values and dim not in curve.same
         }
         if len(means) < 2:
             return []
-        # Equal accuracies may differ in the last float digit.
+        # Equal values may differ in the last float digit.
         return [label for label, mean in means.items() if mean >= max(means.values()) - 1e-9]
 
 
-def _nested_curves(methods: Sequence[Method], split: str, metric: str) -> list[Curve]:
-    roles = {"separate": "mrl", "shared": "mrl_e"}
-    return [
-        Curve(m.label, roles[m.kind], m.variant, frozenset(m.dims), m.values(split, metric))
-        for m in methods
-        if m.kind in roles
-    ]
+def names(methods: Sequence[Method], split: str) -> list[str]:
+    """The metrics measured on a split, the most telling first, without those of rivals."""
+    found = {
+        result.metric
+        for method in methods
+        for run in method.runs.values()
+        for result in run.results
+        if result.split == split
+    }
+    guests = {name for guest in metrics.GUESTS.values() for name in guest}
+    rivals = {name for name in found if metrics.split_rival(name)[0] in found - {name}}
+    return sorted(found - guests - rivals, key=metrics.order)
 
 
-def _fixed_families(methods: Sequence[Method]) -> list[list[Method]]:
-    """The FF methods of each variant, by dim."""
+def _own_curve(method: Method, split: str, metric: str) -> Curve:
+    return Curve(
+        method.label,
+        ROLES[method.kind],
+        method.variant,
+        frozenset(method.dims),
+        method.values(split, metric),
+        lambda dim: method.units(split, metric, dim),
+    )
+
+
+def _families(methods: Sequence[Method], kind: str) -> list[list[Method]]:
+    """The methods of one dim each (FF or Slim) of each variant, by dim."""
     families: dict[methods_lib.Variant, list[Method]] = {}
     for method in methods:
-        if method.kind == "fixed":
+        if method.kind == kind:
             families.setdefault(method.variant, []).append(method)
     return list(families.values())
 
 
-def _fixed_curve(family: Sequence[Method], split: str, metric: str) -> Curve:
+def _family_curve(family: Sequence[Method], split: str, metric: str) -> Curve:
     """FF-m: at every dim the runs that were trained at that dim alone."""
-    values = {}
-    for method in family:
-        dim = method.dims[-1]
-        at_dim = method.values(split, metric).get(dim)
-        if at_dim:
-            values[dim] = at_dim
-    label = "FF-m" + family[0].suffix
-    return Curve(label, "ff", family[0].variant, frozenset(values), values)
+    members = {method.dims[-1]: method for method in family}
+    values = {dim: method.values(split, metric).get(dim) for dim, method in members.items()}
+    values = {dim: at_dim for dim, at_dim in values.items() if at_dim}
+    return Curve(
+        family[0].curve_label,
+        ROLES[family[0].kind],
+        family[0].variant,
+        frozenset(values),
+        values,
+        lambda dim: members[dim].units(split, metric, dim),
+    )
 
 
 def _derived_curves(family: Sequence[Method], split: str, metric: str) -> list[Curve]:
     """What the widest FF gives at smaller dims without further training."""
     widest = family[-1]
     width = widest.dims[-1]
-    name = f"FF-{width}"
-    wanted = [("ff_cut", metric, f"{name}, first m dims")]
-    if metric == "1nn":
-        wanted.append(("ff_pca", "1nn_pca", f"{name}, PCA to m"))
-        wanted.append(("ff_random", "1nn_random", f"{name}, random m dims"))
+    # The cut is what the metric itself says of shorter prefixes, or else a measure of its own.
+    cut = metric if widest.values(split, metric).keys() - {width} else f"{metric}_cut"
+    measured = {
+        cut if suffix == "_cut" else metric + suffix: rival
+        for suffix, rival in metrics.RIVALS.items()
+    }
+    measured |= metrics.GUESTS.get(metric, {})
     curves = []
-    for role, measured, label in wanted:
-        values = widest.values(split, measured)
-        # The cut at its full width alone is FF-m once more.
-        if role != "ff_cut" or values.keys() - {width}:
-            trained = frozenset({width} & values.keys()) if role != "ff_pca" else frozenset()
-            curves.append(Curve(label + widest.suffix, role, widest.variant, trained, values))
+    for name, rival in measured.items():
+        values = widest.values(split, name)
+        if not rival.full and not values.keys() - {width}:
+            continue  # at its full width alone it is FF-m once more
+        same = frozenset() if rival.full else frozenset({width} & values.keys())
+        curves.append(
+            Curve(
+                f"FF-{width}, {rival.label}{widest.suffix}",
+                rival.role,
+                widest.variant,
+                same,
+                values,
+                lambda dim, name=name: widest.units(split, name, dim),
+                same,
+                rival.label + widest.suffix,
+            )
+        )
     return curves
 
 
-def _compare(curve: Curve, fixed: Curve, label: str) -> Comparison | None:
-    by_dim = {}
-    for dim in sorted(curve.values.keys() & fixed.values.keys()):
+def _shared_units(a: Curve, b: Curve, dim: int) -> dict[int, tuple[Units, Units]]:
+    """By seed what both are the means of, where these are the same units."""
+    of_a, of_b = a.units(dim), b.units(dim)
+    return {
+        seed: (of_a[seed], of_b[seed])
+        for seed in of_a.keys() & of_b.keys()
+        if of_a[seed].key == of_b[seed].key
+    }
+
+
+def compare(curve: Curve, against: Curve, label: str, lower_is_better: bool) -> Comparison | None:
+    """`curve - against` at the dims that `curve` was trained at; None where they share none.
+
+    The p values are those of each dim alone, see `corrected`.
+    """
+    by_dim, unit = {}, ""
+    for dim in sorted(curve.values.keys() & against.values.keys()):
         # A prefix that was never trained is no contest for a model trained at that dim.
-        if dim in curve.trained:
-            difference = statistics.paired_difference(curve.values[dim], fixed.values[dim])
-            if difference:
-                by_dim[dim] = difference
-    if not by_dim:
-        return None
-    adjusted = statistics.holm([difference.p for difference in by_dim.values()])
-    pairs = zip(by_dim.items(), adjusted, strict=True)
-    return Comparison(curve, label, {dim: (difference, p) for (dim, difference), p in pairs})
+        if dim not in curve.trained or dim in against.same:
+            continue
+        units = _shared_units(curve, against, dim)
+        difference = statistics.paired_difference(
+            curve.values[dim],
+            against.values[dim],
+            {seed: (of_a.value_n, of_b.value_n) for seed, (of_a, of_b) in units.items()},
+            lower_is_better=lower_is_better,
+        )
+        if difference:
+            by_dim[dim] = (difference, difference.p)
+            if difference.units:
+                unit = next(iter(units.values()))[0].noun
+    networks = {dim: (d.networks, d.networks.p) for dim, (d, _) in by_dim.items() if d.networks}
+    return Comparison(curve, against, label, by_dim, unit, networks) if by_dim else None
+
+
+def corrected(comparisons: Sequence[Comparison | None]) -> tuple[Comparison, ...]:
+    """The same comparisons with Holm's correction for all of them together."""
+    found = [c for c in comparisons if c]
+
+    def adjusted(every: Sequence[dict[int, tuple[Difference, float]]]) -> list[dict]:
+        p = iter(statistics.holm([d.p for by_dim in every for d, _ in by_dim.values()]))
+        return [{dim: (d, next(p)) for dim, (d, _) in by_dim.items()} for by_dim in every]
+
+    parts = zip(
+        found,
+        adjusted([c.by_dim for c in found]),
+        adjusted([c.networks for c in found]),
+        strict=True,
+    )
+    return tuple(
+        dataclasses.replace(c, by_dim=by_dim, networks=networks) for c, by_dim, networks in parts
+    )
+
+
+def _comparisons(
+    methods: Sequence[Method], curves: Sequence[Curve], split: str, metric: str
+) -> tuple[tuple[Comparison, ...], tuple[Comparison, ...]]:
+    """MRL, or MRL-E in a study without it, against FF-m; and against all other baselines."""
+    lower_is_better = metrics.describe(metric).lower_is_better
+    compared = "separate" if any(m.kind == "separate" for m in methods) else "shared"
+    by_label = {curve.label: curve for curve in curves}
+    main, rivals = [], []
+    for method in methods:
+        curve = by_label.get(method.label)
+        if method.kind != compared or not curve:
+            continue
+        against: list[Curve] = []
+        if family := methods_lib.baseline(method, methods):
+            name = f"{methods_lib.NAMES[compared]} − FF{method.suffix}"
+            fixed = _family_curve(family, split, metric)
+            main += corrected([compare(curve, fixed, name, lower_is_better)])
+            against += _derived_curves(family, split, metric)
+        if family := methods_lib.baseline(method, methods, methods_lib.SLIM):
+            against.append(_family_curve(family, split, metric))
+        rivals += [
+            compare(curve, other, f"{method.label} − {other.label}", lower_is_better)
+            for other in against
+        ]
+    return tuple(main), corrected(rivals)
 
 
 def build(methods: Sequence[Method], split: str, metric: str) -> Table | None:
     """The table of `metric` on `split`; None where no run has such a number.
 
-    The columns follow Tables 1 and 2 of the paper (arXiv 2205.13147). Compared with FF-m is MRL,
-    or MRL-E in a study without MRL.
+    The columns follow Tables 1 and 2 of the paper (arXiv 2205.13147).
     """
-    families = _fixed_families(methods)
-    curves = _nested_curves(methods, split, metric)
-    curves += [_fixed_curve(family, split, metric) for family in families]
+    curves = [_own_curve(m, split, metric) for m in methods if m.kind not in methods_lib.ONE_DIM]
+    families = _families(methods, "fixed")
+    for family in (*families, *_families(methods, methods_lib.SLIM)):
+        curves.append(_family_curve(family, split, metric))
     for family in families:
         curves += _derived_curves(family, split, metric)
     curves = [curve for curve in curves if curve.values]
     if not curves:
         return None
-
-    comparisons = []
-    compared = "separate" if any(m.kind == "separate" for m in methods) else "shared"
-    for method in methods:
-        rivals = methods_lib.baseline(method, methods)
-        curve = next((c for c in curves if c.label == method.label), None)
-        if method.kind == compared and curve and rivals:
-            label = f"{methods_lib.NAMES[compared]} − FF{method.suffix}"
-            comparisons.append(_compare(curve, _fixed_curve(rivals, split, metric), label))
-
-    measured = {metric} | ({"1nn_pca", "1nn_random"} if metric == "1nn" else set())
+    comparisons, rivals = _comparisons(methods, curves, split, metric)
+    measured = {metric, *(metric + suffix for suffix in metrics.RIVALS)}
     results = [
         result
         for method in methods
         for run in method.runs.values()
-        for result in run.results
-        if result.split == split and result.metric in measured
+        for name in measured
+        for result in run.measured(split, name)
     ]
     seeds = Counter(len(values) for curve in curves for values in curve.values.values())
     return Table(
         metric=metric,
         split=split,
         curves=tuple(curves),
-        comparisons=tuple(c for c in comparisons if c),
+        comparisons=comparisons,
         dims=tuple(sorted({dim for curve in curves for dim in curve.values})),
         trained=frozenset().union(*(m.dims for m in methods)),
         n_seeds=max(seeds, key=lambda n: (seeds[n], n)),
         n_examples=tuple(sorted({result.n for result in results})),
         stderr=(min(r.stderr for r in results), max(r.stderr for r in results)),
+        rivals=rivals,
     )
