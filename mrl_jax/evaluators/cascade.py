@@ -1,0 +1,60 @@
+"""Adaptive classification: accuracy against expected dims, thresholds fitted on other examples.
+
+Paper, section 4.2.1 and Figure 6. Every image is seen once; the reference averages logits with the
+mirrored image in all of that figure, so its accuracies are some tenths of a percent higher.
+"""
+
+import json
+
+from mrl_jax.cascade.study import FITTED, Judged, study
+from mrl_jax.errors import DataError
+from mrl_jax.evaluators.finding import Finding
+from mrl_jax.evaluators.subject import Subject
+
+
+def _judged(subject: Subject, split: str, dims: tuple[int, ...]) -> Judged:
+    predictions = subject.predictions(split)
+    rows = [predictions.dims.index(m) for m in dims]
+    return Judged(dims, predictions.confidence_gn[rows], predictions.rank_gn[rows] <= 1)
+
+
+def measure(subject: Subject, split: str) -> Finding:
+    """Policies of the trained dims, and what they give on examples they were not fitted on.
+
+    On "test" they are fitted on "val". A data set with one of the two is divided. "val" beside a
+    "test", and heads with one trained dim among the measured ones, give nothing.
+
+    "{split}_cascade.json" has the content of `cascade.study.study`, and what was fitted on;
+    "{split}_cascade_policy.json" is the recommended policy, as `Policy.load` reads it.
+
+    Raises:
+      DataError: a single example cannot be divided.
+    """
+    splits = subject.dataset.splits
+    dims = tuple(m for m in subject.classifiable if m in subject.task.nesting.dims)
+    if len(dims) < 2 or (split == "val" and "test" in splits):
+        return Finding()
+    measured = _judged(subject, split, dims)
+    n = measured.right_gn.shape[1]
+    beside = split == "test" and "val" in splits
+    if n < 2 and not beside:
+        raise DataError(f"{split}: a cascade needs 2 examples or more to fit and test on, got {n}")
+    content, policy = study(
+        _judged(subject, "val", dims) if beside else measured,
+        measured if beside else None,
+        shared=subject.task.head.kind != "separate",
+        seed=subject.seed,
+    )
+    content = {
+        "schema": 1,
+        "n": n,
+        "fitted_on": "val" if beside else f"{FITTED:.0%} of {split}",
+        "mirrored": False,
+        **content,
+    }
+    return Finding(
+        files={
+            f"{split}_cascade.json": json.dumps(content, indent=1).encode(),
+            f"{split}_cascade_policy.json": json.dumps(policy.to_dict(), indent=1).encode(),
+        }
+    )
