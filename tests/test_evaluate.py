@@ -2,6 +2,7 @@ import json
 import shutil
 
 import commands
+import numpy as np
 import pytest
 
 
@@ -49,3 +50,28 @@ def test_refusals(trained, tmp_path):
     assert "holds no checkpoint" in commands.fail(evaluate(workdir), 4)
     (workdir / "config.json").write_text("{")
     assert "cannot read" in commands.fail(evaluate(workdir), 2)
+
+
+def test_everything_is_measured_on_request(trained, tmp_path):
+    hierarchy = tmp_path / "parity.json"
+    hierarchy.write_text(json.dumps({str(k): ("even", "odd")[k % 2] for k in range(10)}))
+    found = []
+    for name in ("one", "two"):
+        workdir = shutil.copytree(trained, tmp_path / name)
+        keys = ("--config.eval.measures=all", f"--config.eval.hierarchy={hierarchy}")
+        # The second on another mesh: what is drawn at random does not depend on it.
+        mesh = ("--config.mesh.data=2",) * (name == "two")
+        commands.succeed(evaluate(workdir, *keys, *mesh), devices=len(found) + 1)
+        found.append({(r["name"], r["dim"]): r["value"] for r in read(workdir)["results"]})
+    assert found[0] == pytest.approx(found[1], abs=0.02)
+    names = {name for name, _ in found[0]}
+    for metric in ("top5_flip", "1nn", "top1_pca", "probe_svd", "ece", "oracle", "superclass"):
+        assert f"test/{metric}" in names
+    assert {"test/ncm_10way_5shot", "test/tail_novel_tail"} <= names
+    files = {path.name for path in (tmp_path / "one" / "evaluation").iterdir()}
+    assert {"examples.npz", "test_cascade.json", "test_calibration.json"} <= files
+    examples = np.load(tmp_path / "one" / "evaluation" / "examples.npz")
+    for row, dim in zip(examples["test/top1"], examples["test/top1/dims"], strict=True):
+        assert row.mean() == pytest.approx(found[0]["test/top1", int(dim)])
+    commands.succeed(commands.command("mrl_jax.report", tmp_path / "one"))
+    assert (tmp_path / "one" / "report.html").stat().st_size > 50_000
