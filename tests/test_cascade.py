@@ -182,23 +182,16 @@ def all_policies(dims, confidence_gn):
             yield Policy(tuple(dims[g] for g in (*used, last)), (*(thresholds[g] for g in used), 0))
 
 
-def expected_accuracy(policy, dims, confidence_gn, chance_gn):
-    return cascade.apply(policy, dims, confidence_gn, chance_gn)[0].mean()
-
-
 def values(policies, dims, confidence_gn, right_gn, accounting):
     """[policies, 2]: expected accuracy and cost, by the functions that do not search."""
     chance_gn = fitting.chances(confidence_gn.astype(np.float64), right_gn)
-    cost = {"final": 1, "cumulative": 2}[accounting]
-    return np.array(
-        [
-            (
-                expected_accuracy(policy, dims, confidence_gn, chance_gn),
-                outcome(policy, dims, confidence_gn, right_gn)[cost],
-            )
-            for policy in policies
-        ]
-    )
+    found = []
+    for policy in policies:
+        chance_n, dim_n = cascade.apply(policy, dims, confidence_gn, chance_gn)
+        cost_of = dict(zip(policy.dims, np.cumsum(policy.dims), strict=True))
+        cost_n = dim_n if accounting == "final" else [cost_of[m] for m in dim_n]
+        found.append((chance_n.mean(), np.mean(cost_n)))
+    return np.array(found)
 
 
 @pytest.mark.parametrize("accounting", ["final", "cumulative"])
@@ -244,9 +237,11 @@ def test_at_every_price_no_single_threshold_can_be_better(accounting, seed):
     frontier = cascade.fit_frontier(dims, confidence_gn, right_gn, accounting)
     mine = np.array([(fitted.promised, fitted.cost) for fitted in frontier])
     edges = [np.unique(c.astype(np.float64)) for c in confidence_gn]
+    tried = set()
     for price in fitting._prices(dims, n):
         worth = mine[:, 0] - price * mine[:, 1]
         policy = frontier[int(worth.argmax())].policy
+        tried.add(policy)
         by_dim = dict(zip(policy.dims, policy.thresholds, strict=True))
         changed = [policy]
         for g, m in enumerate(dims[: dims.index(policy.dims[-1])]):
@@ -257,6 +252,7 @@ def test_at_every_price_no_single_threshold_can_be_better(accounting, seed):
             changed.append(Policy(*zip(*sorted({**others, m: 0.5}.items()), strict=True)).capped(m))
         accuracy, cost = values(changed, dims, confidence_gn, right_gn, accounting).T
         assert worth.max() >= (accuracy - price * cost).max() - 1e-6
+    assert len(tried) > 5
 
 
 @pytest.mark.parametrize("accounting", ["final", "cumulative"])

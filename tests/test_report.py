@@ -10,63 +10,14 @@ import re
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from PIL import Image
+from reporting.folders import DIMS, make_results, write_run, write_sweep
 
 from mrl_jax import report
 from mrl_jax.errors import DataError, UsageError
 
-DIMS = (2, 4, 8)
 EVIL = "<script>alert(1)</script> a|b `c` [d](http://e) $x$ ```"
-
-
-def make_results(kind, dims, seed):
-    """results.json of a run whose accuracies follow from dim and seed."""
-    name = {"separate": "mrl", "shared": "mrl_e", "fixed": f"fixed={dims[-1]}"}[kind]
-    results = []
-    for split in ("val", "test"):
-        for dim in (2, 3, 4, 6, 8):
-            if dim > dims[-1]:
-                continue
-            value = {2: 0.6, 3: 0.7, 4: 0.8, 6: 0.85, 8: 0.9}[dim] + seed / 100
-            value -= {"separate": 0.0, "shared": 0.01, "fixed": 0.02 * seed}[kind]
-            row = {"dim": dim, "value": value, "stderr": 0.02, "n": 400}
-            if kind != "separate" or dim in dims:
-                results.append({"name": f"{split}/top1", **row})
-            results += [{"name": f"{split}/{m}", **row} for m in ("1nn", "1nn_pca", "1nn_random")]
-    return {
-        "schema": 1,
-        "run": f"digits:{name}",
-        "config": {
-            "name": f"digits:{name}",
-            "seed": seed,
-            "steps": 600,
-            "nesting": {"dims": list(dims), "weights": []},
-            "head": {"kind": kind, "normalize": "none"},
-            "model": {"name": "cnn", "embedding_dim": 8},
-        },
-        "commit": "abc1234",
-        "versions": {"python": "3.11.7", "jax": "0.10.2"},
-        "command": f"python -m mrl_jax.train --config configs/digits.py:{name}",
-        "device": "cpu x1",
-        "results": results,
-    }
-
-
-def write_run(folder, results, done=True):
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(results["config"]))
-    (folder / "results.json").write_text(json.dumps(results))
-    if done:
-        (folder / "DONE").touch()
-
-
-def write_sweep(root, folders):
-    root.mkdir(exist_ok=True)
-    entries = [{"dir": folder, "arg": "mrl", "overrides": {}} for folder in folders]
-    values = {"schema": 1, "config": "configs/digits.py", "runs": entries}
-    (root / "sweep.json").write_text(json.dumps(values))
 
 
 @pytest.fixture
@@ -353,66 +304,3 @@ def test_broken_json(tmp_path, content):
     (tmp_path / "run" / "results.json").write_bytes(content)
     with pytest.raises(DataError, match=r"results\.json: not valid JSON"):
         report.main([str(tmp_path / "run")])
-
-
-def add_evaluation(root, folder, split="test"):
-    """Examples of "top1" that agree with results.json, a shift, a picture and an unknown metric."""
-    results = json.loads((root / folder / "results.json").read_text())
-    results["data"] = "fingerprint"
-    found = [r for r in results["results"] if r["name"] == f"{split}/top1"]
-    rows = []
-    for result in found:
-        rows.append(np.arange(result["n"]) < round(result["value"] * result["n"]))
-        result["value"] = float(rows[-1].mean())
-        results["results"].append({**result, "name": "v2/top1"})
-        results["results"].append({**result, "name": f"{split}/strange"})
-    dims = np.array([result["dim"] for result in found], np.int32)
-    evaluation = root / folder / "evaluation"
-    evaluation.mkdir()
-    names = {f"{split}/top1": np.stack(rows), f"{split}/top1/dims": dims}
-    np.savez(evaluation / "examples.npz", **names)
-    Image.new("RGB", (9, 9), "red").save(evaluation / f"{split}_attribution.png")
-    (root / folder / "results.json").write_text(json.dumps(results))
-
-
-def test_the_whole_evaluation_is_shown(root, capsys):
-    for folder in ("separate8-0", "separate8-1", "fixed2-0", "fixed2-1", "fixed8-0", "fixed8-1"):
-        add_evaluation(root, folder)
-    report.main([str(root)])
-    written = {path.name for path in root.iterdir() if path.is_file()}
-    assert {"shifts_by_dim.png", "attribution.png"} <= written
-    with Image.open(root / "attribution.png") as image:
-        assert image.getpixel((0, 0)) == (255, 0, 0)
-    markdown = (root / "report.md").read_text()
-    assert "(2 seeds and 400 examples)" in markdown
-    assert "**MRL against every baseline, test**" in markdown
-    assert "**Linear top-1, v2**" in markdown
-    assert "**strange, test**" in markdown
-    assert "![Where each prefix looks](attribution.png)" in markdown
-    page = (root / "report.html").read_text()
-    before, _, _ = page.partition("<details>")
-    for heading in ("Linear top-1", "1-NN", "Shifted test sets", "Where each prefix looks"):
-        assert f"<h2>{heading}</h2>" in before
-    # A photograph is the same by day and night; plots are not.
-    assert page.count("<source") == page.count("<img") - 1
-    assert "v2,top1,2," in (root / "results.csv").read_text()
-    assert "strange" not in capsys.readouterr().out
-
-
-def test_one_seed_says_what_its_verdicts_are_worth(tmp_path):
-    for kind, dims in (("separate", DIMS), ("fixed", (2,))):
-        write_run(tmp_path / "runs" / kind, make_results(kind, dims, 0))
-        add_evaluation(tmp_path / "runs", kind)
-    report.main([str(tmp_path / "runs")])
-    markdown = (tmp_path / "runs" / "report.md").read_text()
-    assert "> **Note:** One seed per method: what is called better or worse here holds" in markdown
-    assert "these trained networks, one seed each, on the same 400 examples" in markdown
-
-
-def test_a_damaged_evaluation_is_one_line(root, tmp_path):
-    for folder in ("separate8-0", "fixed2-0"):
-        add_evaluation(root, folder)
-    (root / "fixed2-0" / "evaluation" / "examples.npz").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"fixed2-0/evaluation/examples\.npz: damaged"):
-        report.main([str(root), "--out", str(tmp_path / "out")])
-    assert not (tmp_path / "out").exists()

@@ -87,13 +87,13 @@ def _figure(cascade: Cascade, methods: Sequence[Method], split: str) -> Figure:
     label = cascade.method.label
     lines = [
         cascade.line(f"{label}, each dim alone", "ff_random", cascade.points("single")),
-        cascade.line("thresholds, jointly", "mrl", cascade.points("joint"), band=True),
+        cascade.line("fitted jointly", "mrl", cascade.points("joint"), band=True),
     ]
     if greedy := cascade.points("greedy"):
-        lines.append(cascade.line("thresholds, one by one", "mrl_e", greedy, dashes=1))
+        lines.append(cascade.line("fitted one by one", "mrl_e", greedy, dashes=1))
     best = field(cascade.values, "oracle", dict, cascade.where)
     lines.append(cascade.line("recommended", "slim", cascade.points("headline"), dashes=None))
-    lines.append(cascade.line("best choice per example", "ff_cut", [best], dashes=None))
+    lines.append(cascade.line("best per example", "ff_cut", [best], dashes=None))
     table = tables.build(methods, split, "top1")
     lines += [line(curve) for curve in (table.curves if table else ()) if curve.role == "ff"]
     dims = field(cascade.values, "dims", list, cascade.where)
@@ -116,29 +116,45 @@ def _dims(value: float) -> str:
     return f"{value:.1f}"
 
 
-def _account(cascade: Cascade, point: dict[str, Any]) -> str:
-    names = ("expected_dim", "full_width_by_expected_dim", "gain_on_full_width", "cumulative_dim")
-    dim, ratio, gain, work = (cascade.number(point, name) for name in names)
-    text = (
-        f"{_interval(dim, _dims)} dims per example, {_interval(ratio, _dims)} times fewer than the "
-        f"full width, at {_interval(gain, signed)} points of accuracy"
-    )
-    tried = f" ({_dims(work.value)} dims with all prefixes it tries)"
-    return text + tried if work.value > dim.value else text
-
-
 def _lead(cascade: Cascade) -> str:
-    of = f" (seed {cascade.seed})" if len(cascade.method.runs) > 1 else ""
-    accounts = [
-        f"{_account(cascade, point)}, fitted to lose no more than "
-        f"{percent(field(point, 'loss', (int, float), cascade.where))} points"
-        for point in cascade.points("headline")
-    ]
-    if not accounts:
+    """What the policy gives that was fitted to lose no accuracy, and the one to lose most."""
+    points = cascade.points("headline")
+    if not points:
         return ""
-    first, *others = accounts
-    text = f"A cascade of {cascade.method.label}{of} takes {first}."
-    return text + "".join(f" Or {account}." for account in others[-1:])
+    names = ("expected_dim", "full_width_by_expected_dim", "gain_on_full_width", "cumulative_dim")
+    dim, ratio, gain, work = (cascade.number(points[0], name) for name in names)
+    of = f" (seed {cascade.seed})" if len(cascade.method.runs) > 1 else ""
+    text = (
+        f"A cascade of {cascade.method.label}{of} takes {_interval(dim, _dims)} dims per example, "
+        f"{_interval(ratio, _dims)} times fewer than the full width, and differs from its accuracy "
+        f"by {_interval(gain, signed)} points."
+    )
+    if work.value > dim.value:
+        text += f" Counting every prefix it tries, it takes {_dims(work.value)} dims."
+    loss = field(points[-1], "loss", (int, float), cascade.where)
+    if len(points) > 1:
+        text += f" Fitted to lose up to {percent(loss)} points: {_short(cascade, points[-1])}."
+    return text
+
+
+def _short(cascade: Cascade, point: dict[str, Any]) -> str:
+    dim, gain = (cascade.number(point, name) for name in ("expected_dim", "gain_on_full_width"))
+    return f"{_dims(dim.value)} dims, {_interval(gain, signed)} points"
+
+
+def _other_seeds(found: Sequence[Cascade]) -> list[str]:
+    """The same of other seeds, a sentence for each method."""
+    said = []
+    for label in dict.fromkeys(cascade.method.label for cascade in found):
+        _, *others = (cascade for cascade in found if cascade.method.label == label)
+        parts = [
+            f"{_short(cascade, points[0])} (seed {cascade.seed})"
+            for cascade in others
+            if (points := cascade.points("headline"))
+        ]
+        if parts:
+            said.append(f"Other seeds of {label}: {'; '.join(parts)}.")
+    return said
 
 
 def _sentences(cascade: Cascade) -> list[str]:
@@ -215,12 +231,19 @@ def section(methods: Sequence[Method], split: str) -> Section | None:
     found = _read(methods, split)
     if not found:
         return None
-    first = {cascade.method.label: cascade for cascade in reversed(found)}
-    said = [_lead(cascade) for cascade in found[1:]]
-    said += _sentences(found[0])
+    first: dict[str, Cascade] = {}
+    for cascade in found:
+        first.setdefault(cascade.method.label, cascade)
+    said = [_lead(c) for c in first.values() if c.method.label != found[0].method.label]
+    said += _other_seeds(found) + _sentences(found[0])
     said += published.cascade_sentences([cascade.method for cascade in first.values()])
     folded = [s for m in methods if m.label in first for s in _sheets(first[m.label])]
     figure = _figure(found[0], methods, split)
     return Section(
-        "Adaptive classification", _lead(found[0]), tuple(said), (figure,), (), tuple(folded)
+        "Adaptive classification",
+        _lead(found[0]),
+        tuple(t for t in said if t),
+        (figure,),
+        (),
+        tuple(folded),
     )

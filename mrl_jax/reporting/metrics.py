@@ -24,12 +24,13 @@ class Rival(NamedTuple):
     Attributes:
       role: of its curves.
       label: after the name of the embedding, "FF-64, PCA to m".
-      full: at full width it is something else than the embedding as it is.
+      full: pattern of the metrics for which it is something else at full width than the
+        embedding as it is.
     """
 
     role: str
     label: str
-    full: bool = False
+    full: str = "never"
 
 
 # By the suffix that metrics measured there carry. The last is a classifier of its own.
@@ -37,11 +38,12 @@ RIVALS = {
     "_cut": Rival("ff_cut", "first m dims"),
     "_random": Rival("ff_random", "random m dims"),
     "_rotation": Rival("ff_rotation", "random rotation to m"),
-    "_pca": Rival("ff_pca", "PCA to m", full=True),
+    # It centres, which cosines notice and linear classifiers do not.
+    "_pca": Rival("ff_pca", "PCA to m", r"\d*k?nn\d*|(map|p|r)\d+|(ncm|tail)_.*"),
     "_svd": Rival("ff_svd", "SVD of head to m"),
 }
 # Metrics that stand in the table of another: the paper's "Rand. LP" beside the trained heads.
-GUESTS = {"top1": {"probe_random": Rival("ff_probe", "probe on m random dims", full=True)}}
+GUESTS = {"top1": {"probe_random": Rival("ff_probe", "probe on random dims", ".*")}}
 
 # The number every split of a measure is about, in the order of importance.
 _TITLES = {

@@ -68,9 +68,24 @@ LEGEND = (
 )
 
 
-def _figure(table: Table) -> Figure:
+def _searched(methods: Sequence[Method], split: str) -> int | None:
+    """How many vectors retrieval searched, where all runs that say so agree."""
+    name = f"{split}_retrieval.json"
+    tables_ = [r.artefacts.table(name) or {} for m in methods for r in m.runs.values()]
+    found = {values["database"] for values in tables_ if type(values.get("database")) is int}
+    return found.pop() if len(found) == 1 else None
+
+
+def _figure(methods: Sequence[Method], table: Table) -> Figure:
     chart = charts.of_table(table)
     caption = f"{table.title}: {table.about.noun} by number of dims kept."
+    rows = _searched(methods, table.split) if re.fullmatch(r"(map|p|r)\d+", table.metric) else None
+    if rows:
+        chart = charts.of_table(table, "multiply-adds per query", rows)
+        caption = (
+            f"{table.title}: {table.about.noun} by the multiply-adds of one query, {rows:,} "
+            "searched vectors times the dims kept."
+        )
     widest = {c.label.partition(",")[0] for c in charts.shown(table) if c.short}
     if widest:
         caption += f" Projections and probes are of {listing(sorted(widest))}."
@@ -89,7 +104,7 @@ def _section(methods: Sequence[Method], built: Sequence[Table], shown: bool) -> 
         heading=table.about.title,
         lead=lead,
         sentences=tuple(text for text in headline.sentences(table) if text not in lead),
-        figures=(_figure(table),),
+        figures=(_figure(methods, table),),
         sheets=tuple(sheets),
         folded=tuple(folded if shown else [main, *folded]),
     )

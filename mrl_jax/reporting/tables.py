@@ -1,6 +1,7 @@
 """Tables of a metric by dimension: which curves there are, their cells and what is compared."""
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -217,9 +218,10 @@ def _derived_curves(family: Sequence[Method], split: str, metric: str) -> list[C
     curves = []
     for name, rival in measured.items():
         values = widest.values(split, name)
-        if not rival.full and not values.keys() - {width}:
+        other = re.fullmatch(rival.full, metric)
+        if not other and not values.keys() - {width}:
             continue  # at its full width alone it is FF-m once more
-        same = frozenset() if rival.full else frozenset({width} & values.keys())
+        same = frozenset() if other else frozenset({width} & values.keys())
         curves.append(
             Curve(
                 f"FF-{width}, {rival.label}{widest.suffix}",

@@ -115,6 +115,7 @@ def test_bad_meshes_are_refused():
         nested_info_nce(nesting=NESTING, mesh=mesh, implementation="pallas", **problem())
 
 
+@pytest.mark.slow
 def test_losses_of_two_processes(tmp_path):
     """Two real processes with half of the batch each, two devices each; and cross-entropy."""
     program = [sys.executable, commands.ROOT / "tests/kernels/two_processes.py"]

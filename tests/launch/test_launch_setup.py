@@ -103,6 +103,7 @@ def installations(copy):
     return len(path.read_text()) if path.exists() else 0
 
 
+@pytest.mark.slow
 def test_venv_is_made_kept_extended_and_mended(copy):
     quickstart, test = copy / "launch" / "quickstart.sh", copy / "launch" / "test.sh"
     first = run(quickstart, cwd=copy.parent)

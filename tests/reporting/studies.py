@@ -45,3 +45,9 @@ def write_file(folder, name, content):
 def flags(*runs_of):
     """flags((3, True), (2, False)) -> [True, True, True, False, False]."""
     return np.concatenate([np.full(n, value) for n, value in runs_of])
+
+
+def cells(rendered, dim):
+    """The cells of a row by column."""
+    row = next(row for row in rendered.rows if row.head.split()[0] == str(dim))
+    return dict(zip(rendered.columns[1:], row.cells, strict=True))

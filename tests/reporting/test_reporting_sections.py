@@ -202,8 +202,8 @@ def test_cascades(tmp_path, cascade_content):
     first, *_, last = cascade_content["headline"]
     dims, low = (first["expected_dim"][key] for key in ("value", "low"))
     assert f"A cascade of MRL takes {dims:.1f} [{low:.1f}, " in section.lead
-    assert "fitted to lose no more than 0.00 points." in section.lead
-    assert f" Or {last['expected_dim']['value']:.1f} [" in section.lead
+    lost = f"Fitted to lose up to 1.00 points: {last['expected_dim']['value']:.1f} dims, "
+    assert lost in section.lead
     best = cascade_content["oracle"]["accuracy"]["value"]
     assert f"would give {100 * best:.2f}%" in texts(section)
     assert titles(section)[:2] == [
@@ -211,6 +211,10 @@ def test_cascades(tmp_path, cascade_content):
         "MRL, seed 0: thresholds jointly, by the share of accuracy they may lose",
     ]
     assert section.figures[0].draw(LIGHT).startswith(b"\x89PNG")
+    write_file(tmp_path / "1", "test_cascade.json", cascade_content)
+    both = cascades.section(nested_method(tmp_path, seeds=(0, 1)), "test")
+    assert "A cascade of MRL (seed 0)" in both.lead
+    assert f"Other seeds of MRL: {dims:.1f} dims, " in texts(both)
     assert cascades.section(nested_method(tmp_path / "other"), "test") is None
 
 

@@ -85,7 +85,7 @@ def updated(network, sizes, form, accumulate=1):
 
 
 # Compiling takes a while: one of each kind by default, all of them in CI.
-QUICK = {("2x2x2", "resnet, batch-norm in groups"), ("2x2x2", "vit")}
+QUICK = {("2x2x2", "vit")}
 
 
 @pytest.mark.parametrize(
