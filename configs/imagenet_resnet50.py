@@ -23,7 +23,8 @@ Time:       12 GFLOP per example at 160 pixels, 17 at 192: 7e17 FLOP in all, som
 Expected:   top-1 at 8, 16, 32, 64, 128, 256, 512, 1024, 2048 dims (paper, Table 1)
             mrl      66.63 73.53 75.03 75.82 76.30 76.47 76.65 76.76 76.80
             mrl_e    56.66 71.94 74.48 75.35 75.80 76.22 76.36 76.48 76.51
-            fixed=M  65.29 72.85 74.60 75.27 75.29 75.71 76.18 76.63 76.87
+            fixed=M  65.29 72.85  --    --   75.29  --    --    --   76.87
+            (-- stands for numbers of the table that were not at hand when this was written)
 """
 
 from mrl_jax.config import default_config, set_method

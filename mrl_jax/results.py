@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 SCHEMA = 1
+COLUMNS = 6  # of a printed table
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
 
 
@@ -88,7 +89,16 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Results as text, a line per dim and a column per metric, in percent."""
+    """Results as text, a line per dim and a column per metric, in percent.
+
+    More columns than fit a wide terminal go on in further blocks of lines.
+    """
+    names = list(dict.fromkeys(r.name for r in results))
+    blocks = [names[i : i + COLUMNS] for i in range(0, len(names), COLUMNS)]
+    return "\n\n".join(_block([r for r in results if r.name in block]) for block in blocks)
+
+
+def _block(results: Sequence[Result]) -> str:
     names = list(dict.fromkeys(r.name for r in results))
     values = {(r.name, r.dim): r for r in results}
     width = max(14, *(len(name) + 2 for name in names))

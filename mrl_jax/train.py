@@ -188,11 +188,8 @@ class Training:
         with self.phases("eval"):
             found = self.experiment.evaluate(self.state, ("val",))
             self.writer.write(done, by_name(found.results))
-        best = found.results[-1]
-        for result in found.results:
-            if result.name == "val/top1":
-                best = result
-        say(f"step {done:>6} {best.name} at {best.dim} dims {best.value:.2%} +- {best.stderr:.2%}")
+        for best in [r for r in found.results if r.name == "val/top1"][-1:]:
+            say(f"step {done:>6} val/top1 at {best.dim} dims {best.value:.2%} +- {best.stderr:.2%}")
         self.rate.restart()
 
     def finish(self, command: str) -> None:

@@ -51,8 +51,10 @@ def chosen(names: tuple[str, ...]) -> tuple[str, ...]:
     """The measures of these names, in the order of `MEASURES`; "all" is all.
 
     Raises:
-      ValueError: a name that is none.
+      ValueError: a name that is none, or no name.
     """
+    if not names:
+        raise ValueError(f"at least one of {', '.join(MEASURES)} or all must be measured")
     for name in names:
         if name not in MEASURES and name != "all":
             raise ValueError(f"measures are {', '.join(MEASURES)} or all; got {name!r}")

@@ -1,6 +1,5 @@
 """Adaptive classification: accuracy against the dims an example takes on average (Figure 6)."""
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -105,7 +104,7 @@ def _figure(cascade: Cascade, methods: Sequence[Method], split: str) -> Figure:
         "one as the paper's code does. Band and bars: 95% intervals over resamplings of the "
         "examples."
     )
-    return Figure("cascade.png", caption, functools.partial(plots.draw, chart))
+    return Figure("cascade.png", caption, plots.drawing(chart))
 
 
 def _interval(number: Number, write: Any) -> str:

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import re
 from collections.abc import Sequence
 
 from mrl_jax.reporting import plots
@@ -12,6 +13,8 @@ from mrl_jax.reporting.style import STYLE
 # Even if text of a run got past the escaping, the page may neither run nor load anything.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
+MOST_COLUMNS = 8  # that fit a page beside each other with spreads on the same line
+
 
 def _escape(text: str) -> str:
     return html.escape(text, quote=True)
@@ -20,17 +23,24 @@ def _escape(text: str) -> str:
 def _cell(cell: Cell) -> str:
     below = f'<span class="below">{_escape(cell.below)}</span>' if cell.below else ""
     best = ' class="best"' if cell.best else ""
-    return f"<td{best}>{_escape(cell.text)}{below}</td>"
+    # The spread or interval after a number may stand below it.
+    start = found.start() if (found := re.search(r" [±\[]", cell.text)) else len(cell.text)
+    number, spread = _escape(cell.text[:start]), _escape(cell.text[start + 1 :])
+    spread = f' <span class="spread">{spread}</span>' if spread else ""
+    return f"<td{best}>{number}{spread}{below}</td>"
 
 
 def _sheet(sheet: Sheet) -> str:
-    heads = "".join(f'<th scope="col">{_escape(column)}</th>' for column in sheet.columns)
+    # "FF-m" is not to be broken at its hyphen.
+    columns = (_escape(column.replace("-m", "\u2011m")) for column in sheet.columns)
+    heads = "".join(f'<th scope="col">{column}</th>' for column in columns)
     rows = []
     for row in sheet.rows:
         faint = ' class="faint"' if row.faint else ""
         cells = "".join(_cell(cell) for cell in row.cells)
         rows.append(f'<tr{faint}><th scope="row">{_escape(row.head)}</th>{cells}</tr>')
-    kind = ' class="numbers"' if sheet.numbers else ""
+    names = ["numbers"] * sheet.numbers + ["dense"] * (len(sheet.columns) > MOST_COLUMNS)
+    kind = f' class="{" ".join(names)}"' if names else ""
     body = "\n".join(rows)
     items = "".join(f"<li>{_escape(note)}</li>" for note in sheet.notes)
     notes = f'<ul class="notes">{items}</ul>' if items else ""

@@ -1,10 +1,11 @@
 """Charts as PNG: log axis in x, every line named at its end, themes for light and dark pages."""
 
 import dataclasses
+import functools
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -18,9 +19,11 @@ WIDTH = 4.6  # inches: narrow enough that the text stays readable on a phone
 POINT = 1 / 72  # inches
 BELOW = 1.75  # inches: the panel of differences with its title
 LABEL_CHARACTERS = 20  # a longer name is broken into lines
+TITLE_CHARACTERS = 52  # and a longer title
 
 
-@dataclasses.dataclass(frozen=True)
+# Compared by identity, so that drawings can be kept by theme.
+@dataclasses.dataclass(frozen=True, eq=False)
 class Theme:
     """Colours of a page: paper, ink, faint lines, and one per role (Okabe and Ito's palette)."""
 
@@ -213,12 +216,10 @@ def _name_lines(axes: Axes, lines: Sequence[Line], colors: Sequence[str]) -> Non
         axes.text(0, 0, name, color=color, fontsize=8.5, va="center", parse_math=False)
         for name, color in zip(names, colors, strict=True)
     ]
-    figure.canvas.draw()
     # The axes get what the names leave of the width.
     widest = max(text.get_window_extent().width for text in texts) / figure.dpi
     left, bottom, _, height = axes.get_position().bounds
     axes.set_position((left, bottom, 1 - left - (widest + 0.42) / WIDTH, height))
-    figure.canvas.draw()
     to_axes = axes.transAxes.inverted()
     inch = 1 / (axes.get_window_extent().width / figure.dpi)
     gap = max(text.get_window_extent().height for text in texts) + 1.5 * POINT * figure.dpi
@@ -247,9 +248,14 @@ def _name_lines(axes: Axes, lines: Sequence[Line], colors: Sequence[str]) -> Non
         text.set_position((1 + 0.29 * inch, at))
 
 
+def _title_lines(title: str) -> list[str]:
+    return textwrap.wrap(plain(title), TITLE_CHARACTERS)
+
+
 def _style(axes: Axes, title: str, theme: Theme) -> None:
-    # The title may hold the name of a test set; "$" in it is no formula.
-    axes.set_title(plain(title), color=theme.ink, fontsize=10, loc="left", pad=10, parse_math=False)
+    text = "\n".join(_title_lines(title))
+    # It may hold the name of a test set; "$" in it is no formula.
+    axes.set_title(text, color=theme.ink, fontsize=10, loc="left", pad=10, parse_math=False)
     axes.set_xscale("log", base=2)
     axes.tick_params(which="both", colors=theme.ink, labelsize=8.5)
     axes.tick_params(which="minor", length=2)
@@ -272,13 +278,18 @@ def _limit(axes: Axes, lines: Sequence[Line]) -> None:
     axes.set_ylim(max(now[0], 100 * (low - room)), min(now[1], 100 * (high + room)))
 
 
+def drawing(chart: Chart) -> Callable[[Theme], bytes]:
+    """`draw` of a chart; every theme is drawn once."""
+    return functools.cache(functools.partial(draw, chart))
+
+
 def draw(chart: Chart, theme: Theme = LIGHT) -> bytes:
     """The PNG of a chart. Same chart, same bytes."""
     # Where names need more lines than there is height for, the figure grows.
     rows = max(len(textwrap.wrap(line.label, LABEL_CHARACTERS)) for line in chart.lines)
     upper = max(2.7, (0.15 * rows + 0.03) * len(chart.lines))
     lower = BELOW if chart.below else 0.0
-    height = upper + lower + 0.9
+    height = upper + lower + 0.9 + 0.18 * (len(_title_lines(chart.title)) - 1)
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor=theme.paper)
     FigureCanvasAgg(figure)
     place = (0.095, (0.5 + lower) / height, 0.6, upper / height)

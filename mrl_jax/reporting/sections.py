@@ -1,6 +1,5 @@
 """The parts of a report that are tables by dimension: what they say and how they are drawn."""
 
-import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -92,7 +91,7 @@ def _figure(methods: Sequence[Method], table: Table) -> Figure:
     if left_out := len(table.curves) - len(chart.lines):
         caption += f" {count(left_out, 'column')} of the table left out for room."
     file = f"{FILES.get(table.metric, f'{table.metric}_by_dim')}.png"
-    return Figure(file, caption, functools.partial(plots.draw, chart))
+    return Figure(file, caption, plots.drawing(chart))
 
 
 def _section(methods: Sequence[Method], built: Sequence[Table], shown: bool) -> Section:

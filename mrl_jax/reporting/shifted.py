@@ -1,6 +1,5 @@
 """Test sets from elsewhere: accuracy on each beside the clean one, and what is lost."""
 
-import functools
 from collections.abc import Sequence
 
 from mrl_jax.errors import DataError
@@ -125,7 +124,7 @@ def section(methods: Sequence[Method], split: str) -> Section | None:
             "Linear top-1 on test sets from elsewhere by number of dims kept. Solid: "
             f"{charts.solid(found)}; dashed: FF-m."
         )
-        figures = (Figure("shifts_by_dim.png", caption, functools.partial(plots.draw, chart)),)
+        figures = (Figure("shifts_by_dim.png", caption, plots.drawing(chart)),)
     return Section(
         "Shifted test sets",
         lead=" ".join(text for text in lost if text),

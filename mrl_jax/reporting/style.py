@@ -66,7 +66,13 @@ tbody th { font-weight: 600; }
 th:first-child { position: sticky; left: 0; background: var(--paper); }
 .faint td, .faint th { color: var(--quiet); font-weight: 400; background-color: var(--wash); }
 td.best { font-weight: 700; background: var(--best); color: var(--ink); }
-.below { display: block; font-size: 0.8em; color: var(--quiet); font-weight: 400; }
+.spread { color: var(--quiet); font-size: 0.88em; font-weight: 400; }
+.dense .spread { display: block; }
+.dense th, .dense td { padding-left: 0.5rem; padding-right: 0.5rem; }
+.dense.numbers thead th { min-width: 4.2rem; }
+.below {
+  display: block; white-space: normal; font-size: 0.8em; font-weight: 400; color: var(--quiet);
+}
 section { margin-top: 2.75rem; }
 details { border-top: 1px solid var(--line); }
 details:last-of-type { border-bottom: 1px solid var(--line); }

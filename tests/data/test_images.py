@@ -194,6 +194,17 @@ def test_the_fast_way_shows_the_same_part(size):
         assert np.abs(found.astype(int) - expected).mean() < 3
 
 
+def test_the_fast_way_is_taken():
+    noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3)).astype(np.uint8)
+    data = file_of(Image.fromarray(noise), "JPEG", quality=95)
+
+    def whole(w, h):
+        return (0, 0, w, h), (80, 60)
+
+    # Of noise four nearest pixels make something else than all that an output pixel covers.
+    assert np.abs(render_fast(data, "x", whole).astype(int) - render(data, "x", whole)).mean() > 3
+
+
 @pytest.mark.parametrize("kind", ["PNG", "turned", "grey", "CMYK", "tiny"])
 def test_what_the_fast_way_does_not_know_is_read_as_ever(kind):
     image, options = smooth(60, 40), {"quality": 95}

@@ -146,3 +146,5 @@ def test_measures_are_chosen_by_name():
     assert chosen(("all",)) == tuple(MEASURES)
     with pytest.raises(ValueError, match=r"measures are accuracy, .* or all; got 'top1'"):
         chosen(("top1",))
+    with pytest.raises(ValueError, match="at least one of accuracy"):
+        chosen(())

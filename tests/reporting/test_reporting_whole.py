@@ -35,6 +35,7 @@ def test_the_whole_evaluation_is_shown(root, capsys):
     before, _, _ = page.partition("<details>")
     for heading in ("Linear top-1", "1-NN", "Shifted test sets", "Where each prefix looks"):
         assert f"<h2>{heading}</h2>" in before
+    assert '80.50 <span class="spread">± 0.71</span>' in before
     # A photograph is the same by day and night; plots are not.
     assert page.count("<source") == page.count("<img") - 1
     assert "v2,top1,2," in (root / "results.csv").read_text()
