@@ -17,8 +17,8 @@ from mrl_jax.evaluators import (
     flip,
     linear_probe,
     long_tail,
-    nearest_neighbour,
     projections,
+    retrieval,
     robustness,
     superclass,
 )
@@ -32,7 +32,8 @@ __all__ = ["MEASURES", "Evaluation", "Examples", "Finding", "Subject", "chosen"]
 # What a run may be asked for in eval.measures: (subject, split) -> Finding.
 MEASURES: dict[str, Callable[[Subject, str], Finding]] = {
     "accuracy": classification.measure,
-    "neighbours": nearest_neighbour.measure,
+    "neighbours": retrieval.neighbours,
+    "retrieval": retrieval.retrieval,
     "flip": flip.measure,
     "projections": projections.measure,
     "probes": linear_probe.measure,
