@@ -1,0 +1,152 @@
+"""Hands vectors over: `python -m mrl_jax.engines postgres|milvus load|query ...`, or `parquet`.
+
+Vectors are a .npy file [N, D] or a folder that `mrl_jax.embed` wrote. A schedule is written like
+"64:400 > 2048" or stands in a plan (`mrl_jax.search plan`). Secrets belong in PGPASSWORD or
+~/.pgpass, and in MILVUS_TOKEN.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import get_args
+
+import numpy as np
+
+from mrl_jax import cli
+from mrl_jax.engines import parquet
+from mrl_jax.errors import DataError, UsageError
+from mrl_jax.search.exact import Metric
+from mrl_jax.search.schedule import Schedule
+from mrl_jax.search.vectors import open_vectors
+
+_CHUNK_ROWS = 4096
+
+
+def _parser() -> argparse.ArgumentParser:
+    plan = cli.ArgumentParser(add_help=False)
+    either = plan.add_mutually_exclusive_group(required=True)
+    either.add_argument("--schedule", help='such as "64:400 > 2048"')
+    either.add_argument("--plan", type=pathlib.Path, help="JSON file with a schedule")
+    source = cli.ArgumentParser(add_help=False)
+    source.add_argument(
+        "--vectors", required=True, help=".npy [N, D], or a folder of mrl_jax.embed"
+    )
+    source.add_argument("--ids", help=".npy [N] int64; default: row numbers")
+    metric = cli.ArgumentParser(add_help=False)
+    metric.add_argument("--metric", choices=get_args(Metric), default="cosine")
+    asked = cli.ArgumentParser(add_help=False)
+    asked.add_argument("--queries", required=True, help=".npy [B, D], or a folder")
+    asked.add_argument("--k", type=int, default=10)
+    asked.add_argument("--out", required=True, type=pathlib.Path, help=".npz: ids, scores [B, k]")
+    places = {"postgres": cli.ArgumentParser(add_help=False)}
+    places["postgres"].add_argument("--dsn", default="", help="default: PGHOST, PGDATABASE, ...")
+    places["postgres"].add_argument("--table", required=True, dest="name")
+    places["milvus"] = cli.ArgumentParser(add_help=False)
+    places["milvus"].add_argument("--uri", required=True, help="http://HOST:19530 or FILE.db")
+    places["milvus"].add_argument("--collection", required=True, dest="name")
+
+    parser = cli.ArgumentParser("python -m mrl_jax.engines", description=__doc__)
+    engines = parser.add_subparsers(dest="engine", required=True)
+    for engine, place in places.items():
+        verbs = engines.add_parser(engine).add_subparsers(dest="verb", required=True)
+        load = verbs.add_parser("load", parents=[place, source, plan, metric])
+        if engine == "postgres":
+            load.add_argument("--code", default="vector", help="vector, halfvec or bit")
+        else:
+            load.add_argument("--index", default="HNSW", help="HNSW, IVF_FLAT, AUTOINDEX or FLAT")
+        verbs.add_parser("query", parents=[place, asked, plan])
+    files = engines.add_parser("parquet", parents=[source, plan])
+    files.add_argument("--out", required=True, type=pathlib.Path, help="folder that is not there")
+    return parser
+
+
+def read_schedule(text: str | None, plan: pathlib.Path | None) -> Schedule:
+    """The schedule that a command line gives, as text or in a plan.
+
+    Raises:
+      UsageError: text that is none.
+      DataError: a plan that cannot be read or has none.
+    """
+    if plan is not None:
+        try:
+            text = json.loads(plan.read_text())["schedule"]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{plan} is no plan with a schedule: {error!r}") from error
+    try:
+        return Schedule.parse(text)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UsageError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _postgres(args):
+    """The module and a connection; what the server says becomes one line."""
+    from mrl_jax.engines import postgres
+
+    try:
+        with postgres.psycopg.connect(args.dsn) as connection:
+            yield postgres, connection
+    except postgres.psycopg.Error as error:
+        raise DataError(f"PostgreSQL: {error}") from error
+
+
+@contextlib.contextmanager
+def _milvus(args):
+    """The module and a client; what the server says becomes one line."""
+    from mrl_jax.engines import milvus
+
+    try:
+        client = milvus.pymilvus.MilvusClient(args.uri, token=os.environ.get("MILVUS_TOKEN", ""))
+        with contextlib.closing(client):
+            yield milvus, client
+    except milvus.pymilvus.MilvusException as error:
+        raise DataError(f"Milvus: {error.message}") from error
+
+
+def _query(engine, at, args, schedule: Schedule) -> None:
+    queries = open_vectors(args.queries)
+    queries_bd = queries.read(0, queries.rows)
+    start = time.perf_counter()
+    ids_bk, scores_bk = engine.search(at, args.name, queries_bd, args.k, schedule)
+    seconds = time.perf_counter() - start
+    content = io.BytesIO()
+    np.savez(content, ids=ids_bk, scores=scores_bk)
+    temporary = args.out.with_name(args.out.name + ".tmp")
+    try:
+        temporary.write_bytes(content.getvalue())
+        os.replace(temporary, args.out)
+    except OSError as error:
+        raise UsageError(f"{args.out} cannot be written: {error.strerror}") from error
+    print(f"{len(ids_bk)} queries, {len(ids_bk) / seconds:.1f} a second: {args.out}")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command line; see the module's docstring.
+
+    Raises:
+      UsageError: a bad command line, or a library that is missing.
+      DataError: vectors that cannot be used, or whatever the engine refuses.
+    """
+    args = _parser().parse_args(argv)
+    schedule = read_schedule(args.schedule, args.plan)
+    if args.engine == "parquet":
+        chunks = open_vectors(args.vectors, args.ids).chunks(_CHUNK_ROWS)
+        print(f"{parquet.export(args.out, chunks, schedule)} vectors: {args.out}")
+        return
+    with {"postgres": _postgres, "milvus": _milvus}[args.engine](args) as (engine, at):
+        if args.verb == "query":
+            _query(engine, at, args, schedule)
+            return
+        chunks = open_vectors(args.vectors, args.ids).chunks(_CHUNK_ROWS)
+        how = {"code": args.code} if args.engine == "postgres" else {"index": args.index}
+        rows = engine.load(at, args.name, chunks, schedule, metric=args.metric, **how)
+        print(f"{rows} vectors: {args.name}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

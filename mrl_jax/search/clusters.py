@@ -1,0 +1,58 @@
+"""Clusters of the first dims: which lists hold a row, and which a query should look into."""
+
+import numpy as np
+
+from mrl_jax.errors import DataError, UsageError
+from mrl_jax.search.exact import Metric
+
+ITERATIONS = 10
+# Of k-means, per cluster: faiss's own advice is 39 to 256.
+EXAMPLES = 64
+
+
+def faiss():
+    """The library; UsageError where it is not installed."""
+    try:
+        import faiss
+    except ImportError:
+        message = "indexes need numba, numkong and faiss: pip install 'mrl_jax[search]'"
+        raise UsageError(message) from None
+    return faiss
+
+
+def fit(z_nd: np.ndarray, lists: int, metric: Metric, seed: int) -> np.ndarray:
+    """Centroids [lists, d] of k-means on examples [N, d]; of unit length but for L2.
+
+    Raises:
+      DataError: fewer examples than lists.
+    """
+    if len(z_nd) < lists:
+        raise DataError(f"{lists} lists need as many rows at least, there are {len(z_nd)}")
+    spherical = metric != "l2"
+    examples_nd = directions(z_nd, metric)
+    means = faiss().Kmeans(
+        z_nd.shape[1],
+        lists,
+        niter=ITERATIONS,
+        seed=seed + 1,  # faiss takes 0 for its own default
+        spherical=spherical,
+        min_points_per_centroid=1,
+        max_points_per_centroid=max(EXAMPLES, -(-len(z_nd) // lists)),
+    )
+    means.train(examples_nd)
+    return means.centroids
+
+
+def directions(z_nd: np.ndarray, metric: Metric) -> np.ndarray:
+    """What is clustered: for L2 the vectors themselves, otherwise their directions."""
+    z_nd = np.ascontiguousarray(z_nd, np.float32)
+    if metric == "l2":
+        return z_nd
+    return z_nd / np.maximum(np.linalg.norm(z_nd, axis=1, keepdims=True), 1e-12)
+
+
+def nearest(z_bd: np.ndarray, centroid_ld: np.ndarray, probes: int, metric: Metric) -> np.ndarray:
+    """The `probes` nearest lists of every row, [B, probes] int32, the nearest first."""
+    kind = faiss().METRIC_L2 if metric == "l2" else faiss().METRIC_INNER_PRODUCT
+    _, list_bp = faiss().knn(directions(z_bd, metric), centroid_ld, probes, metric=kind)
+    return list_bp.astype(np.int32)

@@ -1,0 +1,72 @@
+"""Codes of vectors' dims: what of a product a row takes up, in how many bytes."""
+
+import ctypes
+import functools
+
+import numpy as np
+
+from mrl_jax.errors import UsageError
+from mrl_jax.search import loops
+from mrl_jax.search.plan import Code
+
+PRODUCTS = {
+    "float32": loops.FLOAT64,
+    "float16": loops.FLOAT32,
+    "int8": loops.INT32,
+    "binary": loops.BITS,
+}
+_WORD = 8  # bytes that are compared at a time
+
+
+def encode(z_nw: np.ndarray, code: Code) -> tuple[np.ndarray, np.ndarray]:
+    """Codes [N, bytes] and gains [N]: products are about those of the codes times both gains.
+
+    int8: a row's largest number becomes 127. Binary: signs, and the mean magnitude is the gain,
+    which makes the error of the row least (Rastegari et al., arXiv 1603.05279, eq. 6).
+
+    Raises:
+      ValueError: numbers that float16 does not reach.
+    """
+    z_nw = np.ascontiguousarray(z_nw, np.float32)
+    if code == "float32":
+        return z_nw.view(np.uint8), np.ones(len(z_nw), np.float32)
+    if code == "float16":
+        if np.abs(z_nw).max(initial=0) > np.finfo(np.float16).max:
+            raise ValueError("float16 codes hold numbers up to 65504; choose float32 or int8")
+        return z_nw.astype(np.float16).view(np.uint8), np.ones(len(z_nw), np.float32)
+    if code == "int8":
+        gain_n = np.abs(z_nw).max(1) / np.float32(127)
+        code_nw = np.rint(z_nw / np.maximum(gain_n, 1e-30)[:, None]).astype(np.int8)
+        return code_nw.view(np.uint8), gain_n
+    bits = np.packbits(z_nw > 0, axis=1)
+    # Bits beyond the width are 0 in rows and queries, so that they never differ.
+    bits = np.pad(bits, ((0, 0), (0, -bits.shape[1] % _WORD)))
+    return bits, np.abs(z_nw).mean(1)
+
+
+def code_bytes(width: int, code: Code) -> int:
+    """Bytes of the codes of `width` dims."""
+    if code == "binary":
+        return -(-width // (8 * _WORD)) * _WORD
+    return width * {"float32": 4, "float16": 2, "int8": 1}[code]
+
+
+@functools.cache
+def product_function(code: Code):
+    """numkong's compiled product of two rows of codes, for the kernels: (a, b, dims, result).
+
+    It is the best the machine has (AVX-512 VNNI, NEON, ...). A library's, because the loops that
+    compilers make of plain code are 2 to 4 times slower on int8, and faiss's scalar quantiser
+    decodes to float32 first. Binary codes are compared in the kernel itself; theirs is not used.
+
+    Raises:
+      UsageError: numkong is not installed.
+    """
+    try:
+        import numkong
+    except ImportError:
+        message = "indexes need numba, numkong and faiss: pip install 'mrl_jax[search]'"
+        raise UsageError(message) from None
+    kind = {"binary": "int8"}.get(code, code)
+    pointers = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p)
+    return ctypes.CFUNCTYPE(None, *pointers)(numkong.pointer_to_dot(kind))

@@ -1,0 +1,166 @@
+"""The files of an index: arrays in folders, a manifest that says what must be in them.
+
+    manifest.json          schema, plan, width, segments, sha256 and shape of every array
+    shared-00001/          what all segments are made with: centroids.npy or trained.faiss
+    segment-00001/         a batch of rows: codes by stage in list order, whole vectors, ids
+    deleted-00003.npy      ids that were deleted
+
+Folders are written under another name and renamed when they are whole; then the manifest, which
+carries a checksum of itself, is replaced. What no manifest names is left over from a command that
+was stopped, and is removed by the next that writes.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from mrl_jax import results
+from mrl_jax.errors import DataError, UsageError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+UNFINISHED = ".unfinished"
+
+
+def sha256(path: pathlib.Path) -> str:
+    """The checksum of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe(folder: pathlib.Path) -> dict[str, Any]:
+    """Size and checksum of every file in a finished folder, by name."""
+    return {
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(folder.iterdir())
+    }
+
+
+def write_manifest(folder: pathlib.Path, content: dict[str, Any]) -> None:
+    """Replaces the manifest, which makes all it names part of the index at once."""
+    content = {"schema": SCHEMA, **content}
+    text = json.dumps(content, sort_keys=True)
+    checksum = hashlib.sha256(text.encode()).hexdigest()
+    results.write_text(folder / MANIFEST, json.dumps({"checksum": checksum, **content}, indent=1))
+
+
+def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
+    """What the manifest says.
+
+    Raises:
+      DataError: there is none, it is damaged or of another version.
+    """
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text())
+        checksum = content.pop("checksum")
+    except FileNotFoundError:
+        raise DataError(f"{folder} holds no index ({MANIFEST} is missing)") from None
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise DataError(f"{path} is damaged: {error!r}") from error
+    if content.get("schema") != SCHEMA:
+        raise DataError(f"{path} is of schema {content.get('schema')}, {SCHEMA} is read")
+    text = json.dumps(content, sort_keys=True)
+    if hashlib.sha256(text.encode()).hexdigest() != checksum:
+        raise DataError(f"{path} is damaged: its checksum differs")
+    return content
+
+
+def check_sizes(folder: pathlib.Path, files: dict[str, Any]) -> None:
+    """Whether all files are there and as long as they were written, at the cost of a look.
+
+    Raises:
+      DataError: one is not.
+    """
+    for name, about in files.items():
+        path = folder / name
+        try:
+            found = path.stat().st_size
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        if found != about["bytes"]:
+            raise DataError(f"{path} is damaged: {found} bytes instead of {about['bytes']}")
+
+
+def check_contents(folder: pathlib.Path, files: dict[str, Any]) -> None:
+    """Whether all files hold what was written; reads them whole.
+
+    Raises:
+      DataError: one does not.
+    """
+    check_sizes(folder, files)
+    for name, about in files.items():
+        if sha256(folder / name) != about["sha256"]:
+            raise DataError(f"{folder / name} is damaged: its checksum differs")
+
+
+def load(path: pathlib.Path) -> np.ndarray:
+    """An array of the index, mapped into memory.
+
+    Raises:
+      DataError: it is no .npy file of the size it says.
+    """
+    try:
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+
+
+def array(path: pathlib.Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """A new array in a file, to be filled."""
+    return np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
+
+
+@contextlib.contextmanager
+def finished(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to write in, which gets its name when the block ends without an error."""
+    temporary = folder.with_name(folder.name + UNFINISHED)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        os.rename(temporary, folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise DataError(f"cannot write {folder}: {error.strerror}") from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def remove_left_overs(folder: pathlib.Path, named: set[str]) -> None:
+    """Removes what the manifest does not name."""
+    for path in folder.iterdir():
+        if path.name in named or path.name in (MANIFEST, ".lock"):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextlib.contextmanager
+def writing(folder: pathlib.Path) -> Iterator[None]:
+    """Only one command changes an index at a time.
+
+    Raises:
+      UsageError: another one does.
+    """
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"{folder} is being changed by another command") from None
+        yield

@@ -1,0 +1,344 @@
+"""An index on disk: find with few dims, decide with many, on one machine's CPUs."""
+
+import concurrent.futures
+import itertools
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from mrl_jax.errors import DataError, UsageError
+from mrl_jax.search import clusters, files, segment
+from mrl_jax.search.loops import NO_ROW
+from mrl_jax.search.plan import Plan
+from mrl_jax.search.schedule import Schedule
+from mrl_jax.search.segment import Segment, Shared, Source
+
+NO_ID = -1  # where there are fewer results than asked for
+# Vectors longer than this are refused: squares of their differences may be infinite.
+_TOO_LONG = 2.0**62
+_BLOCK = 512  # queries a thread works on at a time
+
+
+class Index:
+    """Vectors with codes of their prefixes, made by `build` and read by `open`.
+
+    It opens without reading what it holds; a search reads codes of prefixes and the few whole
+    vectors it decides by. Rows added later form a segment of their own, which is searched like the
+    first and made one with it by `compact`.
+
+    Attributes:
+      plan: what it was built by.
+      width: dims of a vector.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = pathlib.Path(folder)
+        manifest = files.read_manifest(self._folder)
+        try:
+            self.plan, self.width = Plan.from_json(manifest["plan"]), manifest["width"]
+            for about in (manifest["shared"], *manifest["segments"]):
+                files.check_sizes(self._folder / about["name"], about["files"])
+            self._shared = _open_shared(self._folder / manifest["shared"]["name"])
+            self._segments = [
+                Segment(self._folder / s["name"], self.plan, s["rows"], self.width)
+                for s in manifest["segments"]
+            ]
+            for part, about in zip(self._segments, manifest["segments"], strict=True):
+                if about["deleted"]:
+                    files.check_contents(self._folder, about["deleted"])
+                    (name,) = about["deleted"]
+                    part.delete(files.load(self._folder / name))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise DataError(f"{self._folder / files.MANIFEST} is damaged: {error!r}") from error
+        self._manifest = manifest
+
+    @classmethod
+    def open(cls, folder: pathlib.Path) -> "Index":
+        """Opens an index; milliseconds, whatever its size. `verify` reads all of it.
+
+        Raises:
+          DataError: it is missing, of another version, or its files are not of the sizes and
+            shapes that were written.
+        """
+        return cls(folder)
+
+    @classmethod
+    def build(
+        cls, folder: pathlib.Path, source: Source, plan: Plan, *, progress=False, seed: int = 0
+    ) -> "Index":
+        """Writes an index of all vectors of a source, which is read three times at most.
+
+        A chunk of vectors is in memory at a time, and examples for the clusters. The folder
+        appears when it is whole.
+
+        Raises:
+          UsageError: the folder exists, or a library is missing.
+          DataError: the plan does not fit the vectors, or these hold NaN or infinity.
+        """
+        folder = pathlib.Path(folder)
+        if folder.exists():
+            raise UsageError(f"{folder} exists already; remove it or give another folder")
+        if plan.schedule.final > source.width:
+            raise DataError(
+                f"the plan {plan.schedule} needs {plan.schedule.final} dims, "
+                f"the vectors have {source.width}"
+            )
+        if plan.lists > source.rows:
+            raise DataError(f"the plan has {plan.lists} lists, there are {source.rows} vectors")
+        with files.finished(folder) as temporary:
+            shared = _write_shared(temporary / "shared-00001", source, plan, seed)
+            about = _write_segment(temporary / "segment-00001", source, plan, shared, progress)
+            content = {
+                "plan": plan.to_json(),
+                "width": source.width,
+                "shared": _about(temporary / "shared-00001"),
+                "segments": [about],
+            }
+            files.write_manifest(temporary, content)
+        return cls(folder)
+
+    @property
+    def rows(self) -> int:
+        """How many vectors it finds."""
+        return sum(int(part.alive.sum()) for part in self._segments)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Of the vectors it finds, in the order they were given."""
+        return np.concatenate([part.ids[part.alive] for part in self._segments])
+
+    def bytes(self) -> dict[str, int]:
+        """What every search may read ("resident"), and whole vectors ("vectors"), in bytes."""
+        shared = self._shared.centroid_ld
+        resident = sum(part.resident_bytes for part in self._segments)
+        return {
+            "resident": resident + (0 if shared is None else shared.nbytes),
+            "vectors": sum(part.vectors.nbytes for part in self._segments),
+        }
+
+    def search(
+        self,
+        query_bd: np.ndarray,
+        k: int,
+        *,
+        keeps: Sequence[int] | None = None,
+        probes: int | None = None,
+        parameters: str | None = None,
+        threads: int | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k best vectors of each query, the best first.
+
+        Args:
+          query_bd: [B, >= final dims of the plan], floating point.
+          k: how many.
+          keeps: candidates kept by every stage, instead of the plan's.
+          probes: lists looked into, instead of the plan's.
+          parameters: of faiss's index, instead of the plan's.
+          threads: at most; None: as many as there are cores.
+
+        Returns:
+          ids_bk: [B, k] int64; `NO_ID` where fewer were found.
+          scores_bk: [B, k] float32: cosine, product, or minus the squared distance, of the plan's
+            final dims; -inf where there is no id. Equal scores are in the order of rows.
+
+        Raises:
+          ValueError: arguments that cannot be, NaN or infinity.
+        """
+        plan, stages = self.plan, self.plan.schedule.stages
+        keeps = tuple(s.keep for s in stages) if keeps is None else tuple(keeps)
+        if len(keeps) != len(stages):
+            raise ValueError(f"keeps must be {len(stages)} numbers, got {keeps}")
+        dims = (s.dim for s in stages)
+        Schedule(tuple(zip(dims, keeps, strict=True)), plan.schedule.final).check(k, self.width)
+        probes = plan.probes if probes is None else probes
+        if not 1 <= probes <= plan.lists:
+            raise ValueError(f"probes must be 1 to {plan.lists}, got {probes}")
+        query_bd = _checked(query_bd, plan.schedule.final)
+        parameters = plan.parameters if parameters is None else parameters
+        threads = threads or len(os.sched_getaffinity(0))
+        size = max(1, min(_BLOCK, -(-len(query_bd) // threads)))
+        blocks = [query_bd[i : i + size] for i in range(0, len(query_bd), size)]
+
+        def found(block_bd):
+            queries = segment.prepare(block_bd, plan, self._shared, probes)
+            return self._search(queries, keeps, k, parameters)
+
+        if len(blocks) <= 1 or threads == 1:
+            parts = [found(block_bd) for block_bd in blocks]
+        else:
+            with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+                parts = list(pool.map(found, blocks))
+        if not parts:
+            return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
+        ids, scores = zip(*parts, strict=True)
+        return np.concatenate(ids), np.concatenate(scores)
+
+    def _search(self, queries, keeps, k: int, parameters: str):
+        ids, scores = [], []
+        for part in self._segments:
+            row_bk, score_bk = part.search(queries, keeps, k, parameters)
+            ids.append(np.where(row_bk == NO_ROW, NO_ID, part.ids[row_bk]))
+            scores.append(score_bk)
+        if len(ids) == 1:
+            return ids[0], scores[0]
+        id_bc, score_bc = np.concatenate(ids, 1), np.concatenate(scores, 1)
+        best_bk = np.argsort(-score_bc, 1, kind="stable")[:, :k]
+        return np.take_along_axis(id_bc, best_bk, 1), np.take_along_axis(score_bc, best_bk, 1)
+
+    def add(self, source: Source, *, progress=False) -> None:
+        """Adds vectors as a segment of their own, at once or not at all.
+
+        Raises:
+          DataError: another width, ids that are there already, NaN or infinity.
+        """
+        if source.width != self.width:
+            raise DataError(f"vectors have {source.width} dims, the index has {self.width}")
+        with files.writing(self._folder):
+            self._refresh()
+            known_n = np.isin(source.ids, self.ids)
+            if known_n.any():
+                raise DataError(f"id {source.ids[known_n.argmax()]} is in the index already")
+            name = self._next("segment")
+            with files.finished(self._folder / name) as temporary:
+                about = _write_segment(temporary, source, self.plan, self._shared, progress)
+            segments = [*self._manifest["segments"], {**about, "name": name}]
+            self._commit({**self._manifest, "segments": segments})
+
+    def delete(self, ids: np.ndarray) -> None:
+        """These vectors are not found any more; `compact` frees their room.
+
+        Raises:
+          DataError: an id that is not there.
+        """
+        ids = np.unique(np.asarray(ids, np.int64))
+        with files.writing(self._folder):
+            self._refresh()
+            missing_n = ~np.isin(ids, self.ids)
+            if missing_n.any():
+                raise DataError(f"id {ids[missing_n.argmax()]} is not in the index")
+            segments = []
+            for part, about in zip(self._segments, self._manifest["segments"], strict=True):
+                part.delete(np.flatnonzero(np.isin(part.ids, ids) & part.alive))
+                if not part.alive.all():
+                    name = self._next("deleted") + f"-{about['name']}.npy"
+                    path = self._folder / name
+                    np.save(path, np.flatnonzero(~part.alive))
+                    described = {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
+                    about = {**about, "deleted": {name: described}}
+                segments.append(about)
+            self._commit({**self._manifest, "segments": segments})
+
+    def compact(self, *, progress=False) -> None:
+        """Makes one segment of all, without what was deleted. Clusters stay as they are.
+
+        Raises:
+          DataError: nothing is left.
+        """
+        with files.writing(self._folder):
+            self._refresh()
+            name = self._next("segment")
+            source = _Alive(self._segments, self.width)
+            if not source.rows:
+                raise DataError(f"{self._folder}: all vectors are deleted; build a new index")
+            with files.finished(self._folder / name) as temporary:
+                about = _write_segment(temporary, source, self.plan, self._shared, progress)
+            self._commit({**self._manifest, "segments": [{**about, "name": name}]})
+
+    def verify(self) -> None:
+        """Reads every file and compares its checksum.
+
+        Raises:
+          DataError: one was changed; names it.
+        """
+        for about in (self._manifest["shared"], *self._manifest["segments"]):
+            files.check_contents(self._folder / about["name"], about["files"])
+
+    def _refresh(self) -> None:
+        """As it is on disk now: another command may have changed it."""
+        if files.read_manifest(self._folder) != self._manifest:
+            self.__init__(self._folder)
+
+    def _commit(self, manifest: dict) -> None:
+        manifest["version"] = self._manifest.get("version", 1) + 1
+        files.write_manifest(self._folder, manifest)
+        named = {manifest["shared"]["name"]}
+        for about in manifest["segments"]:
+            named |= {about["name"], *about["deleted"]}
+        files.remove_left_overs(self._folder, named)
+        self.__init__(self._folder)
+
+    def _next(self, kind: str) -> str:
+        return f"{kind}-{self._manifest.get('version', 1) + 1:05d}"
+
+
+class _Alive:
+    """What is not deleted of some segments, as a source."""
+
+    def __init__(self, segments: Sequence[Segment], width: int):
+        self.width = width
+        self._rows = [(part, np.flatnonzero(part.alive)) for part in segments]
+        self._starts = list(itertools.accumulate((len(r) for _, r in self._rows), initial=0))
+        self.rows = self._starts[-1]
+        self.ids = np.concatenate([part.ids[row_n] for part, row_n in self._rows])
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        found = []
+        for (part, row_n), start in zip(self._rows, self._starts, strict=False):
+            wanted = row_n[max(first - start, 0) : max(last - start, 0)]
+            found.append(part.vectors[wanted])
+        return np.concatenate(found)
+
+
+def _checked(query_bd: np.ndarray, dims: int) -> np.ndarray:
+    query_bd = np.asarray(query_bd)
+    if query_bd.ndim != 2 or query_bd.shape[1] < dims:
+        raise ValueError(f"queries must be [B, >= {dims}], got {query_bd.shape}")
+    if not np.issubdtype(query_bd.dtype, np.floating):
+        raise ValueError(f"queries must be floating point, got {query_bd.dtype}")
+    query_bd = np.ascontiguousarray(query_bd, np.float32)
+    if not (np.linalg.norm(query_bd[:, :dims].astype(np.float64), axis=1) < _TOO_LONG).all():
+        raise ValueError("a query holds NaN or infinity, or is longer than 4e18")
+    return query_bd
+
+
+def _about(folder: pathlib.Path) -> dict:
+    return {"name": folder.name, "files": files.describe(folder)}
+
+
+def _write_segment(folder, source: Source, plan: Plan, shared: Shared, progress: bool) -> dict:
+    folder.mkdir(exist_ok=True)
+    segment.write(folder, source, plan, shared, progress=progress)
+    return {**_about(folder), "rows": source.rows, "deleted": {}}
+
+
+def _write_shared(folder: pathlib.Path, source: Source, plan: Plan, seed: int) -> Shared:
+    """Fits on examples what all segments are made with."""
+    folder.mkdir()
+    dim = plan.schedule.stages[0].dim if plan.factory else plan.list_dim
+    rows = min(source.rows, clusters.EXAMPLES * max(plan.lists, 4096))
+    if plan.lists > 1:
+        example_nd = source.sample(rows, seed)[:, :dim]
+        centroid_ld = clusters.fit(example_nd, plan.lists, plan.metric, seed)
+        np.save(folder / "centroids.npy", centroid_ld)
+    if plan.factory:
+        faiss = clusters.faiss()
+        kind = faiss.METRIC_L2 if plan.metric == "l2" else faiss.METRIC_INNER_PRODUCT
+        try:
+            trained = faiss.index_factory(dim, plan.factory, kind)
+            if not trained.is_trained:
+                trained.train(clusters.directions(source.sample(rows, seed)[:, :dim], plan.metric))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UsageError(f"faiss cannot make {plan.factory!r}: {reason}") from None
+        faiss.write_index(trained, str(folder / "trained.faiss"))
+    return _open_shared(folder)
+
+
+def _open_shared(folder: pathlib.Path) -> Shared:
+    if (path := folder / "centroids.npy").exists():
+        return Shared(centroid_ld=files.load(path))
+    if (path := folder / "trained.faiss").exists():
+        return Shared(trained=clusters.faiss().read_index(str(path)))
+    return Shared()

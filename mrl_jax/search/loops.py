@@ -1,0 +1,245 @@
+"""Compiled loops of an index: scan lists of codes, keep the best, compare them again.
+
+Numba compiles them at first use and caches them. They hold no lock, so that threads run them side
+by side; every call works on its own queries.
+"""
+
+import numba
+import numpy as np
+
+COSINE, INNER, L2 = 0, 1, 2
+METRICS = {"cosine": COSINE, "inner": INNER, "l2": L2}
+# What a product of codes comes as: bits that differ are counted here, the rest is numkong's.
+INT32, FLOAT32, FLOAT64, BITS = 0, 1, 2, 3
+NO_ROW = -1
+
+
+def _compile(function):
+    return numba.njit(function, nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
+
+
+@_compile
+def _bits_different(a_w, b_w):
+    """In how many bits two rows of bytes differ; their number is a multiple of 8."""
+    a_w, b_w = a_w.view(np.uint64), b_w.view(np.uint64)
+    different = np.uint64(0)
+    for j in range(len(a_w)):
+        x = a_w[j] ^ b_w[j]
+        # Counts the ones of a word; compilers know this form and use the machine's instruction.
+        x -= (x >> np.uint64(1)) & np.uint64(0x5555555555555555)
+        low = x & np.uint64(0x3333333333333333)
+        x = low + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
+        x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+        different += (x * np.uint64(0x0101010101010101)) >> np.uint64(56)
+    return np.int64(different)
+
+
+@_compile
+def _product(dot, kind, result_8, code_nw, i, query_bw, b, dims):
+    """Of the codes of row i and query b, before their gains."""
+    if kind == BITS:
+        return np.float32(dims - 2 * _bits_different(code_nw[i], query_bw[b]))
+    row = code_nw.ctypes.data + i * code_nw.strides[0]
+    query = query_bw.ctypes.data + b * query_bw.strides[0]
+    dot(row, query, dims, result_8.ctypes.data)
+    if kind == INT32:
+        return np.float32(result_8.view(np.int32)[0])
+    if kind == FLOAT32:
+        return result_8.view(np.float32)[0]
+    return np.float32(result_8.view(np.float64)[0])
+
+
+@_compile
+def _score(metric, product, norm):
+    """Ranks rows as the metric does: by `norm` of the row's prefix, whatever the query's."""
+    if metric == COSINE:
+        return product / norm
+    if metric == L2:
+        return product - norm * norm / 2
+    return product
+
+
+@_compile
+def _product_of(metric, score, norm):
+    """The product that has this score."""
+    if metric == COSINE:
+        return score * norm
+    if metric == L2:
+        return score + norm * norm / 2
+    return score
+
+
+@_compile
+def _largest(x_n, k):
+    """The k-th largest number, by Hoare's selection; x_n is reordered."""
+    low, high, target = 0, len(x_n) - 1, k - 1
+    while low < high:
+        middle = x_n[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while x_n[i] > middle:
+                i += 1
+            while x_n[j] < middle:
+                j -= 1
+            if i <= j:
+                x_n[i], x_n[j] = x_n[j], x_n[i]
+                i += 1
+                j -= 1
+        if target <= j:
+            high = j
+        elif target >= i:
+            low = i
+        else:
+            break
+    return x_n[target]
+
+
+@_compile
+def _keep_best(score_c, place_c, count, keep):
+    """Brings the `keep` best to the front, of equal ones the first: how many, and the lowest."""
+    if count <= keep:
+        return count, np.float32(-np.inf)
+    bound = _largest(score_c[:count].copy(), keep)
+    equal = keep
+    for i in range(count):
+        if score_c[i] > bound:
+            equal -= 1
+    n = 0
+    for i in range(count):
+        score = score_c[i]
+        if score > bound or (score == bound and equal > 0):
+            if score == bound:
+                equal -= 1
+            score_c[n], place_c[n] = score, place_c[i]
+            n += 1
+    return n, bound
+
+
+@_compile
+def scan_lists(
+    dot, kind, result_8, metric, code_nw, gain_n, norm_n, alive_n, bounds_l, list_bp, query_bw,
+    query_gain_b, dims, keep, score_bc, place_bc, count_b, bound_b,
+):  # fmt: skip
+    """Scans the lists each query asks for, a list for all its queries at a time.
+
+    So a list is fetched from memory once. What is found goes on in `score_bc`, `place_bc` and
+    `count_b`; `bound_b` is what a score must exceed. C, the room for candidates, is at least
+    2 `keep`; of more, the best `keep` stay.
+    """
+    queries, probes = list_bp.shape
+    lists = len(bounds_l) - 1
+    # Queries by list: counting sort.
+    start_l = np.zeros(lists + 1, np.int64)
+    for b in range(queries):
+        for p in range(probes):
+            start_l[list_bp[b, p] + 1] += 1
+    start_l = np.cumsum(start_l)
+    asks = np.empty(queries * probes, np.int32)
+    at_l = start_l[:-1].copy()
+    for b in range(queries):
+        for p in range(probes):
+            asks[at_l[list_bp[b, p]]] = b
+            at_l[list_bp[b, p]] += 1
+    room = score_bc.shape[1]
+    for which in range(lists):
+        for ask in range(start_l[which], start_l[which + 1]):
+            b = asks[ask]
+            bound, count, query_gain = bound_b[b], count_b[b], query_gain_b[b]
+            score_c, place_c = score_bc[b], place_bc[b]
+            for i in range(bounds_l[which], bounds_l[which + 1]):
+                raw = _product(dot, kind, result_8, code_nw, i, query_bw, b, dims)
+                score = _score(metric, raw * gain_n[i] * query_gain, norm_n[i])
+                if score > bound and alive_n[i]:
+                    if count == room:
+                        count, bound = _keep_best(score_c, place_c, count, keep)
+                        if score <= bound:
+                            continue
+                    score_c[count], place_c[count] = score, i
+                    count += 1
+            bound_b[b], count_b[b] = bound, count
+
+
+@_compile
+def keep_best(score_bc, place_bc, count_b, keep):
+    """Of every query's candidates the best `keep` stay."""
+    for b in range(len(count_b)):
+        count_b[b], _ = _keep_best(score_bc[b], place_bc[b], count_b[b], keep)
+
+
+@_compile
+def take_scores(score_bn, first, alive_n, keep, score_bc, place_bc, count_b, bound_b):
+    """Takes in scores of rows from `first` on, all of them compared with all queries."""
+    room = score_bc.shape[1]
+    for b in range(len(score_bn)):
+        bound, count = bound_b[b], count_b[b]
+        score_c, place_c = score_bc[b], place_bc[b]
+        for i in range(score_bn.shape[1]):
+            score = score_bn[b, i]
+            if score > bound and alive_n[first + i]:
+                if count == room:
+                    count, bound = _keep_best(score_c, place_c, count, keep)
+                    if score <= bound:
+                        continue
+                score_c[count], place_c[count] = score, first + i
+                count += 1
+        bound_b[b], count_b[b] = bound, count
+
+
+@_compile
+def add_block(
+    dot, kind, result_8, metric, code_nw, gain_n, norm_n, norm_before_n, query_bw, query_gain_b,
+    dims, keep, score_bc, place_bc, count_b,
+):  # fmt: skip
+    """Compares candidates by a further block of dims: only its products are computed and added."""
+    for b in range(len(count_b)):
+        score_c, place_c = score_bc[b], place_bc[b]
+        for j in range(count_b[b]):
+            i = place_c[j]
+            raw = _product(dot, kind, result_8, code_nw, i, query_bw, b, dims)
+            product = _product_of(metric, score_c[j], norm_before_n[i])
+            product += raw * gain_n[i] * query_gain_b[b]
+            score_c[j] = _score(metric, product, norm_n[i])
+        count_b[b], _ = _keep_best(score_c, place_c, count_b[b], keep)
+
+
+@_compile
+def compare_vectors(
+    metric, vector_nd, norm_n, row_n, query_bd, query_norm_b, k, score_bc, place_bc, count_b,
+    row_bk, score_bk,
+):  # fmt: skip
+    """Compares candidates by whole vectors: rows [B, k], best first, and the metric's own scores.
+
+    Of equal ones the smaller row is first. What there is less than k of is filled by `NO_ROW`.
+    """
+    dims = query_bd.shape[1]
+    for b in range(len(count_b)):
+        count, query_d = count_b[b], query_bd[b]
+        score_c, place_c = score_bc[b], place_bc[b]
+        for j in range(count):
+            row = row_n[place_c[j]]
+            vector_d = vector_nd[row]
+            total = np.float32(0)
+            if metric == L2:
+                for d in range(dims):
+                    difference = vector_d[d] - query_d[d]
+                    total -= difference * difference
+            else:
+                for d in range(dims):
+                    total += vector_d[d] * query_d[d]
+                if metric == COSINE:
+                    total /= norm_n[row] * query_norm_b[b]
+            score_c[j], place_c[j] = total, row
+        for j in range(k):
+            row_bk[b, j], score_bk[b, j] = NO_ROW, -np.inf
+        for j in range(count):
+            # Insertion: k is small beside what a comparison costs.
+            score, row, at = score_c[j], place_c[j], min(j, k)
+            while at > 0 and (
+                score_bk[b, at - 1] < score
+                or (score_bk[b, at - 1] == score and row_bk[b, at - 1] > row)
+            ):
+                if at < k:
+                    score_bk[b, at], row_bk[b, at] = score_bk[b, at - 1], row_bk[b, at - 1]
+                at -= 1
+            if at < k:
+                score_bk[b, at], row_bk[b, at] = score, row

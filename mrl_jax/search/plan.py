@@ -1,0 +1,98 @@
+"""What an index is made of and how it is asked; a plan file is this and what was measured of it."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any, Literal, get_args
+
+from mrl_jax.errors import DataError
+from mrl_jax.search.exact import Metric
+from mrl_jax.search.schedule import Schedule
+
+Code = Literal["float32", "float16", "int8", "binary"]
+SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How to find with few dims and decide with many.
+
+    All stages but the final comparison, which reads whole float32 vectors, read codes of their
+    dims. The first stage reads those of all rows; or those in the lists of the `probes` nearest
+    of `lists` clusters of the first `list_dim` dims (AdANNS-IVF, arXiv 2305.19435: clusters and
+    scan have a dim each); or it is left to an index of faiss over its dims.
+
+    Attributes:
+      schedule: dims and numbers of candidates.
+      metric: "cosine", "inner" or "l2", of every prefix.
+      code: of a dim: 4 bytes, 2 bytes, 1 byte, or 1 bit. int8 and binary have a scale for every
+        row and stage.
+      lists: 1 = no clusters.
+      list_dim: dims the clusters are of.
+      probes: lists read for a query.
+      factory: what `faiss.index_factory` makes of the first stage's dims, e.g. "HNSW32" or
+        "OPQ32,IVF1024,PQ32x4fs"; empty = our own scan.
+      parameters: how that index is asked, e.g. "nprobe=32" or "efSearch=200".
+
+    Raises:
+      ValueError: values that do not go together.
+    """
+
+    schedule: Schedule
+    metric: Metric = "cosine"
+    code: Code = "float32"
+    lists: int = 1
+    list_dim: int = 0
+    probes: int = 1
+    factory: str = ""
+    parameters: str = ""
+
+    def __post_init__(self):
+        for name, legal in (("metric", get_args(Metric)), ("code", get_args(Code))):
+            if (value := getattr(self, name)) not in legal:
+                raise ValueError(f"{name} must be one of {', '.join(legal)}; got {value!r}")
+        if not 1 <= self.probes <= self.lists:
+            raise ValueError(f"probes must be 1 to lists = {self.lists}, got {self.probes}")
+        if self.lists > 1 and not 1 <= self.list_dim <= self.schedule.final:
+            raise ValueError(f"list_dim must be 1 to {self.schedule.final}, got {self.list_dim}")
+        if self.factory and (self.lists > 1 or not self.schedule.stages):
+            raise ValueError("factory needs a schedule with a shortlist, and no lists beside it")
+        if self.code == "binary" and any(stage.dim % 8 for stage in self.schedule.stages):
+            raise ValueError(f"binary codes need multiples of 8 dims, got {self.schedule}")
+
+    def to_json(self) -> dict[str, Any]:
+        """As `from_json` takes it."""
+        return {**dataclasses.asdict(self), "schedule": str(self.schedule)}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Plan":
+        """The plan of a file's content.
+
+        Raises:
+          ValueError: a key or value that is none.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if strange := sorted(content.keys() - known):
+            raise ValueError(f"a plan has no {', '.join(strange)}")
+        if not isinstance(content.get("schedule"), str):
+            raise ValueError("a plan needs a schedule")
+        for field in dataclasses.fields(cls):
+            value = content.get(field.name, "" if field.type == "str" else 1)
+            if field.type is int and type(value) is not int:
+                raise ValueError(f"{field.name} must be a whole number, got {value!r}")
+        return cls(**{**content, "schedule": Schedule.parse(content["schedule"])})
+
+
+def read_plan(path: pathlib.Path) -> Plan:
+    """The plan in a file that `mrl_jax.search plan` wrote.
+
+    Raises:
+      DataError: it is not readable, or no plan.
+    """
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+            raise ValueError(f"not a plan of schema {SCHEMA}")
+        return Plan.from_json(content["plan"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"cannot read the plan {path}: {error}") from None

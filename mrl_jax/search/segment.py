@@ -1,0 +1,261 @@
+"""A batch of rows of an index: written once, scanned by stages."""
+
+import functools
+import pathlib
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from mrl_jax.errors import DataError
+from mrl_jax.search import clusters, codes, files, loops
+from mrl_jax.search.plan import Plan
+
+CHUNK = 8192  # rows read and written at a time
+TILE = 1024  # rows of a list where there are no clusters
+DENSE_TILE = 16384  # rows of one matrix product
+BLOCK_FILES = ("codes", "gains", "prefix_norms")
+_SPARE = 16  # rows compared again beyond k, where a matrix product found them
+
+
+class Source(Protocol):
+    """Vectors to be indexed, see `vectors.Vectors`."""
+
+    rows: int
+    width: int
+    ids: np.ndarray
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        """Rows first to last - 1, float32."""
+
+
+class Shared(NamedTuple):
+    """What all segments are made with: centroids, or an empty index of faiss, or neither."""
+
+    centroid_ld: np.ndarray | None = None
+    trained: object = None
+
+
+class Block(NamedTuple):
+    """Codes of one stage's dims beyond the stage before, in list order."""
+
+    code_nw: np.ndarray
+    gain_n: np.ndarray
+    norm_n: np.ndarray  # of the prefix up to the stage's dim
+
+
+def _spans(plan: Plan) -> list[tuple[int, int]]:
+    dims = [stage.dim for stage in plan.schedule.stages]
+    return list(zip([0, *dims], dims, strict=False))
+
+
+def norms(z_nd: np.ndarray) -> np.ndarray:
+    """Lengths [N], at least 1e-12."""
+    return np.maximum(np.linalg.norm(z_nd, axis=1), 1e-12).astype(np.float32)
+
+
+def write(
+    folder: pathlib.Path, source: Source, plan: Plan, shared: Shared, *, progress: bool
+) -> None:
+    """Writes a segment's files from two readings of the source, a chunk in memory at a time."""
+    n, spans = source.rows, _spans(plan)
+    starts = range(0, n, CHUNK)
+    list_n = np.zeros(n, np.int32)
+    if shared.centroid_ld is not None:
+        for i in tqdm(starts, desc="lists", unit="chunk", disable=not progress):
+            z_nd = source.read(i, min(i + CHUNK, n))[:, : plan.list_dim]
+            found_n1 = clusters.nearest(z_nd, shared.centroid_ld, 1, plan.metric)
+            list_n[i : i + CHUNK] = found_n1[:, 0]
+    row_n = np.argsort(list_n, kind="stable").astype(np.int32)
+    place_n = np.empty(n, np.int32)
+    place_n[row_n] = np.arange(n, dtype=np.int32)
+    np.save(folder / "rows.npy", row_n)
+    if shared.centroid_ld is None:
+        bounds_l = np.append(np.arange(0, n, TILE), n)
+    else:
+        counts_l = np.bincount(list_n, minlength=len(shared.centroid_ld))
+        bounds_l = np.append(0, counts_l.cumsum())
+    np.save(folder / "bounds.npy", bounds_l.astype(np.int64))
+    np.save(folder / "ids.npy", np.asarray(source.ids, np.int64))
+    vector_nd = files.array(folder / "vectors.npy", np.float32, (n, source.width))
+    norm_n = files.array(folder / "norms.npy", np.float32, (n,))
+    blocks = [_new_block(folder, g, n, hi - lo, plan) for g, (lo, hi) in enumerate(spans)]
+    if plan.factory:
+        blocks = []
+        first = plan.schedule.stages[0].dim
+        approximate = clusters.faiss().clone_index(shared.trained)
+    for i in tqdm(starts, desc="codes", unit="chunk", disable=not progress):
+        z_nd = source.read(i, min(i + CHUNK, n))
+        vector_nd[i : i + CHUNK] = z_nd
+        norm_n[i : i + CHUNK] = norms(z_nd[:, : plan.schedule.final])
+        at = place_n[i : i + CHUNK]
+        for (lo, hi), block in zip(spans, blocks, strict=False):
+            block.code_nw[at], block.gain_n[at] = codes.encode(z_nd[:, lo:hi], plan.code)
+            block.norm_n[at] = norms(z_nd[:, :hi])
+        if plan.factory:
+            approximate.add(clusters.directions(z_nd[:, :first], plan.metric))
+    if plan.factory:
+        clusters.faiss().write_index(approximate, str(folder / "shortlist.faiss"))
+
+
+def _new_block(folder: pathlib.Path, g: int, n: int, width: int, plan: Plan) -> Block:
+    return Block(
+        files.array(folder / f"codes-{g}.npy", np.uint8, (n, codes.code_bytes(width, plan.code))),
+        files.array(folder / f"gains-{g}.npy", np.float32, (n,)),
+        files.array(folder / f"prefix_norms-{g}.npy", np.float32, (n,)),
+    )
+
+
+class Queries(NamedTuple):
+    """Some queries as every stage needs them."""
+
+    query_bd: np.ndarray
+    norm_b: np.ndarray
+    code_gbw: list[np.ndarray]
+    gain_gb: list[np.ndarray]
+    list_bp: np.ndarray | None
+
+
+def prepare(query_bd: np.ndarray, plan: Plan, shared: Shared, probes: int) -> Queries:
+    """Encodes queries as the rows are, and finds the lists they look into."""
+    encoded = []
+    if not plan.factory:
+        encoded = [codes.encode(query_bd[:, lo:hi], plan.code) for lo, hi in _spans(plan)]
+    list_bp = None
+    if shared.centroid_ld is not None:
+        prefix_bd = query_bd[:, : plan.list_dim]
+        list_bp = clusters.nearest(prefix_bd, shared.centroid_ld, probes, plan.metric)
+    final_bd = np.ascontiguousarray(query_bd[:, : plan.schedule.final])
+    return Queries(
+        final_bd, norms(final_bd), [c for c, _ in encoded], [g for _, g in encoded], list_bp
+    )
+
+
+class Segment:
+    """An opened segment.
+
+    Attributes:
+      rows: of it, deleted ones included.
+      ids: [N] int64.
+      vectors: [N, D] float32, on disk.
+    """
+
+    def __init__(self, folder: pathlib.Path, plan: Plan, rows: int, width: int):
+        self._plan, self._folder, self.rows = plan, folder, rows
+        self.vectors = files.load(folder / "vectors.npy")
+        self._norm_n = files.load(folder / "norms.npy")
+        self._row_n = files.load(folder / "rows.npy")
+        self._bounds_l = files.load(folder / "bounds.npy")
+        self.ids = files.load(folder / "ids.npy")
+        stages = () if plan.factory else plan.schedule.stages
+        self._blocks = [
+            Block(*(files.load(folder / f"{name}-{g}.npy") for name in BLOCK_FILES))
+            for g in range(len(stages))
+        ]
+        lengths = {len(x) for x in (self._norm_n, self._row_n, self.ids)}
+        lengths |= {len(x) for block in self._blocks for x in block}
+        if self.vectors.shape != (rows, width) or lengths != {rows}:
+            raise DataError(f"{folder} is damaged: its arrays are not of {rows} x {width}")
+        self._alive_n = np.ones(rows, bool)
+
+    @functools.cached_property
+    def _approximate(self):
+        return clusters.faiss().read_index(str(self._folder / "shortlist.faiss"))
+
+    @property
+    def resident_bytes(self) -> int:
+        """Of what a search reads beside whole vectors."""
+        found = sum(x.nbytes for block in self._blocks for x in block)
+        if self._plan.factory:
+            found += (self._folder / "shortlist.faiss").stat().st_size
+        return found + self._row_n.nbytes + self._norm_n.nbytes + self.rows
+
+    @property
+    def alive(self) -> np.ndarray:
+        """Which rows are not deleted, [N] bool."""
+        alive_n = np.empty(self.rows, bool)
+        alive_n[self._row_n] = self._alive_n
+        return alive_n
+
+    def delete(self, row_n: np.ndarray) -> None:
+        """These rows are not found any more."""
+        alive_n = self.alive
+        alive_n[row_n] = False
+        self._alive_n = alive_n[self._row_n]
+
+    def search(self, queries: Queries, keeps: tuple[int, ...], k: int, parameters: str):
+        """Rows [B, k] int64, `NO_ROW` for none, and scores [B, k]; the stages keep `keeps`."""
+        b, metric = len(queries.query_bd), loops.METRICS[self._plan.metric]
+        keeps = tuple(min(keep, self.rows) for keep in keeps)
+        first = keeps[0] if keeps else min(k + _SPARE, self.rows)
+        score_bc = np.empty((b, 2 * first + 64), np.float32)
+        place_bc = np.empty(score_bc.shape, np.int64)
+        count_b, bound_b = np.zeros(b, np.int64), np.full(b, -np.inf, np.float32)
+        found = score_bc, place_bc, count_b, bound_b
+        row_n = self._row_n
+        if self._plan.factory:
+            self._ask_faiss(queries, first, parameters, *found)
+        elif not keeps:
+            self._compare_all(queries, first, *found)
+            row_n = np.arange(self.rows, dtype=np.int32)
+        else:
+            self._scan(queries, first, *found)
+        loops.keep_best(score_bc, place_bc, count_b, first)
+        norm_before_n = self._blocks[0].norm_n if self._blocks else None
+        for g, block in enumerate(self._blocks[1:], start=1):
+            lo, hi = _spans(self._plan)[g]
+            loops.add_block(
+                *self._product, metric, *block, norm_before_n, queries.code_gbw[g],
+                queries.gain_gb[g], hi - lo, keeps[g], score_bc, place_bc, count_b,
+            )  # fmt: skip
+            norm_before_n = block.norm_n
+        row_bk, score_bk = np.empty((b, k), np.int64), np.empty((b, k), np.float32)
+        loops.compare_vectors(
+            metric, self.vectors, self._norm_n, row_n, queries.query_bd, queries.norm_b, k,
+            score_bc, place_bc, count_b, row_bk, score_bk,
+        )  # fmt: skip
+        return row_bk, score_bk
+
+    @property
+    def _product(self):
+        code = self._plan.code
+        return codes.product_function(code), codes.PRODUCTS[code], np.zeros(8, np.uint8)
+
+    def _scan(self, queries: Queries, keep: int, *found: np.ndarray) -> None:
+        (lo, hi), list_bp = _spans(self._plan)[0], queries.list_bp
+        if list_bp is None:
+            everywhere = np.arange(len(self._bounds_l) - 1, dtype=np.int32)
+            list_bp = np.broadcast_to(everywhere, (len(queries.query_bd), len(everywhere)))
+            list_bp = np.ascontiguousarray(list_bp)
+        loops.scan_lists(
+            *self._product, loops.METRICS[self._plan.metric], *self._blocks[0], self._alive_n,
+            self._bounds_l, list_bp, queries.code_gbw[0], queries.gain_gb[0], hi - lo, keep, *found,
+        )  # fmt: skip
+
+    def _compare_all(self, queries: Queries, keep: int, *found: np.ndarray) -> None:
+        metric, alive_n = self._plan.metric, self.alive
+        for i in range(0, self.rows, DENSE_TILE):
+            tile_nd = self.vectors[i : i + DENSE_TILE, : queries.query_bd.shape[1]]
+            score_bn = queries.query_bd @ tile_nd.T
+            norm_n = self._norm_n[i : i + DENSE_TILE]
+            if metric == "cosine":
+                score_bn /= norm_n
+            elif metric == "l2":
+                score_bn -= np.square(norm_n) / 2
+            loops.take_scores(score_bn, i, alive_n, keep, *found)
+
+    def _ask_faiss(self, queries, keep, parameters, score_bc, place_bc, count_b, bound_b) -> None:
+        first = self._plan.schedule.stages[0].dim
+        query_bd = clusters.directions(queries.query_bd[:, :first], self._plan.metric)
+        if parameters:
+            space = clusters.faiss().ParameterSpace()
+            space.set_index_parameters(self._approximate, parameters)
+        # It does not know what was deleted: that many more are asked for.
+        dead = int(self.rows - self._alive_n.sum())
+        _, place_bk = self._approximate.search(query_bd, min(keep + dead, self.rows))
+        alive_bk = (place_bk >= 0) & self._alive_n[place_bk]
+        for b, alive_k in enumerate(alive_bk):
+            kept = place_bk[b, alive_k][:keep]
+            count_b[b] = len(kept)
+            place_bc[b, : len(kept)] = kept
+            score_bc[b, : len(kept)] = -np.arange(len(kept))

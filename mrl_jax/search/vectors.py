@@ -1,0 +1,238 @@
+"""Vectors on disk, read a part at a time: one .npy file, or a folder of shards (see `shards`)."""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from mrl_jax.errors import DataError, UsageError
+from mrl_jax.search import shards
+
+
+class _Part(Protocol):
+    """One file of vectors [rows, width]."""
+
+    path: pathlib.Path
+    rows: int
+    width: int
+    dtype: np.dtype
+
+    def read(self, rows: slice | np.ndarray) -> np.ndarray:
+        """These rows, which rise."""
+
+
+class _Npy:
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self._map_nd = _open_npy(path)
+        if self._map_nd.ndim != 2:
+            raise DataError(f"{path} must hold [rows, dims], its shape is {self._map_nd.shape}")
+        self.rows, self.width = self._map_nd.shape
+        self.dtype = self._map_nd.dtype
+        if not np.issubdtype(self.dtype, np.floating):
+            raise DataError(f"{path} must hold floating point numbers, it holds {self.dtype}")
+        if not self._map_nd.size:
+            raise DataError(f"{path} is empty: {self.rows} rows of {self.width} dims")
+
+    def read(self, rows: slice | np.ndarray) -> np.ndarray:
+        return self._map_nd[rows]
+
+
+class _Parquet:
+    def __init__(self, path: pathlib.Path, cache: dict[Any, np.ndarray]):
+        self.path, self._cache = path, cache
+        self._parquet = shards.parquet()
+        with _whole(path, "Parquet"), self._parquet.ParquetFile(path) as file:
+            self._metadata, schema = file.metadata, file.schema_arrow
+            types = {name: str(schema.field(name).type) for name in schema.names}
+            if types.get("id") != "int64" or not types.get("vector", "").startswith("fixed_size"):
+                raise DataError(f"{path} must have columns id (int64) and vector, it has {types}")
+            self.width = schema.field("vector").type.list_size
+            self.ids_n = file.read(["id"])["id"].to_numpy()
+        self.rows, self.dtype = self._metadata.num_rows, np.dtype(np.float32)
+        groups = range(self._metadata.num_row_groups)
+        sizes = [self._metadata.row_group(i).num_rows for i in groups]
+        self._start_g = np.cumsum([0, *sizes])
+
+    def read(self, rows: slice | np.ndarray) -> np.ndarray:
+        row_n = np.arange(self.rows)[rows]
+        edges = np.searchsorted(row_n, self._start_g)
+        found = [
+            self._group(g)[row_n[edges[g] : edges[g + 1]] - self._start_g[g]]
+            for g in range(len(edges) - 1)
+            if edges[g] < edges[g + 1]
+        ]
+        return np.concatenate(found)
+
+    def _group(self, g: int) -> np.ndarray:
+        """One row group; the last one read, of all files together, is kept."""
+        if (self.path, g) not in self._cache:
+            self._cache.clear()
+            options = {"metadata": self._metadata, "page_checksum_verification": True}
+            with (
+                _whole(self.path, "Parquet"),
+                self._parquet.ParquetFile(self.path, **options) as file,
+            ):
+                column = file.read_row_group(g, ["vector"])["vector"].combine_chunks()
+            self._cache[self.path, g] = column.flatten().to_numpy().reshape(-1, self.width)
+        return self._cache[self.path, g]
+
+
+@contextlib.contextmanager
+def _whole(path: pathlib.Path, kind: str) -> Iterator[None]:
+    """What a reader says of a broken file becomes a DataError that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} is no whole {kind} file: {error}") from error
+
+
+def _open_npy(path: pathlib.Path) -> np.ndarray:
+    with _whole(path, ".npy"):
+        return np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
+
+
+def _read_ids(path: pathlib.Path, rows: int) -> np.ndarray:
+    ids_n = _open_npy(path)
+    if ids_n.shape != (rows,) or ids_n.dtype != np.int64:
+        raise DataError(
+            f"{path} must hold one int64 id for each of {rows} rows, "
+            f"it holds {ids_n.dtype} of shape {ids_n.shape}"
+        )
+    return np.array(ids_n)
+
+
+def _check_unique(ids_n: np.ndarray, where: pathlib.Path) -> None:
+    if (ids_n[1:] > ids_n[:-1]).all():
+        return
+    order_n = np.argsort(ids_n, kind="stable")
+    same_n = np.flatnonzero(np.diff(ids_n[order_n]) == 0)
+    if len(same_n):
+        a, b = order_n[same_n[0]], order_n[same_n[0] + 1]
+        raise DataError(f"{where}: rows {a} and {b} have the same id, {ids_n[a]}")
+
+
+class Vectors:
+    """N vectors on disk; made by `open_vectors`.
+
+    Attributes:
+      rows: N.
+      width: dims of each.
+      dtype: as stored; what is read is float32.
+      ids: [N] int64, unique.
+    """
+
+    def __init__(self, parts: list[_Part], ids_n: np.ndarray):
+        self._parts = parts
+        self._start_p = np.cumsum([0, *(part.rows for part in parts)])
+        self.rows, self.width = int(self._start_p[-1]), parts[0].width
+        self.dtype, self.ids = parts[0].dtype, ids_n
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        """The vectors of rows first to last - 1, [last - first, width] float32.
+
+        Raises:
+          ValueError: no rows, or rows that do not exist.
+          DataError: NaN or infinity, or a file that was damaged meanwhile; names file and row.
+        """
+        if not 0 <= first < last <= self.rows:
+            raise ValueError(f"rows {first} to {last} are not among the {self.rows}")
+        found = []
+        for part, start in zip(self._parts, self._start_p, strict=False):
+            a, b = max(first - start, 0), min(last - start, part.rows)
+            if a < b:
+                found.append(_checked(part, slice(a, b)))
+        return np.concatenate(found) if len(found) > 1 else found[0]
+
+    def chunks(self, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All vectors in order as (ids [rows], vectors [rows, width] float32); the last has fewer.
+
+        Only one chunk is in memory; raises as `read`.
+        """
+        if rows < 1:
+            raise ValueError(f"a chunk must have at least 1 row, got {rows}")
+        for first in range(0, self.rows, rows):
+            last = min(first + rows, self.rows)
+            yield self.ids[first:last], self.read(first, last)
+
+    def sample(self, n: int, seed: int) -> np.ndarray:
+        """Vectors of n rows drawn without replacement, in their order, [n, width] float32.
+
+        Only what holds them is read. The same rows for the same N, n and seed.
+
+        Raises:
+          ValueError: n is not 1 to N.
+          DataError: as `read`.
+        """
+        if not 1 <= n <= self.rows:
+            raise ValueError(f"a sample must have 1 to {self.rows} rows, got {n}")
+        generator = np.random.Generator(np.random.Philox(seed))
+        row_n = np.sort(generator.choice(self.rows, n, replace=False, shuffle=False))
+        edges = np.searchsorted(row_n, self._start_p)
+        found = [
+            _checked(part, row_n[a:b] - start)
+            for part, start, a, b in zip(self._parts, self._start_p, edges, edges[1:], strict=False)
+            if a < b
+        ]
+        return np.concatenate(found)
+
+
+def _checked(part: _Part, rows: slice | np.ndarray) -> np.ndarray:
+    """Rows of one file as float32 in memory of their own, all of them numbers."""
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
+        z_nd = np.array(part.read(rows), np.float32)
+    finite_n = np.isfinite(z_nd).all(1)
+    if not finite_n.all():
+        row = np.arange(part.rows)[rows][finite_n.argmin()]
+        raise DataError(f"{part.path}: row {row} holds NaN or infinity (as float32)")
+    return z_nd
+
+
+def _open_folder(folder: pathlib.Path) -> Vectors:
+    manifest = shards.read_manifest(folder)
+    parts, ids, cache = [], [], {}
+    for index, shard in enumerate(manifest.shards):
+        files = [folder / name for name in manifest.files(index)]
+        if not shard.sha256:
+            raise DataError(
+                f"{files[0]} is unfinished: call mrl_jax.embed again as before to go on"
+            )
+        part = _Parquet(*files, cache) if manifest.format == "parquet" else _Npy(files[0])
+        if (part.rows, part.width, part.dtype) != (shard.rows, manifest.width, np.float32):
+            raise DataError(
+                f"{files[0]} holds {part.rows} x {part.width} {part.dtype}, "
+                f"{shards.MANIFEST} says {shard.rows} x {manifest.width} float32"
+            )
+        parts.append(part)
+        ids.append(part.ids_n if len(files) == 1 else _read_ids(files[1], part.rows))
+    ids_n = np.concatenate(ids)
+    _check_unique(ids_n, folder)
+    return Vectors(parts, ids_n)
+
+
+def open_vectors(path: pathlib.Path | str, ids: pathlib.Path | str | None = None) -> Vectors:
+    """Opens vectors on disk; they are read when they are asked for, not before.
+
+    Args:
+      path: a .npy file, floating point [N, D], or a folder that `mrl_jax.embed` wrote.
+      ids: for a .npy file, another with unique int64 ids [N]; None: the row numbers from 0.
+
+    Raises:
+      UsageError: ids for a folder, which holds its own; Parquet without pyarrow.
+      DataError: anything missing, unfinished, cut short, empty or not as said; names the file.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        if ids is not None:
+            raise UsageError(f"{path} holds ids itself, {ids} cannot be given besides")
+        return _open_folder(path)
+    part = _Npy(path)
+    if ids is None:
+        return Vectors([part], np.arange(part.rows))
+    ids_n = _read_ids(pathlib.Path(ids), part.rows)
+    _check_unique(ids_n, pathlib.Path(ids))
+    return Vectors([part], ids_n)

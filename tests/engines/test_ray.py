@@ -1,0 +1,153 @@
+import contextlib
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+import uuid
+
+import commands
+import numpy as np
+import pytest
+
+from mrl_jax.engines import ray
+from mrl_jax.errors import UsageError
+from mrl_jax.search.sharded import top_k_on_disk
+from mrl_jax.search.vectors import open_vectors
+
+SCRIPTS = commands.ROOT / "launch" / "ray"
+
+
+def environment(mark=""):
+    """One device, as here; Ray's own processes do not live with warnings as errors."""
+    return {**commands.environment(), "PYTHONWARNINGS": "ignore", "MRL_JAX_TEST_MARK": mark}
+
+
+def call(script, *arguments, kill_a_worker=False):
+    """Runs a launch script; gives its last line. A worker at work may be killed on the way."""
+    mark = uuid.uuid4().hex
+    process = subprocess.Popen(
+        [sys.executable, SCRIPTS / script, *map(str, arguments)],
+        cwd=commands.ROOT,
+        env=environment(mark),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        if kill_a_worker:
+            os.kill(_at_work(mark, process), signal.SIGKILL)
+        output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    assert _marked(mark) == []  # the cluster has ended with the command
+    # Ray says so itself where a worker dies, and only there.
+    assert ("worker died" in errors) == kill_a_worker, errors
+    return output.splitlines()[-1]
+
+
+def _marked(mark):
+    """(process id, command line) of all processes that the command has started."""
+    found = []
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if f"MRL_JAX_TEST_MARK={mark}".encode() in (folder / "environ").read_bytes():
+                found.append((int(folder.name), (folder / "cmdline").read_bytes().decode()))
+    return found
+
+
+def _at_work(mark, process):
+    for _ in range(12000):
+        for pid, line in _marked(mark):
+            if line.startswith("ray::MapWorker") and ".submit" in line:
+                return pid
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    pytest.fail("no worker was seen at work")
+
+
+def contents(out):
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.name != ".lock"}
+
+
+@pytest.mark.slow
+def test_embeds_as_one_process_does_while_a_worker_dies(tmp_path):
+    run = tmp_path / "run"
+    commands.succeed(commands.train(run))
+
+    def arguments(out):
+        return "--workdir", run, "--input", "train", "--out", out, "--shard_rows", 40
+
+    commands.succeed(commands.command("mrl_jax.embed", *arguments(tmp_path / "one")))
+    line = call("embed.py", "--workers", 2, *arguments(tmp_path / "ray"), kill_a_worker=True)
+    assert line.startswith("1078 vectors of 8 dims, step 60; 27 of 27 shards written, 0 were there")
+    assert contents(tmp_path / "ray") == contents(tmp_path / "one")
+    # Either command goes on where the other was.
+    (tmp_path / "one" / "vectors-00003-of-00027.npy").unlink()
+    line = call("embed.py", "--workers", 1, *arguments(tmp_path / "one"))
+    assert "1 of 27 shards written, 26 were there" in line
+    assert contents(tmp_path / "ray") == contents(tmp_path / "one")
+    # What is wrong is found by a worker, and is the line that the other command prints.
+    command = [sys.executable, SCRIPTS / "embed.py", "--workers", "1"]
+    command += map(str, (*arguments(tmp_path / "ray"), "--dim", 9))
+    done = subprocess.run(command, cwd=commands.ROOT, env=environment(), capture_output=True)
+    assert (done.returncode, done.stderr) == (2, b"error: --dim must be 1 to 8, got 9\n")
+
+
+def test_searches_as_one_process_does_while_a_worker_dies(tmp_path):
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "z.npy", rng.standard_normal((1000, 16)).astype(np.float32))
+    np.save(tmp_path / "ids.npy", np.arange(1000)[::-1] * 7)
+    np.save(tmp_path / "q.npy", rng.standard_normal((20, 16)).astype(np.float32))
+    where = "--vectors", tmp_path / "z.npy", "--ids", tmp_path / "ids.npy"
+    what = "--queries", tmp_path / "q.npy", "--dims", "4,16", "--k", 5, "--shard_rows", 128
+    out = tmp_path / "found.npz"
+    line = call("search.py", "--workers", 2, *where, *what, "--out", out, kill_a_worker=True)
+    assert line.startswith("5 of 1000 for 20 queries at 2 dims")
+    code = (
+        "import sys, numpy as np; from mrl_jax.search.sharded import top_k_on_disk as f;"
+        "from mrl_jax.search.vectors import open_vectors as v; a = sys.argv;"
+        "found = f(v(a[1]), np.load(a[2]), (4, 16), 5, shard_rows=128);"
+        "np.savez(a[3], rows=found.rows_gbk, scores=found.scores_gbk)"
+    )
+    paths = tmp_path / "z.npy", tmp_path / "q.npy", tmp_path / "one.npz"
+    commands.succeed([sys.executable, "-c", code, *map(str, paths)])
+    one, found = np.load(tmp_path / "one.npz"), np.load(out)
+    np.testing.assert_array_equal(found["ids"], (999 - one["rows"]) * 7)
+    np.testing.assert_array_equal(found["scores"], one["scores"])
+    assert found["dims"].tolist() == [4, 16]
+    vectors, queries = open_vectors(tmp_path / "z.npy"), np.load(tmp_path / "q.npy")
+    here = top_k_on_disk(vectors, queries, (4, 16), 5)
+    np.testing.assert_array_equal(here.rows_gbk, one["rows"])
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    # Ray would wait for ever.
+    command = [sys.executable, SCRIPTS / "embed.py", "--workers", "2", "--cpus", "5000"]
+    command += ["--workdir", "run", "--input", "val", "--out", "out"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the Ray cluster has room for 0 of 2 workers with 5000 ")
+    assert done.stderr.count("\n") == 1
+    for workers in (ray.Workers(0), ray.Workers(1, 0), ray.Workers(1, 1, -1)):
+        with pytest.raises(UsageError, match="at least 1 worker"), ray.connected(None, workers):
+            pass
+
+
+def test_room_is_counted_by_node():
+    assert ray._room({"CPU": 5.0}, ray.Workers(1, 2)) == 2
+    assert ray._room({"CPU": 8.0, "GPU": 3.0}, ray.Workers(1, 2, 1)) == 3
+    assert ray._room({"CPU": 8.0}, ray.Workers(1, 2, 1)) == 0
+
+
+def test_ray_is_not_installed(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "ray"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with (
+        pytest.raises(UsageError, match=r'package ray: pip install "mrl_jax\[engines\]"'),
+        ray.connected(None, ray.Workers(1)),
+    ):
+        pass
