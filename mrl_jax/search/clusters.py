@@ -3,6 +3,7 @@
 import numpy as np
 
 from mrl_jax.errors import DataError, UsageError
+from mrl_jax.search import loops
 from mrl_jax.search.exact import Metric
 
 ITERATIONS = 10
@@ -52,7 +53,17 @@ def directions(z_nd: np.ndarray, metric: Metric) -> np.ndarray:
 
 
 def nearest(z_bd: np.ndarray, centroid_ld: np.ndarray, probes: int, metric: Metric) -> np.ndarray:
-    """The `probes` nearest lists of every row, [B, probes] int32, the nearest first."""
-    kind = faiss().METRIC_L2 if metric == "l2" else faiss().METRIC_INNER_PRODUCT
-    _, list_bp = faiss().knn(directions(z_bd, metric), centroid_ld, probes, metric=kind)
-    return list_bp.astype(np.int32)
+    """The `probes` nearest lists of every row, [B, probes] int64, in no order."""
+    score_bl = directions(z_bd, metric) @ centroid_ld.T
+    if metric == "l2":
+        score_bl -= np.square(centroid_ld).sum(1) / 2
+    if probes == 1:
+        return score_bl.argmax(1)[:, None]
+    queries, lists = score_bl.shape
+    score_bc = np.empty((queries, min(2 * probes + 64, lists)), np.float32)
+    place_bc = np.empty(score_bc.shape, np.int64)
+    count_b, bound_b = np.zeros(queries, np.int64), np.full(queries, -np.inf, np.float32)
+    alive_l = np.ones(lists, bool)
+    loops.take_scores(score_bl, 0, alive_l, probes, score_bc, place_bc, count_b, bound_b)
+    loops.keep_best(score_bc, place_bc, count_b, probes)
+    return place_bc[:, :probes]

@@ -25,14 +25,14 @@ def encode(z_nw: np.ndarray, code: Code) -> tuple[np.ndarray, np.ndarray]:
     which makes the error of the row least (Rastegari et al., arXiv 1603.05279, eq. 6).
 
     Raises:
-      ValueError: numbers that float16 does not reach.
+      UsageError: numbers that float16 does not reach.
     """
     z_nw = np.ascontiguousarray(z_nw, np.float32)
     if code == "float32":
         return z_nw.view(np.uint8), np.ones(len(z_nw), np.float32)
     if code == "float16":
         if np.abs(z_nw).max(initial=0) > np.finfo(np.float16).max:
-            raise ValueError("float16 codes hold numbers up to 65504; choose float32 or int8")
+            raise UsageError("float16 codes hold numbers up to 65504; choose float32 or int8")
         return z_nw.astype(np.float16).view(np.uint8), np.ones(len(z_nw), np.float32)
     if code == "int8":
         gain_n = np.abs(z_nw).max(1) / np.float32(127)

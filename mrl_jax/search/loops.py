@@ -35,18 +35,13 @@ def _bits_different(a_w, b_w):
 
 
 @_compile
-def _product(dot, kind, result_8, code_nw, i, query_bw, b, dims):
-    """Of the codes of row i and query b, before their gains."""
-    if kind == BITS:
-        return np.float32(dims - 2 * _bits_different(code_nw[i], query_bw[b]))
-    row = code_nw.ctypes.data + i * code_nw.strides[0]
-    query = query_bw.ctypes.data + b * query_bw.strides[0]
-    dot(row, query, dims, result_8.ctypes.data)
+def _raw(kind, int_n, float_n, double_n, j):
+    """The j-th product, from the one of three views of the same memory that it was written as."""
     if kind == INT32:
-        return np.float32(result_8.view(np.int32)[0])
-    if kind == FLOAT32:
-        return result_8.view(np.float32)[0]
-    return np.float32(result_8.view(np.float64)[0])
+        return np.float32(int_n[2 * j])
+    if kind == FLOAT64:
+        return np.float32(double_n[j])
+    return float_n[2 * j]
 
 
 @_compile
@@ -117,7 +112,7 @@ def _keep_best(score_c, place_c, count, keep):
 
 @_compile
 def scan_lists(
-    dot, kind, result_8, metric, code_nw, gain_n, norm_n, alive_n, bounds_l, list_bp, query_bw,
+    dot, kind, metric, code_nw, gain_n, norm_n, alive_n, bounds_l, list_bp, query_bw,
     query_gain_b, dims, keep, score_bc, place_bc, count_b, bound_b,
 ):  # fmt: skip
     """Scans the lists each query asks for, a list for all its queries at a time.
@@ -141,13 +136,25 @@ def scan_lists(
             asks[at_l[list_bp[b, p]]] = b
             at_l[list_bp[b, p]] += 1
     room = score_bc.shape[1]
+    codes, row_bytes = code_nw.ctypes.data, code_nw.strides[0]
+    double_n = np.empty(np.diff(bounds_l).max(), np.float64)
+    float_n, int_n = double_n.view(np.float32), double_n.view(np.int32)
+    products = double_n.ctypes.data
     for which in range(lists):
         for ask in range(start_l[which], start_l[which + 1]):
             b = asks[ask]
             bound, count, query_gain = bound_b[b], count_b[b], query_gain_b[b]
             score_c, place_c = score_bc[b], place_bc[b]
-            for i in range(bounds_l[which], bounds_l[which + 1]):
-                raw = _product(dot, kind, result_8, code_nw, i, query_bw, b, dims)
+            query = query_bw.ctypes.data + b * query_bw.strides[0]
+            first, last = bounds_l[which], bounds_l[which + 1]
+            for i in range(first, last):
+                j = i - first
+                if kind == BITS:
+                    float_n[2 * j] = dims - 2 * _bits_different(code_nw[i], query_bw[b])
+                else:
+                    dot(codes + i * row_bytes, query, dims, products + 8 * j)
+            for i in range(first, last):
+                raw = _raw(kind, int_n, float_n, double_n, i - first)
                 score = _score(metric, raw * gain_n[i] * query_gain, norm_n[i])
                 if score > bound and alive_n[i]:
                     if count == room:
@@ -187,15 +194,24 @@ def take_scores(score_bn, first, alive_n, keep, score_bc, place_bc, count_b, bou
 
 @_compile
 def add_block(
-    dot, kind, result_8, metric, code_nw, gain_n, norm_n, norm_before_n, query_bw, query_gain_b,
+    dot, kind, metric, code_nw, gain_n, norm_n, norm_before_n, query_bw, query_gain_b,
     dims, keep, score_bc, place_bc, count_b,
 ):  # fmt: skip
     """Compares candidates by a further block of dims: only its products are computed and added."""
+    codes, row_bytes = code_nw.ctypes.data, code_nw.strides[0]
+    double_n = np.empty(score_bc.shape[1], np.float64)
+    float_n, int_n = double_n.view(np.float32), double_n.view(np.int32)
+    products = double_n.ctypes.data
     for b in range(len(count_b)):
         score_c, place_c = score_bc[b], place_bc[b]
+        query = query_bw.ctypes.data + b * query_bw.strides[0]
         for j in range(count_b[b]):
             i = place_c[j]
-            raw = _product(dot, kind, result_8, code_nw, i, query_bw, b, dims)
+            if kind == BITS:
+                float_n[2 * j] = dims - 2 * _bits_different(code_nw[i], query_bw[b])
+            else:
+                dot(codes + i * row_bytes, query, dims, products + 8 * j)
+            raw = _raw(kind, int_n, float_n, double_n, j)
             product = _product_of(metric, score_c[j], norm_before_n[i])
             product += raw * gain_n[i] * query_gain_b[b]
             score_c[j] = _score(metric, product, norm_n[i])

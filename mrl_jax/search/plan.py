@@ -30,7 +30,7 @@ class Plan:
       lists: 1 = no clusters.
       list_dim: dims the clusters are of.
       probes: lists read for a query.
-      factory: what `faiss.index_factory` makes of the first stage's dims, e.g. "HNSW32" or
+      factory: what `faiss.index_factory` makes of the dims of the only stage, e.g. "HNSW32" or
         "OPQ32,IVF1024,PQ32x4fs"; empty = our own scan.
       parameters: how that index is asked, e.g. "nprobe=32" or "efSearch=200".
 
@@ -55,8 +55,12 @@ class Plan:
             raise ValueError(f"probes must be 1 to lists = {self.lists}, got {self.probes}")
         if self.lists > 1 and not 1 <= self.list_dim <= self.schedule.final:
             raise ValueError(f"list_dim must be 1 to {self.schedule.final}, got {self.list_dim}")
-        if self.factory and (self.lists > 1 or not self.schedule.stages):
-            raise ValueError("factory needs a schedule with a shortlist, and no lists beside it")
+        if self.lists > 1 and not self.schedule.stages:
+            raise ValueError(f"lists need a schedule with a shortlist, got {self.schedule}")
+        if self.factory and (self.lists > 1 or len(self.schedule.stages) != 1):
+            raise ValueError("factory needs a schedule with one shortlist, and no lists beside it")
+        if self.parameters and not self.factory:
+            raise ValueError(f"parameters are of a factory, there is none; got {self.parameters!r}")
         if self.code == "binary" and any(stage.dim % 8 for stage in self.schedule.stages):
             raise ValueError(f"binary codes need multiples of 8 dims, got {self.schedule}")
 
@@ -71,15 +75,18 @@ class Plan:
         Raises:
           ValueError: a key or value that is none.
         """
+        if not isinstance(content, dict):
+            raise ValueError(f"a plan is a JSON object, got {content!r:.40}")
         known = {field.name for field in dataclasses.fields(cls)}
         if strange := sorted(content.keys() - known):
             raise ValueError(f"a plan has no {', '.join(strange)}")
         if not isinstance(content.get("schedule"), str):
             raise ValueError("a plan needs a schedule")
         for field in dataclasses.fields(cls):
-            value = content.get(field.name, "" if field.type == "str" else 1)
-            if field.type is int and type(value) is not int:
-                raise ValueError(f"{field.name} must be a whole number, got {value!r}")
+            kind = {int: "a whole number", str: "text"}.get(field.type)
+            value = content.get(field.name, field.default)
+            if kind and type(value) is not field.type:
+                raise ValueError(f"{field.name} must be {kind}, got {value!r}")
         return cls(**{**content, "schedule": Schedule.parse(content["schedule"])})
 
 
@@ -93,6 +100,6 @@ def read_plan(path: pathlib.Path) -> Plan:
         content = json.loads(path.read_text())
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             raise ValueError(f"not a plan of schema {SCHEMA}")
-        return Plan.from_json(content["plan"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Plan.from_json(content.get("plan"))
+    except (OSError, ValueError) as error:
         raise DataError(f"cannot read the plan {path}: {error}") from None

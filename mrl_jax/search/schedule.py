@@ -99,8 +99,13 @@ class Schedule:
 
         It reaches 2 k in the last stage. The paper's own funnel halves: `parse("8:200 > 16:100 >
         32:50 > 64:25 > 128:10 > 2048")`.
+
+        Raises:
+          ValueError: no dims, dims that do not rise, or nothing kept.
         """
         *short, final = dims
+        if keep < 1 or k < 1:
+            raise ValueError(f"a funnel keeps at least 1, for k of at least 1; got {keep}, {k}")
         last = min(keep, 2 * k)
         ratio = (last / keep) ** (1 / max(len(short) - 1, 1))
         keeps = [max(last, round(keep * ratio**i)) for i in range(len(short))]

@@ -219,12 +219,12 @@ class Segment:
     @property
     def _product(self):
         code = self._plan.code
-        return codes.product_function(code), codes.PRODUCTS[code], np.zeros(8, np.uint8)
+        return codes.product_function(code), codes.PRODUCTS[code]
 
     def _scan(self, queries: Queries, keep: int, *found: np.ndarray) -> None:
         (lo, hi), list_bp = _spans(self._plan)[0], queries.list_bp
         if list_bp is None:
-            everywhere = np.arange(len(self._bounds_l) - 1, dtype=np.int32)
+            everywhere = np.arange(len(self._bounds_l) - 1)
             list_bp = np.broadcast_to(everywhere, (len(queries.query_bd), len(everywhere)))
             list_bp = np.ascontiguousarray(list_bp)
         loops.scan_lists(
