@@ -142,7 +142,7 @@ def compose(study: Study) -> tuple[Document, list[Table]]:
     compared = [c for table in main for c in (*table.comparisons, *table.rivals)]
     if compared and all(c.one_seed for c in compared):
         warnings.append(
-            "One seed per method: what is called better or worse here holds for these trained "
+            "Compared at one seed: what is called better or worse here holds for these trained "
             "networks. Whether it would hold after training again is not known."
         )
     document = Document(

@@ -48,7 +48,7 @@ def test_one_seed_says_what_its_verdicts_are_worth(tmp_path):
         add_evaluation(tmp_path / "runs", kind)
     report.main([str(tmp_path / "runs")])
     markdown = (tmp_path / "runs" / "report.md").read_text()
-    assert "> **Note:** One seed per method: what is called better or worse here holds" in markdown
+    assert "> **Note:** Compared at one seed: what is called better or worse here holds" in markdown
     assert "these trained networks, one seed each, on the same 400 examples" in markdown
 
 
