@@ -13,11 +13,8 @@ from collections.abc import Sequence
 
 import jax
 
-from mrl_jax import cli, experiment, results, workdir
-from mrl_jax import config as configs
-from mrl_jax.errors import CheckpointError, UsageError
+from mrl_jax import cli, results, trained, workdir
 from mrl_jax.runtime import distributed
-from mrl_jax.runtime.checkpoint import Checkpoints
 
 
 def main(argv: Sequence[str]) -> None:
@@ -29,23 +26,11 @@ def main(argv: Sequence[str]) -> None:
     )
     arguments, overrides = parser.parse_known_args(argv)
     folder = arguments.workdir
-    trained = workdir.read_config(folder)
-    config = configs.override(trained, overrides)
-    for change in configs.differences(trained, config):
-        if not change.startswith("eval.dims:"):  # other keys of eval are operational
-            raise UsageError(f"{change}: the run in {folder} was trained otherwise")
+    workdir.read_config(folder)  # a folder without a run is refused before it is locked
     distributed.initialize(detect=arguments.distributed)
     first = jax.process_index() == 0
     with workdir.locked(folder) if first else contextlib.nullcontext():
-        setup = experiment.from_config(config)
-        checkpoints = Checkpoints(
-            folder / workdir.CHECKPOINTS, config.checkpoint.keep, read_only=True
-        )
-        restored = checkpoints.restore(setup.program.state)
-        if restored is None:
-            raise CheckpointError(f"{folder} holds no checkpoint")
-        state, facts = restored
-        setup.check_facts(facts)
+        config, setup, state = trained.restored(folder, overrides)
         found = setup.evaluate(state)
         if first:
             workdir.record_finding(

@@ -1,0 +1,109 @@
+"""Embeds many examples: `python -m mrl_jax.embed --workdir RUN --input DATA --out DIR`.
+
+Restores the newest checkpoint of a trained run. DATA is one of its splits (train, val, test) or a
+folder with images at any depth, which are prepared as in evaluation. DIR gets vectors and ids in
+shards, and manifest.json; `mrl_jax.search.vectors.open_vectors(DIR)` reads them. Ids are the rows
+of a split, or the lines of names.txt. Called again it goes on: finished shards are kept, damaged
+ones written again. Keys that do not change the model may be given anew, such as
+--config.eval.batch_size=512, --config.mesh.tensor=1 or --config.data.path=...
+"""
+
+import contextlib
+import functools
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from mrl_jax import cli, embedder, errors, workdir
+from mrl_jax.embedder import Embedder, Request
+from mrl_jax.runtime import distributed
+from mrl_jax.search.shards import Format
+
+
+def add_arguments(parser: cli.ArgumentParser) -> None:
+    """The arguments that say which vectors are wanted and where they go."""
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
+    parser.add_argument("--input", required=True, help="split of the run, or folder of images")
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="folder of the vectors")
+    parser.add_argument("--dim", type=int, help="keep this prefix only (default: all dims)")
+    parser.add_argument("--format", choices=get_args(Format), default="npy", help="of the shards")
+    parser.add_argument("--shard_rows", type=int, default=65536, help="vectors per shard")
+    parser.add_argument(
+        "--normalize", action="store_true", help="to unit length, after cutting to --dim"
+    )
+
+
+def request(arguments, overrides: Sequence[str]) -> Request:
+    """What the arguments of `add_arguments` ask for."""
+    return Request(
+        arguments.workdir, arguments.input, arguments.dim, arguments.normalize, tuple(overrides)
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command line; see the module's docstring."""
+    parser = cli.ArgumentParser("python -m mrl_jax.embed", description=__doc__)
+    add_arguments(parser)
+    parser.add_argument(
+        "--distributed", action="store_true", help="let JAX detect the cluster (TPU pods)"
+    )
+    arguments, overrides = parser.parse_known_args(argv)
+    distributed.initialize(detect=arguments.distributed)
+    first, out = jax.process_index() == 0, arguments.out
+    embed = Embedder(request(arguments, overrides))
+    manifest = embed.plan(arguments.format, arguments.shard_rows)
+    if embed.warning and first:
+        print(embed.warning)
+    with contextlib.ExitStack() as stack:
+        _on_first(lambda: stack.enter_context(workdir.locked(out)))
+        manifest = _on_first(lambda: embedder.begin(out, manifest, embed.names)) or manifest
+        todo = _agreed([not shard.sha256 for shard in manifest.shards])
+        rows = sum(manifest.shards[index].rows for index in todo)
+        # disable=None: shown on a terminal only, and for sets that take a while.
+        quiet = None if rows >= 5000 and first else True
+        with tqdm(desc="embedding", total=rows, unit="img", disable=quiet) as bar:
+            for index in todo:
+                z_nd = embed(*manifest.span(index), bar.update)
+                write = functools.partial(embed.write, out, manifest, index, z_nd)
+                manifest = _on_first(write) or manifest
+    if first:
+        print(embedder.summary(out, manifest, len(todo)))
+
+
+def _on_first(work: Callable[[], Any]) -> Any:
+    """Does it in the first process and gives what comes of it there, None elsewhere.
+
+    Where it fails all processes end with its exit code: they would wait for the first one, and that
+    one, at its end, for them.
+    """
+    result, failure, code = None, None, errors.EXIT_DONE
+    if jax.process_index() == 0:
+        try:
+            result = work()
+        except (OSError, *errors.USER_ERRORS) as error:
+            failure, code = error, getattr(error, "exit_code", errors.EXIT_CHECKPOINT)
+    if jax.process_count() > 1:
+        code = int(multihost_utils.broadcast_one_to_all(np.array(code)))
+    if failure:
+        raise failure
+    if code:
+        sys.exit(code)
+    return result
+
+
+def _agreed(wanted: Sequence[bool]) -> list[int]:
+    """Which shards are wanted: the first process has looked at the files, the others follow."""
+    wanted_s = np.array(wanted)
+    if jax.process_count() > 1:
+        wanted_s = multihost_utils.broadcast_one_to_all(wanted_s)
+    return np.flatnonzero(wanted_s).tolist()
+
+
+if __name__ == "__main__":
+    cli.run(main)

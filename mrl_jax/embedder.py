@@ -1,0 +1,244 @@
+"""From a trained run to vectors in a folder, shard by shard; whoever calls decides where it runs.
+
+`mrl_jax.embed` goes through the shards in one job of JAX, `mrl_jax.engines.ray` gives them to the
+workers of a cluster. A shard's vectors do not depend on which others are written by whom.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mrl_jax import config as configs
+from mrl_jax import results, trained, workdir
+from mrl_jax.data import Split
+from mrl_jax.data.stream import Stream
+from mrl_jax.data.tree import open_tree
+from mrl_jax.errors import NonFiniteError, UsageError
+from mrl_jax.evaluators.subject import Instruments
+from mrl_jax.runtime.step import evaluated
+from mrl_jax.search import shards
+from mrl_jax.search.shards import Format, Manifest, Shard
+
+
+class Request(NamedTuple):
+    """Which vectors are wanted.
+
+    Attributes:
+      workdir: folder of a trained run.
+      source: one of its splits, or a folder of images.
+      dim: length of the prefix that is kept; None = all dims.
+      normalize: to unit length, after cutting; a vector of zeros stays one.
+      overrides: "--config.key=value" strings of keys that do not change the model.
+    """
+
+    workdir: pathlib.Path
+    source: str
+    dim: int | None = None
+    normalize: bool = False
+    overrides: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Some of a stream's records."""
+
+    records: Any
+    first: int
+    last: int
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __getitem__(self, row: int) -> Any:
+        return self.records[self.first + row]
+
+
+class Embedder:
+    """The newest checkpoint of a run, and what is to be embedded with it.
+
+    Attributes:
+      rows: how many examples there are.
+      width: dims of a vector.
+      names: of the examples, where they come from a folder.
+      made_from: what must be the same for the same vectors to come out.
+      warning: one line on a prefix that was never trained, or "".
+
+    Raises:
+      UsageError: no run or source, dims that it has not; see also `trained.restored`.
+    """
+
+    def __init__(self, request: Request):
+        # What is measured besides has no part in this, and may not be where we are.
+        overrides = (*request.overrides, "--config.eval.shifts=()", "--config.eval.hierarchy=")
+        config, setup, state = trained.restored(request.workdir, overrides)
+        task, mesh, dataset = setup.program.task, setup.program.mesh, setup.dataset
+        self._params, self._model_state = evaluated(state)
+        self._tools = Instruments(task, mesh, config.eval.batch_size, ())
+        self.names: tuple[str, ...] | None = None
+        if request.source in dataset.splits:
+            self._split = dataset.splits[request.source]
+            source = f"split {request.source}"
+        else:
+            self._split = _open_images(request.source, dataset, config)
+            self.names = self._split.records.names
+            source = f"images {self._split.records.fingerprint()}"
+        self.rows = self._split.examples
+        widest = task.nesting.width
+        self.width = widest if request.dim is None else request.dim
+        if not 1 <= self.width <= widest:
+            raise UsageError(f"--dim must be 1 to {widest}, got {self.width}")
+        self.warning = ""
+        if self.width not in task.nesting.dims and task.head.kind != "shared":
+            self.warning = (
+                f"warning: a prefix of {self.width} dims was not trained, "
+                f"{', '.join(map(str, task.nesting.dims))} were"
+            )
+        self._normalize = request.normalize
+        self.made_from = {
+            "config": configs.digest(workdir.read_config(request.workdir)),
+            "step": int(state["step"]),
+            "data": dataset.fingerprint(),
+            "input": source,
+            "dim": self.width,
+            "normalize": request.normalize,
+        }
+
+    def __call__(
+        self, first: int, last: int, progress: Callable[[int], Any] = lambda rows: None
+    ) -> np.ndarray:
+        """The vectors of examples first to last - 1, [last - first, width] float32, everywhere.
+
+        `progress` is told how many more are done.
+
+        Raises:
+          NonFiniteError: NaN or infinity; names the example.
+        """
+        if isinstance(self._split, Split):
+            part = Split(self._split.image[first:last], self._split.label[first:last])
+        else:
+            part = dataclasses.replace(self._split, records=_Rows(self._split.records, first, last))
+        z_nd, done = np.empty((last - first, self.width), np.float32), 0
+        for batch in part.padded(self._tools.batch_size, self._tools.sharding):
+            embedded, _ = self._tools.embed(self._params, self._model_state, batch, flip=False)
+            z_bd = jax.device_get(embedded)[: len(z_nd) - done, : self.width].astype(np.float32)
+            finite_b = np.isfinite(z_bd).all(1)
+            if not finite_b.all():
+                row = first + done + int(finite_b.argmin())
+                name = f" ({self.names[row]})" if self.names else ""
+                raise NonFiniteError(f"the embedding of row {row}{name} holds NaN or infinity")
+            if self._normalize:
+                # In float64 no square overflows, and none but that of 0 is 0.
+                norm_b1 = np.linalg.norm(z_bd.astype(np.float64), axis=1, keepdims=True)
+                z_bd = z_bd / np.where(norm_b1 > 0, norm_b1, 1)
+            z_nd[done : done + len(z_bd)] = z_bd
+            done += len(z_bd)
+            progress(len(z_bd))
+        return z_nd
+
+    def plan(self, form: Format, shard_rows: int) -> Manifest:
+        """The shards that all examples make, none of them finished.
+
+        Raises:
+          UsageError: shards without rows, or Parquet without pyarrow.
+        """
+        if shard_rows < 1:
+            raise UsageError(f"--shard_rows must be >= 1, got {shard_rows}")
+        if form == "parquet":
+            shards.parquet()
+        sizes = (min(shard_rows, self.rows - first) for first in range(0, self.rows, shard_rows))
+        return Manifest(self.width, form, tuple(Shard(n, {}) for n in sizes), self.made_from)
+
+    def write_files(
+        self, folder: pathlib.Path, manifest: Manifest, index: int, z_nd: np.ndarray
+    ) -> dict[str, str]:
+        """Writes one shard's vectors with their ids and names; gives the sha256 of its files."""
+        first, last = manifest.span(index)
+        names = self.names[first:last] if self.names else None
+        return shards.write_shard(folder, manifest, index, np.arange(first, last), z_nd, names)
+
+    def write(
+        self, folder: pathlib.Path, manifest: Manifest, index: int, z_nd: np.ndarray
+    ) -> Manifest:
+        """Writes one shard's files, then the manifest that says so, and gives it."""
+        manifest = manifest.with_shard(index, self.write_files(folder, manifest, index, z_nd))
+        manifest.write(folder)
+        return manifest
+
+
+def _open_images(source: str, dataset: Any, config: Any) -> Stream:
+    root, (size, _, channels) = pathlib.Path(source), dataset.image_shape
+    if not root.is_dir():
+        raise UsageError(
+            f"--input must be a split ({', '.join(dataset.splits)}) or a folder of images, "
+            f"got {source!r}"
+        )
+    if channels != 3:
+        raise UsageError(f"{root} holds RGB images, those of {dataset.name} are grey")
+    return Stream(
+        open_tree(root), size, eval_crop=config.data.eval_crop, threads=config.data.threads
+    )
+
+
+def begin(folder: pathlib.Path, plan: Manifest, names: tuple[str, ...] | None) -> Manifest:
+    """Makes the folder that of these vectors, or goes on where it was left.
+
+    Returns:
+      The plan with the checksums of shards that the folder holds undamaged.
+
+    Raises:
+      UsageError: the folder holds other vectors, or something else.
+      DataError: its manifest is damaged.
+    """
+    if (folder / shards.MANIFEST).exists():
+        old = shards.read_manifest(folder)
+        changed = _changes(old, plan)
+        if changed:
+            raise UsageError(
+                f"{folder} holds other vectors ({'; '.join(changed[:3])}): "
+                "use another --out or remove this one"
+            )
+        done = {i: s.sha256 for i, s in enumerate(old.shards) if shards.intact(folder, old, i)}
+        for index, sha256 in done.items():
+            plan = plan.with_shard(index, sha256)
+    else:
+        own = {".lock", f"{shards.MANIFEST}.tmp"}  # of a call that was stopped at its start
+        others = sorted(p.name for p in folder.iterdir() if p.name not in own)
+        if others:
+            raise UsageError(
+                f"{folder} holds {others[0]} and no {shards.MANIFEST}: give a new folder as --out"
+            )
+    plan.write(folder)
+    if names and plan.format == "npy":
+        results.write_text(folder / shards.NAMES, "".join(f"{name}\n" for name in names))
+    return plan
+
+
+def _changes(old: Manifest, new: Manifest) -> list[str]:
+    def facts(manifest: Manifest) -> dict[str, Any]:
+        rows = tuple(shard.rows for shard in manifest.shards)
+        return {
+            **manifest.made_from,
+            "format": manifest.format,
+            "rows": manifest.rows,
+            "shard_rows": rows[0],
+        }
+
+    before, now = facts(old), facts(new)
+    return [
+        f"{key}: {before.get(key)} -> {now.get(key)}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+
+
+def summary(folder: pathlib.Path, manifest: Manifest, written: int) -> str:
+    """One line on what was done."""
+    count = len(manifest.shards)
+    return (
+        f"{manifest.rows} vectors of {manifest.width} dims, step {manifest.made_from['step']}; "
+        f"{written} of {count} shards written, {count - written} were there; {folder}"
+    )

@@ -1,0 +1,245 @@
+"""Bulk embedding and exact search by the workers of a Ray cluster, shard by shard (Ray Data).
+
+Every worker keeps what it needs for all shards that it gets: a restored model, or the queries.
+Vectors go from files to files, so all nodes need the same folders; through Ray go shard numbers,
+checksums and the k best rows. A shard that a dying worker had is done again by another one, and
+what comes out is what one process computes, bit for bit.
+"""
+
+import argparse
+import contextlib
+import functools
+import logging
+import pathlib
+import pickle
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from mrl_jax import embedder, workdir
+from mrl_jax.embedder import Embedder, Request
+from mrl_jax.errors import USER_ERRORS, UsageError
+from mrl_jax.search import on_disk
+from mrl_jax.search.exact import Metric
+from mrl_jax.search.on_disk import Found
+from mrl_jax.search.shards import Format, Manifest
+from mrl_jax.search.vectors import open_vectors
+
+_STORE_BYTES = 2**28  # of a cluster of this machine: no vectors go through it
+
+
+class Workers(NamedTuple):
+    """How many processes work at the same time, and what Ray sets aside for each."""
+
+    count: int
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say where and by how many processes."""
+    parser.add_argument("--workers", type=int, required=True, help="processes")
+    parser.add_argument("--cpus", type=float, default=1.0, help="CPUs of each")
+    parser.add_argument("--gpus", type=float, default=0.0, help="GPUs of each")
+    parser.add_argument("--address", help="of a running cluster, or auto; default: start one here")
+
+
+def workers(arguments: argparse.Namespace) -> Workers:
+    """What the arguments of `add_arguments` ask for."""
+    return Workers(arguments.workers, arguments.cpus, arguments.gpus)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[Any]:
+    """The module ray, whose own code uses what others have deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            import ray.data
+        except ImportError as error:
+            raise UsageError('Ray needs the package ray: pip install "mrl_jax[engines]"') from error
+        yield ray
+
+
+@contextlib.contextmanager
+def connected(address: str | None, workers: Workers) -> Iterator[None]:
+    """Joins a running cluster, or starts one on this machine, and leaves or ends it afterwards.
+
+    Args:
+      address: of a cluster, "auto" for the one of this machine; None starts one that has the CPUs
+        and GPUs of this machine.
+      workers: that must fit: Ray would wait for ever for what the cluster has not.
+
+    Raises:
+      UsageError: Ray is not installed, no such cluster, or one that is too small.
+    """
+    if workers.count < 1 or workers.cpus <= 0 or workers.gpus < 0:
+        raise UsageError(
+            f"there must be at least 1 worker with some of a CPU, got {workers.count} with "
+            f"{workers.cpus:g} CPUs and {workers.gpus:g} GPUs each"
+        )
+    with _quiet() as ray:
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # plans, and failures once more
+        here = {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
+        try:
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                logging_level="error",
+                **({} if address else here),
+            )
+        except Exception as error:  # of any kind, also where a busy machine is too slow for it
+            where = f"join the Ray cluster {address}" if address else "start a Ray cluster"
+            raise UsageError(f"cannot {where}: {error}") from error
+    try:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        room = sum(_room(node, workers) for node in nodes)
+        if room < workers.count:
+            there = "; ".join(f"{n.get('CPU', 0):g} and {n.get('GPU', 0):g}" for n in nodes)
+            raise UsageError(
+                f"the Ray cluster has room for {room} of {workers.count} workers with "
+                f"{workers.cpus:g} CPUs and {workers.gpus:g} GPUs each (its nodes have {there})"
+            )
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _room(node: dict[str, float], workers: Workers) -> int:
+    """How many workers a node can hold when nothing else runs there."""
+    fits = node.get("CPU", 0) // workers.cpus
+    return int(min(fits, node.get("GPU", 0) // workers.gpus) if workers.gpus else fits)
+
+
+class _Worker:
+    """Makes its function when it is first needed, and calls it for one item after another."""
+
+    def __init__(self, make: Callable[[], Callable[[int], Any]]):
+        self._make, self._function = make, None
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            self._function = self._function or self._make()
+            result = self._function(int(batch["item"][0]))
+        except (ValueError, *USER_ERRORS) as error:  # Ray would drop its kind
+            result = error
+        return {"item": batch["item"], "result": np.array([pickle.dumps(result)], object)}
+
+
+def _for_each(
+    items: Sequence[int], make: Callable[[], Callable[[int], Any]], workers: Workers
+) -> Iterator[tuple[int, Any]]:
+    """(item, result) as they get done: `make()` in every worker gives the function of an item."""
+    if not items:
+        return
+    with _quiet() as ray:
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        # A block per item. They lie in memory: tasks that read would need CPUs besides the workers.
+        found = ray.data.from_items(
+            [{"item": item} for item in items], override_num_blocks=len(items)
+        ).map_batches(
+            _Worker,
+            fn_constructor_args=(make,),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=workers.count, max_tasks_in_flight_per_actor=1),
+            num_cpus=workers.cpus,
+            num_gpus=workers.gpus,
+        )
+        for row in found.iter_rows():
+            result = pickle.loads(row["result"])  # of a worker of ours
+            if isinstance(result, Exception):
+                raise result
+            yield int(row["item"]), result
+
+
+def _plan(request: Request, form: Format, shard_rows: int) -> tuple[Manifest, Any, str]:
+    """Runs on a worker's machine: the one that commands may have no accelerator."""
+    try:
+        embed = Embedder(request)
+        return embed.plan(form, shard_rows), embed.names, embed.warning
+    except USER_ERRORS as error:
+        return error, None, ""
+
+
+def _shard_writer(request: Request, out: pathlib.Path, manifest: Manifest):
+    embed = Embedder(request)
+    if embed.made_from != manifest.made_from:
+        raise UsageError(
+            f"the run in {request.workdir} or its data changed meanwhile: "
+            f"{manifest.made_from} -> {embed.made_from}"
+        )
+
+    def write(index):
+        return embed.write_files(out, manifest, index, embed(*manifest.span(index)))
+
+    return write
+
+
+def embed(
+    request: Request, out: pathlib.Path, form: Format, shard_rows: int, workers: Workers
+) -> str:
+    """What `mrl_jax.embed` does, with the shards spread over workers; gives its last line.
+
+    Raises:
+      UsageError, CheckpointError, DataError, NonFiniteError: as there.
+    """
+    request = request._replace(workdir=request.workdir.absolute())
+    if pathlib.Path(request.source).exists():
+        request = request._replace(source=str(pathlib.Path(request.source).absolute()))
+    out = out.absolute()
+    with _quiet() as ray:
+        task = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus)(_plan)
+        manifest, names, warning = ray.get(task.remote(request, form, shard_rows))
+    if isinstance(manifest, Exception):
+        raise manifest
+    if warning:
+        print(warning)
+    with workdir.locked(out):
+        manifest = embedder.begin(out, manifest, names)
+        todo = [i for i, shard in enumerate(manifest.shards) if not shard.sha256]
+        make = functools.partial(_shard_writer, request, out, manifest)
+        rows = sum(manifest.shards[index].rows for index in todo)
+        # disable=None: shown on a terminal only.
+        with tqdm(desc="embedding", total=rows, unit="img", disable=None) as bar:
+            for index, sha256 in _for_each(todo, make, workers):
+                manifest = manifest.with_shard(index, sha256)
+                manifest.write(out)
+                bar.update(manifest.shards[index].rows)
+    return embedder.summary(out, manifest, len(todo))
+
+
+def _shard_searcher(path, ids, spans, query_bd, dims, k, metric):
+    vectors = open_vectors(path, ids)
+    return lambda index: on_disk.top_k_of_rows(vectors, *spans[index], query_bd, dims, k, metric)
+
+
+def top_k(
+    path: pathlib.Path,
+    query_bd: np.ndarray,
+    dims: Sequence[int],
+    k: int,
+    workers: Workers,
+    *,
+    ids: pathlib.Path | None = None,
+    metric: Metric = "cosine",
+    shard_rows: int = 65536,
+) -> Found:
+    """`on_disk.top_k_on_disk` with the shards spread over workers, bit for bit the same.
+
+    Raises:
+      ValueError, DataError: as there.
+    """
+    path, ids = path.absolute(), ids.absolute() if ids else None
+    rows = open_vectors(path, ids).rows
+    on_disk.check_k(k, rows)
+    spans = on_disk.spans(rows, shard_rows)
+    make = functools.partial(_shard_searcher, path, ids, spans, query_bd, dims, k, metric)
+    found = None
+    with tqdm(desc="searching", total=rows, unit="row", disable=None) as bar:
+        for index, part in _for_each(range(len(spans)), make, workers):
+            found = on_disk.merge_top_k([found, part] if found else [part], k)
+            bar.update(min(shard_rows, rows - index * shard_rows))
+    return found

@@ -1,0 +1,42 @@
+"""A run as it is in its folder: what measuring and embedding start from."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mrl_jax import config as configs
+from mrl_jax import experiment, workdir
+from mrl_jax.errors import CheckpointError, UsageError
+from mrl_jax.experiment import Experiment
+from mrl_jax.runtime.checkpoint import Checkpoints
+
+
+def restored(
+    folder: pathlib.Path, overrides: Sequence[str] = ()
+) -> tuple[ConfigDict, Experiment, Any]:
+    """The config of a run, what it computes, and its state at the newest checkpoint.
+
+    Args:
+      folder: of the run.
+      overrides: "--config.key=value" strings, of keys that do not change the model.
+
+    Raises:
+      UsageError: no run, or a key that would make it another one.
+      CheckpointError: no checkpoint, a damaged one, or one of other data.
+      DataError: data missing or inconsistent.
+    """
+    trained = workdir.read_config(folder)
+    config = configs.override(trained, overrides)
+    for change in configs.differences(trained, config):
+        if not change.startswith("eval.dims:"):  # other keys of eval are operational
+            raise UsageError(f"{change}: the run in {folder} was trained otherwise")
+    setup = experiment.from_config(config)
+    checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, config.checkpoint.keep, read_only=True)
+    found = checkpoints.restore(setup.program.state)
+    if found is None:
+        raise CheckpointError(f"{folder} holds no checkpoint")
+    state, facts = found
+    setup.check_facts(facts)
+    return config, setup, state
