@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +29,9 @@ from mrl_jax.errors import DataError, UsageError
 SCHEMA = 1
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished"
+LOCK = ".lock"
+# Names that may be left over; whatever else someone has put beside them stays.
+_OURS = re.compile(r"(shared|segment|deleted)-\d+.*|manifest\.json\.tmp")
 
 
 def sha256(path: pathlib.Path) -> str:
@@ -41,6 +45,7 @@ def describe(folder: pathlib.Path) -> dict[str, Any]:
     return {
         path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.iterdir())
+        if path.name != LOCK
     }
 
 
@@ -62,10 +67,12 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
         checksum = content.pop("checksum")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{folder} holds no index ({MANIFEST} is missing)") from None
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise DataError(f"{path} is damaged: {error!r}") from error
+    except (KeyError, TypeError, AttributeError):
+        raise DataError(f"{path} is damaged, or of something else than an index") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged: {error}") from error
     if content.get("schema") != SCHEMA:
         raise DataError(f"{path} is of schema {content.get('schema')}, {SCHEMA} is read")
     text = json.dumps(content, sort_keys=True)
@@ -102,48 +109,90 @@ def check_contents(folder: pathlib.Path, files: dict[str, Any]) -> None:
             raise DataError(f"{folder / name} is damaged: its checksum differs")
 
 
-def load(path: pathlib.Path) -> np.ndarray:
-    """An array of the index, mapped into memory.
+def load(path: pathlib.Path, dtype: Any, shape: tuple[int | None, ...]) -> np.ndarray:
+    """An array of the index, mapped into memory; None in its shape may be any number.
 
     Raises:
-      DataError: it is no .npy file of the size it says.
+      DataError: it is no .npy file of the size it says, or holds something else.
     """
     try:
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # a header is read as Python, so that damage may mean anything
         raise DataError(f"{path} is damaged: {error}") from error
+    fits = len(shape) == found.ndim and all(
+        want in (None, have) for want, have in zip(shape, found.shape, strict=True)
+    )
+    fits &= found.dtype == np.dtype(dtype) and found.flags.c_contiguous
+    if not fits or found.offset + found.nbytes != path.stat().st_size:
+        raise DataError(
+            f"{path} is damaged: {found.dtype} {found.shape} instead of {np.dtype(dtype)} {shape}"
+        )
+    return np.asarray(found)
 
 
 def array(path: pathlib.Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """A new array in a file, to be filled."""
-    return np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
+    """A new array in a file, to be filled.
+
+    Raises:
+      OSError: there is no room for it.
+    """
+    new = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
+    # Otherwise a disk that becomes full while it is filled kills the process (SIGBUS).
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return new
+
+
+def save(path: pathlib.Path, values: np.ndarray) -> None:
+    """Writes a new array.
+
+    Raises:
+      OSError: there is no room for it, which `np.save` overlooks where arrays are small.
+    """
+    array(path, values.dtype, values.shape)[:] = values
 
 
 @contextlib.contextmanager
 def finished(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """A folder to write in, which gets its name when the block ends without an error."""
     temporary = folder.with_name(folder.name + UNFINISHED)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    with written(folder):
+        temporary.mkdir(parents=True, exist_ok=True)
+        with writing(temporary):
+            try:
+                _empty(temporary)
+                yield temporary
+                for path in temporary.rglob("*"):
+                    if path.is_file():
+                        with path.open("rb") as file:
+                            os.fsync(file.fileno())
+                os.rename(temporary, folder)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+
+
+@contextlib.contextmanager
+def written(path: pathlib.Path) -> Iterator[None]:
+    """What the system says when it cannot write becomes a DataError."""
     try:
-        yield temporary
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        os.rename(temporary, folder)
+        yield
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise DataError(f"cannot write {folder}: {error.strerror}") from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _empty(folder: pathlib.Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def remove_left_overs(folder: pathlib.Path, named: set[str]) -> None:
-    """Removes what the manifest does not name."""
+    """Removes what the manifest does not name, but no file of another kind."""
     for path in folder.iterdir():
-        if path.name in named or path.name in (MANIFEST, ".lock"):
+        if path.name in named or not _OURS.fullmatch(path.name):
             continue
         if path.is_dir():
             shutil.rmtree(path)
@@ -157,10 +206,13 @@ def writing(folder: pathlib.Path) -> Iterator[None]:
 
     Raises:
       UsageError: another one does.
+      DataError: the folder may not be changed.
     """
-    with (folder / ".lock").open("w") as lock:
+    with written(folder):
+        lock = (folder / LOCK).open("w")
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UsageError(f"{folder} is being changed by another command") from None
         yield

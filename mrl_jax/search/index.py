@@ -1,23 +1,21 @@
 """An index on disk: find with few dims, decide with many, on one machine's CPUs."""
 
 import concurrent.futures
-import itertools
+import contextlib
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search import clusters, files, segment
+from mrl_jax.search import approximate, clusters, files, segment
 from mrl_jax.search.loops import NO_ROW
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.schedule import Schedule
 from mrl_jax.search.segment import Segment, Shared, Source
+from mrl_jax.search.sources import NO_ID, TOO_LONG, Alive, Legal
 
-NO_ID = -1  # where there are fewer results than asked for
-# Vectors longer than this are refused: squares of their differences may be infinite.
-_TOO_LONG = 2.0**62
 _BLOCK = 512  # queries a thread works on at a time
 
 
@@ -35,22 +33,37 @@ class Index:
 
     def __init__(self, folder: pathlib.Path):
         self._folder = pathlib.Path(folder)
-        manifest = files.read_manifest(self._folder)
+        while True:
+            manifest = files.read_manifest(self._folder)
+            try:
+                self._read(manifest)
+                return
+            except DataError:
+                # Another command may have replaced, meanwhile, what this manifest names.
+                if files.read_manifest(self._folder) == manifest:
+                    raise
+
+    def _read(self, manifest: dict) -> None:
         try:
             self.plan, self.width = Plan.from_json(manifest["plan"]), manifest["width"]
+            self.plan.schedule.check(1, self.width)
             for about in (manifest["shared"], *manifest["segments"]):
                 files.check_sizes(self._folder / about["name"], about["files"])
-            self._shared = _open_shared(self._folder / manifest["shared"]["name"])
+            self._shared = _open_shared(self._folder / manifest["shared"]["name"], self.plan)
             self._segments = [
                 Segment(self._folder / s["name"], self.plan, s["rows"], self.width)
                 for s in manifest["segments"]
             ]
             for part, about in zip(self._segments, manifest["segments"], strict=True):
-                if about["deleted"]:
-                    files.check_contents(self._folder, about["deleted"])
-                    (name,) = about["deleted"]
-                    part.delete(files.load(self._folder / name))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+                files.check_contents(self._folder, about["deleted"])
+                for name in about["deleted"]:
+                    row_n = files.load(self._folder / name, np.int64, (None,))
+                    try:
+                        part.delete(row_n)
+                    except IndexError as error:
+                        where = self._folder / about["name"]
+                        raise DataError(f"the rows of {where} are damaged: {error}") from None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{self._folder / files.MANIFEST} is damaged: {error!r}") from error
         self._manifest = manifest
 
@@ -74,8 +87,10 @@ class Index:
         appears when it is whole.
 
         Raises:
-          UsageError: the folder exists, or a library is missing.
-          DataError: the plan does not fit the vectors, or these hold NaN or infinity.
+          UsageError: the folder exists, a library is missing, or faiss or float16 cannot do what
+            the plan says.
+          DataError: the plan does not fit the vectors, or these hold NaN or infinity, or one is
+            longer than 4e18; or the disk is full.
         """
         folder = pathlib.Path(folder)
         if folder.exists():
@@ -87,6 +102,7 @@ class Index:
             )
         if plan.lists > source.rows:
             raise DataError(f"the plan has {plan.lists} lists, there are {source.rows} vectors")
+        source = Legal(source)
         with files.finished(folder) as temporary:
             shared = _write_shared(temporary / "shared-00001", source, plan, seed)
             about = _write_segment(temporary / "segment-00001", source, plan, shared, progress)
@@ -145,6 +161,7 @@ class Index:
 
         Raises:
           ValueError: arguments that cannot be, NaN or infinity.
+          DataError: what faiss is to read is damaged.
         """
         plan, stages = self.plan, self.plan.schedule.stages
         keeps = tuple(s.keep for s in stages) if keeps is None else tuple(keeps)
@@ -157,7 +174,13 @@ class Index:
             raise ValueError(f"probes must be 1 to {plan.lists}, got {probes}")
         query_bd = _checked(query_bd, plan.schedule.final)
         parameters = plan.parameters if parameters is None else parameters
-        threads = threads or len(os.sched_getaffinity(0))
+        if parameters and not plan.factory:
+            raise ValueError(
+                f"parameters are of faiss, the plan has none of it; got {parameters!r}"
+            )
+        threads = len(os.sched_getaffinity(0)) if threads is None else threads
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
         size = max(1, min(_BLOCK, -(-len(query_bd) // threads)))
         blocks = [query_bd[i : i + size] for i in range(0, len(query_bd), size)]
 
@@ -191,12 +214,14 @@ class Index:
         """Adds vectors as a segment of their own, at once or not at all.
 
         Raises:
-          DataError: another width, ids that are there already, NaN or infinity.
+          UsageError: another command changes the index.
+          DataError: another width, ids that are there already, NaN or infinity, or one is longer
+            than 4e18; or the disk is full.
         """
         if source.width != self.width:
             raise DataError(f"vectors have {source.width} dims, the index has {self.width}")
-        with files.writing(self._folder):
-            self._refresh()
+        source = Legal(source)
+        with self._changing():
             known_n = np.isin(source.ids, self.ids)
             if known_n.any():
                 raise DataError(f"id {source.ids[known_n.argmax()]} is in the index already")
@@ -210,21 +235,25 @@ class Index:
         """These vectors are not found any more; `compact` frees their room.
 
         Raises:
-          DataError: an id that is not there.
+          UsageError: another command changes the index.
+          DataError: an id that is not there, or the disk is full.
+          ValueError: what is no whole number.
         """
-        ids = np.unique(np.asarray(ids, np.int64))
-        with files.writing(self._folder):
-            self._refresh()
+        ids = np.asarray(ids)
+        if ids.size and (ids.dtype.kind not in "iu" or not np.can_cast(ids.dtype, np.int64)):
+            raise ValueError(f"ids must be int64, got {ids.dtype}")
+        ids = np.unique(ids.astype(np.int64))
+        with self._changing():
             missing_n = ~np.isin(ids, self.ids)
             if missing_n.any():
                 raise DataError(f"id {ids[missing_n.argmax()]} is not in the index")
             segments = []
             for part, about in zip(self._segments, self._manifest["segments"], strict=True):
-                part.delete(np.flatnonzero(np.isin(part.ids, ids) & part.alive))
-                if not part.alive.all():
+                deleted_n = np.isin(part.ids, ids) | ~part.alive
+                if deleted_n.any():
                     name = self._next("deleted") + f"-{about['name']}.npy"
                     path = self._folder / name
-                    np.save(path, np.flatnonzero(~part.alive))
+                    files.save(path, np.flatnonzero(deleted_n))
                     described = {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
                     about = {**about, "deleted": {name: described}}
                 segments.append(about)
@@ -234,12 +263,12 @@ class Index:
         """Makes one segment of all, without what was deleted. Clusters stay as they are.
 
         Raises:
-          DataError: nothing is left.
+          UsageError: another command changes the index.
+          DataError: nothing is left, or the disk is full.
         """
-        with files.writing(self._folder):
-            self._refresh()
+        with self._changing():
             name = self._next("segment")
-            source = _Alive(self._segments, self.width)
+            source = Alive(self._segments, self.width)
             if not source.rows:
                 raise DataError(f"{self._folder}: all vectors are deleted; build a new index")
             with files.finished(self._folder / name) as temporary:
@@ -255,40 +284,33 @@ class Index:
         for about in (self._manifest["shared"], *self._manifest["segments"]):
             files.check_contents(self._folder / about["name"], about["files"])
 
-    def _refresh(self) -> None:
-        """As it is on disk now: another command may have changed it."""
-        if files.read_manifest(self._folder) != self._manifest:
-            self.__init__(self._folder)
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Alone with the index as it is on disk now, which another command may have changed."""
+        with files.writing(self._folder), files.written(self._folder):
+            # Of commands that were stopped; and of this one, if it fails or when it has replaced.
+            self._remove_left_overs()
+            try:
+                if files.read_manifest(self._folder) != self._manifest:
+                    self.__init__(self._folder)
+                yield
+            finally:
+                self._remove_left_overs()
 
-    def _commit(self, manifest: dict) -> None:
-        manifest["version"] = self._manifest.get("version", 1) + 1
-        files.write_manifest(self._folder, manifest)
+    def _remove_left_overs(self) -> None:
+        manifest = files.read_manifest(self._folder)
         named = {manifest["shared"]["name"]}
         for about in manifest["segments"]:
             named |= {about["name"], *about["deleted"]}
         files.remove_left_overs(self._folder, named)
+
+    def _commit(self, manifest: dict) -> None:
+        manifest["version"] = self._manifest.get("version", 1) + 1
+        files.write_manifest(self._folder, manifest)
         self.__init__(self._folder)
 
     def _next(self, kind: str) -> str:
         return f"{kind}-{self._manifest.get('version', 1) + 1:05d}"
-
-
-class _Alive:
-    """What is not deleted of some segments, as a source."""
-
-    def __init__(self, segments: Sequence[Segment], width: int):
-        self.width = width
-        self._rows = [(part, np.flatnonzero(part.alive)) for part in segments]
-        self._starts = list(itertools.accumulate((len(r) for _, r in self._rows), initial=0))
-        self.rows = self._starts[-1]
-        self.ids = np.concatenate([part.ids[row_n] for part, row_n in self._rows])
-
-    def read(self, first: int, last: int) -> np.ndarray:
-        found = []
-        for (part, row_n), start in zip(self._rows, self._starts, strict=False):
-            wanted = row_n[max(first - start, 0) : max(last - start, 0)]
-            found.append(part.vectors[wanted])
-        return np.concatenate(found)
 
 
 def _checked(query_bd: np.ndarray, dims: int) -> np.ndarray:
@@ -297,8 +319,9 @@ def _checked(query_bd: np.ndarray, dims: int) -> np.ndarray:
         raise ValueError(f"queries must be [B, >= {dims}], got {query_bd.shape}")
     if not np.issubdtype(query_bd.dtype, np.floating):
         raise ValueError(f"queries must be floating point, got {query_bd.dtype}")
-    query_bd = np.ascontiguousarray(query_bd, np.float32)
-    if not (np.linalg.norm(query_bd[:, :dims].astype(np.float64), axis=1) < _TOO_LONG).all():
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
+        query_bd = np.ascontiguousarray(query_bd, np.float32)
+    if not (np.linalg.norm(query_bd[:, :dims].astype(np.float64), axis=1) < TOO_LONG).all():
         raise ValueError("a query holds NaN or infinity, or is longer than 4e18")
     return query_bd
 
@@ -309,6 +332,8 @@ def _about(folder: pathlib.Path) -> dict:
 
 def _write_segment(folder, source: Source, plan: Plan, shared: Shared, progress: bool) -> dict:
     folder.mkdir(exist_ok=True)
+    if shared.trained:
+        shared = shared._replace(trained=shared.trained.asked())
     segment.write(folder, source, plan, shared, progress=progress)
     return {**_about(folder), "rows": source.rows, "deleted": {}}
 
@@ -321,24 +346,19 @@ def _write_shared(folder: pathlib.Path, source: Source, plan: Plan, seed: int) -
     if plan.lists > 1:
         example_nd = source.sample(rows, seed)[:, :dim]
         centroid_ld = clusters.fit(example_nd, plan.lists, plan.metric, seed)
-        np.save(folder / "centroids.npy", centroid_ld)
+        files.save(folder / "centroids.npy", centroid_ld)
     if plan.factory:
-        faiss = clusters.faiss()
-        kind = faiss.METRIC_L2 if plan.metric == "l2" else faiss.METRIC_INNER_PRODUCT
-        try:
-            trained = faiss.index_factory(dim, plan.factory, kind)
-            if not trained.is_trained:
-                trained.train(clusters.directions(source.sample(rows, seed)[:, :dim], plan.metric))
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise UsageError(f"faiss cannot make {plan.factory!r}: {reason}") from None
-        faiss.write_index(trained, str(folder / "trained.faiss"))
-    return _open_shared(folder)
+        example_nd = source.sample(rows, seed)[:, :dim]
+        trained = approximate.train(example_nd, plan.factory, plan.parameters, plan.metric)
+        approximate.write(trained, folder / "trained.faiss")
+    return _open_shared(folder, plan)
 
 
-def _open_shared(folder: pathlib.Path) -> Shared:
-    if (path := folder / "centroids.npy").exists():
-        return Shared(centroid_ld=files.load(path))
-    if (path := folder / "trained.faiss").exists():
-        return Shared(trained=clusters.faiss().read_index(str(path)))
-    return Shared()
+def _open_shared(folder: pathlib.Path, plan: Plan) -> Shared:
+    centroid_ld = trained = None
+    if plan.lists > 1:
+        shape = (plan.lists, plan.list_dim)
+        centroid_ld = files.load(folder / "centroids.npy", np.float32, shape)
+    if plan.factory:
+        trained = approximate.Stored(folder / "trained.faiss")
+    return Shared(centroid_ld, trained)

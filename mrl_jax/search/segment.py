@@ -1,14 +1,12 @@
 """A batch of rows of an index: written once, scanned by stages."""
 
-import functools
 import pathlib
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
-from mrl_jax.errors import DataError
-from mrl_jax.search import clusters, codes, files, loops
+from mrl_jax.search import approximate, clusters, codes, files, loops
 from mrl_jax.search.plan import Plan
 
 CHUNK = 8192  # rows read and written at a time
@@ -69,21 +67,21 @@ def write(
     row_n = np.argsort(list_n, kind="stable").astype(np.int32)
     place_n = np.empty(n, np.int32)
     place_n[row_n] = np.arange(n, dtype=np.int32)
-    np.save(folder / "rows.npy", row_n)
+    files.save(folder / "rows.npy", row_n)
     if shared.centroid_ld is None:
         bounds_l = np.append(np.arange(0, n, TILE), n)
     else:
         counts_l = np.bincount(list_n, minlength=len(shared.centroid_ld))
         bounds_l = np.append(0, counts_l.cumsum())
-    np.save(folder / "bounds.npy", bounds_l.astype(np.int64))
-    np.save(folder / "ids.npy", np.asarray(source.ids, np.int64))
+    files.save(folder / "bounds.npy", bounds_l.astype(np.int64))
+    files.save(folder / "ids.npy", np.asarray(source.ids, np.int64))
     vector_nd = files.array(folder / "vectors.npy", np.float32, (n, source.width))
     norm_n = files.array(folder / "norms.npy", np.float32, (n,))
     blocks = [_new_block(folder, g, n, hi - lo, plan) for g, (lo, hi) in enumerate(spans)]
     if plan.factory:
         blocks = []
         first = plan.schedule.stages[0].dim
-        approximate = clusters.faiss().clone_index(shared.trained)
+        shortlist = clusters.faiss().clone_index(shared.trained)
     for i in tqdm(starts, desc="codes", unit="chunk", disable=not progress):
         z_nd = source.read(i, min(i + CHUNK, n))
         vector_nd[i : i + CHUNK] = z_nd
@@ -93,9 +91,9 @@ def write(
             block.code_nw[at], block.gain_n[at] = codes.encode(z_nd[:, lo:hi], plan.code)
             block.norm_n[at] = norms(z_nd[:, :hi])
         if plan.factory:
-            approximate.add(clusters.directions(z_nd[:, :first], plan.metric))
+            shortlist.add(approximate.compared(z_nd[:, :first], plan.metric))
     if plan.factory:
-        clusters.faiss().write_index(approximate, str(folder / "shortlist.faiss"))
+        approximate.write(shortlist, folder / "shortlist.faiss")
 
 
 def _new_block(folder: pathlib.Path, g: int, n: int, width: int, plan: Plan) -> Block:
@@ -141,33 +139,35 @@ class Segment:
     """
 
     def __init__(self, folder: pathlib.Path, plan: Plan, rows: int, width: int):
-        self._plan, self._folder, self.rows = plan, folder, rows
-        self.vectors = files.load(folder / "vectors.npy")
-        self._norm_n = files.load(folder / "norms.npy")
-        self._row_n = files.load(folder / "rows.npy")
-        self._bounds_l = files.load(folder / "bounds.npy")
-        self.ids = files.load(folder / "ids.npy")
-        stages = () if plan.factory else plan.schedule.stages
-        self._blocks = [
-            Block(*(files.load(folder / f"{name}-{g}.npy") for name in BLOCK_FILES))
-            for g in range(len(stages))
-        ]
-        lengths = {len(x) for x in (self._norm_n, self._row_n, self.ids)}
-        lengths |= {len(x) for block in self._blocks for x in block}
-        if self.vectors.shape != (rows, width) or lengths != {rows}:
-            raise DataError(f"{folder} is damaged: its arrays are not of {rows} x {width}")
+        self._plan, self.rows = plan, rows
+        self.vectors = files.load(folder / "vectors.npy", np.float32, (rows, width))
+        self._norm_n = files.load(folder / "norms.npy", np.float32, (rows,))
+        self._row_n = files.load(folder / "rows.npy", np.int32, (rows,))
+        lists = plan.lists if plan.lists > 1 else -(-rows // TILE)
+        self._bounds_l = files.load(folder / "bounds.npy", np.int64, (lists + 1,))
+        self.ids = files.load(folder / "ids.npy", np.int64, (rows,))
+        self._blocks = []
+        self._approximate = None
+        if plan.factory:
+            self._approximate = approximate.Stored(folder / "shortlist.faiss")
+        else:
+            for g, (lo, hi) in enumerate(_spans(plan)):
+                code_nw, gain_n, norm_n = (folder / f"{name}-{g}.npy" for name in BLOCK_FILES)
+                width = codes.code_bytes(hi - lo, plan.code)
+                block = Block(
+                    files.load(code_nw, np.uint8, (rows, width)),
+                    files.load(gain_n, np.float32, (rows,)),
+                    files.load(norm_n, np.float32, (rows,)),
+                )
+                self._blocks.append(block)
         self._alive_n = np.ones(rows, bool)
-
-    @functools.cached_property
-    def _approximate(self):
-        return clusters.faiss().read_index(str(self._folder / "shortlist.faiss"))
 
     @property
     def resident_bytes(self) -> int:
         """Of what a search reads beside whole vectors."""
         found = sum(x.nbytes for block in self._blocks for x in block)
-        if self._plan.factory:
-            found += (self._folder / "shortlist.faiss").stat().st_size
+        if self._approximate:
+            found += self._approximate.bytes
         return found + self._row_n.nbytes + self._norm_n.nbytes + self.rows
 
     @property
@@ -246,13 +246,11 @@ class Segment:
 
     def _ask_faiss(self, queries, keep, parameters, score_bc, place_bc, count_b, bound_b) -> None:
         first = self._plan.schedule.stages[0].dim
-        query_bd = clusters.directions(queries.query_bd[:, :first], self._plan.metric)
-        if parameters:
-            space = clusters.faiss().ParameterSpace()
-            space.set_index_parameters(self._approximate, parameters)
+        query_bd = approximate.compared(queries.query_bd[:, :first], self._plan.metric)
+        index = self._approximate.asked(parameters)
         # It does not know what was deleted: that many more are asked for.
         dead = int(self.rows - self._alive_n.sum())
-        _, place_bk = self._approximate.search(query_bd, min(keep + dead, self.rows))
+        _, place_bk = index.search(query_bd, min(keep + dead, self.rows))
         alive_bk = (place_bk >= 0) & self._alive_n[place_bk]
         for b, alive_k in enumerate(alive_bk):
             kept = place_bk[b, alive_k][:keep]

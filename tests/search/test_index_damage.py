@@ -1,0 +1,357 @@
+import json
+import os
+import pathlib
+import resource
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from brute_force import draw, store
+from commands import ROOT
+
+from mrl_jax.errors import DataError, UsageError
+from mrl_jax.search import files
+from mrl_jax.search.index import Index
+from mrl_jax.search.plan import Plan
+from mrl_jax.search.schedule import Schedule
+
+N, D = 300, 24
+LISTS = Plan(Schedule.parse(f"8:60 > 16:40 > {D}"), code="int8", lists=4, list_dim=8, probes=4)
+IVF = Plan(Schedule.parse(f"8:60 > {D}"), factory="IVF4,Flat", parameters="nprobe=4")
+PLANS = {"lists": LISTS, "IVF": IVF}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Indexes of two segments with deleted rows, by name."""
+    folder = tmp_path_factory.mktemp("whole")
+    for name, plan in PLANS.items():
+        index = Index.build(folder / name, store(folder, draw(N, D)), plan)
+        index.add(store(folder, draw(20, D), np.arange(20) + 900))
+        index.delete([7, 903])
+        index.verify()
+    return folder
+
+
+@pytest.fixture(params=PLANS)
+def folder(request, whole, tmp_path):
+    """A copy of one of them, to be damaged."""
+    return shutil.copytree(whole / request.param, tmp_path / "index")
+
+
+def inside(folder):
+    """All files of an index but the manifest and the lock."""
+    aside = (files.MANIFEST, files.LOCK)
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in aside)
+
+
+def line_of(error, do):
+    """The one line that a DataError says."""
+    with pytest.raises(error) as raised:
+        do()
+    assert type(raised.value) is error
+    line = str(raised.value)
+    assert line
+    assert "\n" not in line
+    assert len(line) < 400
+    return line
+
+
+def flip(path, byte, bit):
+    content = bytearray(path.read_bytes())
+    content[byte] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def test_truncated_and_missing_files(folder):
+    for path in inside(folder):
+        content = path.read_bytes()
+        for size in (0, len(content) // 2, len(content) - 1):
+            path.write_bytes(content[:size])
+            line = line_of(DataError, lambda: Index.open(folder))
+            assert line == f"{path} is damaged: {size} bytes instead of {len(content)}"
+        path.write_bytes(content + b"x")
+        assert str(path) in line_of(DataError, lambda: Index.open(folder))
+        path.unlink()
+        line = line_of(DataError, lambda: Index.open(folder))
+        assert line == f"{path} cannot be read: No such file or directory"
+        path.mkdir()
+        assert str(path) in line_of(DataError, lambda: Index.open(folder))
+        path.rmdir()
+        path.write_bytes(content)
+    Index.open(folder).verify()
+
+
+def test_a_flipped_bit_is_found(folder):
+    """By `verify` wherever it is; deleted rows and the manifest are checked when it is opened."""
+    generator = np.random.default_rng(0)
+    for path in inside(folder):
+        content = path.read_bytes()
+        for byte in generator.integers(0, len(content), 6):
+            flip(path, byte, generator.integers(8))
+            line = line_of(DataError, lambda: Index.open(folder).verify())
+            # What is deleted are numbers of rows, which must be some.
+            where = (f"{path} is damaged: ", f"the rows of {path.parent} are damaged: ")
+            assert line.startswith(where)
+            path.write_bytes(content)
+            if path.parent == folder:
+                flip(path, byte, generator.integers(8))
+                line_of(DataError, lambda: Index.open(folder))
+                path.write_bytes(content)
+    Index.open(folder).verify()
+
+
+def test_a_flipped_bit_in_the_manifest(folder):
+    path = folder / files.MANIFEST
+    content = path.read_bytes()
+    generator = np.random.default_rng(0)
+    for byte in range(0, len(content), 9):
+        flip(path, byte, generator.integers(8))
+        assert str(path) in line_of(DataError, lambda: Index.open(folder))
+        path.write_bytes(content)
+    for size in (0, 1, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:size])
+        assert str(path) in line_of(DataError, lambda: Index.open(folder))
+    path.write_bytes(content)
+    Index.open(folder).verify()
+
+
+def test_a_flipped_bit_in_what_says_shapes(folder):
+    """It is refused, or nothing has changed: never another number of rows, or of bytes in one."""
+    query_bd = draw(3, D, seed=1)
+    wanted = Index.open(folder).search(query_bd, 10)
+    generator = np.random.default_rng(1)
+    refused = 0
+    for path in sorted(folder.glob("s*-00001/*.npy")):
+        content = path.read_bytes()
+        for byte in range(0, content.index(b"}") + 2, 2):
+            flip(path, byte, generator.integers(8))
+            try:
+                index = Index.open(folder)
+            except DataError:
+                refused += 1
+            else:
+                for a, b in zip(index.search(query_bd, 10), wanted, strict=True):
+                    np.testing.assert_array_equal(a, b)
+            path.write_bytes(content)
+    assert refused > 100
+
+
+def forge(folder, name, array):
+    """Another array of the right size and checksum where one of the index is, as by a mistake."""
+    manifest = files.read_manifest(folder)
+    for about in (manifest["shared"], *manifest["segments"]):
+        if name in about["files"]:
+            np.save(folder / about["name"] / name, array(np.load(folder / about["name"] / name)))
+            about["files"] = files.describe(folder / about["name"])
+            break
+    manifest.pop("schema")
+    files.write_manifest(folder, manifest)
+    return folder / about["name"] / name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.view(np.uint8),
+        lambda x: x[:-1],
+        lambda x: x[None],
+        lambda x: x.astype(x.dtype.newbyteorder()),
+        lambda x: x.astype(np.complex64),
+        lambda x: x.reshape(-1)[:0],
+        lambda x: np.concatenate([x, x]),
+        lambda x: x.astype(object),
+    ],
+    ids=["bytes", "short", "axis", "endian", "complex", "empty", "long", "object"],
+)
+def test_arrays_of_another_shape_or_type(whole, change, tmp_path):
+    names = [path.name for path in inside(whole / "lists") if path.suffix == ".npy"]
+    tried = 0
+    for name in sorted(set(names)):
+        if name.startswith("deleted"):
+            continue
+        folder = shutil.copytree(whole / "lists", tmp_path / name)
+        before = np.load(next(folder.rglob(name)))
+        after = change(before)
+        if (after.dtype, after.shape) == (before.dtype, before.shape):
+            continue  # bytes of bytes
+        path = forge(folder, name, change)
+        assert line_of(DataError, lambda f=folder: Index.open(f)).startswith(f"{path} is damaged: ")
+        tried += 1
+    assert tried > 6
+
+
+def test_other_schemas(folder):
+    path = folder / files.MANIFEST
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "schema": 2}))
+    assert line_of(DataError, lambda: Index.open(folder)) == f"{path} is of schema 2, 1 is read"
+    content.pop("schema")
+    path.write_text(json.dumps(content))
+    assert "is of schema None, 1 is read" in line_of(DataError, lambda: Index.open(folder))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.pop("plan"),
+        lambda m: m.pop("segments"),
+        lambda m: m["plan"].pop("schedule"),
+        lambda m: m["plan"].update(code="int4"),
+        lambda m: m["plan"].update(schedule="8:60 > 16:40 > 99"),
+        lambda m: m["segments"][0].update(rows=299),
+        lambda m: m["segments"][0].update(rows="300"),
+        lambda m: m.update(width=25),
+        lambda m: m.update(segments=7),
+        lambda m: m["shared"].update(files=[]),
+    ],
+)
+def test_manifests_that_say_something_else(folder, change):
+    """Even with a right checksum."""
+    manifest = files.read_manifest(folder)
+    change(manifest)
+    manifest.pop("schema")
+    files.write_manifest(folder, manifest)
+    assert "damaged" in line_of(DataError, lambda: Index.open(folder))
+
+
+def test_what_is_no_index(tmp_path):
+    missing = tmp_path / "missing"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    for path in (missing, tmp_path / "empty", tmp_path / "file"):
+        line = line_of(DataError, lambda p=path: Index.open(p))
+        assert line == f"{path} holds no index (manifest.json is missing)"
+    for text in (b"[]", b"{}", b"7", b'"x"', b'{"schema": 1, "shards": []}', b"\xff", b"{"):
+        (tmp_path / "empty" / files.MANIFEST).write_bytes(text)
+        line = line_of(DataError, lambda: Index.open(tmp_path / "empty"))
+        assert line.startswith(f"{tmp_path / 'empty' / files.MANIFEST} is damaged")
+
+
+def test_what_cannot_be_built(tmp_path):
+    vectors = store(tmp_path, draw(30, D))
+    where = tmp_path / "index"
+    flat = Plan(Schedule.parse(f"8:20 > {D}"))
+
+    def refused(error, message, plan=flat, vectors=vectors, where=where):
+        line = line_of(error, lambda: Index.build(where, vectors, plan))
+        assert message in line
+        left = {path.name for path in tmp_path.iterdir() if path.suffix != ".npy"}
+        assert left <= {"there", "file"}
+
+    refused(DataError, "needs 25 dims, the vectors have 24", Plan(Schedule.exact(25)))
+    many = Plan(Schedule.parse("8:20 > 24"), lists=31, list_dim=8)
+    refused(DataError, "the plan has 31 lists, there are 30 vectors", many)
+    for value, message in ((np.nan, "row 4 holds NaN"), (1e19, "longer than 4e18")):
+        z_nd = draw(30, D)
+        z_nd[4, 5] = value
+        for plan in (flat, LISTS, Plan(Schedule.parse("8:20 > 24"), factory="Flat")):
+            refused(DataError, message, plan, store(tmp_path, z_nd, name="bad"))
+    long = store(tmp_path, draw(30, D) * np.float32(1e6), name="bad")
+    half = Plan(flat.schedule, code="float16")
+    refused(UsageError, "float16 codes hold numbers up to 65504", half, long)
+    refused(
+        DataError, "no vector can have the id -1", flat, store(tmp_path, draw(3, D), [1, -1, 2])
+    )
+    for factory, message in (
+        ("banana", "faiss cannot make 'banana' of 30 x 8: could not parse index string banana"),
+        ("IVF31,Flat", "Number of training points (30) should be at least as large as"),
+        ("PQ3x4", "should be a multiple of the number of subquantizers"),
+        ("IDMap,Flat", "use add_with_ids"),
+    ):
+        plan = Plan(flat.schedule, factory=factory)
+        refused(UsageError, message, plan, store(tmp_path, draw(30, D)))
+    plan = Plan(flat.schedule, factory="Flat", parameters="nprobe=3")
+    refused(UsageError, "faiss cannot use the parameters 'nprobe=3': ", plan)
+    (tmp_path / "file").write_text("x")
+    refused(UsageError, "file exists already; remove it or give another", where=tmp_path / "file")
+    refused(DataError, "Not a directory", where=tmp_path / "file" / "index")
+    there = Index.build(tmp_path / "there", vectors, flat)
+    refused(UsageError, "there exists already; remove it or give another", where=tmp_path / "there")
+    there.verify()
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_full_disk(name, whole, tmp_path):
+    """No room for a file of any size: one line, nothing left over, the index is as it was."""
+    more = store(tmp_path, draw(40, D, seed=5), np.arange(40) + 2000, name="more")
+    folder = shutil.copytree(whole / name, tmp_path / "index")
+    old = {path: path.read_bytes() for path in inside(folder)}
+    changes = {
+        "build": lambda: Index.build(tmp_path / "new", more, PLANS[name]),
+        "add": lambda: Index.open(folder).add(more),
+        "delete": lambda: Index.open(folder).delete(Index.open(folder).ids[:100]),
+        "compact": lambda: Index.open(folder).compact(),
+    }
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    seen = set()
+    for change, do in changes.items():
+        for size in (0, 100, 200, 300, 700, 1100, 1500, 2000, 2500, 3000, 6000, 20000, 100000):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+            try:
+                line = line_of(DataError, do)
+            except pytest.fail.Exception:  # there was room
+                break
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            assert line.startswith(f"cannot write {tmp_path}")
+            assert not line.endswith("None")
+            seen.add((change, size))
+            assert {path: path.read_bytes() for path in inside(folder)} == old
+            assert not list(tmp_path.glob("new*"))
+        else:
+            pytest.fail("there was never room")
+        shutil.rmtree(tmp_path / "new", ignore_errors=True)
+        shutil.rmtree(folder)
+        shutil.copytree(whole / name, folder)
+    assert len(seen) > 15
+
+
+def test_room_is_taken_before_it_is_filled(tmp_path):
+    """A disk that is full later would kill the process where an array is mapped into memory."""
+    array = files.array(tmp_path / "x.npy", np.float32, (1000, 100))
+    assert os.stat(tmp_path / "x.npy").st_blocks * 512 >= array.nbytes
+
+
+def test_folders_that_may_not_be_changed(whole, tmp_path):
+    folder = shutil.copytree(whole / "lists", tmp_path / "index")
+    lock = folder / files.LOCK
+    lock.unlink()
+    lock.mkdir()  # root may write whatever the mode of a file is
+    for change in (lambda: Index.open(folder).delete([3]), lambda: Index.open(folder).compact()):
+        assert line_of(DataError, change) == f"cannot write {folder}: Is a directory"
+    Index.open(folder).verify()
+
+
+OPENED = """
+import pathlib, resource, sys
+import faiss, numba
+from mrl_jax.search.index import Index
+
+def costs():
+    read = pathlib.Path("/proc/self/io").read_text().split()[1]
+    return int(read), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+Index.open(sys.argv[1])
+before = costs()
+index = Index.open(sys.argv[2])
+after = costs()
+print(*(b - a for a, b in zip(before, after)))
+"""
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/io").exists(), reason="Linux counts bytes read")
+def test_opening_reads_no_arrays(whole, tmp_path):
+    """Neither by reading nor by looking at mapped memory: the costs are those of a few pages."""
+    vectors = store(tmp_path, draw(8000, D))
+    for name, plan in PLANS.items():
+        Index.build(tmp_path / name, vectors, plan)
+        script = [sys.executable, "-c", OPENED, whole / name, tmp_path / name]
+        done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=True)
+        read, faults = map(int, done.stdout.split())
+        size = sum(path.stat().st_size for path in inside(tmp_path / name))
+        assert size > 1_000_000
+        assert read < 200_000
+        assert faults * resource.getpagesize() < 300_000
