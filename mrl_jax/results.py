@@ -33,8 +33,8 @@ def proportion(name: str, dim: int, hits: int, n: int) -> Result:
     return Result(name, dim, value, math.sqrt(value * (1 - value) / n), n)
 
 
-def _commit() -> str:
-    """The commit of the code that ran, marked if files differ from it."""
+def commit() -> str:
+    """The commit of the code that runs, marked if files differ from it; "unknown" without git."""
     here = pathlib.Path(__file__).parent
 
     def git(*arguments):
@@ -43,11 +43,11 @@ def _commit() -> str:
         ).stdout.strip()
 
     try:
-        commit = git("rev-parse", "--short=12", "HEAD")
+        head = git("rev-parse", "--short=12", "HEAD")
         changed = git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"  # installed without its repository
-    return f"{commit}-dirty" if changed else commit
+    return f"{head}-dirty" if changed else head
 
 
 def write(
@@ -67,7 +67,7 @@ def write(
         "schema": SCHEMA,
         "run": config["name"],
         "config": config,
-        "commit": _commit(),
+        "commit": commit(),
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in _PACKAGES},

@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from mrl_jax import Nesting
@@ -89,3 +90,46 @@ def test_cases_are_selected_by_pattern_and_always_with_their_floor():
 def test_spread_is_the_median_and_the_quartiles():
     assert harness.spread([5.0, 1.0, 2.0, 4.0, 3.0]) == (3.0, [2.0, 4.0])
     assert harness.spread([2.0]) == (2.0, [2.0, 2.0])
+
+
+@pytest.mark.slow  # ten processes that import JAX or faiss
+def test_search_measures_what_reaches_the_target_and_keeps_other_lines(tmp_path):
+    rng = np.random.default_rng(0)
+    z_nd, q_bd = (rng.normal(size=(n, 64)) * 0.95 ** np.arange(64) for n in (600, 12))
+    np.save(tmp_path / "z.npy", z_nd)
+    np.save(tmp_path / "q.npy", q_bd)
+    old = {"case": "faiss/exact", "data": "other", "target": 0.9, "skipped": "not here"}
+    old |= {
+        "batch": None,
+        "single": None,
+        "command": "old",
+        "openblas": "",
+        **harness.environment(),
+    }
+    (tmp_path / "search.jsonl").write_text(json.dumps(old) + "\n")
+    command = [sys.executable, "-m", "benchmarks.search", "--vectors", tmp_path / "z.npy"]
+    command += ["--query_vectors", tmp_path / "q.npy", "--targets", "0.9", "--rounds", "1"]
+    command += ["--folder", tmp_path / "made", "--out", tmp_path, "--cases", "mrl_jax/clusters 24"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    kept, exact, ours = (
+        json.loads(line) for line in (tmp_path / "search.jsonl").read_text().splitlines()
+    )
+    assert kept == old
+    assert (exact["case"], ours["case"]) == ("faiss/exact", "mrl_jax/clusters 24")
+    assert exact["batch"]["recall"] == exact["single"]["recall"] == 1
+    for line in (exact, ours):
+        assert line["skipped"] is None
+        assert line["data"] == "z, 600 x 64"
+        assert line["single"]["p99_ms"] >= line["single"]["p50_ms"] > 0
+        for found in (line["batch"], line["single"]):
+            low, high = found["interval"]
+            assert low <= found["recall"] <= high
+            assert found["recall"] >= line["target"] == 0.9
+    assert ours["single"]["reads_bytes"] < 600 * 64 * 4
+    (exact_ids,) = (tmp_path / "made").glob("exact-*.npy")
+    unit_nd = z_nd / np.linalg.norm(z_nd, axis=1, keepdims=True)
+    np.testing.assert_array_equal(np.load(exact_ids), np.argsort(-(q_bd @ unit_nd.T), 1)[:, :10])
+    assert len(list((tmp_path / "made").iterdir())) == 3  # no index is left
+    assert "| mrl_jax/clusters 24 |" in (tmp_path / "search.md").read_text()
+    assert (tmp_path / "search.png").read_bytes().startswith(b"\x89PNG")

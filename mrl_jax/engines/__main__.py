@@ -8,7 +8,6 @@ Vectors are a .npy file [N, D] or a folder that `mrl_jax.embed` wrote. A schedul
 import argparse
 import contextlib
 import io
-import json
 import os
 import pathlib
 import time
@@ -21,6 +20,7 @@ from mrl_jax import cli
 from mrl_jax.engines import parquet
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.search.exact import Metric
+from mrl_jax.search.plan import read_plan
 from mrl_jax.search.schedule import Schedule
 from mrl_jax.search.vectors import open_vectors
 
@@ -73,10 +73,7 @@ def read_schedule(text: str | None, plan: pathlib.Path | None) -> Schedule:
       DataError: a plan that cannot be read or has none.
     """
     if plan is not None:
-        try:
-            text = json.loads(plan.read_text())["schedule"]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{plan} is no plan with a schedule: {error!r}") from error
+        return read_plan(plan).schedule
     try:
         return Schedule.parse(text)
     except (ValueError, TypeError, AttributeError) as error:

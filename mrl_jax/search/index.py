@@ -2,11 +2,13 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import threadpoolctl
 
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.search import approximate, clusters, files, segment
@@ -125,6 +127,11 @@ class Index:
         """Of the vectors it finds, in the order they were given."""
         return np.concatenate([part.ids[part.alive] for part in self._segments])
 
+    @property
+    def vectors(self) -> Alive:
+        """Those it finds, in the order they were given, read when they are asked for."""
+        return Alive(self._segments, self.width)
+
     def bytes(self) -> dict[str, int]:
         """What every search may read ("resident"), and whole vectors ("vectors"), in bytes."""
         shared = self._shared.centroid_ld
@@ -181,18 +188,22 @@ class Index:
         threads = len(os.sched_getaffinity(0)) if threads is None else threads
         if threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
-        size = max(1, min(_BLOCK, -(-len(query_bd) // threads)))
-        blocks = [query_bd[i : i + size] for i in range(0, len(query_bd), size)]
 
         def found(block_bd):
             queries = segment.prepare(block_bd, plan, self._shared, probes)
             return self._search(queries, keeps, k, parameters)
 
-        if len(blocks) <= 1 or threads == 1:
-            parts = [found(block_bd) for block_bd in blocks]
-        else:
-            with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-                parts = list(pool.map(found, blocks))
+        # Matrix products over all rows, and faiss, have threads of their own.
+        theirs = not stages or bool(plan.factory)
+        size = max(1, min(_BLOCK, len(query_bd) if theirs else -(-len(query_bd) // threads)))
+        blocks = [query_bd[i : i + size] for i in range(0, len(query_bd), size)]
+        # Theirs beside ours would be more than there are cores, and wait for each other.
+        with _libraries().limit(limits=threads if theirs else 1):
+            if theirs or len(blocks) <= 1:
+                parts = [found(block_bd) for block_bd in blocks]
+            else:
+                with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+                    parts = list(pool.map(found, blocks))
         if not parts:
             return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
         ids, scores = zip(*parts, strict=True)
@@ -268,7 +279,7 @@ class Index:
         """
         with self._changing():
             name = self._next("segment")
-            source = Alive(self._segments, self.width)
+            source = self.vectors
             if not source.rows:
                 raise DataError(f"{self._folder}: all vectors are deleted; build a new index")
             with files.finished(self._folder / name) as temporary:
@@ -311,6 +322,13 @@ class Index:
 
     def _next(self, kind: str) -> str:
         return f"{kind}-{self._manifest.get('version', 1) + 1:05d}"
+
+
+@functools.cache
+def _libraries() -> threadpoolctl.ThreadpoolController:
+    """The libraries loaded that have threads of their own, faiss among them."""
+    clusters.faiss()
+    return threadpoolctl.ThreadpoolController()
 
 
 def _checked(query_bd: np.ndarray, dims: int) -> np.ndarray:

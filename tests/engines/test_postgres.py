@@ -12,6 +12,7 @@ from psycopg import sql
 from mrl_jax import errors
 from mrl_jax.engines import __main__ as command
 from mrl_jax.engines import postgres
+from mrl_jax.search.plan import Plan
 from mrl_jax.search.schedule import Schedule
 
 N, WIDTH, K = 2000, 64, 10
@@ -268,7 +269,8 @@ def test_commands(dsn, connection, tmp_path, capsys):
     np.save(tmp_path / "z.npy", Z)
     np.save(tmp_path / "ids.npy", IDS)
     np.save(tmp_path / "q.npy", QUERIES)
-    (tmp_path / "plan.json").write_text(json.dumps({"schedule": "16:100 > 64", "recall": 0.99}))
+    written = {"schema": 1, "plan": Plan(Schedule.parse("16:100 > 64")).to_json()}
+    (tmp_path / "plan.json").write_text(json.dumps(written))
     place = ["--dsn", dsn, "--table", "test.t"]
     vectors = ["--vectors", f"{tmp_path}/z.npy", "--ids", f"{tmp_path}/ids.npy"]
     plan = ["--plan", f"{tmp_path}/plan.json"]
@@ -284,7 +286,7 @@ def test_commands(dsn, connection, tmp_path, capsys):
 
     (tmp_path / "empty.json").write_text("{}")
     for wrong, message in (
-        (["--plan", f"{tmp_path}/empty.json"], r"empty.json is no plan with a schedule: KeyError"),
+        (["--plan", f"{tmp_path}/empty.json"], r"empty.json: not a plan of schema 1"),
         (["--schedule", "16-100"], "a schedule reads like '16:200 > 2048', got '16-100'"),
     ):
         with pytest.raises(errors.USER_ERRORS, match=message):

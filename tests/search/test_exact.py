@@ -9,11 +9,11 @@ import pytest
 
 from mrl_jax.runtime import distributed
 from mrl_jax.runtime.mesh import make_mesh
-from mrl_jax.search import exact, top_k
+from mrl_jax.search import exact, placement, top_k
 
-DIMS = (2, 3, 8, 20, 40, 72)  # 40 and 72 are added to the running product
+DIMS = (2, 8, 20, 40, 72)  # 40 and 72 are added to the running product
 # Several chunks of queries, spans, tiles and blocks even of a small database.
-SMALL = exact._Sizes(queries=16, tile=128, maxima=16 * len(DIMS) * 40, candidates=2**14)
+SMALL = exact.Sizes(queries=16, tile=512, maxima=16 * len(DIMS) * 300, candidates=2**14)
 MESHES = [None, (8, 1, 1), (2, 2, 2)]
 
 
@@ -48,6 +48,11 @@ def check(found, database, query, dims, k, metric):
         assert (np.diff(scores_bk) <= 0).all()
 
 
+def layout_of(rows, metric="cosine"):
+    mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    return placement.Layout(DIMS, metric, rows, rows, mesh)
+
+
 def vectors(n, width=75, seed=0):
     return np.random.default_rng(seed).normal(size=(n, width)).astype(np.float32)
 
@@ -55,8 +60,8 @@ def vectors(n, width=75, seed=0):
 @pytest.mark.parametrize(("metric", "k"), [("cosine", 1), ("cosine", 20), ("inner", 9), ("l2", 9)])
 def test_equals_brute_force(metric, k, monkeypatch):
     monkeypatch.setattr(exact, "_CPU", SMALL)
-    database, query = vectors(701), vectors(37, seed=1)
-    plan = exact._plan(DIMS, k, metric, 701, 1, SMALL)
+    database, query = vectors(2701), vectors(29, seed=1)
+    plan = exact.make_plan(layout_of(2701, metric), DIMS, k, 16)
     assert plan.spans > 1
     assert plan.tiles > 1
     check(top_k(database, query, DIMS, k, metric=metric), database, query, DIMS, k, metric)
@@ -158,14 +163,16 @@ def test_a_vector_of_length_zero_has_cosine_zero():
     np.testing.assert_array_equal(rows_gbk[:, 1], [range(6)] * 2)
 
 
-def test_memory_does_not_grow_with_the_database():
+def test_memory_does_not_grow_with_the_database(monkeypatch):
+    monkeypatch.setattr(exact, "_CPU", SMALL)
+
     def temporary_bytes(rows):
-        mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
-        plan = exact._plan(DIMS, 10, "cosine", rows, 1, SMALL)
-        database_nd = jax.ShapeDtypeStruct((plan.local, 72), jnp.float32)
-        query_bd = jax.ShapeDtypeStruct((16, 72), jnp.float32)
-        (terms, _) = jax.eval_shape(lambda x: exact._row_terms(x, plan, mesh), database_nd)
-        compiled = exact._search.lower(database_nd, terms, query_bd, plan, mesh).compile()
+        layout = layout_of(rows)
+        plan = exact.make_plan(layout, DIMS, 10, 16)
+        arrays = ((rows, 72), (len(DIMS), rows), (16, 72))
+        database_nd, norm_gn, query_bd = (jax.ShapeDtypeStruct(x, jnp.float32) for x in arrays)
+        placed = placement.Sharded(database_nd, norm_gn)
+        compiled = exact._search.lower(placed, query_bd, layout, plan, 10).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     few, many = temporary_bytes(4_000_000), temporary_bytes(64_000_000)
@@ -181,7 +188,7 @@ LEGAL = {"database_nd": np.ones((5, 4), np.float32), "query_bd": np.ones((2, 4),
     [
         ({"k": 0}, "k must be 1 to 5, the rows there are; got 0"),
         ({"k": 6}, "k must be 1 to 5, the rows there are; got 6"),
-        ({"dims": (2, 8)}, r"database must be \[>= 1, >= 8\], got \(5, 4\)"),
+        ({"database_nd": np.ones((5, 3), "f4")}, r"database must be \[>= 1, >= 4\], got \(5, 3\)"),
         ({"dims": (4, 2)}, "dims must be strictly increasing"),
         ({"dims": ()}, "dims must name at least one"),
         ({"query_bd": np.ones((2, 3), "f4")}, r"queries must be \[>= 1, >= 4\], got \(2, 3\)"),

@@ -1,0 +1,163 @@
+"""Lines of the search benchmark as tables and as a plot."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks import report
+from benchmarks.search_peers import FLOOR
+
+Line = dict[str, Any]
+OURS = "mrl_jax/"
+OTHERS = "#6b7280"
+NOTES = """\
+recall@10: share of the exact ten nearest that are found, mean over the queries, with a 95 %
+bootstrap interval over queries. For every target, of the settings that reach it, the one with the
+most queries a second (all at once) and the one with the lowest median latency (200, one by one)
+were measured again: best of the rounds, all cases in turn, each in a fresh process. x exact: of
+faiss.knn on whole vectors, in the same rounds. A number behind a name is the dims of a prefix;
+its candidates are ranked again by the inner product of whole float32 vectors, by numpy or by the
+routine of faiss.IndexRefineFlat, whichever is faster; our schedules do that themselves. Bytes are
+of the index; vectors are whole ones, read from a memory-mapped file when candidates are ranked.
+OPENBLAS_CORETYPE names the kernels all use: by itself the OpenBLAS in faiss takes some processors
+for very old ones, and its exact search is then several times slower.
+"""
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The first row is the head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = [name in ("case", "setting") for name in rows[0]]
+    marks = [
+        "-" * width if is_left else "-" * (width - 1) + ":"
+        for width, is_left in zip(widths, left, strict=True)
+    ]
+    lines = []
+    for row in (rows[0], marks, *rows[1:]):
+        cells = zip(row, widths, left, strict=True)
+        text = (c.ljust(width) if is_left else c.rjust(width) for c, width, is_left in cells)
+        lines.append("| " + " | ".join(text) + " |")
+    return lines
+
+
+def _number(value: float) -> str:
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value >= 1e-3 else "0"
+
+
+def _recall(result: dict) -> str:
+    low, high = (f"{x:.4f}".removeprefix("0") for x in result["interval"])
+    return f"{result['recall']:.4f} [{low}, {high}]"
+
+
+def _speed(lines: Sequence[Line]) -> list[str]:
+    """Who reached the target, the fastest first."""
+    reached = [line for line in lines if line["batch"]]
+    floor = next((line for line in reached if line["case"] == FLOOR), None)
+    batch = [["case", "queries/s", "x exact", "recall@10", "setting"]]
+    single = [["case", "p50, ms", "p99, ms", "x exact", "recall@10", "setting"]]
+    for line in sorted(reached, key=lambda line: -line["batch"]["qps"]):
+        found = line["batch"]
+        ratio = _number(found["qps"] / floor["batch"]["qps"]) if floor else ""
+        batch.append([line["case"], _number(found["qps"]), ratio, _recall(found), found["asked"]])
+    for line in sorted(reached, key=lambda line: line["single"]["p50_ms"]):
+        found = line["single"]
+        ratio = _number(floor["single"]["p50_ms"] / found["p50_ms"]) if floor else ""
+        times = [_number(found["p50_ms"]), _number(found["p99_ms"])]
+        single.append([line["case"], *times, ratio, _recall(found), found["asked"]])
+    parts = ["All queries at once:\n", *_table(batch), "\nOne by one:\n", *_table(single)]
+    if missed := [x for x in lines if not x["batch"] and not x["skipped"]]:
+        names = ", ".join(f"{x['case']} ({x['best_recall']:.3f})" for x in missed)
+        parts.append(f"\nNot reached with any setting tried (its best): {names}.")
+    return parts
+
+
+def _sizes(lines: Sequence[Line]) -> list[str]:
+    rows = [["case", "build, s", "index, MB", "vectors beside it, MB"]]
+    for line in lines:
+        sizes = (_number(line[key] / 1e6) for key in ("index_bytes", "vector_bytes"))
+        rows.append([line["case"], _number(line["build_seconds"]), *sizes])
+    return _table(rows)
+
+
+def _bound(lines: Sequence[Line]) -> list[str]:
+    rows = [["case", "target", "reads, MB", "bound, queries/s", "one by one", "bound / measured"]]
+    for line in lines:
+        if line["single"] and line["single"]["reads_bytes"]:
+            reads, measured = line["single"]["reads_bytes"], 1e3 / line["single"]["p50_ms"]
+            bound = line["bandwidth"] / reads
+            about = [f"{reads / 1e6:.3g}", _number(bound), _number(measured)]
+            rows.append([line["case"], f"{line['target']:g}", *about, f"{bound / measured:.2f}"])
+    if len(rows) == 1:
+        return []
+    gigabytes = lines[0]["bandwidth"] / 1e9
+    text = f"What a single query reads, over the bandwidth of streaming, {gigabytes:.1f} GB/s:\n"
+    return [text, *_table(rows)]
+
+
+def _by(lines: Sequence[Line], key: str) -> dict[Any, list[Line]]:
+    groups: dict[Any, list[Line]] = {}
+    for line in lines:
+        groups.setdefault(line[key], []).append(line)
+    return groups
+
+
+def markdown(lines: Sequence[Line]) -> str:
+    """Tables for every set of vectors and every target."""
+    parts = [NOTES]
+    for title, group in _by(lines, "data").items():
+        about = f"{report.conditions(group[0])}; load before: {group[0]['load']}"
+        about += f"; OPENBLAS_CORETYPE={group[0]['openblas']}" if group[0]["openblas"] else ""
+        where = f"`{group[0]['command']}`\n\n{about}."
+        parts.append(f"## {title}\n\n{where}\n")
+        for target, same in _by(group, "target").items():
+            parts.append("\n".join([f"### recall@10 >= {target:g}\n", *_speed(same), ""]))
+        once = list({line["case"]: line for line in group}.values())
+        built = [line for line in once if not line["skipped"]]
+        parts.append("\n".join(["### Time to build and bytes\n", *_sizes(built), ""]))
+        if bound := _bound(group):
+            parts.append("\n".join(["### The bound of memory\n", *bound, ""]))
+        skipped = [f"Skipped {x['case']}: {x['skipped']}." for x in once if x["skipped"]]
+        parts.append("\n".join([*skipped, ""]) if skipped else "")
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def plot(lines: Sequence[Line], path: pathlib.Path) -> None:
+    """Queries a second and latency of every case, a row per set of vectors, a dot per target."""
+    reached = [line for line in lines if line["batch"]]
+    groups = {title: _by(group, "case") for title, group in _by(reached, "data").items()}
+    heights = [len(cases) + 3 for cases in groups.values()]
+    figure = Figure((9, 0.27 * sum(heights) + 0.4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(groups), 2, squeeze=False, height_ratios=heights)
+    kinds = (("batch", "qps", "queries a second, all at once"),)
+    kinds += (("single", "p50_ms", "median latency of one query, ms"),)
+    for row, (title, cases) in zip(panels, groups.items(), strict=True):
+        for axes, (mode, key, label) in zip(row, kinds, strict=True):
+            for at, (case, same) in enumerate(cases.items()):
+                colour = report.COLOURS["mrl_jax"] if case.startswith(OURS) else OTHERS
+                for line in same:
+                    value, first = line[mode][key], line["target"] == lines[0]["target"]
+                    height = at + (-0.2 if first else 0.2)
+                    face = colour if first else "white"
+                    axes.plot(value, height, "o", ms=4, mec=colour, mfc=face, mew=1)
+                    target = f"{line['target']:g}".removeprefix("0")
+                    text = f"{_number(value)}  ({target})"
+                    about = {"textcoords": "offset points", "va": "center", "fontsize": 5.5}
+                    axes.annotate(text, (value, height), (5, 0), **about)
+            axes.set_xscale("log")
+            left, right = axes.get_xlim()
+            axes.set_xlim(left, right * (right / left) ** 0.15)
+            axes.set_yticks(range(len(cases)), list(cases), fontsize=7)
+            axes.set_ylim(len(cases) - 0.4, -0.6)
+            axes.grid(color="#e5e7eb", lw=0.6)
+            axes.set_axisbelow(True)
+            axes.tick_params(axis="x", labelsize=7)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.set_xlabel(f"{label} (recall@10 at least)", fontsize=7)
+        row[0].set_title(title, fontsize=8, loc="left")
+    figure.savefig(path)

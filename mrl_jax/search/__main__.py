@@ -1,0 +1,72 @@
+"""Plans, builds and asks indexes: `python -m mrl_jax.search COMMAND ...`, see COMMAND --help.
+
+Vectors are a .npy file [N, D] or a folder that `mrl_jax.embed` wrote. `plan` measures which dims,
+codes and clusters reach a recall; `build` writes an index by that plan, or for exact search;
+`query` asks it, `evaluate` measures it, `add`, `delete` and `compact` change it, `verify` reads all
+of it and compares checksums.
+"""
+
+import pathlib
+from collections.abc import Sequence
+from typing import get_args
+
+from mrl_jax import cli
+from mrl_jax.search import commands
+from mrl_jax.search.exact import Metric
+
+
+def _parser() -> cli.ArgumentParser:
+    index = cli.ArgumentParser(add_help=False)
+    index.add_argument("--index", required=True, type=pathlib.Path, help="folder of the index")
+    vectors = cli.ArgumentParser(add_help=False)
+    vectors.add_argument(
+        "--vectors", required=True, help=".npy [N, D], or a folder of mrl_jax.embed"
+    )
+    vectors.add_argument("--ids", help=".npy [N] int64 (default: row numbers)")
+    queries = cli.ArgumentParser(add_help=False)
+    queries.add_argument("--queries", required=True, help=".npy [Q, D], or a folder")
+    queries.add_argument("--k", type=int, default=10, help="neighbours (default: 10)")
+
+    parser = cli.ArgumentParser("python -m mrl_jax.search", description=__doc__)
+    verbs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    verb = verbs.add_parser(
+        "plan",
+        parents=[vectors, queries],
+        help="what reaches a recall fastest",
+        description="Recall is of the k exact nearest neighbours; deciding a class by the nearest "
+        "one needs less. Writes the plan and, beside it, a plot of the frontier.",
+    )
+    verb.add_argument("--target_recall", required=True, type=float, help="such as 0.99")
+    verb.add_argument("--out", required=True, type=pathlib.Path, help=".json; a .png beside it")
+    verb.add_argument("--metric", choices=get_args(Metric), default="cosine")
+    verb.add_argument("--memory", type=commands.size, help="at most, such as 2GB, for searching")
+    verb.add_argument("--latency_ms", type=float, help="at most, of 99 %% of single queries")
+    verb.add_argument("--dims", type=commands.dims, default=(), help="of stages, such as 16,64")
+    verb.add_argument("--seed", type=int, default=0)
+    verb = verbs.add_parser("build", parents=[vectors], help="an index of vectors")
+    verb.add_argument("--plan", type=pathlib.Path, help="(default: exact search by cosine)")
+    verb.add_argument("--out", required=True, type=pathlib.Path, help="folder that is not there")
+    verb = verbs.add_parser("query", parents=[index, queries], help="the nearest of an index")
+    verb.add_argument("--out", required=True, type=pathlib.Path, help=".npz: ids, scores [Q, k]")
+    verbs.add_parser("evaluate", parents=[index, queries], help="recall, times and bytes")
+    verbs.add_parser("add", parents=[index, vectors], help="more vectors")
+    verb = verbs.add_parser("delete", parents=[index], help="some vectors")
+    verb.add_argument("--ids", required=True, type=pathlib.Path, help=".npy [n] int64")
+    verbs.add_parser("compact", parents=[index], help="free the room of deleted vectors")
+    verbs.add_parser("verify", parents=[index], help="read all and compare checksums")
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command line; see the module's docstring.
+
+    Raises:
+      UsageError: a bad command line, or a library that is missing.
+      DataError: vectors or an index that cannot be used, or a target that no plan reaches.
+    """
+    arguments = _parser().parse_args(argv)
+    getattr(commands, arguments.command)(arguments)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,87 @@
+"""Candidates: the few rows of a database that are scored for a query one by one, and the best."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mrl_jax.search.placement import Layout, Sharded
+
+
+def sums(
+    layout: Layout, database_nd: jax.Array, query_bd, row_bc, dims: tuple[int, int], at_most: int
+) -> jax.Array:
+    """Products, or minus squared distances, over dims lo to hi: of each query its own rows.
+
+    Each is a sum by itself: equal rows get equal numbers wherever they are, which a matrix product
+    does not promise.
+
+    Args:
+      layout: of the database.
+      database_nd: [N, D], this device's.
+      query_bd: [B, D].
+      row_bc: [B, C], all of them rows that this device has.
+      dims: lo and hi.
+      at_most: numbers of rows that are held at a time, but one query's C * (hi - lo) at least.
+
+    Returns:
+      [B, C] float32.
+    """
+    lo, hi = dims
+    together = max(at_most // (row_bc.shape[1] * (hi - lo)), 1)
+    # A power of two, as the number of queries is.
+    together = min(2 ** int(math.log2(together)), len(query_bd))
+
+    def of_query(arguments):
+        query_d, row_c = arguments
+        # Slices of some dims, not rows of one slice: that would be a copy of the database.
+        part_cd = jax.vmap(lambda row: lax.dynamic_slice(database_nd, (row, lo), (1, hi - lo))[0])(
+            row_c
+        ).astype(jnp.float32)
+        query_d = query_d[None, lo:hi]
+        return (-jnp.square(part_cd - query_d) if layout.metric == "l2" else part_cd * query_d).sum(
+            1
+        )
+
+    # No batches of one: an axis of length 1 makes XLA's code for CPUs 5 times slower.
+    batch = together if together > 1 else None
+    sum_bc = lax.map(of_query, (query_bd, row_bc), batch_size=batch)
+    # A sum of one product may be -0.0, which `lax.top_k` holds to be less than 0.0.
+    return jnp.where(sum_bc == 0, 0, sum_bc)
+
+
+def scales(layout: Layout, placed: Sharded, row_bc: jax.Array, dim: int) -> jax.Array:
+    """What makes scores that rank rows of the sums over the first `dim` dims, [B, C].
+
+    A query's own norm is left out: it scales all its scores alike.
+    """
+    if layout.metric != "cosine":
+        return jnp.ones(row_bc.shape)
+    return 1 / placed.norm_gn[layout.dims.index(dim)][row_bc]
+
+
+def largest(x_bn: jax.Array, k: int) -> jax.Array:
+    """Where the k largest numbers are, [..., k] in rising order; of equal ones the first.
+
+    On a CPU `lax.top_k` is slow: it is shown the k groups of 8 with the largest maxima only.
+    """
+    count = x_bn.shape[-1]
+    if count % 8 or count < 16 * k:
+        return jnp.sort(lax.top_k(x_bn, k)[1], -1)
+    group_bk = largest(x_bn.reshape(*x_bn.shape[:-1], -1, 8).max(-1), k)
+    index_bc = members(group_bk, 8)
+    chosen_bk = lax.top_k(jnp.take_along_axis(x_bn, index_bc, -1), k)[1]
+    return jnp.sort(jnp.take_along_axis(index_bc, chosen_bk, -1), -1)
+
+
+def members(group_bk: jax.Array, size: int) -> jax.Array:
+    """The members of groups of one size, in order: [..., k * size]."""
+    member = jnp.arange(size).reshape(*[1] * group_bk.ndim, size)
+    return (size * group_bk[..., None] + member).reshape(*group_bk.shape[:-1], -1)
+
+
+def best(score_bc: jax.Array, row_bc: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """The k best scores and their rows, which must rise where scores are equal."""
+    score_bk, chosen_bk = lax.top_k(score_bc, k)
+    return score_bk, jnp.take_along_axis(row_bc, chosen_bk, -1)

@@ -1,0 +1,255 @@
+"""What the commands of `python -m mrl_jax.search` do."""
+
+import argparse
+import io
+import json
+import os
+import pathlib
+import re
+import shlex
+import sys
+import time
+
+import numpy as np
+from tqdm import tqdm
+
+from mrl_jax.errors import DataError, UsageError
+from mrl_jax.search import frontier, planner, ranks, trial
+from mrl_jax.search.index import Index
+from mrl_jax.search.plan import Plan, read_plan
+from mrl_jax.search.schedule import Schedule
+from mrl_jax.search.vectors import Vectors, open_vectors
+
+_CHUNK = 4096  # queries read and asked at a time
+_EVALUATED = 2000  # queries at most
+_SHOWN = 5000  # rows from which on progress is
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def size(text: str) -> int:
+    """Bytes of a text such as 2GB, 500MB or 1.5G; for argparse."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 2GB or 500MB")
+    return round(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def dims(text: str) -> tuple[int, ...]:
+    """Numbers with commas between them; for argparse."""
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} are no dims such as 16,64")
+    return tuple(map(int, text.split(",")))
+
+
+def plan(arguments: argparse.Namespace) -> None:
+    """Writes the plan file and its plot, prints the frontier."""
+    out, plot = arguments.out, arguments.out.with_suffix(".png")
+    if out == plot:
+        raise UsageError(f"--out is the plan, {plot} its plot: give it another ending")
+    wanted = planner.Wanted(
+        target_recall=arguments.target_recall,
+        k=arguments.k,
+        metric=arguments.metric,
+        memory=arguments.memory,
+        latency_ms=arguments.latency_ms,
+        dims=arguments.dims,
+        seed=arguments.seed,
+    )
+    vectors = open_vectors(arguments.vectors, arguments.ids)
+    queries = open_vectors(arguments.queries)
+    for path in (plot, out):
+        _check_writable(path)
+    proposal = planner.propose(vectors, queries, wanted, progress=_progress(vectors.rows))
+    command = shlex.join(["python", "-m", "mrl_jax.search", *sys.argv[1:]])
+    content = frontier.content(proposal, wanted, command)
+    drawn = frontier.chart(proposal, wanted.k)
+    _write(plot, drawn)
+    _write(out, (json.dumps(content, indent=1) + "\n").encode())
+    print(frontier.table(proposal, wanted.k))
+    sampled = (
+        ""
+        if proposal.sample_rows == proposal.rows
+        else (f"ranks and times from {proposal.sample_rows:,} rows, for {proposal.rows:,}; ")
+    )
+    print(
+        f"recall of the {wanted.k} exact nearest by {wanted.metric} (deciding a class by the "
+        f"nearest one needs less); {sampled}{proposal.tuned_on} queries to tune on, "
+        f"{proposal.held_out} others to measure with"
+    )
+    print(f"plan: {out}, plot: {plot}")
+
+
+def build(arguments: argparse.Namespace) -> None:
+    """Writes an index."""
+    vectors = open_vectors(arguments.vectors, arguments.ids)
+    if arguments.plan is None:
+        how = Plan(Schedule.exact(vectors.width))
+    else:
+        how = read_plan(arguments.plan)
+    _check_writable(arguments.out, folder=True)
+    start = time.perf_counter()
+    index = Index.build(arguments.out, vectors, how, progress=_progress(vectors.rows))
+    seconds = time.perf_counter() - start
+    print(f"{index.rows:,} vectors of {index.width} dims in {seconds:.1f} s: {arguments.out}")
+    print(f"{frontier.described(index.plan)}, {index.plan.metric}; {_bytes(index)}")
+
+
+def query(arguments: argparse.Namespace) -> None:
+    """Writes the neighbours of all queries."""
+    index, queries = _open(arguments)
+    _check_writable(arguments.out)
+    ids, scores, seconds = [], [], 0.0
+    _search(index, queries.read(0, 1), arguments)  # compiles, which is no part of the time
+    with tqdm(total=queries.rows, desc="queries", disable=not _progress(queries.rows)) as bar:
+        for _, query_bd in queries.chunks(_CHUNK):
+            start = time.perf_counter()
+            found = _search(index, query_bd, arguments)
+            seconds += time.perf_counter() - start
+            ids.append(found[0])
+            scores.append(found[1])
+            bar.update(len(query_bd))
+    content = io.BytesIO()
+    np.savez(content, ids=np.concatenate(ids), scores=np.concatenate(scores))
+    _write(arguments.out, content.getvalue())
+    print(f"{queries.rows:,} queries, {queries.rows / seconds:,.1f} a second: {arguments.out}")
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Prints recall against exact search, times and bytes."""
+    index, queries = _open(arguments)
+    k, source = arguments.k, index.vectors
+    if k > source.rows:
+        raise UsageError(f"--k must be 1 to {source.rows}, the number of vectors; got {k}")
+    query_bd = queries.sample(min(queries.rows, _EVALUATED), 0)
+    final = index.plan.schedule.final
+    found_bk = _search(index, query_bd, arguments)[0]
+    row_bk = ranks.neighbours(
+        source, query_bd, k, index.plan.metric, dim=final, progress=_progress(source.rows)
+    )
+    recall_b = (source.ids[row_bk][:, :, None] == found_bk[:, None, :]).any(2).mean(1)
+    low, high = planner.prediction_interval(recall_b, k, 0)
+    times = trial.times(index, query_bd, k)
+    latency = ", ".join(f"{name} {value:.3f}" for name, value in times.latency_ms.items())
+    rows = (
+        ("plan", f"{frontier.described(index.plan)}, {index.plan.metric}"),
+        (f"recall@{k}", f"{recall_b.mean():.4f} of {len(recall_b)} queries"),
+        (f"{planner.LEVEL:.0%} interval", f"{low:.4f} to {high:.4f}, of as many other queries"),
+        ("all at once", f"{times.qps:,.1f} queries a second"),
+        ("one by one", f"{latency} ms"),
+        ("bytes", _bytes(index)),
+    )
+    for name, value in rows:
+        print(f"{name:14} {value}")
+
+
+def add(arguments: argparse.Namespace) -> None:
+    """Adds vectors to an index."""
+    index = Index.open(arguments.index)
+    vectors = open_vectors(arguments.vectors, arguments.ids)
+    index.add(vectors, progress=_progress(vectors.rows))
+    print(f"{vectors.rows:,} vectors added, {index.rows:,} in all: {arguments.index}")
+
+
+def delete(arguments: argparse.Namespace) -> None:
+    """Deletes vectors from an index."""
+    index = Index.open(arguments.index)
+    try:
+        ids = np.load(arguments.ids, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{arguments.ids} is no whole .npy file: {error}") from None
+    if getattr(ids, "dtype", None) != np.int64 or ids.ndim != 1:
+        raise DataError(f"{arguments.ids} must hold int64 ids of shape [n]")
+    before = index.rows
+    index.delete(ids)
+    gone = before - index.rows
+    print(f"{gone:,} vectors deleted, {index.rows:,} left: {arguments.index}")
+
+
+def compact(arguments: argparse.Namespace) -> None:
+    """Makes one segment of all vectors that are not deleted."""
+    index = Index.open(arguments.index)
+    before = sum(index.bytes().values())
+    index.compact(progress=_progress(index.rows))
+    freed = before - sum(index.bytes().values())
+    print(f"{index.rows:,} vectors, {freed:,} bytes freed: {arguments.index}")
+
+
+def verify(arguments: argparse.Namespace) -> None:
+    """Compares all checksums."""
+    index = Index.open(arguments.index)
+    index.verify()
+    print(f"{index.rows:,} vectors, all files as they were written: {arguments.index}")
+
+
+def _open(arguments: argparse.Namespace) -> tuple[Index, Vectors]:
+    """The index and queries that can be asked."""
+    index, queries = Index.open(arguments.index), open_vectors(arguments.queries)
+    final = index.plan.schedule.final
+    if not final <= queries.width <= index.width:
+        raise DataError(
+            f"{arguments.queries} has {queries.width} dims, the index {arguments.index} "
+            f"{index.width}" + (f" and compares {final}" if final < index.width else "")
+        )
+    try:
+        index.plan.schedule.check(arguments.k, index.width)
+    except ValueError as error:
+        raise UsageError(f"--k: {error}") from None
+    return index, queries
+
+
+def _search(index: Index, query_bd: np.ndarray, arguments: argparse.Namespace):
+    try:
+        return index.search(query_bd, arguments.k)
+    except ValueError as error:
+        if isinstance(error, UsageError):
+            raise
+        raise DataError(f"{arguments.queries}: {error}") from error
+
+
+def _bytes(index: Index) -> str:
+    found = index.bytes()
+    per_row = found["resident"] / max(index.rows, 1)
+    return (
+        f"{found['resident']:,} to search ({per_row:,.1f} a vector), "
+        f"{found['vectors']:,} of whole vectors"
+    )
+
+
+def _progress(rows: int) -> bool:
+    """Bars are for terminals, and for what takes a while."""
+    return rows >= _SHOWN and sys.stderr.isatty()
+
+
+def _check_writable(path: pathlib.Path, folder: bool = False) -> None:
+    """Before the work starts: whether its result can be written.
+
+    Raises:
+      UsageError: it cannot.
+    """
+    if folder and path.exists():
+        raise UsageError(f"{path} exists already; remove it or give another folder")
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; give the name of a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{path} cannot be written: {path.parent} may not be changed")
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file so that it is there whole or not at all.
+
+    Raises:
+      UsageError: it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            part.write_bytes(content)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from error

@@ -1,0 +1,220 @@
+import numpy as np
+import pytest
+from class_vectors import nearest, recall, vectors
+
+from mrl_jax.errors import DataError, UsageError
+from mrl_jax.search import frontier, options, planner, ranks
+from mrl_jax.search.index import Index
+from mrl_jax.search.plan import Plan
+from mrl_jax.search.planner import Wanted, prediction_interval, propose
+from mrl_jax.search.schedule import Schedule
+from mrl_jax.search.trial import InMemory
+
+WIDTH, K = 64, 10
+LAYOUT = options.Layout("int8", (8, 32), 1, 0)
+
+
+@pytest.fixture(scope="module")
+def looked():
+    """True neighbours of 200 queries among 3,000 vectors, and ranks counted among all of them."""
+    z_nd, query_bd = vectors(3000, WIDTH, 0), vectors(200, WIDTH, 1)
+    truth, sample = ranks.look(InMemory(z_nd), query_bd, K, "cosine", 3000, 0, False)
+    np.testing.assert_array_equal(truth.row_bk, nearest(z_nd, query_bd, K))
+    np.testing.assert_array_equal(truth.vector_bkd, z_nd[truth.row_bk])
+    counted = ranks.count(truth, sample, (8, 32), 64, (8,), "cosine", seed=0, progress=False)
+    return z_nd, query_bd, truth, counted
+
+
+@pytest.mark.parametrize("metric", ["cosine", "inner", "l2"])
+@pytest.mark.parametrize("code", ["float32", "int8", "binary"])
+def test_ranks_are_those_of_brute_force(code, metric):
+    rng = np.random.default_rng(0)
+    z_nd = vectors(1500, WIDTH, 0) * rng.uniform(0.7, 1.4, (1500, 1)).astype(np.float32)
+    query_bd = vectors(40, WIDTH, 1)
+    truth, sample = ranks.look(InMemory(z_nd), query_bd, K, metric, 1500, 0, False)
+    rank_bk = ranks.prefix_ranks(truth, sample, 16, code, metric)
+    product_bn = ranks.decoded(query_bd[:, :16], code).astype(np.float64) @ (
+        ranks.decoded(z_nd[:, :16], code).astype(np.float64).T
+    )
+    # Lengths are those of the vectors, not of what codes stand for.
+    norm_n = np.linalg.norm(z_nd[:, :16].astype(np.float64), axis=1)
+    scores = {
+        "inner": product_bn,
+        "cosine": product_bn / norm_n,
+        "l2": product_bn - norm_n**2 / 2,
+    }
+    bar_bk = np.take_along_axis(scores[metric], truth.row_bk, 1)
+    expected_bk = 1 + (scores[metric][:, None, :] > bar_bk[:, :, None] + 1e-7).sum(2)
+    near_bk = np.isfinite(rank_bk)
+    assert near_bk.mean() > 0.8
+    assert expected_bk[~near_bk].min(initial=1500) > 0.6 * sample.far * 1500
+    near_bk &= np.abs(bar_bk) > 1e-6  # many binary codes have a product of 0 with the query's
+    # Scores that differ in rounding only may change places.
+    assert np.abs(rank_bk - expected_bk)[near_bk].max() <= 2
+    assert (rank_bk == expected_bk)[near_bk].mean() > 0.95
+
+
+def test_a_sample_says_the_same_on_average(looked):
+    z_nd, query_bd, truth, counted = looked
+    again, sample = ranks.look(InMemory(z_nd), query_bd, K, "cosine", 1500, 3, False)
+    assert len(np.unique(sample.row_n)) == 1500
+    np.testing.assert_array_equal(sample.vector_nd, z_nd[sample.row_n])
+    np.testing.assert_array_equal(again.row_bk, truth.row_bk)
+    rank_bk = ranks.prefix_ranks(truth, sample, 8, "int8", "cosine")
+    whole_bk = counted.of("int8", 8)
+    near_bk = np.isfinite(rank_bk) & np.isfinite(whole_bk)
+    assert near_bk.mean() > 0.95
+    ratio = rank_bk[near_bk].mean() / whole_bk[near_bk].mean()
+    assert ratio == pytest.approx(1, abs=0.05)
+    for keep in (20, 100, 400):
+        assert (rank_bk <= keep).mean() == pytest.approx((whole_bk <= keep).mean(), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(Schedule.parse("8:60 > 64"), code="int8"),
+        Plan(Schedule.parse("8:150 > 32:15 > 64"), code="float16"),
+        Plan(Schedule.parse("32:100 > 64"), code="binary"),
+        Plan(Schedule.parse("8:60 > 64"), code="int8", lists=64, list_dim=8, probes=6),
+    ],
+)
+def test_ranks_say_what_an_index_recalls(looked, tmp_path, plan):
+    z_nd, query_bd, truth, counted = looked
+    index = Index.build(tmp_path / "index", InMemory(z_nd), plan)
+    real = recall(index.search(query_bd, K)[0], truth.row_bk)
+    assert 0.5 < real < 0.999
+    # Rows of lists that are not looked into are not in the way.
+    slack = 0.02 if plan.lists > 1 else 0.003
+    assert -slack <= counted.recall(plan).mean() - real <= 0.005
+
+
+def test_the_cheapest_effort_reaches_the_aim(looked):
+    *_, counted = looked
+    lists = LAYOUT._replace(lists=64, list_dim=8)
+    for layout in (LAYOUT, LAYOUT._replace(dims=(8,)), lists):
+        found = options.cheapest(counted, layout, K, 1000, WIDTH, "cosine", (0.8, 0.9, 0.97))
+        assert len(found) == 3
+        assert [o.cost for o in found] == sorted(o.cost for o in found)
+        for option, aim in zip(found, (0.8, 0.9, 0.97), strict=True):
+            assert option.recall >= aim
+            assert counted.recall(option.plan).mean() == pytest.approx(option.recall)
+            # Less of anything would not do.
+            fewer = [
+                Plan.from_json({**option.plan.to_json(), "schedule": str(schedule)})
+                for schedule in _fewer(option.plan.schedule)
+            ]
+            assert fewer
+            assert all(counted.recall(plan).mean() < aim for plan in fewer)
+    cheaper = options.cheapest(counted, lists, K, 1000, WIDTH, "cosine", (0.9,))
+    assert cheaper[0].plan.probes < 64
+
+
+def _fewer(schedule):
+    """One stage keeps two steps less."""
+    for i, (dim, keep) in enumerate(schedule.stages):
+        stages = list(schedule.stages)
+        stages[i] = (dim, max(K, round(keep / 1.6)))
+        if stages[i][1] < keep and stages[i][1] >= dict(stages[i + 1 :]).get(32, K):
+            yield Schedule(tuple(stages), schedule.final)
+
+
+def test_intervals_hold_the_mean_of_other_queries():
+    rng = np.random.default_rng(0)
+
+    def queries(n):
+        return rng.binomial(K, rng.beta(30, 0.5, n)) / K
+
+    hits = 0
+    for seed in range(100):
+        low, high = prediction_interval(queries(150), K, seed)
+        assert high - low < 0.06
+        hits += low <= queries(150).mean() <= high
+    assert hits >= 95
+    low, high = prediction_interval(np.ones(100), K, 0)
+    assert 0.98 < low < 1 == high
+
+
+@pytest.mark.parametrize(
+    ("rows", "sample_rows", "dims", "seed"),
+    [
+        (2000, 10_000, (16,), 0),
+        (12_000, 4000, (16,), 0),  # lists, and a sample
+        pytest.param(3000, 10_000, (16, 32), 1, marks=pytest.mark.slow),
+        pytest.param(12_000, 20_000, (16, 32), 1, marks=pytest.mark.slow),
+        pytest.param(12_000, 4000, (16, 32), 2, marks=pytest.mark.slow),
+    ],
+)
+def test_fresh_queries_are_answered_as_promised(tmp_path, rows, sample_rows, dims, seed):
+    z_nd = vectors(rows, WIDTH, 10 + seed)
+    wanted = Wanted(0.95, dims=dims, sample_rows=sample_rows, seed=seed)
+    found = propose(InMemory(z_nd), InMemory(vectors(400, WIDTH, 20 + seed)), wanted)
+    chosen = found.chosen
+    assert chosen.low >= 0.95
+    assert (found.rows, found.tuned_on, found.held_out) == (rows, 200, 200)
+    index = Index.build(tmp_path / "index", InMemory(z_nd), chosen.plan)
+    fresh_bd = vectors(200, WIDTH, 30 + seed)
+    real = recall(index.search(fresh_bd, K)[0], nearest(z_nd, fresh_bd, K))
+    assert chosen.low <= real <= chosen.high
+    assert index.bytes() == {"resident": chosen.resident, "vectors": chosen.vectors}
+    assert {p.role for p in found.points} == {"", "exact", "paper"}
+    (exact,) = (p for p in found.points if p.role == "exact")
+    assert (exact.recall, exact.low, exact.memory) == (1, 1, exact.resident + exact.vectors)
+    merits = [p.merits for p in found.points if not p.role and p is not chosen]
+    assert not any(planner.beats(a, b) for a in merits for b in merits)
+    if rows >= 10_000:
+        assert any(p.plan.lists > 1 for p in found.points)
+
+
+def test_limits_are_kept_or_said_to_be_too_tight():
+    source, queries = InMemory(vectors(600, 32, 0)), InMemory(vectors(80, 32, 1))
+    # Whole vectors have 128 bytes, codes of 16 dims by int8 33.
+    limited = Wanted(0.8, dims=(16,), memory=40 * 600)
+    found = propose(source, queries, limited)
+    assert found.chosen.plan.schedule.stages
+    assert found.chosen.memory <= 40 * 600
+    with pytest.raises(DataError, match=r"reaches recall@10 1: the best is 0\.\d+, 0\.\d+ or more"):
+        propose(source, queries, Wanted(1, dims=(16,), memory=40 * 600))
+    with pytest.raises(DataError, match="no plan keeps to the limits: the fastest one tried has"):
+        propose(source, queries, Wanted(0.8, dims=(16,), latency_ms=1e-6))
+
+
+def test_few_dims_are_searched_exactly():
+    wanted = Wanted(0.99)
+    found = propose(InMemory(vectors(300, 8, 0)), InMemory(vectors(40, 8, 1)), wanted)
+    assert found.chosen.plan == Plan(Schedule.exact(8))
+    assert [p.role for p in found.points] == ["exact"]
+    assert "exact, 8 dims (baseline)" in frontier.table(found, K)
+    assert frontier.chart(found, K).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target_recall": 1.5}, "target recall must be above 0, at most 1; got 1.5"),
+        ({"memory": 0}, "memory must be above 0, got 0"),
+        ({"latency_ms": float("nan")}, "latency_ms must be above 0, got nan"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"k": 101}, "k must be 1 to 100, the number of vectors; got 101"),
+        ({"dims": (8, 32)}, "dims must be 1 to 31, fewer than the vectors have; got 32"),
+    ],
+)
+def test_wishes_that_cannot_be_are_named(change, message):
+    with pytest.raises(UsageError, match=message):
+        propose(
+            InMemory(vectors(100, 32, 0)),
+            InMemory(vectors(40, 32, 1)),
+            Wanted(**{"target_recall": 0.9, **change}),
+        )
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "message"),
+    [
+        (39, 32, "a plan needs at least 40 queries, there are 39"),
+        (40, 31, "queries have 31 dims, the vectors 32"),
+    ],
+)
+def test_queries_that_say_too_little(rows, width, message):
+    with pytest.raises(DataError, match=message):
+        propose(InMemory(vectors(100, 32, 0)), InMemory(vectors(rows, width, 1)), Wanted(0.9))

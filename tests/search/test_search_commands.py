@@ -1,0 +1,218 @@
+import contextlib
+import json
+import signal
+import subprocess
+import time
+
+import commands
+import numpy as np
+import pytest
+from class_vectors import nearest, recall, vectors
+
+from mrl_jax.errors import DataError, UsageError
+from mrl_jax.search.__main__ import main
+from mrl_jax.search.commands import size
+from mrl_jax.search.index import Index
+from mrl_jax.search.plan import read_plan
+
+SEARCH, WIDTH, K = "mrl_jax.search", 32, 10
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Vectors with ids, queries to plan with, and fresh ones."""
+    folder = tmp_path_factory.mktemp("files")
+    np.save(folder / "x.npy", vectors(2000, WIDTH, 0))
+    np.save(folder / "ids.npy", 7 * np.arange(2000) + 3)
+    np.save(folder / "more.npy", vectors(100, WIDTH, 1))
+    np.save(folder / "more_ids.npy", np.arange(100) + 100_000)
+    np.save(folder / "queries.npy", vectors(160, WIDTH, 2))
+    np.save(folder / "fresh.npy", vectors(80, WIDTH, 3))
+    return folder
+
+
+def _run(verb, *arguments):
+    return commands.succeed(commands.command(SEARCH, verb, *arguments))
+
+
+@pytest.mark.timeout(1200)
+def test_from_vectors_to_neighbours(files, tmp_path):
+    plan, index, out = tmp_path / "plan.json", tmp_path / "index", tmp_path / "n.npz"
+    base = ("--vectors", files / "x.npy", "--queries", files / "queries.npy")
+    printed = _run("plan", *base, "--target_recall", 0.9, "--dims", "8,16", "--out", plan)
+    content = json.loads(plan.read_text())
+    low, high = content["expected"]["interval"]
+    assert 0.9 <= low <= content["expected"]["recall"] <= high
+    assert {"exact", "paper"} <= {point["role"] for point in content["frontier"]}
+    assert content["command"].startswith("python -m mrl_jax.search plan --vectors")
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+    assert "(baseline)" in printed
+    assert "(paper's Ds, K)" in printed
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["plan.json", "plan.png"]
+
+    source = ("--vectors", files / "x.npy", "--ids", files / "ids.npy")
+    printed = _run("build", *source, "--plan", plan, "--out", index)
+    assert "2,000 vectors of 32 dims" in printed
+    assert Index.open(index).plan == read_plan(plan)
+
+    printed = _run("query", "--index", index, "--queries", files / "fresh.npy", "--out", out)
+    assert "80 queries, " in printed
+    assert " a second: " in printed
+    with np.load(out) as found:
+        ids, scores = found["ids"], found["scores"]
+    assert (ids.dtype, ids.shape) == (np.int64, (80, K))
+    assert (scores.dtype, scores.shape) == (np.float32, (80, K))
+    z_nd, fresh_bd = np.load(files / "x.npy"), np.load(files / "fresh.npy")
+    true_bk = nearest(z_nd, fresh_bd, K)
+    real = recall((ids - 3) // 7, true_bk)
+    assert low <= real <= high
+    np.testing.assert_allclose(
+        scores[:, 0], np.einsum("bd,bd->b", z_nd[true_bk[:, 0]], fresh_bd), rtol=1e-5
+    )
+
+    printed = _run("evaluate", "--index", index, "--queries", files / "fresh.npy")
+    lines = dict(line.split(maxsplit=1) for line in printed.splitlines())
+    assert lines["recall@10"] == f"{real:.4f} of 80 queries"
+    assert "p50" in lines["one"]
+    assert "p99" in lines["one"]
+    assert "queries a second" in lines["all"]
+    assert "of whole vectors" in lines["bytes"]
+
+
+def _main(verb, *arguments):
+    main([verb, *map(str, arguments)])
+
+
+def test_changes(files, tmp_path, capsys):
+    index = tmp_path / "index"
+    _main("build", "--vectors", files / "x.npy", "--out", index)
+    assert "exact, 32 dims, cosine" in capsys.readouterr().out
+    more = ("--vectors", files / "more.npy", "--ids", files / "more_ids.npy")
+    _main("add", "--index", index, *more)
+    np.save(tmp_path / "gone.npy", np.arange(500))
+    _main("delete", "--index", index, "--ids", tmp_path / "gone.npy")
+    _main("evaluate", "--index", index, "--queries", files / "fresh.npy", "--k", 5)
+    _main("compact", "--index", index)
+    _main("verify", "--index", index)
+    printed = capsys.readouterr().out
+    assert f"100 vectors added, 2,100 in all: {index}" in printed
+    assert f"500 vectors deleted, 1,600 left: {index}" in printed
+    assert "recall@5       1.0000 of 80 queries" in printed
+    assert "1,600 vectors, 6" in printed  # 64,000 bytes of whole vectors and a few more
+    assert "all files as they were written" in printed
+
+    _main("query", "--index", index, "--queries", files / "fresh.npy", "--out", tmp_path / "n.npz")
+    z_nd = np.concatenate([np.load(files / "x.npy")[500:], np.load(files / "more.npy")])
+    row_bk = nearest(z_nd, np.load(files / "fresh.npy"), K)
+    with np.load(tmp_path / "n.npz") as found:
+        np.testing.assert_array_equal(
+            found["ids"], np.where(row_bk < 1500, row_bk + 500, row_bk - 1500 + 100_000)
+        )
+
+    (segment,) = index.glob("segment-*/vectors.npy")
+    content = bytearray(segment.read_bytes())
+    content[5000] ^= 1
+    segment.write_bytes(content)
+    with pytest.raises(DataError, match=r"vectors\.npy is damaged: its checksum differs"):
+        _main("verify", "--index", index)
+
+
+def test_errors_are_one_line(files, tmp_path):
+    base = ("--vectors", files / "x.npy", "--queries", files / "queries.npy")
+    wished = ("--target_recall", 1, "--memory", "60KB", "--dims", 16, "--out", tmp_path / "p.json")
+    line = commands.fail(commands.command(SEARCH, "plan", *base, *wished), 3)
+    assert "no plan within the limits reaches recall@10 1: the best is " in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_input_is_refused_before_any_work(files, tmp_path):
+    index, out = tmp_path / "index", tmp_path / "out"
+    x, queries = files / "x.npy", files / "fresh.npy"
+    np.save(tmp_path / "narrow.npy", vectors(5, 16, 0))
+    nan_bd = vectors(5, WIDTH, 0)
+    nan_bd[3, 2] = np.nan
+    np.save(tmp_path / "nan.npy", nan_bd)
+    np.save(tmp_path / "float_ids.npy", np.arange(3.0))
+    np.save(tmp_path / "no_id.npy", np.array([5000]))
+    (tmp_path / "plan.json").write_text("{}")
+    _main("build", "--vectors", x, "--out", index)
+    before = sorted(tmp_path.rglob("*"))
+    ask = ("query", "--index", index, "--out", out, "--queries")
+    plan = ("plan", "--vectors", x, "--queries", queries, "--target_recall", 0.9)
+    cases = [
+        ((*ask, tmp_path / "narrow.npy"), DataError, "has 16 dims, the index .* 32"),
+        ((*ask, tmp_path / "nan.npy"), DataError, "row 3 holds NaN"),
+        ((*ask, tmp_path / "none.npy"), DataError, "is missing"),
+        ((*ask, queries, "--k", 0), UsageError, "--k: k must be 1 to all rows; got 0"),
+        (
+            ("query", "--index", index, "--queries", queries, "--out", index),
+            UsageError,
+            "is a folder",
+        ),
+        (("evaluate", "--index", tmp_path, "--queries", queries), DataError, "holds no index"),
+        (
+            ("evaluate", "--index", index, "--queries", queries, "--k", 9999),
+            UsageError,
+            "1 to 2000",
+        ),
+        (("build", "--vectors", x, "--out", index), UsageError, "exists already"),
+        (
+            ("build", "--vectors", x, "--out", out, "--plan", tmp_path / "plan.json"),
+            DataError,
+            "cannot read the plan",
+        ),
+        (("add", "--index", index, "--vectors", x), DataError, "id 0 is in the index already"),
+        (
+            ("delete", "--index", index, "--ids", tmp_path / "float_ids.npy"),
+            DataError,
+            "must hold int64 ids",
+        ),
+        (
+            ("delete", "--index", index, "--ids", tmp_path / "no_id.npy"),
+            DataError,
+            "id 5000 is not in the index",
+        ),
+        ((*plan, "--out", tmp_path / "p.png"), UsageError, "give it another ending"),
+        ((*plan, "--out", x / "p.json"), UsageError, "cannot be written"),
+        ((*plan, "--out", out, "--memory", "much"), UsageError, "'much' is no size such as 2GB"),
+        ((*plan, "--out", out, "--dims", "8;16"), UsageError, "'8;16' are no dims such as 16,64"),
+        ((*plan, "--out", out, "--target_recall", 2), UsageError, "at most 1; got 2"),
+        (("search",), UsageError, "invalid choice: 'search'"),
+    ]
+    for arguments, error, message in cases:
+        with pytest.raises(error, match=message):
+            _main(*arguments)
+    after = {path for path in tmp_path.rglob("*") if path.name != ".lock"}
+    assert after == set(before) - {index / ".lock"}
+
+
+def test_sizes():
+    assert [size(x) for x in ("2GB", "1.5m", "500", "3 kB")] == [2 * 10**9, 1_500_000, 500, 3000]
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_nothing(files, tmp_path):
+    scratch, out = tmp_path / "scratch", tmp_path / "out"
+    scratch.mkdir()
+    base = ("--vectors", files / "x.npy", "--queries", files / "queries.npy")
+    argv = commands.command(SEARCH, "plan", *base, "--target_recall", 0.9, "--out", out / "p.json")
+    environment = {**commands.environment(), "TMPDIR": str(scratch)}
+    process = subprocess.Popen(
+        argv, cwd=commands.ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 240
+    seen = set()
+    # Until the second index is tried: while numba's compiler runs, an interrupt may get lost.
+    while len(seen) < 2:
+        for path in scratch.glob("mrl_jax_plan_*/index/manifest.json"):
+            with contextlib.suppress(FileNotFoundError):
+                seen.add(path.stat().st_mtime_ns)
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    # Warnings are errors here, also that of a file numba was reading.
+    assert (process.returncode, errors.splitlines()[-1]) == (130, "error: interrupted")
+    assert list(scratch.glob("mrl_jax_plan_*")) == []
+    assert list(out.iterdir()) == []
