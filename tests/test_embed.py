@@ -187,6 +187,7 @@ def test_damaged_shards_are_written_again(run, tmp_path, capsys):
     assert "0 of 6 shards written, 6 were there" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # compiles in three processes
 def test_two_processes_write_what_one_writes(photos, tmp_path):
     folder, data = photos
     launcher = (commands.sys.executable, "launch/local.py", "--processes", "2", "--")

@@ -52,6 +52,7 @@ def test_refusals(trained, tmp_path):
     assert "cannot read" in commands.fail(evaluate(workdir), 2)
 
 
+@pytest.mark.slow  # all measures, twice
 def test_everything_is_measured_on_request(trained, tmp_path):
     hierarchy = tmp_path / "parity.json"
     hierarchy.write_text(json.dumps({str(k): ("even", "odd")[k % 2] for k in range(10)}))

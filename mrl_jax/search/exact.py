@@ -149,21 +149,21 @@ def _exists(layout: Layout, plan: Plan, t: jax.Array, row: jax.Array) -> jax.Arr
     return (row >= t * plan.tile) & (layout.first() + row < layout.rows)
 
 
-def _ranges(dims: tuple[int, ...]) -> list[tuple[int, int]]:
+def ranges(dims: tuple[int, ...]) -> list[tuple[int, int]]:
     """The dims over which a product is made for each prefix: all, or those it adds."""
     return [(0 if lo <= _SHORT else lo, hi) for lo, hi in Nesting(dims).blocks]
 
 
-def _tile_maxima(layout: Layout, plan: Plan, placed: Sharded, part_gdb, t: jax.Array):
-    """The best score of every block of tile t: G times [blocks, B].
+def block_maxima(layout: Layout, plan: Plan, placed: Sharded, part_gdb, t: jax.Array) -> list:
+    """Within `on_mesh`: the best score of every block of tile t, G times [blocks, B].
 
     Scores here rank rows as the metric does: product * scale + offset. The queries come in parts,
-    one for each of `_ranges`.
+    one for each of `ranges`.
     """
     start = _start(layout, plan, t)
     exists_n = _exists(layout, plan, t, start + jnp.arange(plan.tile))
     product_nb, maxima = None, []
-    for (lo, hi), part_db in zip(_ranges(plan.dims), part_gdb, strict=True):
+    for (lo, hi), part_db in zip(ranges(plan.dims), part_gdb, strict=True):
         tile_nd = lax.dynamic_slice(placed.database_nd, (start, lo), (plan.tile, hi - lo))
         block_nb = exact_dot(tile_nd.astype(jnp.float32), part_db)
         product_nb = product_nb + block_nb if lo else block_nb
@@ -187,11 +187,11 @@ def _largest_blocks(layout: Layout, plan: Plan, placed: Sharded, query_bd) -> ja
     """The `keep` blocks with the largest maxima, [G, B, keep] in rising order; -1 is none."""
     queries = len(query_bd)
     in_span = plan.tiles * plan.tile // plan.block
-    part_gdb = [query_bd[:, lo:hi].T for lo, hi in _ranges(plan.dims)]
+    part_gdb = [query_bd[:, lo:hi].T for lo, hi in ranges(plan.dims)]
 
     def of_span(found, span):
         maxima_gtjb = lax.map(
-            functools.partial(_tile_maxima, layout, plan, placed, part_gdb),
+            functools.partial(block_maxima, layout, plan, placed, part_gdb),
             span * plan.tiles + jnp.arange(plan.tiles),
         )
         maxima_gjb = [maxima_tjb.reshape(in_span, queries) for maxima_tjb in maxima_gtjb]

@@ -65,6 +65,8 @@ class Index:
                     except IndexError as error:
                         where = self._folder / about["name"]
                         raise DataError(f"the rows of {where} are damaged: {error}") from None
+        except OSError as error:
+            raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{self._folder / files.MANIFEST} is damaged: {error!r}") from error
         self._manifest = manifest

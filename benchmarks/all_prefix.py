@@ -1,0 +1,234 @@
+"""What nearest neighbours at all prefixes cost over those at the full dim alone.
+
+    python -m benchmarks.all_prefix                              # half an hour on two cores
+    python -m benchmarks.all_prefix --topology v5e:2x2           # also compiles for TPUs (libtpu)
+
+Exact cosine search of random vectors of 2,048 dims at 8, 16, ..., 2,048 of them, database and
+queries placed before the clock starts:
+
+    mrl_jax/full      `top_k` at 2,048 dims alone: the floor, 1.00
+    mrl_jax/all       `top_k` at all nine prefixes in one pass
+    mrl_jax/separate  nine passes, one for each prefix
+    faiss/full        `faiss.knn` at 2,048 dims
+    faiss/all         `faiss.knn` for each prefix, of which it has nine normalised copies
+
+Prints a JSON line per case and, at the end, tables; writes all_prefix.jsonl and all_prefix.md to
+--out. Cases run in turn within one process; implementations that find other neighbours stop it.
+"""
+
+import argparse
+import functools
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import faiss
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import harness, report
+from mrl_jax import dry_run
+from mrl_jax.nesting import powers_of_two
+from mrl_jax.search import exact, placement
+from mrl_jax.search.funnel import DeviceIndex
+from mrl_jax.search.schedule import Schedule
+
+DIMS = powers_of_two(8, 2048).dims
+SMOKE_DIMS = (2, 4, 8)
+FLOOR = "mrl_jax/full"
+# Of neighbours that faiss finds, too; the others are nearly as near.
+AGREEMENT = 0.999
+
+
+def vectors(rows: int, width: int, seed: int) -> np.ndarray:
+    """Normal numbers that get smaller from dim to dim, in rows of length 1."""
+    rng = np.random.default_rng(seed)
+    z_nd = rng.standard_normal((rows, width), np.float32)
+    z_nd *= (1 + np.arange(width, dtype=np.float32)) ** -0.5
+    faiss.normalize_L2(z_nd)
+    return z_nd
+
+
+def cases(database_nd: np.ndarray, query_bd: np.ndarray, dims: tuple[int, ...], k: int) -> dict:
+    """Functions that give rows [G, B, k], by name; those of the full dim alone give [1, B, k]."""
+    full = dims[-1:]
+    placed_nd = jnp.asarray(database_nd)  # once for both
+    all_index, full_index = DeviceIndex(placed_nd, dims), DeviceIndex(placed_nd, full)
+    copies = {}
+    for m in dims:
+        copies[m] = [np.ascontiguousarray(x[:, :m]) for x in (query_bd, database_nd)]
+        for x in copies[m]:
+            faiss.normalize_L2(x)
+
+    def separate():
+        return np.stack([all_index.search(query_bd, Schedule.exact(m), k)[0] for m in dims])
+
+    def naive(dims):
+        inner = faiss.METRIC_INNER_PRODUCT
+        return np.stack([faiss.knn(*copies[m], k, metric=inner)[1] for m in dims])
+
+    return {
+        FLOOR: lambda: full_index.top_k(query_bd, k)[0],
+        "mrl_jax/all": lambda: all_index.top_k(query_bd, k)[0],
+        "mrl_jax/separate": separate,
+        "faiss/full": lambda: naive(full),
+        "faiss/all": lambda: naive(dims),
+    }
+
+
+def check(found: dict[str, np.ndarray]) -> None:
+    """Stops a benchmark of things that are not the same.
+
+    Raises:
+      ValueError: a case finds other neighbours than faiss.
+    """
+    for name, rows_gbk in found.items():
+        expected_gbk = found["faiss/all"][-len(rows_gbk) :]
+        same = (rows_gbk[..., None] == expected_gbk[..., None, :]).any(-1).mean()
+        if same < AGREEMENT:
+            raise ValueError(f"{name} finds {same:.4f} of the neighbours that faiss finds")
+
+
+def processor() -> str:
+    """What the system calls its CPU."""
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "unknown"
+    found = re.search(r"model name\s*: (.+)", text)
+    return found[1] if found else "unknown"
+
+
+def measure(
+    rows: int, queries: int, dims: tuple[int, ...], k: int, rounds: int
+) -> list[dict[str, Any]]:
+    """All cases of one size, a line each."""
+    query_bd = vectors(queries, dims[-1], seed=1)
+    functions = cases(vectors(rows, dims[-1], seed=0), query_bd, dims, k)
+    check({name: function() for name, function in functions.items()})
+    steps = {
+        name: harness.Step(lambda function=function: float(function()[0, 0, 0]))
+        for name, function in functions.items()
+    }
+    environment = harness.environment()
+    environment["versions"]["faiss"] = faiss.__version__
+    seconds = harness.in_turn(steps, rounds, lambda index: None)
+    lines = []
+    for name in steps:
+        median, quartiles = harness.spread(seconds[name])
+        ratios = [x / y for x, y in zip(seconds[name], seconds[FLOOR], strict=True)]
+        ratio, ratio_quartiles = harness.spread(ratios)
+        lines.append(
+            {
+                "case": name,
+                "rows": rows,
+                "queries": queries,
+                "dims": dims,
+                "k": k,
+                "rounds": rounds,
+                "seconds_median": median,
+                "seconds_quartiles": quartiles,
+                "ratio_median": ratio,
+                "ratio_quartiles": ratio_quartiles,
+                "processor": processor(),
+                **environment,
+                "load_after": harness.environment()["load"],
+            }
+        )
+    return lines
+
+
+def compiled_tile(dims: tuple[int, ...], rows: int, topology: str) -> dict[str, Any]:
+    """What XLA says about the scores of one tile of rows, compiled for one TPU device.
+
+    Everything that grows with the database is done tile by tile: products at all prefixes and the
+    maxima of blocks.
+    """
+    device = dry_run.topology_devices(topology)[0]
+    mesh = jax.sharding.Mesh(np.array([device]), ("rows",))
+    layout = placement.Layout(dims, "cosine", rows, rows, mesh)
+    queries = exact.sizes_for(mesh).queries
+    plan = exact.make_plan(layout, dims, 10, queries)
+
+    def local(placed, query_bd):
+        parts = [query_bd[:, lo:hi].T for lo, hi in exact.ranges(dims)]
+        return exact.block_maxima(layout, plan, placed, parts, jnp.int32(0))
+
+    split = functools.partial(jax.NamedSharding, mesh)
+    shapes = (
+        ((rows, dims[-1]), jax.P("rows")),
+        ((len(dims), rows), jax.P(None, "rows")),
+        ((queries, dims[-1]), jax.P()),
+    )
+    arrays = [jax.ShapeDtypeStruct(s, jnp.float32, sharding=split(p)) for s, p in shapes]
+    program = jax.jit(lambda *x: placement.on_mesh(local, layout, placement.Sharded(*x[:2]), x[2]))
+    costs = program.lower(*arrays).compile().cost_analysis()
+    return {"device": device.device_kind, "flops": costs["flops"], "bytes": costs["bytes accessed"]}
+
+
+def table(lines: Sequence[dict[str, Any]]) -> str:
+    """The lines as Markdown: sizes below each other, cases beside each other."""
+    names = list(dict.fromkeys(line["case"] for line in lines))
+    rows = [
+        f"{lines[0]['processor']}; {report.conditions(lines[0])}; {lines[0]['rounds']} rounds\n",
+        "Seconds: median. Ratio: over mrl_jax/full in the same round, median [quartiles].\n",
+        "| rows | queries | k | load | " + " | ".join(names) + " |",
+        "| --: | --: | --: | --: |" + " --: |" * len(names),
+    ]
+    sizes = dict.fromkeys((line["rows"], line["queries"], line["k"]) for line in lines)
+    for size in sizes:
+        cells = []
+        mine = [x for x in lines if (x["rows"], x["queries"], x["k"]) == size]
+        for line in mine:
+            low, high = line["ratio_quartiles"]
+            ratio = f"{line['ratio_median']:.2f} [{low:.2f}, {high:.2f}]"
+            cells.append(f"{line['seconds_median']:.2f} s, {ratio}")
+        load = f"{mine[0]['load']:.1f} to {mine[0]['load_after']:.1f}"
+        rows.append("| " + " | ".join([*(f"{x:,}" for x in size), load, *cells]) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Nearest neighbours at all prefixes.")
+    parser.add_argument("--out", type=pathlib.Path, default=harness.ROOT / "benchmarks" / "results")
+    parser.add_argument("--rows", nargs="+", type=int, default=[20_000, 50_000])
+    parser.add_argument("--queries", type=int, default=512)
+    parser.add_argument("--k", nargs="+", type=int, default=[1, 10, 100])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--smoke", action="store_true", help="few dims, for tests")
+    parser.add_argument("--topology", help='TPU devices to compile for, e.g. "v5e:2x2"')
+    arguments = parser.parse_args(argv)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    dims = SMOKE_DIMS if arguments.smoke else DIMS
+    todo = [(rows, k) for rows in arguments.rows for k in arguments.k]
+    progress, lines = harness.Progress(sum(rows for rows, _ in todo)), []
+    with (arguments.out / "all_prefix.jsonl").open("w") as file:
+        for rows, k in todo:
+            progress.advance(0, f"{rows} rows, k = {k}")
+            for line in measure(rows, arguments.queries, dims, k, arguments.rounds):
+                print(json.dumps(line))
+                print(json.dumps(line), file=file, flush=True)
+                lines.append(line)
+            progress.advance(rows, "done")
+            jax.clear_caches()
+    text = table(lines)
+    if arguments.topology:
+        at_all, at_full = (
+            compiled_tile(x, 1_281_167, arguments.topology) for x in (dims, dims[-1:])
+        )
+        operations, moved = (at_all[name] / at_full[name] for name in ("flops", "bytes"))
+        text += (
+            f"\nOn one {at_all['device']}, compiled only, a tile of scores and maxima at "
+            f"{len(dims)} prefixes takes {operations:.3f} times the operations and {moved:.2f} "
+            f"times the bytes of one at {dims[-1]} dims alone (XLA's cost analysis).\n"
+        )
+    (arguments.out / "all_prefix.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
