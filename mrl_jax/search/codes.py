@@ -3,6 +3,7 @@
 import ctypes
 import functools
 
+import ml_dtypes
 import numpy as np
 
 from mrl_jax.errors import UsageError
@@ -11,6 +12,7 @@ from mrl_jax.search.plan import Code
 
 PRODUCTS = {
     "float32": loops.FLOAT64,
+    "bfloat16": loops.FLOAT32,
     "float16": loops.FLOAT32,
     "int8": loops.INT32,
     "binary": loops.BITS,
@@ -30,6 +32,8 @@ def encode(z_nw: np.ndarray, code: Code) -> tuple[np.ndarray, np.ndarray]:
     z_nw = np.ascontiguousarray(z_nw, np.float32)
     if code == "float32":
         return z_nw.view(np.uint8), np.ones(len(z_nw), np.float32)
+    if code == "bfloat16":
+        return z_nw.astype(ml_dtypes.bfloat16).view(np.uint8), np.ones(len(z_nw), np.float32)
     if code == "float16":
         if np.abs(z_nw).max(initial=0) > np.finfo(np.float16).max:
             raise UsageError("float16 codes hold numbers up to 65504; choose float32 or int8")
@@ -48,7 +52,7 @@ def code_bytes(width: int, code: Code) -> int:
     """Bytes of the codes of `width` dims."""
     if code == "binary":
         return -(-width // (8 * _WORD)) * _WORD
-    return width * {"float32": 4, "float16": 2, "int8": 1}[code]
+    return width * {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}[code]
 
 
 @functools.cache
@@ -67,6 +71,6 @@ def product_function(code: Code):
     except ImportError:
         message = "indexes need numba, numkong and faiss: pip install 'mrl_jax[search]'"
         raise UsageError(message) from None
-    kind = {"binary": "int8"}.get(code, code)
+    kind = {"binary": "int8", "bfloat16": "bf16"}.get(code, code)
     pointers = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p)
     return ctypes.CFUNCTYPE(None, *pointers)(numkong.pointer_to_dot(kind))

@@ -364,11 +364,11 @@ def _write_shared(folder: pathlib.Path, source: Source, plan: Plan, seed: int) -
     dim = plan.schedule.stages[0].dim if plan.factory else plan.list_dim
     rows = min(source.rows, clusters.EXAMPLES * max(plan.lists, 4096))
     if plan.lists > 1:
-        example_nd = source.sample(rows, seed)[:, :dim]
+        example_nd = source.sample(rows, seed, dim)
         centroid_ld = clusters.fit(example_nd, plan.lists, plan.metric, seed)
         files.save(folder / "centroids.npy", centroid_ld)
     if plan.factory:
-        example_nd = source.sample(rows, seed)[:, :dim]
+        example_nd = source.sample(rows, seed, dim)
         trained = approximate.train(example_nd, plan.factory, plan.parameters, plan.metric)
         approximate.write(trained, folder / "trained.faiss")
     return _open_shared(folder, plan)

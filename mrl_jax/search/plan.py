@@ -9,7 +9,7 @@ from mrl_jax.errors import DataError
 from mrl_jax.search.exact import Metric
 from mrl_jax.search.schedule import Schedule
 
-Code = Literal["float32", "float16", "int8", "binary"]
+Code = Literal["float32", "bfloat16", "float16", "int8", "binary"]
 SCHEMA = 1
 
 
@@ -25,8 +25,8 @@ class Plan:
     Attributes:
       schedule: dims and numbers of candidates.
       metric: "cosine", "inner" or "l2", of every prefix.
-      code: of a dim: 4 bytes, 2 bytes, 1 byte, or 1 bit. int8 and binary have a scale for every
-        row and stage.
+      code: of a dim: 4 bytes, 2 bytes, 2 bytes, 1 byte, or 1 bit. int8 and binary have a scale for
+        every row and stage.
       lists: 1 = no clusters.
       list_dim: dims the clusters are of.
       probes: lists read for a query.

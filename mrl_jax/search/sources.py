@@ -36,9 +36,9 @@ class Legal:
             raise DataError(f"row {row} holds NaN or infinity, or is longer than 4e18")
         return z_nd
 
-    def sample(self, n: int, seed: int) -> np.ndarray:
-        """Some of the rows."""
-        z_nd = self._source.sample(n, seed)
+    def sample(self, n: int, seed: int, width: int) -> np.ndarray:
+        """The first dims of some of the rows."""
+        z_nd = self._source.sample(n, seed, width)
         if not _legal(z_nd).all():
             raise DataError("a vector holds NaN or infinity, or is longer than 4e18")
         return z_nd

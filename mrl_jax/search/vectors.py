@@ -10,6 +10,8 @@ import numpy as np
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.search import shards
 
+_SAMPLED = 8192  # rows of a sample in memory at a time beside what is kept of them
+
 
 class _Part(Protocol):
     """One file of vectors [rows, width]."""
@@ -159,10 +161,11 @@ class Vectors:
             last = min(first + rows, self.rows)
             yield self.ids[first:last], self.read(first, last)
 
-    def sample(self, n: int, seed: int) -> np.ndarray:
+    def sample(self, n: int, seed: int, width: int | None = None) -> np.ndarray:
         """Vectors of n rows drawn without replacement, in their order, [n, width] float32.
 
-        Only what holds them is read. The same rows for the same N, n and seed.
+        Only what holds them is read, some rows at a time. The same rows for the same N, n and
+        seed. `width` is how many dims of each are kept, all where not given.
 
         Raises:
           ValueError: n is not 1 to N.
@@ -173,12 +176,12 @@ class Vectors:
         generator = np.random.Generator(np.random.Philox(seed))
         row_n = np.sort(generator.choice(self.rows, n, replace=False, shuffle=False))
         edges = np.searchsorted(row_n, self._start_p)
-        found = [
-            _checked(part, row_n[a:b] - start)
-            for part, start, a, b in zip(self._parts, self._start_p, edges, edges[1:], strict=False)
-            if a < b
-        ]
-        return np.concatenate(found)
+        sample_nd = np.empty((n, self.width if width is None else width), np.float32)
+        for part, start, a, b in zip(self._parts, self._start_p, edges, edges[1:], strict=False):
+            for i in range(a, b, _SAMPLED):
+                rows = row_n[i : min(i + _SAMPLED, b)] - start
+                sample_nd[i : i + len(rows)] = _checked(part, rows)[:, : sample_nd.shape[1]]
+        return sample_nd
 
 
 def _checked(part: _Part, rows: slice | np.ndarray) -> np.ndarray:

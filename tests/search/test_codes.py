@@ -5,7 +5,7 @@ from brute_force import decoded, draw
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.search import clusters, codes
 
-CODES = ("float32", "float16", "int8", "binary")
+CODES = ("float32", "bfloat16", "float16", "int8", "binary")
 
 
 @pytest.mark.parametrize("width", [1, 7, 8, 63, 64, 65, 200])
@@ -16,7 +16,7 @@ def test_sizes(code, width):
     assert (code_nb.dtype, gain_n.dtype) == (np.uint8, np.float32)
     assert code_nb.shape == (5, codes.code_bytes(width, code))
     assert gain_n.shape == (5,)
-    bits = {"float32": 32, "float16": 16, "int8": 8, "binary": 1}[code]
+    bits = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "binary": 1}[code]
     assert 8 * code_nb.shape[1] - bits * width < 64  # compared 8 bytes at a time
 
 
@@ -27,6 +27,9 @@ def test_what_codes_hold(code):
     there_nw = decoded(z_nw, code)
     if code == "float32":
         np.testing.assert_array_equal(there_nw, z_nw)
+    elif code == "bfloat16":
+        np.testing.assert_allclose(there_nw, z_nw, rtol=2**-8, atol=0)
+        assert (there_nw != z_nw).any()
     elif code == "float16":
         np.testing.assert_allclose(there_nw, z_nw, rtol=2**-11, atol=2**-25)
     elif code == "int8":

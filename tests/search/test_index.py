@@ -8,7 +8,7 @@ from mrl_jax.search.plan import Plan
 from mrl_jax.search.schedule import Schedule
 
 METRICS = ("cosine", "inner", "l2")
-CODES = ("float32", "float16", "int8", "binary")
+CODES = ("float32", "bfloat16", "float16", "int8", "binary")
 N, D, FINAL = 1500, 48, 40
 FUNNEL = Schedule.parse(f"8:400 > 24:60 > {FINAL}")
 LISTS = {"flat": {}, "lists": {"lists": 16, "list_dim": 12, "probes": 3}}
@@ -348,6 +348,7 @@ def test_facts(data, build):
     assert index.bytes()["vectors"] == N * D * 4
     resident = {code: build(Plan(FUNNEL, code=code)).bytes()["resident"] for code in CODES}
     assert resident["float32"] - resident["float16"] == N * 24 * 2
+    assert resident["bfloat16"] == resident["float16"]
     assert resident["float16"] - resident["int8"] == N * 24
     assert resident["int8"] - resident["binary"] == N * (24 - 2 * 8)
     for factory in ("HNSW16", "IVF16,PQ8x4fs"):

@@ -40,7 +40,10 @@ def test_a_plan_does_not_change():
     ("changes", "message"),
     [
         ({"metric": "dot"}, "metric must be one of cosine, inner, l2; got 'dot'"),
-        ({"code": "int4"}, "code must be one of float32, float16, int8, binary; got 'int4'"),
+        (
+            {"code": "int4"},
+            "code must be one of float32, bfloat16, float16, int8, binary; got 'int4'",
+        ),
         ({"lists": 0}, "probes must be 1 to lists = 0, got 1"),
         ({"probes": 0}, "probes must be 1 to lists = 1, got 0"),
         ({"probes": 2}, "probes must be 1 to lists = 1, got 2"),

@@ -73,6 +73,7 @@ def test_samples(stored):
     # Every row 60 times on average, with a standard deviation of 6.5.
     assert np.abs(np.bincount(drawn, minlength=20) - 60).max() < 30
     np.testing.assert_array_equal(vectors.sample(6, 3), vectors.sample(6, 3))
+    np.testing.assert_array_equal(vectors.sample(6, 3, 2), vectors.sample(6, 3)[:, :2])
     for n in (0, 21):
         with pytest.raises(ValueError, match="1 to 20 rows"):
             vectors.sample(n, 0)
