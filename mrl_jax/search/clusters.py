@@ -6,7 +6,7 @@ from mrl_jax.errors import DataError, UsageError
 from mrl_jax.search import loops
 from mrl_jax.search.exact import Metric
 
-ITERATIONS = 10
+ITERATIONS = 20
 # Of k-means, per cluster: faiss's own advice is 39 to 256.
 EXAMPLES = 64
 
