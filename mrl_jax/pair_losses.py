@@ -27,7 +27,40 @@ def cosent(
     """
     _check_positive("scale", scale)
     valid_b = _valid("scores_b", scores_b, mask_b, a_bd, b_bd)
-    logits_b = scale * _cosines(*_without_padding(valid_b, a_bd, b_bd))
+    return _in_order(scale * _cosines(*_without_padding(valid_b, a_bd, b_bd)), scores_b, valid_b)
+
+
+def angle(
+    a_bd: jax.Array,
+    b_bd: jax.Array,
+    *,
+    scores_b: jax.Array,
+    scale: float = 20.0,
+    mask_b: jax.Array | None = None,
+) -> jax.Array:
+    """As `cosent`, of how little two vectors are turned against each other in complex space.
+
+    The first half of a vector (of a prefix, where lifted) are real parts, the second half
+    imaginary ones; of an odd number of dims the last imaginary part is 0. With both vectors at
+    length 1, their complex product <a, b> is cos + i sin: the cosine, and a sum of what each
+    complex coordinate is turned by. Compared is |cos + sin|, as the source's code does. Its
+    gradient does not fade where cosines are near 1 or -1.
+
+    Source: AnglE, arXiv 2309.12871, section 3.3.
+    """
+    _check_positive("scale", scale)
+    valid_b = _valid("scores_b", scores_b, mask_b, a_bd, b_bd)
+    a_bd, b_bd = map(unit_length, _without_padding(valid_b, a_bd, b_bd))
+    half = (a_bd.shape[1] + 1) // 2
+    imaginary_a, imaginary_b = (
+        jnp.pad(x[:, half:], ((0, 0), (0, 2 * half - x.shape[1]))) for x in (a_bd, b_bd)
+    )
+    sines_b = (imaginary_a * b_bd[:, :half] - a_bd[:, :half] * imaginary_b).sum(-1)
+    return _in_order(scale * jnp.abs((a_bd * b_bd).sum(-1) + sines_b), scores_b, valid_b)
+
+
+def _in_order(logits_b, scores_b, valid_b):
+    """log(1 + sum of exp(logit_j - logit_i)) over the pairs whose scores are s_i > s_j."""
     scores_b = jnp.where(valid_b, scores_b, 0)
     ordered_bb = (scores_b[:, None] > scores_b[None]) & valid_b[:, None] & valid_b[None]
     excess_bb = jnp.where(ordered_bb, logits_b[None] - logits_b[:, None], -jnp.inf)
@@ -98,6 +131,24 @@ def contrastive(
     distance_b = jnp.where(apart_b, jnp.sqrt(jnp.where(apart_b, squares_b, 1)), 0)
     too_near_b = jnp.square(jax.nn.relu(margin - distance_b))
     return _mean(jnp.where(labels_b > 0, squares_b, too_near_b) / 2, valid_b)
+
+
+def distill_vectors(
+    student_bd: jax.Array,
+    teacher_bd: jax.Array,
+    *,
+    mask_b: jax.Array | None = None,
+) -> jax.Array:
+    """The mean squared distance of the student's and the teacher's vectors, both at length 1.
+
+    Both are positional: lifted, the teacher is cut where the student is and scaled to length 1
+    again, so that its own prefix teaches each prefix, and a student equal to it has loss 0 at
+    every one. It gets no gradient. A teacher of another width: `distill_similarity`.
+    """
+    valid_b = _valid(None, None, mask_b, student_bd, teacher_bd)
+    student_bd, teacher_bd = map(unit_length, _without_padding(valid_b, student_bd, teacher_bd))
+    squares_b = jnp.square(student_bd - jax.lax.stop_gradient(teacher_bd)).sum(-1)
+    return _mean(squares_b, valid_b)
 
 
 def distill_similarity(

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mrl_jax import pair_losses
+from mrl_jax import Nesting, nested, pair_losses
 
 BATCH, DIM = 7, 5
 
@@ -22,6 +22,21 @@ def cosent(a, b, *, scores_b, scale=20.0):
     return np.log(total)
 
 
+def angle(a, b, *, scores_b, scale=20.0):
+    half = (a.shape[1] + 1) // 2
+    pad = ((0, 0), (0, 2 * half - a.shape[1]))
+    z, w = (np.pad(unit(x), pad) for x in (a, b))
+    z, w = (x[:, :half] + 1j * x[:, half:] for x in (z, w))
+    product = (z * w.conj()).sum(-1)
+    turned = abs(product.real + product.imag)
+    total = 1.0
+    for i in range(len(a)):
+        for j in range(len(a)):
+            if scores_b[i] > scores_b[j]:
+                total += np.exp(scale * (turned[j] - turned[i]))
+    return np.log(total)
+
+
 def cosine_mse(a, b, *, scores_b):
     return np.mean(((unit(a) * unit(b)).sum(-1) - scores_b) ** 2)
 
@@ -33,6 +48,10 @@ def triplet(a, p, n, *, margin=0.2):
 def contrastive(a, b, *, labels_b, margin=1.0):
     d = np.linalg.norm(a - b, axis=-1)
     return np.mean(np.where(labels_b == 1, d**2, np.maximum(0, margin - d) ** 2) / 2)
+
+
+def distill_vectors(student, teacher):
+    return np.mean(((unit(student) - unit(teacher)) ** 2).sum(-1))
 
 
 def distill_similarity(student, *, teacher_bd):
@@ -54,9 +73,11 @@ def distill_kl(student, *, teacher_bd, temperature=0.05):
 # name: (oracle, number of embeddings, further options)
 CASES = {
     "cosent": (cosent, 2, {"scale": 7.0}),
+    "angle": (angle, 2, {"scale": 7.0}),
     "cosine_mse": (cosine_mse, 2, {}),
     "triplet": (triplet, 3, {"margin": 2.5}),
     "contrastive": (contrastive, 2, {"margin": 3.0}),
+    "distill_vectors": (distill_vectors, 2, {}),
     "distill_similarity": (distill_similarity, 1, {}),
     "distill_kl": (distill_kl, 1, {"temperature": 0.3}),
 }
@@ -67,11 +88,11 @@ def example(name, batch=BATCH, seed=0):
     rng = np.random.default_rng(seed)
     _, count, options = CASES[name]
     context = {}
-    if name in ("cosent", "cosine_mse"):
+    if name in ("cosent", "angle", "cosine_mse"):
         context["scores_b"] = rng.integers(-2, 2, batch) / 4  # both signs, with ties
     if name == "contrastive":
         context["labels_b"] = np.arange(batch) % 2
-    if name.startswith("distill"):
+    if name in ("distill_similarity", "distill_kl"):
         context["teacher_bd"] = rng.normal(size=(batch, DIM + 3))
     return [rng.normal(size=(batch, DIM)) for _ in range(count)], context, options
 
@@ -108,7 +129,8 @@ def test_gradient_equals_central_differences_of_the_definition(name):
         lambda *e: getattr(pair_losses, name)(*e, **arrays(context), **options),
         tuple(range(count)),
     )(*map(jnp.float32, embeddings))
-    for which in range(count):
+    # A teacher is positional where it is cut, too, and learns nothing.
+    for which in range(1 if name == "distill_vectors" else count):
         expected = np.zeros((BATCH, DIM))
         for index in np.ndindex(BATCH, DIM):
             values = []
@@ -142,7 +164,7 @@ def test_padded_rows_count_for_nothing_and_may_hold_nan(name):
     for gradient in jax.grad(loss, tuple(range(len(embeddings))))(*embeddings):
         np.testing.assert_array_equal(gradient[padding], 0)
         assert np.isfinite(gradient).all()
-        assert np.abs(gradient[kept]).sum() > 0
+    assert np.abs(jax.grad(loss)(*embeddings)[kept]).sum() > 0
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -199,6 +221,37 @@ def test_teacher_gets_no_gradient(name):
     np.testing.assert_array_equal(gradient, 0)
 
 
+def test_every_prefix_of_a_teacher_is_scaled_as_the_students_is():
+    student, teacher = (jnp.float32(x) for x in example("distill_vectors")[0])
+    lifted = nested(pair_losses.distill_vectors, Nesting((2, 3, DIM)))
+    np.testing.assert_array_equal(lifted(student, 4 * student)[1], 0)
+    _, loss_g = lifted(student, teacher)
+    expected_g = [
+        distill_vectors(np.float64(student[:, :m]), np.float64(teacher[:, :m])) for m in (2, 3, DIM)
+    ]
+    np.testing.assert_allclose(loss_g, expected_g, rtol=1e-5)
+    gradient = jax.grad(lambda t: lifted(student, t)[0])(teacher)
+    np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("dim", [4, 5])
+@pytest.mark.parametrize("name", ["angle", "cosent"])
+def test_ranking_losses_are_those_of_sentence_transformers(name, dim):
+    torch = pytest.importorskip("torch")
+    similarity = pytest.importorskip("sentence_transformers.util.similarity")
+    losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
+    of_peer = {"angle": "pairwise_angle_sim", "cosent": "pairwise_cos_sim"}[name]
+    (a, b), context, _ = example("angle")
+    peer = losses.CoSENTLoss.__new__(losses.CoSENTLoss)
+    torch.nn.Module.__init__(peer)
+    peer.scale, peer.similarity_fct = 20.0, getattr(similarity, of_peer)
+    pairs = [torch.tensor(x[:, :dim]) for x in (a, b)]
+    expected = float(peer.compute_loss_from_embeddings(pairs, torch.tensor(context["scores_b"])))
+    np.testing.assert_allclose(
+        evaluate(name, [a[:, :dim], b[:, :dim]], context), expected, rtol=1e-5
+    )
+
+
 def test_distill_kl_temperature_can_be_learned():
     (student,), context, _ = example("distill_kl")
     gradient = jax.grad(lambda t: evaluate("distill_kl", [student], context, temperature=t))(0.3)
@@ -220,6 +273,8 @@ def test_cosent_depends_on_the_order_of_scores_alone():
     ("name", "change", "message"),
     [
         ("cosent", {"scores_b": jnp.zeros(BATCH + 1)}, r"scores_b must be \[7\], got \(8,\)"),
+        ("angle", {"scores_b": jnp.zeros(1)}, r"scores_b must be \[7\], got \(1,\)"),
+        ("angle", {"scale": -1}, "scale must be > 0"),
         ("cosine_mse", {"scores_b": jnp.zeros((BATCH, 1))}, r"scores_b must be \[7\]"),
         ("contrastive", {"labels_b": jnp.zeros(1, int)}, r"labels_b must be \[7\]"),
         ("triplet", {"mask_b": jnp.ones(3)}, r"mask_b must be \[7\], got \(3,\)"),
@@ -237,7 +292,9 @@ def test_bad_context_is_refused_by_name(name, change, message):
         getattr(pair_losses, name)(*map(jnp.float32, embeddings), **{**arrays(context), **change})
 
 
-@pytest.mark.parametrize("name", ["cosent", "cosine_mse", "triplet", "contrastive"])
+@pytest.mark.parametrize(
+    "name", ["cosent", "angle", "cosine_mse", "triplet", "contrastive", "distill_vectors"]
+)
 def test_embeddings_of_unlike_shapes_are_refused(name):
     embeddings, context, _ = example(name)
     for wrong in (jnp.ones((BATCH, DIM + 1)), jnp.ones((1, DIM)), jnp.ones(DIM)):

@@ -16,6 +16,7 @@ from mrl_jax.nesting import Nesting
 
 Implementation = Literal["auto", "xla", "pallas"]
 PerGranularity = jax.Array | float
+Mask = jax.Array | tuple[jax.Array, jax.Array] | None
 
 NORM_FLOOR = 1e-12
 
@@ -67,7 +68,7 @@ def nested_info_nce(
     *,
     temperature: PerGranularity,
     symmetric: bool = False,
-    mask: jax.Array | None = None,
+    mask: Mask = None,
     extra_negatives: jax.Array | None = None,
     implementation: Implementation = "auto",
     mesh: Mesh | None = None,
@@ -90,7 +91,8 @@ def nested_info_nce(
         call of its own: twice the work.
       mask: [B], 1 for pairs that count and 0 for padding, which may hold anything and is nobody's
         negative; or [B, N] bool, False where a column is no negative for a row, for example
-        a duplicate of its own. The second direction reads it transposed. Pairs always count.
+        a duplicate of its own; or both, as a tuple. The second direction reads [B, N] transposed.
+        What [B, N] says of a pair itself is not read.
       extra_negatives: [K, >= m_G] more columns, N = B + K, after those of the batch.
       implementation: "xla"; "pallas", one fused kernel for TPU and GPU, see
         `pallas_logsumexp`; "auto" is "xla".
@@ -131,7 +133,7 @@ def nested_sigmoid_loss(
     *,
     temperature: PerGranularity,
     bias: PerGranularity,
-    mask: jax.Array | None = None,
+    mask: Mask = None,
     extra_negatives: jax.Array | None = None,
     mesh: Mesh | None = None,
     batch_axes: Sequence[str] = ("data", "fsdp"),
@@ -231,24 +233,24 @@ def _pairs(a_bd, b_bd, nesting: Nesting, mask, extra_negatives, mesh, batch_axes
     if b_bd.shape[0] != batch:
         raise ValueError(f"a and b must have one row per pair, got {batch} and {b_bd.shape[0]}")
     columns = batch + sum(x.shape[0] for _, x in extra)
-    if mask is not None and mask.shape not in ((batch,), (batch, columns)):
-        raise ValueError(f"mask must be [{batch}] or [{batch}, {columns}], got {mask.shape}")
-    if mask is not None and mask.ndim == 2 and mask.dtype != bool:
-        raise ValueError(f"a mask of rows and columns must be bool, got {mask.dtype}")
+    valid_b, negatives_bn = _split_mask(mask, batch, columns)
     if mesh is not None:
         check_mesh(mesh, batch_axes, batch)
 
     a_bd, b_bd = a_bd[:, :width], b_bd[:, :width]
     extra = [x[:, :width] for _, x in extra]
     dtype = jnp.promote_types(jnp.result_type(a_bd, b_bd, *extra), jnp.float32)
-    valid_b, keep = jnp.ones(batch, bool), None
-    if mask is not None and mask.ndim == 1:
-        valid_b = mask > 0
+    keep = None
+    if valid_b is not None:
         # where, not a product: a padded row may hold anything, also NaN.
         a_bd, b_bd = (jnp.where(valid_b[:, None], x, 0) for x in (a_bd, b_bd))
         keep = jnp.concatenate([valid_b, jnp.ones(columns - batch, bool)])[None]
-    elif mask is not None:
-        keep = mask | jnp.eye(batch, columns, dtype=bool)
+    if negatives_bn is not None:
+        if valid_b is not None:
+            # Rows too: in the second direction they are columns.
+            negatives_bn &= keep & valid_b[:, None]
+        keep = negatives_bn | jnp.eye(batch, columns, dtype=bool)
+    valid_b = jnp.ones(batch, bool) if valid_b is None else valid_b
 
     b_nd = jnp.concatenate([b_bd, *extra])
     inverse_a_gb, inverse_b_gn = (_inverse_norms(x, dims) for x in (a_bd, b_nd))
@@ -257,6 +259,21 @@ def _pairs(a_bd, b_bd, nesting: Nesting, mask, extra_negatives, mesh, batch_axes
     mean_b = valid_b.astype(dtype) / jnp.maximum(valid_b.sum(), 1)
     weights_gb = jnp.asarray(nesting.weights, dtype)[:, None] * mean_b[None]
     return _Pairs(a_bd, b_nd, inverse_a_gb, inverse_b_gn, cosines_gb, keep, mean_b, weights_gb)
+
+
+def _split_mask(mask: Mask, batch: int, columns: int) -> tuple[jax.Array | None, ...]:
+    """Which pairs count, [B], and which columns are negatives, [B, N]; None for all."""
+    parts = mask if isinstance(mask, tuple) else () if mask is None else (mask,)
+    shapes = tuple(x.shape for x in parts)
+    one, two = (batch,), (batch, columns)
+    if shapes not in ((), (one,), (two,), (one, two)):
+        written = ", ".join(map(str, shapes))
+        raise ValueError(
+            f"mask must be [{batch}] or [{batch}, {columns}], or both in this order; got {written}"
+        )
+    if two in shapes and parts[-1].dtype != bool:
+        raise ValueError(f"a mask of rows and columns must be bool, got {parts[-1].dtype}")
+    return parts[0] > 0 if one in shapes else None, parts[-1] if two in shapes else None
 
 
 def _inverse_norms(x_bd: jax.Array, dims: tuple[int, ...]) -> jax.Array:

@@ -183,6 +183,20 @@ def test_columns_left_out_row_by_row_but_never_the_own_one(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_padding_and_columns_left_out_go_together(kind):
+    scalars, options = of_kind(kind)
+    arrays = problem(extra=3) | scalars
+    valid_b = np.arange(11) % 4 != 1
+    mask = np.random.default_rng(6).random((11, 14)) < 0.7
+    kept = mask[valid_b][:, np.append(valid_b, [True] * 3)]
+    expected = exact(arrays, NESTING, padding_free=valid_b, mask=jnp.asarray(kept), **options)
+    for name in ("a_bd", "b_bd"):
+        arrays[name][~valid_b] = np.nan
+    both = jnp.asarray(valid_b, jnp.float32), jnp.asarray(mask)
+    close(ours(arrays, NESTING, mask=both, **options), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_embeddings(kind):
     scalars, options = of_kind(kind)
     arrays = problem(batch=16) | scalars
@@ -280,7 +294,7 @@ def test_pallas_equals_xla():
         ({"temperature": 0.0}, "temperature must be finite and > 0, got 0.0"),
         ({"temperature": np.nan}, "temperature must be finite and > 0, got nan"),
         ({"temperature": np.ones(2)}, r"temperature must be one number or \[3\], got \(2,\)"),
-        ({"mask": np.ones(10)}, r"mask must be \[11\] or \[11, 11\], got \(10,\)"),
+        ({"mask": np.ones(10)}, r"mask must be \[11\] or \[11, 11\], or both .* got \(10,\)"),
         ({"mask": np.ones((11, 11))}, "must be bool, got float"),
         ({"implementation": "cuda"}, "implementation must be one of auto, xla, pallas; got 'cuda'"),
         (
@@ -295,6 +309,13 @@ def test_bad_input_is_one_line(change, message):
     with pytest.raises(ValueError, match=message) as error:
         nested_info_nce(nesting=NESTING, **arguments)
     assert "\n" not in str(error.value)
+
+
+def test_both_masks_in_the_wrong_order_are_refused():
+    arrays = problem()
+    mask = jnp.ones((11, 11), bool), jnp.ones(11)
+    with pytest.raises(ValueError, match=r"in this order; got \(11, 11\), \(11,\)"):
+        nested_info_nce(arrays["a_bd"], arrays["b_bd"], NESTING, temperature=0.1, mask=mask)
 
 
 def test_a_bad_bias_is_refused():
