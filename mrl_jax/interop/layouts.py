@@ -26,6 +26,7 @@ class Form(NamedTuple):
 FORMS = {
     "vector": Form(1, lambda x_d: x_d),
     "linear": Form(2, lambda w_oi: w_oi.T),
+    "table": Form(2, lambda w_vd: w_vd),
     "convolution": Form(4, lambda w_oihw: w_oihw.transpose(2, 3, 1, 0)),
     # A convolution whose stride is its size is one product with the pixels of each patch, here in
     # the order row, column, channel.

@@ -79,11 +79,11 @@ def load_weights(
     if head not in get_args(Head):
         raise ValueError(f"head must be one of {', '.join(get_args(Head))}; got {head!r}")
     path = pathlib.Path(path)
-    tensors = _without_prefix(_read(path))
+    tensors = _without_prefix(read_tensors(path))
     layout = detect(tensors)
     if layout is None:
         raise DataError(
-            f"{path}: names such as {_some(tensors) or '(none)'} are of no layout that we know; "
+            f"{path}: names such as {some(tensors) or '(none)'} are of no layout that we know; "
             f"legal: {', '.join(known.title for known in LAYOUTS)}"
         )
     if not isinstance(backbone, layout.network):
@@ -95,13 +95,16 @@ def load_weights(
         _check_pool(path, tensors, backbone)
     wanted = {
         name: leaf.shape
-        for name, leaf in (*_named(params), *_named(model_state))
+        for name, leaf in (*named(params), *named(model_state))
         if head == "load" or not name.startswith(_ON_TOP)
     }
-    parts = _assign(path, layout, tensors, wanted, _classifiers(params), head)
+    legal = "the very network that the model is (layers, widths, image size, classes)"
+    if head == "load":
+        legal += ", or head='skip' to leave the model's head as it is"
+    parts = assign(path, layout, tensors, wanted, _classifiers(params), head, legal)
     if isinstance(backbone, ResNet):
         _check_blur(path, tensors, parts, backbone)
-    found = {target: _numbers(path, target, part) for target, part in parts.items()}
+    found = {target: numbers(path, target, part) for target, part in parts.items()}
 
     def replace(keys, leaf):
         name = _path_name(keys)
@@ -113,7 +116,7 @@ def load_weights(
     )
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """A tensor, or a part of one, in our layout."""
 
     name: str  # in the file
@@ -124,19 +127,20 @@ def _path_name(keys: tuple) -> str:
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
-def _named(tree: Tree) -> list[tuple[str, Any]]:
+def named(tree: Tree) -> list[tuple[str, Any]]:
+    """The leaves of a tree with their paths, as "backbone/fc1/kernel"."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [(_path_name(keys), leaf) for keys, leaf in leaves]
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
     """Up to three of them and how many more."""
     names = list(names)
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 
 
-def _read(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+def read_tensors(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     """Name -> {"dtype", "shape", "data"} of every tensor in a file."""
     if path.suffix.lower() in _PICKLES:
         raise UsageError(
@@ -186,7 +190,7 @@ def _array(path: pathlib.Path, name: str, tensor: dict[str, Any]) -> np.ndarray:
     return np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
 
 
-def _numbers(path: pathlib.Path, target: str, part: _Part) -> np.ndarray:
+def numbers(path: pathlib.Path, target: str, part: Part) -> np.ndarray:
     """The part as finite float32."""
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(part.array, np.float32)
@@ -202,7 +206,7 @@ def _classifiers(params: Tree) -> dict[str, str]:
     """What `layouts` calls the head's parameters -> what they are called."""
     if "head" not in params:
         return {}
-    names = [name for name, _ in _named(params["head"]) if name.startswith("kernel")]
+    names = [name for name, _ in named(params["head"]) if name.startswith("kernel")]
     # "kernel" of a shared or fixed head; else kernel_0008, kernel_0016...: their number sorts.
     names.sort(key=lambda name: int(name.partition("_")[2] or 0))
     return {
@@ -212,14 +216,15 @@ def _classifiers(params: Tree) -> dict[str, str]:
     }
 
 
-def _assign(
+def assign(
     path: pathlib.Path,
     layout: Layout,
     tensors: dict[str, Any],
     wanted: dict[str, tuple[int, ...]],
     classifiers: dict[str, str],
     head: Head,
-) -> dict[str, _Part]:
+    legal: str,
+) -> dict[str, Part]:
     """Every wanted parameter's part of the file; refuses what is missing, left over or misshapen.
 
     Args:
@@ -228,8 +233,12 @@ def _assign(
       wanted: shapes of the parameters to load.
       classifiers: see `_classifiers`.
       head: see `load_weights`.
+      legal: what would fit, for the message.
+
+    Raises:
+      UsageError: names up to three of what is missing, left over or misshapen.
     """
-    parts: dict[str, _Part] = {}
+    parts: dict[str, Part] = {}
     left, wrong = [], []
     for name, tensor in tensors.items():
         if re.fullmatch(layout.ignored, name):
@@ -246,12 +255,12 @@ def _assign(
         fits = len(shape) == form.rank and shape[0] % len(targets) == 0
         cut = np.split(_array(path, name, tensor), len(targets)) if fits else [None] * len(targets)
         for target, piece in zip(targets, cut, strict=True):
-            parts[target] = _Part(name, None if piece is None else form.convert(piece))
+            parts[target] = Part(name, None if piece is None else form.convert(piece))
             if piece is None or parts[target].array.shape != wanted[target]:
                 wrong.append(f"{name} {list(shape)} for {target} {list(wanted[target])}")
     missing = [target for target in wanted if target not in parts]
     problems = [
-        f"{text} {_some(names)}"
+        f"{text} {some(names)}"
         for text, names in (
             ("no tensor for", missing),
             ("no parameter for", left),
@@ -260,9 +269,6 @@ def _assign(
         if names
     ]
     if problems:
-        legal = "the very network that the model is (layers, widths, image size, classes)"
-        if head == "load":
-            legal += ", or head='skip' to leave the model's head as it is"
         raise UsageError(
             f"{path} ({layout.title}) does not fit the model: {'; '.join(problems)}; legal: {legal}"
         )
@@ -289,7 +295,7 @@ def _check_pool(path: pathlib.Path, tensors: dict[str, Any], backbone: ViT) -> N
 
 
 def _check_blur(
-    path: pathlib.Path, tensors: dict[str, Any], parts: dict[str, _Part], backbone: ResNet
+    path: pathlib.Path, tensors: dict[str, Any], parts: dict[str, Part], backbone: ResNet
 ) -> None:
     """Refuses a ResNet that blurs before other convolutions than the backbone, or otherwise."""
     strided = "conv2" if backbone.bottleneck else "conv1"
@@ -302,7 +308,7 @@ def _check_blur(
     }
     theirs = {target for target, part in parts.items() if part.name.endswith(".conv.weight")}
     if ours != theirs:
-        differ = _some(sorted(ours ^ theirs))
+        differ = some(sorted(ours ^ theirs))
         legal = f"a model with blurpool={bool(theirs)}"
         if backbone.blurpool == bool(theirs):
             legal = "FFCV's rule: convolutions of stride 2 that read 16 channels or more"

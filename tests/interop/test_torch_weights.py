@@ -373,19 +373,20 @@ def test_without_safetensors_the_import_says_what_to_install(monkeypatch):
 
 def test_training_starts_from_weights_and_keeps_what_they_do_not_have(tmp_path):
     from mrl_jax import config as configs
-    from mrl_jax import experiment
+    from mrl_jax.experiment import images, make_mesh
 
     c = configs.default_config()
     c.model.name, c.model.embedding_dim, c.model.width, c.model.stem = "resnet18", 0, 4, "small"
     c.nesting.dims = (4, 32)
     c.optimizer.ema_decay = 0.5
     c.mesh.data, c.mesh.fsdp = 2, 4
-    mesh = experiment.make_mesh(c)
-    program = experiment.make_program(c, classes=8, image_shape=(8, 8, 3), mesh=mesh)
+    mesh = make_mesh(c)
+    program = images.make_program(c, classes=8, image_shape=(8, 8, 3), mesh=mesh)
     shapes = program.state
     state = jax.tree.map(lambda s: jax.device_put(np.full(s.shape, 7, s.dtype), s.sharding), shapes)
     tensors = reference.resnet_state((2, 2, 2, 2), False, 4, stem=3)
-    found = program.with_weights(state, save(tmp_path, tensors))
+    _, put_in = images.pretrained(save(tmp_path, tensors), program)
+    found = put_in(state)
     kernel = np.moveaxis(tensors["layer3.0.conv1.weight"], (0, 1), (3, 2))
     for name in ("params", "ema_params"):
         mine = found[name]["backbone"]["layer3_0"]["conv1"]["conv"]["kernel"]

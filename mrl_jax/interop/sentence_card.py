@@ -1,0 +1,82 @@
+"""The README.md of an exported sentence encoder: what it is, at which dims, how to use it."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+Scores = Mapping[str, Mapping[int, float]]
+
+_FRONT = """---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+tags:
+- sentence-transformers
+- sentence-similarity
+- feature-extraction
+- matryoshka
+---
+"""
+
+
+def table(scores: Scores) -> str:
+    """A Markdown table: one row per dim, one column per measure; "" without scores.
+
+    Args:
+      scores: name of the measure -> dim -> value; a dim that was not measured has an empty cell.
+    """
+    dims = sorted({dim for by_dim in scores.values() for dim in by_dim}, reverse=True)
+    if not dims:
+        return ""
+    lines = [f"| dims | {' | '.join(scores)} |", f"| --- |{' --- |' * len(scores)}"]
+    for dim in dims:
+        cells = (f"{by_dim[dim]:.4f}" if dim in by_dim else "" for by_dim in scores.values())
+        lines.append(f"| {dim} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def card(
+    title: str,
+    *,
+    width: int,
+    max_length: int,
+    trained_dims: Sequence[int],
+    prompts: Mapping[str, str],
+    scores: Scores,
+) -> str:
+    """The text of README.md.
+
+    Args:
+      title: of the model.
+      width: dims of a whole embedding.
+      max_length: tokens after which a text is cut; 0: never.
+      trained_dims: prefixes that were trained, () where unknown.
+      prompts: name -> text.
+      scores: see `table`.
+    """
+    dims = ", ".join(map(str, trained_dims)) if trained_dims else "not known"
+    example = max((dim for dim in trained_dims if dim < width), default=width)
+    limit = f"at most {max_length} tokens of it" if max_length else "all of it"
+    name, prompt = next(iter(prompts.items()), ("", ""))
+    with_prompt = f", prompt_name={json.dumps(name)}" if name else ""
+    parts = [
+        f"{_FRONT}\n# {title}\n",
+        f"Text in ({limit}), an embedding of {width} dims out, compared by cosine similarity.\n"
+        f"Prefixes that were trained to stand alone: {dims}.\n",
+        "## Use\n",
+        "```python\n"
+        "from sentence_transformers import SentenceTransformer\n\n"
+        f'model = SentenceTransformer("PATH", truncate_dim={example})\n'
+        f'z = model.encode(["a text", "another one"]{with_prompt}, normalize_embeddings=True)\n'
+        "```\n",
+        "A prefix of a unit vector is shorter than 1: keep `normalize_embeddings=True` wherever\n"
+        "inner products are compared. The same numbers in JAX:\n",
+        "```python\n"
+        "from mrl_jax.encoder import Encoder\n\n"
+        f'z = Encoder.load("PATH").encode(["a text", "another one"], dim={example}{with_prompt})\n'
+        "```\n",
+    ]
+    if prompt:
+        rows = "".join(f"- `{name}`: {json.dumps(text)}\n" for name, text in prompts.items())
+        parts.append(f"## Prompts\n\n{rows}")
+    if scores:
+        parts.append(f"## Scores\n\n{table(scores)}")
+    return "\n".join(parts)

@@ -1,0 +1,285 @@
+"""Text encoders out of folders of transformers and of sentence-transformers."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from mrl_jax.errors import DataError, UsageError
+from mrl_jax.interop.layouts import NOTHING, Layout, Rule
+from mrl_jax.interop.text_layouts import bert_of, check_padding, family_of, layout
+from mrl_jax.interop.torch_weights import Tree, assign, named, numbers, read_tensors
+from mrl_jax.models.text import Pooling, SentenceEncoder, Static
+from mrl_jax.tokenization import Tokenizer
+
+MODULES = "modules.json"
+SETTINGS = "config_sentence_transformers.json"
+LENGTH = "sentence_bert_config.json"
+LENGTHS = "sentence_*_config.json"  # of its first releases, by the kind of model
+# Ours, which sentence-transformers does not look for.
+MATRYOSHKA = "matryoshka.json"
+
+# Of a table that came without a limit: longer than any text.
+UNLIMITED = 2**30
+
+# sentence-transformers' names of what we pool by.
+POOLINGS: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
+# Its first config.json of Pooling had a switch for each.
+OLD_POOLINGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+_TABLE = Layout(
+    "table of token embeddings",
+    NOTHING,
+    Static,
+    (Rule(r"embedding\.weight|embeddings", ("tokens/embedding",), "table"),),
+    NOTHING,
+)
+_DENSE = Layout(
+    "Dense of sentence-transformers",
+    NOTHING,
+    SentenceEncoder,
+    (
+        Rule(r"linear\.weight", ("kernel",), "linear"),
+        Rule(r"linear\.bias", ("bias",), "vector"),
+    ),
+    NOTHING,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFolder:
+    """A text encoder with all that it takes to embed text.
+
+    Attributes:
+      encoder: the module.
+      params: of the encoder, on the host.
+      tokenizer: its own.
+      max_length: tokens, marks included, that a text is cut to.
+      prompts: name -> what is put before a text; the name is a kind of text, such as "query".
+      trained_dims: prefixes that were trained; () where unknown.
+      normalize: whether an embedding is scaled to unit length before anyone sees it.
+      default_prompt: name of the prompt for texts that come without one; "" for none.
+      truncate_dim: the prefix that is used where none is asked for; None: all dims.
+    """
+
+    encoder: SentenceEncoder
+    params: Tree
+    tokenizer: Tokenizer
+    max_length: int
+    prompts: dict[str, str] = dataclasses.field(default_factory=dict)
+    trained_dims: tuple[int, ...] = ()
+    normalize: bool = False
+    default_prompt: str = ""
+    truncate_dim: int | None = None
+
+
+def read_text_folder(path: str | os.PathLike) -> TextFolder:
+    """Reads a folder that transformers or sentence-transformers has saved, or that we have.
+
+    Without modules.json it holds config.json, model.safetensors and tokenizer.json or vocab.txt of
+    a BERT, RoBERTa, MPNet or DistilBERT, and the mean of the tokens is the embedding. With it, a
+    Transformer and its Pooling, or a StaticEmbedding; then a Dense without an activation and a
+    Normalize, if they are there. Weights of poolers and of pre-training heads are passed over.
+
+    Raises:
+      UsageError: no such folder or file, a pickle, a model that ours are not, tensors without a
+        parameter or parameters without a tensor.
+      DataError: files that are damaged or contradict each other.
+    """
+    root = pathlib.Path(path)
+    if not root.is_dir():
+        raise UsageError(f"folder of a text encoder {root} not found")
+    modules = _modules(root)
+    kinds = [kind for kind, _ in modules]
+    folders = dict(modules)
+    if kinds[0] == "StaticEmbedding":
+        backbone, params, tokenizer, max_length = _read_static(folders["StaticEmbedding"])
+        pooling: Pooling = "mean"
+    else:
+        backbone, params, tokenizer, max_length = _read_transformer(folders["Transformer"])
+        pooling = _read_pooling(folders.get("Pooling"), backbone.width)
+    tree = {"backbone": params}
+    projection, bias = 0, True
+    if "Dense" in folders:
+        tree["project"] = _read_dense(folders["Dense"], backbone.out_dim)
+        projection = tree["project"]["kernel"].shape[1]
+        bias = "bias" in tree["project"]
+    encoder = SentenceEncoder(backbone, pooling, projection, bias)
+    if tokenizer.vocab_size > backbone.vocab_size:
+        raise DataError(
+            f"{root}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, "
+            f"the table {backbone.vocab_size} rows"
+        )
+    settings = read_json(root / SETTINGS) if (root / SETTINGS).exists() else {}
+    prompts = {name: text for name, text in (settings.get("prompts") or {}).items() if text}
+    if prompts and not _includes_prompt(folders.get("Pooling")):
+        raise UsageError(f"{root}: pooling without the prompt is not known; legal: include_prompt")
+    default_prompt = settings.get("default_prompt_name") or ""
+    dims = read_json(root / MATRYOSHKA).get("dims", []) if (root / MATRYOSHKA).exists() else []
+    truncate_dim = settings.get("truncate_dim")
+    for dim in (*dims, *([] if truncate_dim is None else [truncate_dim])):
+        if not isinstance(dim, int) or not 1 <= dim <= encoder.out_dim:
+            raise DataError(f"{root}: dim {dim!r}, legal are 1 to {encoder.out_dim}")
+    return TextFolder(
+        encoder,
+        tree,
+        tokenizer,
+        max_length,
+        prompts,
+        tuple(dims),
+        "Normalize" in folders,
+        default_prompt if default_prompt in prompts else "",
+        truncate_dim,
+    )
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+      UsageError: no such file.
+      DataError: something else in it.
+    """
+    content = _json(path)
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: not a JSON object")
+    return content
+
+
+def _json(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path} not found") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not JSON ({error})") from error
+
+
+# What may follow each other, by the last part of the modules' types.
+_LEGAL = tuple(
+    (*first, *dense, *normalize)
+    for first in (("Transformer", "Pooling"), ("StaticEmbedding",))
+    for dense in ((), ("Dense",))
+    for normalize in ((), ("Normalize",))
+)
+
+
+def _modules(root: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
+    """Kind and folder of each module, in order."""
+    path = root / MODULES
+    if not path.exists():
+        return [("Transformer", root)]
+    try:
+        found = [
+            (str(entry["type"]).rpartition(".")[2], str(entry["path"])) for entry in _json(path)
+        ]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a list of modules with type and path") from error
+    kinds = tuple(kind for kind, _ in found)
+    if kinds not in _LEGAL:
+        legal = "; ".join(" > ".join(kinds) for kinds in _LEGAL)
+        raise UsageError(f"{path}: modules {' > '.join(kinds)} are not known; legal: {legal}")
+    for _, place in found:
+        if ".." in pathlib.PurePath(place).parts or pathlib.PurePath(place).is_absolute():
+            raise DataError(f"{path}: {place!r} is not inside the folder")
+    return [(kind, root / place) for kind, place in found]
+
+
+def _load(
+    path: pathlib.Path, plan: Layout, tensors: dict[str, Any], wanted: dict[str, tuple[int, ...]]
+) -> Tree:
+    """The wanted parameters out of the tensors of a file."""
+    legal = "the weights that the folder's config.json describes"
+    parts = assign(path, plan, tensors, wanted, {}, "skip", legal)
+    found = {target: numbers(path, target, part) for target, part in parts.items()}
+    return traverse_util.unflatten_dict(found, sep="/")
+
+
+def _weights(folder: pathlib.Path) -> pathlib.Path:
+    """The file of weights; where there is only a pickle, that one, which is refused on reading."""
+    path, pickle = folder / "model.safetensors", folder / "pytorch_model.bin"
+    if (folder / "model.safetensors.index.json").exists():
+        raise UsageError(f"{folder}: weights in several files; legal: one model.safetensors")
+    return pickle if pickle.exists() and not path.exists() else path
+
+
+def _read_transformer(folder: pathlib.Path) -> tuple[Any, Tree, Tokenizer, int]:
+    where = folder / "config.json"
+    config = read_json(where)
+    bert = bert_of(config, str(where))
+    tokens = jax.ShapeDtypeStruct((1, 2), np.int32), jax.ShapeDtypeStruct((1,), np.int32)
+    shapes = jax.eval_shape(bert.init, jax.random.key(0), *tokens)["params"]
+    wanted = {name: leaf.shape for name, leaf in named(shapes)}
+    path = _weights(folder)
+    params = _load(path, layout(family_of(config, str(where))), read_tensors(path), wanted)
+    settings: dict[str, Any] = {}
+    for file in sorted(folder.glob(LENGTHS)):
+        settings |= read_json(file)
+    tokenizer = Tokenizer.load(folder, lowercase=bool(settings.get("do_lower_case")))
+    check_padding(bert, tokenizer, str(folder))
+    limit = settings.get("max_seq_length")
+    tokens_file = folder / "tokenizer_config.json"
+    if limit is None and tokens_file.exists():
+        limit = read_json(tokens_file).get("model_max_length")
+    return bert, params, tokenizer, min(int(limit or bert.max_tokens), bert.max_tokens)
+
+
+def _read_static(folder: pathlib.Path) -> tuple[Any, Tree, Tokenizer, int]:
+    path = _weights(folder)
+    tensors = read_tensors(path)
+    shapes = [tensor["shape"] for tensor in tensors.values() if len(tensor["shape"]) == 2]
+    rows, width = shapes[0] if shapes else (0, 0)
+    params = _load(path, _TABLE, tensors, {"tokens/embedding": (rows, width)})
+    file = folder / "tokenizer.json"
+    tokenizer = Tokenizer.load(file, marks=False)
+    # sentence-transformers cuts at what the file says, and not at all where it says nothing.
+    limit = (read_json(file).get("truncation") or {}).get("max_length", UNLIMITED)
+    return Static(rows, width), params, tokenizer, int(limit)
+
+
+def _read_pooling(folder: pathlib.Path | None, width: int) -> Pooling:
+    if folder is None:
+        return "mean"
+    path = folder / "config.json"
+    config = read_json(path)
+    modes = config.get("pooling_mode")
+    if modes is None:
+        modes = [key for key, on in config.items() if key.startswith("pooling_mode_") and on]
+        modes = [OLD_POOLINGS.get(key, key) for key in modes]
+    modes = [modes] if isinstance(modes, str) else list(modes)
+    if len(modes) != 1 or modes[0] not in POOLINGS:
+        legal = ", ".join(POOLINGS)
+        raise UsageError(f"{path}: pooling {' and '.join(modes)} is not known; legal: {legal}")
+    stated = config.get("embedding_dimension", config.get("word_embedding_dimension", width))
+    if stated != width:
+        raise DataError(f"{path}: pools {stated} dims, the transformer has {width}")
+    return POOLINGS[modes[0]]
+
+
+def _includes_prompt(folder: pathlib.Path | None) -> bool:
+    return folder is None or bool(read_json(folder / "config.json").get("include_prompt", True))
+
+
+def _read_dense(folder: pathlib.Path, width: int) -> Tree:
+    path = folder / "config.json"
+    config = read_json(path)
+    activation = str(config.get("activation_function", "")).rpartition(".")[2]
+    if activation != "Identity" or config.get("use_residual"):
+        raise UsageError(
+            f"{path}: a Dense with activation {activation or 'unknown'}"
+            f"{' and a residual' if config.get('use_residual') else ''}; legal: Identity alone"
+        )
+    wanted = {"kernel": (width, int(config["out_features"]))}
+    if config.get("bias", True):
+        wanted["bias"] = wanted["kernel"][1:]
+    weights = _weights(folder)
+    return _load(weights, _DENSE, read_tensors(weights), wanted)

@@ -1,0 +1,72 @@
+"""What we write, loaded by sentence-transformers itself, where it is installed."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import text_models
+
+from mrl_jax.encoder import Encoder
+from mrl_jax.interop.sentence_folder import write_sentence_folder
+from mrl_jax.interop.text_folder import read_text_folder
+
+sentence_transformers = pytest.importorskip("sentence_transformers")
+
+DIMS = (4, 8, 24)
+TEXTS = [*text_models.SENTENCES[:6], "", "a zebra!", "the old cat " * 20]
+MODELS = {
+    "bert": lambda: text_models.bert(projection=24),
+    "bert cls": lambda: text_models.bert(projection=24, pooling="cls", projection_bias=False),
+    "bert last": lambda: text_models.bert(projection=24, pooling="last"),
+    "roberta": lambda: text_models.bert(width=24, types=1, position_offset=2),
+    "mpnet": lambda: text_models.bert(width=24, types=0, position_offset=2, relative=True),
+    "distilbert": lambda: text_models.bert(width=24, types=0),
+    "table": lambda: text_models.static(width=24),
+    "table with a limit": lambda: dataclasses.replace(text_models.static(width=24), max_length=5),
+    "table with Dense": lambda: text_models.static(width=9, projection=24),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_its_embeddings_are_ours_at_every_trained_dim(tmp_path, name):
+    folder = dataclasses.replace(
+        MODELS[name](),
+        normalize=name != "bert cls",
+        trained_dims=DIMS,
+        truncate_dim=8,
+        prompts={"query": "the woman "},
+    )
+    write_sentence_folder(tmp_path / "m", folder)
+    ours = Encoder.load(tmp_path / "m")
+    theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "m"), device="cpu")
+
+    def check(found, **options):
+        np.testing.assert_allclose(found, ours.encode(TEXTS, **options), atol=1e-5)
+
+    # truncate_dim of the folder is used by both.
+    check(theirs.encode(TEXTS, normalize_embeddings=True))
+    assert theirs.encode(TEXTS).shape == (len(TEXTS), 8)
+    with_prompt = theirs.encode(TEXTS, normalize_embeddings=True, prompt_name="query")
+    check(with_prompt, prompt_name="query")
+    for dim in DIMS:
+        check(theirs.encode(TEXTS, truncate_dim=dim, normalize_embeddings=True), dim=dim)
+    cut = sentence_transformers.SentenceTransformer(
+        str(tmp_path / "m"), device="cpu", truncate_dim=4
+    )
+    check(cut.encode(TEXTS, normalize_embeddings=True), dim=4)
+
+
+@pytest.mark.parametrize("name", ["bert", "table with Dense"])
+def test_what_it_saves_we_read(tmp_path, name):
+    folder = dataclasses.replace(
+        MODELS[name](), normalize=True, truncate_dim=8, prompts={"query": "the woman "}
+    )
+    write_sentence_folder(tmp_path / "m", folder)
+    theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "m"), device="cpu")
+    theirs.save(str(tmp_path / "again"), create_model_card=False)
+    again = read_text_folder(tmp_path / "again")
+    assert again.encoder == folder.encoder
+    for field in ("normalize", "truncate_dim", "prompts", "max_length"):
+        assert getattr(again, field) == getattr(folder, field), field
+    a, b = (Encoder(f).encode(TEXTS, dim=24) for f in (folder, again))
+    np.testing.assert_allclose(a, b, atol=1e-6)

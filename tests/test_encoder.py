@@ -1,0 +1,169 @@
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+import text_models
+
+from mrl_jax import encoder as encoders
+from mrl_jax.encoder import Encoder, batches, encoding_length, unit_length
+from mrl_jax.errors import NonFiniteError, UsageError
+from mrl_jax.interop.text_folder import UNLIMITED
+
+TEXTS = [*text_models.SENTENCES[:3], "", "cat", "the old cat " * 20, "cat"]
+
+
+def alone(folder, texts, depth=None):
+    """One text at a time, without padding: what every batch must give."""
+    rows = []
+    call = jax.jit(functools.partial(folder.encoder.apply, depth=depth))
+    for ids_t in folder.tokenizer.encode(texts, folder.max_length):
+        tokens = ids_t[None] if len(ids_t) else np.zeros((1, 1), np.int32)
+        lengths = np.array([len(ids_t)], np.int32)
+        rows.append(call({"params": folder.params}, tokens, lengths)[0])
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("make", [text_models.bert, text_models.static])
+def test_batches_by_length_give_what_each_text_alone_gives(make):
+    folder = make(projection=12) if make is text_models.static else make(layers=1)
+    exact = alone(folder, TEXTS)
+    encoder = Encoder(folder)
+    z_nd = encoder.encode(TEXTS, normalize=False)
+    assert z_nd.dtype == np.float32
+    np.testing.assert_allclose(z_nd, exact, atol=1e-5)
+    tiny = encoder.encode(TEXTS, normalize=False, batch_tokens=40)
+    np.testing.assert_allclose(tiny, exact, atol=1e-5)
+    assert encoder.encode([], dim=5).shape == (0, 5)
+    assert encoder.encode(["cat"]).shape == (1, encoder.out_dim)
+
+
+def test_a_prefix_is_cut_first_and_then_scaled():
+    encoder = Encoder(text_models.bert())
+    raw = np.float64(encoder.encode(TEXTS, normalize=False))
+    for dim in (1, 7, 32):
+        exact = raw[:, :dim] / np.linalg.norm(raw[:, :dim], axis=1, keepdims=True)
+        np.testing.assert_allclose(encoder.encode(TEXTS, dim=dim), exact, atol=1e-6)
+        cut = encoder.encode(TEXTS, dim=np.int64(dim), normalize=False)
+        np.testing.assert_allclose(cut, raw[:, :dim], atol=1e-6)
+
+
+def test_zeros_stay_zeros_and_nothing_overflows():
+    z_nd = np.array([[0, 0], [3e30, 4e30], [3e-40, 4e-40]], np.float32)
+    np.testing.assert_allclose(unit_length(z_nd), [[0, 0], [0.6, 0.8], [0.6, 0.8]], rtol=1e-4)
+    assert (Encoder(text_models.static()).encode(["", "cat"])[0] == 0).all()
+
+
+def test_fewer_layers_are_the_embeddings_of_those_layers():
+    folder = text_models.bert()
+    encoder = Encoder(folder)
+    assert encoder.layers == 3
+    for depth in (1, 2, 3):
+        exact = unit_length(alone(folder, TEXTS[3:5], depth))
+        np.testing.assert_allclose(encoder.encode(TEXTS[3:5], depth=depth), exact, atol=1e-5)
+
+
+def test_prompts_go_before_the_text():
+    folder = dataclasses.replace(
+        text_models.bert(), prompts={"query": "the woman ", "passage": "two "}
+    )
+    encoder = Encoder(folder)
+    bare, prompted = encoder.encode(["cat"]), encoder.encode(["the woman cat"])
+    assert abs(bare - prompted).max() > 1e-3
+    np.testing.assert_allclose(encoder.encode(["cat"], prompt_name="query"), prompted, atol=1e-6)
+    usual = Encoder(dataclasses.replace(folder, default_prompt="query"))
+    np.testing.assert_allclose(usual.encode(["cat"]), prompted, atol=1e-6)
+    np.testing.assert_allclose(usual.encode(["cat"], prompt_name=""), bare, atol=1e-6)
+    with pytest.raises(UsageError, match="no prompt 'q'; legal: query, passage"):
+        encoder.encode(["cat"], prompt_name="q")
+    with pytest.raises(UsageError, match="legal: none, the folder has no prompts"):
+        Encoder(text_models.bert()).encode(["cat"], prompt_name="q")
+
+
+def test_the_folders_dim_is_used_and_untrained_ones_are_warned_of(tmp_path):
+    text_models.write_sentence_folder(
+        tmp_path / "m", dataclasses.replace(text_models.bert(), trained_dims=(8, 32))
+    )
+    encoder = Encoder.load(tmp_path / "m")
+    for dim in (None, 8, 32):
+        encoder.encode(["cat"], dim=dim)
+    with pytest.warns(UserWarning, match="a prefix of 9 dims was not trained, 8, 32 were") as seen:
+        encoder.encode(["cat"], dim=9)
+    assert seen[0].filename == __file__
+    Encoder(text_models.bert()).encode(["cat"], dim=9)  # nobody knows
+    cut = Encoder(dataclasses.replace(encoder.folder, truncate_dim=8))
+    assert cut.encode(["cat"]).shape == (1, 8)
+    assert cut.encode(["cat"], dim=32).shape == (1, 32)
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "message"),
+    [
+        (["a"], {"dim": 0}, "dim must be 1 to 32, got 0"),
+        (["a"], {"dim": -3}, "dim must be 1 to 32, got -3"),
+        (["a"], {"dim": 33}, "dim must be 1 to 32, got 33"),
+        (["a"], {"dim": 2.5}, "dim must be 1 to 32, got 2.5"),
+        (["a"], {"dim": True}, "dim must be 1 to 32, got True"),
+        ([], {"dim": 99}, "dim must be 1 to 32, got 99"),
+        (["a"], {"depth": 4}, "depth must be 1 to 3, got 4"),
+        (["a"], {"batch_tokens": 0}, "batch_tokens must be >= 1, got 0"),
+        ("a", {}, "a list of strings, got one string"),
+        (["a", b"b"], {}, "text 1 is a bytes"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(texts, options, message):
+    with pytest.raises(UsageError, match=message):
+        Encoder(text_models.bert()).encode(texts, **options)
+
+
+def test_a_number_that_is_none_names_the_text():
+    folder = text_models.static()
+    table = folder.params["backbone"]["tokens"]["embedding"].copy()
+    table[folder.tokenizer.encode(["guitar"], 9)[0][0]] = np.nan
+    encoder = Encoder(
+        dataclasses.replace(folder, params={"backbone": {"tokens": {"embedding": table}}})
+    )
+    with pytest.raises(NonFiniteError, match="of text 2 holds NaN"):
+        encoder.encode(["cat", "dog", "guitar", "a man", "guitar"])
+
+
+def test_every_text_is_in_one_batch_and_little_is_padding():
+    rng = np.random.default_rng(0)
+    lengths_n = np.minimum(3 + rng.gamma(4, 5, 2000).astype(int), 128)
+    seen, cost, shapes = [], 0, set()
+    for rows, length in batches(lengths_n, 128, 1024):
+        assert lengths_n[rows].max() <= length
+        assert len(rows) * length <= 1024
+        seen += rows.tolist()
+        cost += len(rows) * length
+        shapes.add(length)
+    assert sorted(seen) == list(range(2000))
+    assert cost < 1.15 * lengths_n.sum()
+    assert len(shapes) <= 16
+    assert [len(rows) for rows, _ in batches(np.full(5, 300), 512, 100)] == [1] * 5
+
+
+def test_lengths_are_few_and_hold_the_text():
+    lengths = [encoding_length(n, UNLIMITED) for n in range(600)]
+    assert all(length >= n for n, length in enumerate(lengths))
+    assert all(length <= max(4, n * 1.25 + 3) for n, length in enumerate(lengths))
+    assert len(set(lengths[:513])) <= 32
+    assert encoding_length(27, 28) == 28
+    assert encoding_length(29, 30) == 30
+
+
+def test_a_window_holds_no_more_than_it_may_and_order_is_kept(monkeypatch):
+    encoder = Encoder(text_models.static())
+    whole = encoder.encode(TEXTS)
+    monkeypatch.setattr("mrl_jax.encoder.WINDOW", 5)
+    np.testing.assert_allclose(encoder.encode(TEXTS), whole, atol=1e-6)
+
+
+def test_calls_of_the_same_lengths_are_compiled_once():
+    encoder = Encoder(text_models.bert(seed=5))
+    encoder.encode(TEXTS)
+    before = encoders._embed._cache_size()
+    encoder.encode(TEXTS[::-1])
+    Encoder(text_models.bert(seed=6)).encode(TEXTS)
+    assert encoders._embed._cache_size() == before

@@ -1,0 +1,145 @@
+import json
+
+import numpy as np
+import pytest
+import text_models
+
+from mrl_jax.errors import DataError, UsageError
+from mrl_jax.tokenization import LENGTHS, Tokenizer, pad, padded_length
+
+VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "s", "##at", "Cat", "é")
+
+
+def vocab_folder(path, **config):
+    (path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", "utf-8")
+    if config:
+        (path / "tokenizer_config.json").write_text(json.dumps(config))
+    return path
+
+
+def ids(tokenizer, text, max_length=20):
+    return tokenizer.encode([text], max_length)[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, [2, 5, 6, 7, 8, 1, 3]),
+        ({"do_lower_case": True}, [2, 5, 6, 7, 8, 1, 3]),
+        ({"do_lower_case": False}, [2, 1, 9, 7, 8, 10, 3]),
+        ({"do_lower_case": True, "strip_accents": False}, [2, 5, 6, 7, 8, 10, 3]),
+    ],
+)
+def test_a_vocabulary_is_read_as_its_config_says(tmp_path, config, expected):
+    """Letters made small lose their accents, unless it is said otherwise."""
+    tokenizer = Tokenizer.load(vocab_folder(tmp_path, **config))
+    assert ids(tokenizer, "The Cat sat é") == expected
+    found = Tokenizer.load(tmp_path / "vocab.txt").encode(["The Cat sat é", "cat"], 20)
+    assert [x.dtype for x in found] == [np.int32, np.int32]
+    assert found[0].tolist() == expected
+    assert found[1].tolist() == [2, 6, 3]
+
+
+def test_lower_case_can_be_forced_and_config_overrides_tokenizer_json(tmp_path):
+    cased = Tokenizer.load(vocab_folder(tmp_path, do_lower_case=False))
+    cased.save(tmp_path, 16)
+    assert ids(Tokenizer.load(tmp_path), "Cat") == [2, 9, 3]
+    assert ids(Tokenizer.load(tmp_path, lowercase=True), "Cat") == [2, 6, 3]
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    assert ids(Tokenizer.load(tmp_path), "Cat") == [2, 6, 3]
+
+
+def test_what_is_saved_reads_back_the_same_and_carries_the_limit(tmp_path):
+    tokenizer = text_models.tokenizer()
+    tokenizer.save(tmp_path, 11)
+    again = Tokenizer.load(tmp_path / "tokenizer.json")
+    texts = [*text_models.SENTENCES, "", "zebra!", "the cat " * 30]
+    for a, b in zip(tokenizer.encode(texts, 25), again.encode(texts, 25), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # The limit is for other readers: our own is what is asked for.
+    assert json.loads((tmp_path / "tokenizer.json").read_text())["truncation"]["max_length"] == 11
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert config["model_max_length"] == 11
+    assert config["mask_token"] == "[MASK]"
+    tokenizer.save(tmp_path, None)
+    assert json.loads((tmp_path / "tokenizer.json").read_text())["truncation"] is None
+
+
+def test_a_long_text_loses_its_end_and_keeps_its_marks():
+    tokenizer = text_models.tokenizer()
+    whole = ids(tokenizer, "the old cat sleeps near a tree", 99)
+    assert len(whole) > 8
+    for length in range(3, len(whole) + 1):
+        found = ids(tokenizer, "the old cat sleeps near a tree", length)
+        assert found == [*whole[: length - 1], whole[-1]]
+    assert ids(tokenizer, "") == [whole[0], whole[-1]]
+    bare = text_models.tokenizer(marks=False)
+    assert ids(bare, "the old cat sleeps near a tree", 4) == whole[1:5]
+    assert ids(bare, "") == []
+    with pytest.raises(UsageError, match="more than the 2 special tokens around a text, got 2"):
+        tokenizer.encode(["the"], 2)
+
+
+def test_training_makes_a_vocabulary_of_the_texts():
+    tokenizer = Tokenizer.train(iter(text_models.SENTENCES), 60)
+    assert tokenizer.vocab_size == 60
+    assert (tokenizer.pad_id, tokenizer.mask_id) == (0, 4)
+    assert tokenizer.special_ids == (0, 1, 2, 3, 4)
+    unknown = 1
+    assert unknown not in ids(tokenizer, "THE GUITAR")
+    assert unknown in ids(tokenizer, "the ω")
+    cased = Tokenizer.train(text_models.SENTENCES, 60, lowercase=False)
+    assert unknown in ids(cased, "THE")
+    with pytest.raises(UsageError, match="more than 5 tokens: 5"):
+        Tokenizer.train(["a"], 5)
+
+
+def test_padding_goes_to_few_lengths():
+    assert [padded_length(n, 10_000) for n in (0, 1, 8, 9, 512, 513, 700)] == [
+        8, 8, 8, 16, 512, 640, 768,
+    ]  # fmt: skip
+    assert padded_length(20, 21) == 21
+    assert set(LENGTHS) == {padded_length(n, 512) for n in range(1, 513)}
+    tokens_bt, lengths_b = pad([np.array([5, 6, 7]), np.array([], int), np.array([8])], 4, 5)
+    assert tokens_bt.dtype == lengths_b.dtype == np.int32
+    expected = [[5, 6, 7, 0], [0, 0, 0, 0], [8, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert tokens_bt.tolist() == expected
+    assert lengths_b.tolist() == [3, 0, 1, 0, 0]
+    assert pad([], 3, 2)[0].tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("texts", "kind", "message"),
+    [
+        ("abc", UsageError, "must be a list of strings, got one string"),
+        (["a", 3], UsageError, "must be strings, text 1 is a int"),
+        (["a", None], UsageError, "must be strings, text 1 is a NoneType"),
+        (["a", "b\ud800"], DataError, "text 1 is not valid Unicode"),
+    ],
+)
+def test_what_is_no_text_is_refused(texts, kind, message):
+    with pytest.raises(kind, match=message):
+        text_models.tokenizer().encode(texts, 9)
+
+
+def test_files_that_are_no_tokenizer_are_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"no tokenizer: legal is tokenizer.json or vocab.txt"):
+        Tokenizer.load(tmp_path)
+    with pytest.raises(UsageError, match=r"tokenizer .*/tokenizer.json not found"):
+        Tokenizer.load(tmp_path / "tokenizer.json")
+    (tmp_path / "vocab.txt").write_text("a\nb\n")
+    with pytest.raises(DataError, match=r"vocab.txt: .* lacks \[UNK\], \[CLS\], \[SEP\]"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(DataError, match=r"tokenizer.json: not a tokenizer \("):
+        Tokenizer.load(tmp_path)
+    vocab_folder(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[")
+    with pytest.raises(DataError, match=r"tokenizer_config.json: not JSON"):
+        Tokenizer.load(tmp_path / "vocab.txt")
+
+
+def test_a_tokenizer_without_a_mask_says_so(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]\n")
+    with pytest.raises(UsageError, match=r"no mask_token: legal is \[MASK\] or <mask>"):
+        _ = Tokenizer.load(tmp_path).mask_id
