@@ -42,8 +42,8 @@ def measure(model: str, chips: int, head: str) -> dict[str, Any]:
     devices = dry_run.topology_devices(SLICES[chips])[:chips]
     mesh = experiment.make_mesh(c, devices)
     shape = (SIZE, SIZE, 3)
-    program = experiment.make_program(c, classes=CLASSES, image_shape=shape, mesh=mesh)
-    compiled = program.compile(shape)
+    program = experiment.images.make_program(c, classes=CLASSES, image_shape=shape, mesh=mesh)
+    compiled = program.compile(program.largest_batch)
     memory = compiled.memory_analysis()
     params = sum(leaf.size for leaf in jax.tree.leaves(program.state["params"]))
     return {

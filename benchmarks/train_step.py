@@ -22,8 +22,9 @@ import jax
 import numpy as np
 
 from benchmarks import harness, report
-from mrl_jax import Nesting, experiment
+from mrl_jax import Nesting
 from mrl_jax import config as configs
+from mrl_jax.experiment import images
 from mrl_jax.nesting import halvings, powers_of_two
 from mrl_jax.runtime import mesh as meshes
 
@@ -102,8 +103,8 @@ def _jax_case(setting: Setting, head: str, dtype: str) -> Callable[[], harness.S
         c.optimizer.learning_rate = 1e-3 if residual else 1e-4
         mesh = meshes.make_mesh(devices=jax.devices()[:1])
         shape = (setting.size, setting.size, 3)
-        program = experiment.make_program(c, classes=setting.classes, image_shape=shape, mesh=mesh)
-        compiled = program.compile(shape)
+        program = images.make_program(c, classes=setting.classes, image_shape=shape, mesh=mesh)
+        compiled = program.compile(program.largest_batch)
         key = program.run_key(0)
         image, label = batch_of(setting)
         rows = {"image": image, "label": label, "mask": np.ones(setting.batch, np.float32)}

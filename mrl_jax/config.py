@@ -1,4 +1,4 @@
-"""Every key of a run, declared once; reading, checking and comparing configs.
+"""Reading, checking and comparing configs; the keys are declared in `config_keys`.
 
 A config file is Python (an `ml_collections` config), so run only files you trust. It starts from
 `default_config()` and changes what its experiment needs; the command line may override any key.
@@ -16,135 +16,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from mrl_jax.config_keys import LISTS_OF_WORDS, OPERATIONAL_KEYS, TASK_OF, TASKS, default_config
 from mrl_jax.errors import UsageError
-
-# What these keys say changes how a run is carried out, never what it computes (beyond rounding):
-# a run may be resumed with other values of them.
-OPERATIONAL_KEYS = (
-    "mesh",
-    "sharding",
-    "checkpoint",
-    "log_every",
-    "head.loss",
-    "eval.every",
-    "eval.batch_size",
-    "eval.measures",
-    "eval.hierarchy",
-    "eval.shifts",
-    "data.threads",
-    "data.path",  # data may move; checkpoints hold a fingerprint of what it must contain
-)
-
-_LISTS_OF_WORDS = {"eval.measures", "eval.shifts"}
-
-
-def default_config() -> ConfigDict:
-    """All keys with their defaults. Locked: a config file can set keys but not invent them."""
-    c = ConfigDict()
-    c.name = "run"  # what the run is called in results and reports
-    c.seed = 0  # everything random follows from it: initial weights, order of data, augmentation
-    c.steps = 1000  # optimiser steps in all
-    c.batch_size = 128  # examples per step over all devices and processes
-    # .safetensors file of a PyTorch network (torchvision, the reference, timm, transformers) that
-    # the backbone starts from; heads start fresh. "" = all starts fresh.
-    c.weights = ""
-    c.log_every = 20  # steps between lines of metrics.jsonl and of the console
-
-    c.data = ConfigDict()
-    c.data.source = "digits"  # digits | image_folder | tfds
-    c.data.path = ""  # image_folder: folder with train/CLASS/*; tfds: folder of data sets, or ""
-    c.data.dataset = ""  # tfds: name of a data set prepared as ArrayRecord, e.g. "mnist"
-    c.data.classes = 0  # how many the data must have; 0 = as many as it has
-    c.data.image_size = 32  # image_folder, tfds: images become this many pixels high and wide
-    # Share of the short side kept in evaluation, 0.875 = 224 of 256; and in training, in memory
-    # or where random_crop is 0.
-    c.data.eval_crop = 1.0
-    c.data.mean = (127.5,)  # of pixels, 0 to 255; one number or one per channel. Subtracted,
-    c.data.std = (127.5,)  # then divided by this
-    # False: all images are decoded once and kept in memory, as squares of image_size. True: they
-    # are read when they are needed, for sets that do not fit.
-    c.data.stream = False
-    c.data.threads = 0  # that decode images; 0 = one per core
-    # Stream only: sizes in training as (step, pixels) points, linear between them, in multiples of
-    # 32; () = image_size.
-    c.data.resolutions = ()
-    # Stream only, training: (changes per image, strength 0 to 10) of RandAugment; () = off
-    c.data.rand_augment = ()
-    c.data.random_crop = 0.0  # training: smallest share of the area a random part shows; 0 = off
-    c.data.flip = False  # training: left and right change sides in half of the images
-    c.data.random_shift = 0  # training: images move by up to this many pixels in x and y
-    c.data.mixup = 0.0  # training: images are mixed in pairs, shares from Beta(mixup, mixup)
-
-    c.model = ConfigDict()
-    # mlp | cnn | resnet18, 34, 50, 101 | vit_ti16, vit_s16, vit_b16 and the same with 8
-    c.model.name = "cnn"
-    # Width of the embedding, at least the largest nesting dim. 0 = the network's own: 512 or 2048
-    # for resnets, 192 to 768 for vits; another number adds a linear layer there.
-    c.model.embedding_dim = 64
-    # The next eight keys change a network that has what they say; others refuse them.
-    c.model.width = 0  # mlp: hidden units; cnn, resnet: channels of the first stage; 0 = default
-    c.model.depth = 0  # mlp: hidden layers; cnn: stages, each halves the resolution; 0 = default
-    c.model.stem = "imagenet"  # resnet: imagenet | small, for images of 32 or 64 pixels
-    c.model.blurpool = False  # resnet: blur before strides, as the reference's recipe
-    c.model.batch_norm_groups = 1  # resnet: parts of the batch with statistics of their own
-    c.model.pool = "gap"  # vit: gap, the mean of all tokens | cls
-    c.model.dtype = "float32"  # resnet, vit: of the products, float32 | bfloat16
-    c.model.remat = False  # resnet, vit: less memory, blocks are computed again backwards
-
-    c.nesting = ConfigDict()
-    c.nesting.dims = (8, 16, 32, 64)  # the granularities: prefixes that get a loss of their own
-    c.nesting.weights = ()  # importance c_m of each granularity; () = 1 each, as in the paper
-
-    c.head = ConfigDict()
-    c.head.kind = "separate"  # separate = MRL | shared = MRL-E | fixed = FF-m, one granularity
-    c.head.normalize = "none"  # none | prefix: scale every prefix to unit length first
-    c.head.label_smoothing = 0.0  # in [0, 1), on the loss of every granularity
-
-    # auto | plain | blockwise | streamed. Plain computes all logits, then the loss; blockwise and
-    # streamed do both in one, without [G, B, C] logits; streamed is slower and needs least memory.
-    # auto: blockwise from 2**21 logits (granularities x batch x classes) per device, else plain.
-    c.head.loss = "auto"
-
-    c.optimizer = ConfigDict()
-    c.optimizer.name = "adamw"  # adamw | sgd (momentum 0.9) | adafactor
-    c.optimizer.nesterov = False  # sgd: Nesterov momentum
-    c.optimizer.schedule = "cosine"  # cosine | linear (the reference's): from the peak to zero
-    c.optimizer.learning_rate = 1e-3  # peak, reached after warm-up
-    c.optimizer.warmup_steps = 50  # linear up
-    c.optimizer.weight_decay = 1e-4  # added to the gradient for sgd, decoupled from it for others
-    c.optimizer.decay_mask = "kernel"  # regex: parameters whose path matches are decayed
-    c.optimizer.clip_norm = 0.0  # gradients of a larger global norm are scaled to it; 0 = off
-    # > 0: measure moving averages of parameters and batch statistics that keep this per step
-    c.optimizer.ema_decay = 0.0
-    c.optimizer.accumulate = 1  # parts of a batch that are computed one after the other
-
-    c.mesh = ConfigDict()  # devices = data x fsdp x tensor; one of them may be -1 (what is left)
-    c.mesh.data = -1  # splits the batch, replicates the parameters
-    c.mesh.fsdp = 1  # splits the batch and stores parameters in pieces
-    c.mesh.tensor = 1  # splits the classes of the head
-
-    # Where parameters (and their optimiser state) live: first matching regex wins, every regex
-    # must match something. replicate | first:AXIS, last:AXIS (split that dimension) |
-    # largest:AXIS (split the largest dimension that divides evenly; replicate if none does).
-    c.sharding = (
-        ("head/(kernel|bias)", "last:tensor"),
-        ("kernel", "largest:fsdp"),
-        (".*", "replicate"),
-    )
-
-    c.checkpoint = ConfigDict()
-    c.checkpoint.every = 200  # steps between checkpoints; the last step is always saved
-    c.checkpoint.keep = 2  # newest checkpoints kept on disk
-
-    c.eval = ConfigDict()
-    c.eval.every = 0  # steps between evaluations of the val split; 0 = only at the end
-    c.eval.batch_size = 256  # examples per evaluation step over all devices
-    # What is measured: names of evaluators.MEASURES, or all. Most embed the train split as well.
-    c.eval.measures = ("accuracy", "neighbours")
-    c.eval.hierarchy = ""  # file that says which superclass a class belongs to; "" = none
-    c.eval.shifts = ()  # other test sets of these classes, each "NAME=FOLDER"
-    c.eval.dims = ()  # prefixes to measure; () = the nesting and the dims between
-    return c.lock()
 
 
 def set_method(config: ConfigDict, arg: str) -> None:
@@ -167,6 +40,23 @@ def set_method(config: ConfigDict, arg: str) -> None:
         config.head.kind = {"mrl": "separate", "mrl_e": "shared"}[arg]
     else:
         raise ValueError(f"the argument must be mrl, mrl_e, fixed=M or slim=M, got {arg!r}")
+
+
+def check_task(config: ConfigDict) -> None:
+    """Refuses keys that the config's task does not read, where they are not at their default.
+
+    Raises:
+      UsageError: names the key, or the tasks there are.
+    """
+    if config.task not in TASKS:
+        raise UsageError(f"config.task must be one of {', '.join(TASKS)}; got {config.task!r}")
+    defaults = flatten(default_config())
+    for key, value in flatten(config).items():
+        owner = next((t for k, t in TASK_OF.items() if key == k or key.startswith(k + ".")), "")
+        if owner not in ("", config.task) and value != defaults[key]:
+            raise UsageError(
+                f"config.{key} is {value!r}, but task {config.task} does not read it ({owner} does)"
+            )
 
 
 def _make_slim(config: ConfigDict, dim: int) -> None:
@@ -262,7 +152,7 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
         if values[key] is None:
             raise UsageError(f"{word} needs a value")
     config = config.copy_and_resolve_references()  # flags write into what they are given
-    for key in _LISTS_OF_WORDS & values.keys():
+    for key in LISTS_OF_WORDS & values.keys():
         values[key] = _words(values[key])
     argv = ["mrl_jax", *(f"--config.{key}={value}" for key, value in values.items())]
     parser = flags.FlagValues()

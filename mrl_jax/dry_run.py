@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from mrl_jax import experiment
 from mrl_jax.errors import UsageError
+from mrl_jax.program import Program
 from mrl_jax.runtime.mesh import path_name
 
 # How HLO names a collective; "-start" opens an asynchronous one whose "-done" is not counted.
@@ -22,13 +23,8 @@ _CHANNEL = re.compile(r"channel_id=(\d+)")
 _ARRAY = re.compile(r"(?P<type>pred|[a-z]+(?P<bits>[0-9]+)[a-z0-9]*)\[(?P<shape>[0-9,]*)\]")
 
 
-def program_of(
-    config: ConfigDict, topology: str = ""
-) -> tuple[experiment.Program, tuple[int, int, int]]:
-    """What a config trains: (program, shape [H, W, C] of its images); nothing is compiled.
-
-    The data set is opened only where the config does not say how many classes and what images it
-    has. Of several resolutions the largest counts.
+def program_of(config: ConfigDict, topology: str = "") -> Program:
+    """What a config trains, made for its largest batch; nothing is compiled.
 
     Args:
       config: of a run.
@@ -38,18 +34,9 @@ def program_of(
       UsageError: names the config key or the slice, and what would be legal.
       DataError: data missing or inconsistent.
     """
-    experiment.check_numbers(config)
+    experiment.check_config(config)
     mesh = experiment.make_mesh(config, topology_devices(topology) if topology else None)
-    size = max((pixels for _, pixels in config.data.resolutions), default=config.data.image_size)
-    classes, image_shape = config.data.classes, (size, size, 3)
-    if not classes or config.data.source == "digits":
-        dataset = experiment.open_data(config)
-        classes = len(dataset.class_names)
-        image_shape = (*image_shape[:2], dataset.image_shape[2])
-        if not config.data.resolutions:
-            image_shape = dataset.image_shape
-    program = experiment.make_program(config, classes=classes, image_shape=image_shape, mesh=mesh)
-    return program, image_shape
+    return experiment.of_task(config.task).planned_program(config, mesh)
 
 
 def topology_devices(name: str) -> list[Any]:
@@ -109,21 +96,21 @@ def _number(value: float) -> str:
     return f"{value:.0f} "
 
 
-def flops(program: experiment.Program, image_shape: tuple[int, int, int]) -> float:
+def flops(program: Program) -> float:
     """FLOPs of a whole step on all devices together, as accelerators compute it.
 
     Of the batch in one part and not of the CPU program: both would have loops, and XLA counts the
     body of a loop once.
     """
-    traced = dataclasses.replace(program, accumulate=1).trace(image_shape)
+    traced = dataclasses.replace(program, accumulate=1).trace(program.largest_batch)
     return (traced.lower(lowering_platforms=("tpu",)).cost_analysis() or {}).get("flops", math.nan)
 
 
-def report(program: experiment.Program, image_shape: tuple[int, int, int]) -> str:
+def report(program: Program) -> str:
     """Parameters, FLOPs, memory, collectives and shardings of a training step, as text."""
     mesh, batch_size = program.mesh, program.batch_size
-    per_step = flops(program, image_shape)
-    compiled = program.compile(image_shape)
+    per_step = flops(program)
+    compiled = program.compile(program.largest_batch)
     params = jax.tree_util.tree_leaves_with_path(program.state["params"])
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     mib = 2**20

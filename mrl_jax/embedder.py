@@ -74,6 +74,11 @@ class Embedder:
     def __init__(self, request: Request):
         # What is measured besides has no part in this, and may not be where we are.
         overrides = (*request.overrides, "--config.eval.shifts=()", "--config.eval.hierarchy=")
+        if (task := workdir.read_config(request.workdir).task) != "classification":
+            raise UsageError(
+                f"{request.workdir} was trained for {task}: this embeds images; for texts there is "
+                "mrl_jax.encoder"
+            )
         config, setup, state = trained.restored(request.workdir, overrides)
         task, mesh, dataset = setup.program.task, setup.program.mesh, setup.dataset
         self._params, self._model_state = evaluated(state)

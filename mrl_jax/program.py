@@ -1,7 +1,7 @@
 """What a run computes: model, loss and optimiser on a mesh, and the compiled step made of them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,9 @@ from jax.sharding import Mesh
 
 from mrl_jax.runtime import mesh as meshes
 from mrl_jax.runtime import step as steps
-from mrl_jax.tasks import Classification
+from mrl_jax.tasks import Task
+
+Batch = Mapping[str, jax.Array | jax.ShapeDtypeStruct]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Program:
     """
 
     mesh: Mesh
-    task: Classification
+    task: Task
     optimizer: optax.GradientTransformation
     rate: optax.Schedule
     state: Any
@@ -51,16 +53,14 @@ class Program:
 
         return jax.jit(init, out_shardings=self._shardings)(key)
 
-    def with_weights(self, state: Any, path: str) -> Any:
-        """A fresh state whose backbone is that of a PyTorch network, see `interop.load_weights`."""
-        from mrl_jax.interop import load_weights  # needs a package that nothing else does
+    def with_values(self, state: Any, params: Any, model_state: Any) -> Any:
+        """A fresh state with these host arrays in it, also as the start of moving averages.
 
-        params, model_state = load_weights(
-            path, self.task.backbone, self.state["params"], self.state["model_state"], head="skip"
-        )
+        Leaves that are no numpy arrays (shapes, as in `state` of the program) stay fresh.
+        """
 
         def place(new, old):
-            if not isinstance(new, np.ndarray):  # left as it was given: a shape
+            if not isinstance(new, np.ndarray):
                 return old
             return jax.make_array_from_callback(new.shape, old.sharding, lambda index: new[index])
 
@@ -71,14 +71,27 @@ class Program:
                     state[key] = jax.tree.map(place, new, state[key])
         return state
 
-    def compile(self, image_shape: Sequence[int]) -> Any:
-        """The training step for images [H, W, C]: (state, batch, key, stop) -> (state, metrics).
+    @property
+    def largest_batch(self) -> Batch:
+        """The batch of the largest shape that the task is made for, abstract."""
+        rows = meshes.batch_sharding(self.mesh)
+        return {
+            name: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=rows)
+            for name, shape in self.task.batch_spec(self.batch_size).items()
+        }
+
+    def compile(self, batch: Batch) -> Any:
+        """The training step: (state, batch, key, stop) -> (state, metrics).
 
         The state is donated; `stop` is what `StopFlag.array` gives, the metrics hold its sum.
-        """
-        return self.trace(image_shape).lower().compile()
 
-    def trace(self, image_shape: Sequence[int]) -> Any:
+        Args:
+          batch: arrays, or their shapes with dtype and sharding; only batches of these shapes can
+            be trained with what is compiled.
+        """
+        return self.trace(batch).lower().compile()
+
+    def trace(self, batch: Batch) -> Any:
         """The step of `compile` before it is lowered for a platform (a `jax.stages.Traced`)."""
 
         def update(state, batch, key, stop):
@@ -94,12 +107,10 @@ class Program:
             return state, {**metrics, "stop": stop.sum()}
 
         whole = meshes.replicated(self.mesh)
-        rows = meshes.batch_sharding(self.mesh)
         shape = jax.ShapeDtypeStruct
         batch = {
-            "image": shape((self.batch_size, *image_shape), np.uint8, sharding=rows),
-            "label": shape((self.batch_size,), np.int32, sharding=rows),
-            "mask": shape((self.batch_size,), np.float32, sharding=rows),
+            name: shape(rows.shape, rows.dtype, sharding=rows.sharding)
+            for name, rows in batch.items()
         }
         key = shape((), jax.random.key(0).dtype, sharding=whole)
         stop = shape((self.mesh.size,), np.int32, sharding=meshes.one_per_device(self.mesh))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 SCHEMA = 1
+HEADLINES = ("/top1", "/1nn", "/match", "/spearman", "/ndcg10")
 COLUMNS = 6  # of a printed table
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
 
@@ -79,6 +80,11 @@ def write(
         "results": [result._asdict() for result in results],
     }
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def headline(results: Sequence[Result]) -> list[Result]:
+    """The results that a person looks at first."""
+    return [r for r in results if r.name.endswith(HEADLINES)]
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -80,17 +80,18 @@ class Training:
             self.begin = int(self.state["step"])
             self.writer = MetricWriter(folder, self.begin, active=jax.process_index() == 0)
             self.batches = setup.batches(config.seed)
-        # The step is compiled once per size of images, before the first batch of it.
-        self.updates: dict[tuple[int, ...], Any] = {}
+        # The step is compiled once per shape of the batch, before the first of it.
+        self.updates: dict[tuple[tuple[int, ...], ...], Any] = {}
 
     def restore_or_init(self):
         """The newest intact checkpoint, or a fresh state."""
         restored = self.checkpoints.restore(self.program.state)
         if restored is None:
             state = self.program.init_state(self.key)
-            if self.config.weights:
-                state = self.program.with_weights(state, self.config.weights)
-                say(f"backbone from {self.config.weights}")
+            if self.experiment.pretrained:
+                source, put_in = self.experiment.pretrained
+                state = put_in(state)
+                say(source)
             say(
                 parameter_overview.get_parameter_overview(state["params"], include_stats="sharding")
             )
@@ -101,11 +102,11 @@ class Training:
         return state
 
     def update_for(self, number: int, batch: dict[str, jax.Array]) -> Any:
-        """The compiled training step for the batch's size of images, from step `number` on."""
-        shape = batch["image"].shape[1:]
+        """The compiled training step for batches of this shape, from step `number` on."""
+        shape = tuple(batch[name].shape for name in sorted(batch))
         if shape not in self.updates:
             with self.phases("compile"):
-                self.updates[shape] = self.program.compile(shape)
+                self.updates[shape] = self.program.compile(batch)
             if len(self.updates) == 1:
                 self.rate = Rate(self.config.steps, self.config.batch_size, number)
             self.rate.restart()
@@ -188,8 +189,12 @@ class Training:
         with self.phases("eval"):
             found = self.experiment.evaluate(self.state, ("val",))
             self.writer.write(done, by_name(found.results))
-        for best in [r for r in found.results if r.name == "val/top1"][-1:]:
-            say(f"step {done:>6} val/top1 at {best.dim} dims {best.value:.2%} +- {best.stderr:.2%}")
+        main = results.headline(found.results)
+        for best in [r for r in main if r.name == main[0].name][-1:]:
+            say(
+                f"step {done:>6} {best.name} at {best.dim} dims {best.value:.2%} "
+                f"+- {best.stderr:.2%}"
+            )
         self.rate.restart()
 
     def finish(self, command: str) -> None:
@@ -208,7 +213,7 @@ class Training:
                 data=self.experiment.dataset.fingerprint(),
             )
             results.write_text(self.folder / workdir.DONE, f"step {self.config.steps}\n")
-        say(results.table([r for r in found.results if r.name.endswith(("/top1", "/1nn"))]))
+        say(results.table(results.headline(found.results)))
         say(f"time {self.phases.summary()}")
         say(f"results in {self.folder / workdir.RESULTS}")
 
@@ -230,7 +235,7 @@ def main(argv: Sequence[str]) -> None:
     arguments, overrides = parser.parse_known_args(argv)
     config = configs.load(arguments.config, overrides)
     if arguments.dry_run:
-        print(dry_run.report(*dry_run.program_of(config, arguments.topology)))
+        print(dry_run.report(dry_run.program_of(config, arguments.topology)))
         return
     if arguments.topology:
         parser.error("--topology needs --dry_run")
@@ -250,6 +255,8 @@ def main(argv: Sequence[str]) -> None:
         say(f"{config.name}: {joined}, {jax.devices()[0].device_kind} x{jax.device_count()}")
         with phases("start"):
             setup = experiment.from_config(config)
+        if setup.note:
+            say(setup.note)
         training = Training(config, setup, folder, stop=stop, phases=phases)
         try:
             # Not before: what cannot even start does not take the folder.

@@ -1,5 +1,6 @@
 """What the names of results mean: titles, directions, and the suffixes of untrained rivals."""
 
+import math
 import re
 from typing import NamedTuple
 
@@ -60,6 +61,10 @@ _TITLES = {
     "ece": Metric("Expected calibration error", "expected calibration error", True),
     "vote": Metric("Vote of all granularities"),
     "oracle": Metric("Best granularity per example"),
+    "match": Metric("Partner found among all of the split"),
+    "spearman": Metric("Similarity, Spearman", "Spearman correlation with people's scores"),
+    "pearson": Metric("Similarity, Pearson", "Pearson correlation with people's scores"),
+    "ndcg10": Metric("Retrieval, nDCG@10", "nDCG@10"),
     "top1_clean": Metric("Linear top-1, clean examples of these classes"),
 }
 _PATTERNS = (
@@ -71,6 +76,14 @@ _PATTERNS = (
     (r"ncm_(\d+)way_(\d+)shot", "Few-shot class means, {}-way {}-shot", "accuracy"),
     (r"tail_(\w+?)_(head|tail)", "Long tail, {} {}", "accuracy"),
 )
+
+
+def legal_range(name: str) -> tuple[float, float]:
+    """Between which numbers a metric lies; most are fractions."""
+    base, _ = split_rival(name)
+    if base.endswith("retention"):
+        return -math.inf, math.inf  # a prefix may be better than the whole
+    return (-1, 1) if base in ("spearman", "pearson") else (0, 1)
 
 
 def split_rival(name: str) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mrl_jax import config as config_lib
 from mrl_jax.errors import DataError, UsageError
+from mrl_jax.reporting import metrics
 from mrl_jax.reporting.artefacts import Artefacts, check_schema, field, read_json
 
 KINDS = ("separate", "shared", "fixed")
@@ -83,8 +84,10 @@ def _read_result(values: Any, where: str) -> Result:
         raise DataError(f"{where}: dim and n must be >= 1, got dim={dim}, n={n}")
     if not (math.isfinite(value) and math.isfinite(stderr)):
         raise DataError(f"{where}: value and stderr must be finite, got {value} and {stderr}")
-    if not 0 <= value <= 1:
-        raise DataError(f"{where}: {name} must be a fraction in [0, 1], got {value}")
+    low, high = metrics.legal_range(metric)
+    if not low <= value <= high:
+        legal = "a fraction in [0, 1]" if (low, high) == (0, 1) else f"in [{low}, {high}]"
+        raise DataError(f"{where}: {name} must be {legal}, got {value}")
     return Result(split, metric, dim, float(value), float(stderr), n)
 
 

@@ -1,5 +1,6 @@
 """The parts of a report that are tables by dimension: what they say and how they are drawn."""
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -45,6 +46,9 @@ PARTS: tuple[Group | Callable[[Sequence[Method], str], Section | None], ...] = (
     Group(r"\d*k?nn\d*", "1nn", True),
     Group(r"(map|p|r)\d+", "map10"),
     Group(r"probe", "probe"),
+    Group(r"match", "match", True),
+    Group(r"spearman|pearson", "spearman", True),
+    Group(r"(ndcg|mrr|recall)\d+", "ndcg10", True),
     cascades.section,
     agreements.section,
     Group(r"ncm_.*", r"ncm_\d+way_5shot"),
@@ -90,7 +94,8 @@ def _figure(methods: Sequence[Method], table: Table) -> Figure:
         caption += f" Projections and probes are of {listing(sorted(widest))}."
     if left_out := len(table.curves) - len(chart.lines):
         caption += f" {count(left_out, 'column')} of the table left out for room."
-    file = f"{FILES.get(table.metric, f'{table.metric}_by_dim')}.png"
+    own = "" if table.split in tables.SPLIT_NAMES else f"{table.split}_"
+    file = f"{own}{FILES.get(table.metric, f'{table.metric}_by_dim')}.png"
     return Figure(file, caption, plots.drawing(chart))
 
 
@@ -110,10 +115,23 @@ def _section(methods: Sequence[Method], built: Sequence[Table], shown: bool) -> 
 
 
 def of_split(methods: Sequence[Method], split: str) -> tuple[list[Section], list[Table]]:
-    """The sections of all that was measured on a split and on shifted sets; the main tables."""
+    """The sections of all that was measured on a split and on other sets; the main tables."""
+    sections, main = _of_set(methods, split, PARTS)
+    groups = [part for part in PARTS if isinstance(part, Group)]
+    for name in shifted.names(methods):
+        if not shifted.is_shift(methods, name):
+            found, tables_ = _of_set(methods, name, groups)
+            sections += [dataclasses.replace(s, heading=f"{name}: {s.heading}") for s in found]
+            main += tables_
+    return sections, main
+
+
+def _of_set(
+    methods: Sequence[Method], split: str, parts: Sequence[Group | Callable]
+) -> tuple[list[Section], list[Table]]:
     left = [name for name in tables.names(methods, split) if name not in APART]
     sections, main = [], []
-    for part in PARTS:
+    for part in parts:
         if not isinstance(part, Group):
             sections.append(part(methods, split))
             continue
@@ -168,7 +186,7 @@ def overview(built: Sequence[Table]) -> Sheet | None:
             "of training again as well, which two or three seeds can seldom tell."
         )
     return Sheet(
-        f"{name} against every baseline, {tables.SPLIT_NAMES[built[0].split]}",
+        f"{name} against every baseline, {tables.SPLIT_NAMES.get(built[0].split, built[0].split)}",
         ("measure", *labels),
         tuple(
             Row(title, tuple(cells.get(label, Cell()) for label in labels)) for title, cells in rows

@@ -24,6 +24,11 @@ def names(methods: Sequence[Method]) -> list[str]:
     return sorted(splits - {*OWN_SPLITS})
 
 
+def is_shift(methods: Sequence[Method], name: str) -> bool:
+    """Whether a set holds other examples of the trained classes, and not texts."""
+    return "top1" in tables.names(methods, name)
+
+
 def _drops(shifted: Table, clean: Table) -> Drops:
     of_clean = {curve.label: curve for curve in clean.curves}
     found: Drops = {}
@@ -102,7 +107,7 @@ def section(methods: Sequence[Method], split: str) -> Section | None:
     """Accuracy on every shifted test set, by dim; None where there is none."""
     del split  # the sets stand beside whichever split is the last
     found, folded, lost, said = [], [], [], []
-    for name in names(methods):
+    for name in filter(lambda name: is_shift(methods, name), names(methods)):
         measured = [m for m in tables.names(methods, name) if m != CLEAN]
         built = [t for metric in measured if (t := tables.build(methods, name, metric))]
         folded += sheet.of_tables(built)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mrl_jax.tasks import Classification
+from mrl_jax.tasks import Task
 
 State = dict[str, Any]
 
@@ -16,7 +16,7 @@ AVERAGED = ("params", "model_state")
 
 
 def init_state(
-    task: Classification,
+    task: Task,
     optimizer: optax.GradientTransformation,
     key: jax.Array,
     *,
@@ -46,7 +46,7 @@ def evaluated(state: State) -> tuple[Any, Any]:
     return params, model_state
 
 
-def _gradients(task: Classification, state: State, batch: dict[str, jax.Array], key: jax.Array):
+def _gradients(task: Task, state: State, batch: dict[str, jax.Array], key: jax.Array):
     grad_fn = jax.value_and_grad(task.loss, has_aux=True)
     (loss, (loss_g, model_state)), grads = grad_fn(
         state["params"], state["model_state"], batch, key
@@ -55,7 +55,7 @@ def _gradients(task: Classification, state: State, batch: dict[str, jax.Array], 
 
 
 def _accumulated_gradients(
-    task: Classification, state: State, batch: dict[str, jax.Array], key: jax.Array, parts: int
+    task: Task, state: State, batch: dict[str, jax.Array], key: jax.Array, parts: int
 ):
     """As `_gradients` of the whole batch, from one part after the other: less memory."""
 
@@ -88,7 +88,7 @@ def train_step(
     batch: dict[str, jax.Array],
     key: jax.Array,
     *,
-    task: Classification,
+    task: Task,
     optimizer: optax.GradientTransformation,
     accumulate: int = 1,
     ema_decay: float = 0.0,

@@ -96,6 +96,14 @@ class Classification:
         """The granularities that are trained."""
         return self.head.nesting
 
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of a batch of so many images of `image_shape`."""
+        return {
+            "image": jax.ShapeDtypeStruct((batch_size, *self.image_shape), jnp.uint8),
+            "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+            "mask": jax.ShapeDtypeStruct((batch_size,), jnp.float32),
+        }
+
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         """Fresh (parameters, model state); the model state holds e.g. batch statistics."""
         backbone_key, head_key = jax.random.split(key)

@@ -1,0 +1,35 @@
+"""Texts with a class each, from jsonl, tsv or Parquet files with columns text and label."""
+
+import pathlib
+from typing import NamedTuple
+
+from mrl_jax.data.text_files import read_rows
+from mrl_jax.errors import DataError
+
+
+class LabelledTexts(NamedTuple):
+    """N texts and their N labels, which are words or numbers written as words."""
+
+    texts: list[str]
+    labels: list[str]
+
+
+def read_labelled(path: str | pathlib.Path, text: str = "text", label: str = "label"):
+    """The rows of a file as `LabelledTexts`; `text` and `label` say how their columns are called.
+
+    Raises:
+      DataError: it is damaged or empty, a column is missing, a text is none; names the line.
+    """
+    found = LabelledTexts([], [])
+    for row in read_rows(pathlib.Path(path)):
+        for column, values in ((text, found.texts), (label, found.labels)):
+            if row.values.get(column) is None:
+                raise DataError(
+                    f"{row.where}: column {column} is missing; found {', '.join(row.values)}"
+                )
+            values.append(str(row.values[column]))
+        if not isinstance(row.values[text], str):
+            raise DataError(f"{row.where}: {text} must be a text, got {row.values[text]!r}")
+    if not found.texts:
+        raise DataError(f"{path} has no rows")
+    return found

@@ -1,0 +1,157 @@
+"""Batches of texts by length: a pure function of (seed, step), on any mesh, whatever came before.
+
+The stream of examples is cut into windows. Those of a window are sorted by length and cut into
+batches, which come in random order: texts that go together are about equally long, so little of a
+batch is padding. Lengths are rounded up to few, so few shapes are compiled.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from mrl_jax.data.loader import put, train_rows
+from mrl_jax.data.text import TextSplit
+from mrl_jax.tokenization import padded_length
+
+WINDOW = 64  # batches that are sorted together
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Token ids of many texts in one array: no object per text.
+
+    Attributes:
+      flat: [sum of lengths] int32.
+      starts: [texts + 1] int64.
+    """
+
+    flat: np.ndarray
+    starts: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Sequence[np.ndarray]) -> "Tokens":
+        """From the ids of each text."""
+        starts = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)])
+        flat = np.concatenate(rows) if len(rows) else np.zeros(0)
+        return cls(flat.astype(np.int32), starts)
+
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """[texts] int32."""
+        return np.diff(self.starts).astype(np.int32)
+
+    def padded(self, text_b: np.ndarray, length: int) -> np.ndarray:
+        """The tokens [B, length] of these texts, none of which is longer; 0 beyond each."""
+        place_bt = self.starts[text_b][:, None] + np.arange(length)
+        inside_bt = place_bt < self.starts[text_b + 1][:, None]
+        return np.where(inside_bt, self.flat[np.where(inside_bt, place_bt, 0)], 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainTexts:
+    """The train split with what turns it into batches.
+
+    Attributes:
+      split: texts.
+      encode: texts -> token ids of each, at most `longest`.
+      longest: tokens of a text.
+      score_max: scores are divided by it.
+      teacher: texts -> embeddings [texts, any], or None; asked once for all texts.
+    """
+
+    split: TextSplit
+    encode: Callable[[Sequence[str]], list[np.ndarray]]
+    longest: int
+    score_max: float = 1.0
+    teacher: Callable[[Sequence[str]], np.ndarray] | None = None
+
+    def batches(self, batch_size: int, seed: int, sharding: jax.sharding.Sharding) -> "TextBatches":
+        """Training batches by step."""
+        tokens = Tokens.of(self.encode(self.split.texts))
+        teacher_td = self.teacher(self.split.texts) if self.teacher else None
+        return TextBatches(self, tokens, teacher_td, batch_size, seed, sharding)
+
+
+class TextBatches:
+    """Training batches: `batches(step)` -> dict of global device arrays.
+
+    Of every side `{side}_tokens` [B, T] int32, `{side}_lengths` [B] and `{side}_id` [B], equal for
+    what is never told apart, and with a teacher `{side}_teacher` [B, any]; `score` [B] where pairs
+    have one; and `mask` [B], all ones.
+    """
+
+    def __init__(
+        self,
+        source: TrainTexts,
+        tokens: Tokens,
+        teacher_td: np.ndarray | None,
+        batch_size: int,
+        seed: int,
+        sharding: jax.sharding.Sharding,
+    ):
+        self._source, self._split = source, source.split
+        self._tokens, self._teacher_td = tokens, teacher_td
+        self._batch_size, self._seed, self._sharding = batch_size, seed, sharding
+        self._window: tuple[int, list[dict[str, np.ndarray]]] = (-1, [])
+
+    def __call__(self, step: int) -> dict[str, jax.Array]:
+        """The batch of `step`, counted from 0."""
+        return put(self.host_batch(step), self._sharding)
+
+    def host_batch(self, step: int) -> dict[str, np.ndarray]:
+        """The whole batch of `step` as it is on every process."""
+        window, place = divmod(step, WINDOW)
+        if self._window[0] != window:
+            self._window = (window, self._plan(window))
+        rows = self._window[1][place]
+        text_b = {name: rows[name] for name in rows if name != "row"}
+        longest = {
+            side: padded_length(int(self._tokens.lengths[text].max()), self._source.longest)
+            for side, text in text_b.items()
+        }
+        top = max(longest.values())
+        batch = {"mask": np.ones(self._batch_size, np.float32)}
+        for side, text in text_b.items():
+            # Sides of one length go through the encoder together, and make fewer programs.
+            length = top if 2 * longest[side] >= top else longest[side]
+            batch[f"{side}_tokens"] = self._tokens.padded(text, length)
+            batch[f"{side}_lengths"] = self._tokens.lengths[text]
+            batch[f"{side}_id"] = self._split.same_t[text]
+            if self._teacher_td is not None:
+                batch[f"{side}_teacher"] = self._teacher_td[text]
+        if self._split.score_n is not None:
+            batch["score"] = self._split.score_n[rows["row"]] / np.float32(self._source.score_max)
+        return batch
+
+    def _plan(self, window: int) -> list[dict[str, np.ndarray]]:
+        """The rows of every batch of a window, and the texts of their sides."""
+        size, split = WINDOW * self._batch_size, self._split
+        rows = train_rows(self._seed, window, size, split.examples)
+        random = np.random.Generator(np.random.Philox([self._seed, window, 1]))
+        if split.starts is None:
+            columns = {side: text_n[rows] for side, text_n in split.sides.items()}
+        else:
+            columns = self._draw(rows, random)
+        # The longest side says what a batch is padded to; the others decide between equals.
+        lengths = [self._tokens.lengths[text] for text in columns.values()]
+        # Within an epoch: else both copies of an example would stand beside each other.
+        epochs = (window * size + np.arange(size)) // split.examples
+        order = np.lexsort((sum(lengths), np.max(lengths, axis=0), epochs)).reshape(
+            WINDOW, self._batch_size
+        )
+        columns["row"] = rows
+        return [
+            {name: column[order[batch]] for name, column in columns.items()}
+            for batch in random.permutation(WINDOW)
+        ]
+
+    def _draw(self, rows: np.ndarray, random: np.random.Generator) -> dict[str, np.ndarray]:
+        """Two different texts of each of these groups, in random order."""
+        start, size = self._split.starts[rows], np.diff(self._split.starts)[rows]
+        first = random.integers(0, size)
+        second = (first + random.integers(1, size)) % size
+        members = self._split.members
+        return {"anchor": members[start + first], "positive": members[start + second]}

@@ -1,0 +1,156 @@
+"""Measuring a sentence encoder at every prefix; the same code during training and offline."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mrl_jax.data.beir import Collection
+from mrl_jax.data.labelled_text import LabelledTexts
+from mrl_jax.data.loader import put
+from mrl_jax.data.text import TextData, TextSplit
+from mrl_jax.evaluators import (
+    matching,
+    text_classification,
+    text_clustering,
+    text_common,
+    text_retrieval,
+    text_sts,
+)
+from mrl_jax.evaluators.finding import Finding
+from mrl_jax.runtime.mesh import batch_sharding, replicated
+from mrl_jax.tasks.sentence_pairs import SentencePairs
+from mrl_jax.tokenization import Tokenizer, pad, padded_length
+
+# Texts of the train split that PCA is fitted on.
+FITTED_ON = 20_000
+
+
+class SentenceEvaluation:
+    """Runs evaluators on texts. Compiles once per length of texts, however often it runs.
+
+    A split of scored pairs is measured by `text_sts`, any other by `matching`; beside them the
+    sets that have names of their own.
+
+    Args:
+      task: gives embed().
+      mesh: batches are split over it.
+      tokenizer: of the task's encoder.
+      data: whose splits are measured.
+      dims: prefixes to measure; those beyond the trained width are left out.
+      batch_size: texts per step, a multiple of what the mesh splits the batch into.
+      seed: of random choices inside evaluators.
+      sts: further sets of scored pairs by name.
+      retrieval: collections by name.
+      classification: labelled texts to learn from, and to be told, by name.
+      clustering: labelled texts by name.
+      projections: measure PCA and a rotation of the whole embedding as well.
+    """
+
+    def __init__(
+        self,
+        task: SentencePairs,
+        mesh: Mesh,
+        tokenizer: Tokenizer,
+        data: TextData,
+        *,
+        dims: tuple[int, ...],
+        batch_size: int,
+        seed: int = 0,
+        sts: Mapping[str, TextSplit] = MappingProxyType({}),
+        retrieval: Mapping[str, Collection] = MappingProxyType({}),
+        classification: Mapping[str, tuple[LabelledTexts, LabelledTexts]] = MappingProxyType({}),
+        clustering: Mapping[str, LabelledTexts] = MappingProxyType({}),
+        projections: bool = False,
+    ):
+        self._task, self._mesh, self._tokenizer, self._data = task, mesh, tokenizer, data
+        self._dims = tuple(m for m in dims if m <= task.nesting.width)
+        self._batch_size, self._seed = batch_size, seed
+        self._sts, self._retrieval, self._projections = sts, retrieval, projections
+        self._classification, self._clustering = classification, clustering
+        self._embed = jax.jit(task.embed, static_argnames="depth", out_shardings=replicated(mesh))
+
+    def run(self, params: Any, model_state: Any, splits: tuple[str, ...]) -> Finding:
+        """All that was asked for, on these splits."""
+
+        def embed(texts: Sequence[str]) -> np.ndarray:
+            """The trained dims of texts."""
+            z_nd = embed_texts(
+                functools.partial(self._embed, params, model_state),
+                texts,
+                self._tokenizer,
+                max_length=self._task.max_length,
+                batch_size=self._batch_size,
+                sharding=batch_sharding(self._mesh),
+            )
+            return z_nd[:, : self._task.nesting.width]
+
+        found, options = Finding(), {"seed": self._seed}
+        if self._projections:
+            texts = self._data.splits["train"].texts
+            fitted = texts[:: max(1, len(texts) // FITTED_ON)][:FITTED_ON]
+            options["spaces"] = text_common.rivals(embed(fitted), self._seed)
+        for name in splits:
+            split = self._data.splits[name]
+            if split.kind == "scored":
+                found.add(self._scored(embed, name, split, options))
+            else:
+                found.add(self._matched(embed, name, split))
+        for name, split in self._sts.items():
+            found.add(self._scored(embed, name, split, options))
+        for name, collection in self._retrieval.items():
+            measure = text_retrieval.measure
+            found.add(measure(embed, name, collection, self._dims, mesh=self._mesh, **options))
+        for name, (train, test) in self._classification.items():
+            spaces = options.get("spaces")
+            measure = text_classification.measure
+            found.add(measure(embed, name, train, test, self._dims, spaces=spaces))
+        for name, texts in self._clustering.items():
+            found.add(text_clustering.measure(embed, name, texts, self._dims, **options))
+        return found
+
+    def _scored(self, embed, name: str, split: TextSplit, options: dict) -> Finding:
+        sides = [[split.texts[i] for i in text_n] for text_n in split.pairs()]
+        return text_sts.measure(embed, name, tuple(sides), split.score_n, self._dims, **options)
+
+    def _matched(self, embed, name: str, split: TextSplit) -> Finding:
+        z_td, (a_n, b_n) = embed(split.texts), split.pairs()
+        ids = split.same_t[a_n], split.same_t[b_n]
+        return matching.measure(z_td[a_n], z_td[b_n], *ids, name, self._dims)
+
+
+def embed_texts(
+    embed: Callable[[dict[str, jax.Array]], jax.Array],
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    max_length: int,
+    batch_size: int,
+    sharding: jax.sharding.Sharding,
+) -> np.ndarray:
+    """Embeddings [N, D] float32 of any texts, in their order, the same on every process.
+
+    Args:
+      embed: a batch of `tokens` [B, T] and `lengths` [B] to embeddings [B, D] on every device.
+      texts: the longest go first: what does not fit in memory shows at once.
+      tokenizer: of the encoder.
+      max_length: tokens that a text is cut to.
+      batch_size: texts per call.
+      sharding: of a batch.
+    """
+    tokens = tokenizer.encode(list(texts), max_length)
+    order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]))
+    found = []
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        length = padded_length(len(tokens[rows[0]]), max_length)
+        tokens_bt, lengths_b = pad([tokens[i] for i in rows], length, batch_size)
+        batch = put({"tokens": tokens_bt, "lengths": lengths_b}, sharding)
+        found.append(np.asarray(jax.device_get(embed(batch)), np.float32)[: len(rows)])
+    z_nd = np.concatenate(found)
+    z_nd[np.array(order)] = z_nd.copy()
+    return z_nd

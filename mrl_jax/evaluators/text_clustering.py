@@ -1,0 +1,75 @@
+"""Whether clusters of embeddings are the classes of their texts."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import v_measure_score
+
+from mrl_jax.data.labelled_text import LabelledTexts
+from mrl_jax.errors import DataError
+from mrl_jax.evaluators.finding import Finding
+from mrl_jax.evaluators.spaces import Space
+from mrl_jax.evaluators.text_common import Embed, embedded, in_spaces, itself, unit_rows
+from mrl_jax.results import Result
+
+STARTS = 5
+
+
+def measure(
+    embed: Embed,
+    name: str,
+    data: LabelledTexts,
+    dims: Sequence[int],
+    *,
+    seed: int,
+    spaces: dict[str, Space] | None = None,
+) -> Finding:
+    """ "{name}/v_measure" of k-means with as many clusters as there are classes.
+
+    The mean over `STARTS` starts of k-means on prefixes at length 1, the same starts' numbers at
+    every prefix; the standard error says how far starts differ, not texts.
+
+    Args:
+      embed: N texts -> [N, D], of any length.
+      name: of the data set.
+      data: texts and their classes.
+      dims: prefixes; those wider than a space are left out.
+      seed: of the starts.
+      spaces: as in `text_sts.measure`.
+
+    Raises:
+      DataError: fewer than 2 classes, or fewer different texts than classes.
+      NonFiniteError: the embeddings hold NaN or an infinity.
+    """
+    classes = len(set(data.labels))
+    if classes < 2 or len(set(data.texts)) < classes:
+        raise DataError(
+            f"{name}: at least 2 classes, and as many different texts, are needed, got {classes} "
+            f"classes of {len(set(data.texts))} texts"
+        )
+    z_nd = embedded(embed, data.texts, f"texts of {name}")
+    found = Finding()
+    for suffix, there, (x_ne,) in in_spaces(spaces or itself(z_nd.shape[1]), dims, z_nd):
+        for dim in there:
+            unit_nd = unit_rows(x_ne[:, :dim], name)
+            values = [
+                v_measure_score(data.labels, _clusters(unit_nd, classes, seed + start))
+                for start in range(STARTS)
+            ]
+            stderr = float(np.std(values, ddof=1) / np.sqrt(STARTS))
+            value = float(np.mean(values))
+            found.results.append(
+                Result(f"{name}/v_measure{suffix}", dim, value, stderr, len(data.texts))
+            )
+    return found
+
+
+def _clusters(unit_nd: np.ndarray, classes: int, seed: int) -> np.ndarray:
+    """The cluster of every row, [N]."""
+    with warnings.catch_warnings():
+        # Fewer different vectors than classes (one dim is 1 or -1): the measure says it.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return KMeans(classes, n_init=1, random_state=seed).fit_predict(unit_nd)

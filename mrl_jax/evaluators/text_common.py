@@ -1,0 +1,86 @@
+"""What all measurements of texts share: encode once, cut, then normalise; rivals; resampling."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from mrl_jax.errors import NonFiniteError
+from mrl_jax.evaluators.spaces import Moments, Space, fit_spaces, scatter
+
+Embed = Callable[[list[str]], np.ndarray]
+
+RESAMPLES = 1000
+_AT_A_TIME = 2**20  # numbers of resampled examples
+
+
+def rivals(train_nd: np.ndarray, seed: int) -> dict[str, Space]:
+    """The embedding itself, "", and what needs no training: "_rotation" and "_pca".
+
+    PCA is fitted on training embeddings [N, D] at length 1, and is applied to such: what cosines
+    compare.
+
+    Raises:
+      NonFiniteError: the embeddings hold NaN or an infinity.
+    """
+    mean_d, scatter_dd = scatter(unit_rows(train_nd, "training texts"))
+    nothing = np.zeros((1, len(mean_d)))
+    moments = Moments(len(train_nd), mean_d, scatter_dd, nothing, np.ones(1))
+    spaces = fit_spaces(moments, nothing.T, seed)
+    return {suffix: spaces[suffix] for suffix in ("", "_rotation", "_pca")}
+
+
+def itself(width: int) -> dict[str, Space]:
+    """The embedding of so many dims alone, without rivals."""
+    return {"": Space(np.zeros(width), np.eye(width))}
+
+
+def embedded(embed: Embed, texts: Sequence[str], what: str) -> np.ndarray:
+    """Embeddings [N, D] float32 at length 1; every different text is embedded once.
+
+    Raises:
+      NonFiniteError: they hold NaN or an infinity.
+    """
+    distinct = list(dict.fromkeys(texts))
+    number = {text: i for i, text in enumerate(distinct)}
+    z_nd = np.asarray(embed(distinct), np.float32)
+    return unit_rows(z_nd, what)[[number[text] for text in texts]]
+
+
+def unit_rows(z_nd: np.ndarray, what: str) -> np.ndarray:
+    """Rows [N, D] at length 1; a row of length 0 stays.
+
+    Raises:
+      NonFiniteError: `what` holds NaN or an infinity.
+    """
+    length_n1 = np.linalg.norm(z_nd, axis=1, keepdims=True)
+    if not np.isfinite(length_n1).all():
+        bad = int((~np.isfinite(length_n1)).sum())
+        raise NonFiniteError(f"{bad} of {len(z_nd)} embeddings of {what} hold NaN or an infinity")
+    return z_nd / np.where(length_n1 > 0, length_n1, 1)
+
+
+def in_spaces(
+    spaces: dict[str, Space], dims: Sequence[int], *z: np.ndarray
+) -> Iterator[tuple[str, tuple[int, ...], list[np.ndarray]]]:
+    """Of every space its suffix, the prefixes it has, and the coordinates of embeddings in it."""
+    for suffix, space in spaces.items():
+        if there := space.dims(tuple(sorted(dims))):
+            yield suffix, there, [space.project(z_nd) for z_nd in z]
+
+
+def resamples(n: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each of n examples is drawn with replacement, `RESAMPLES` rows in parts [R, n].
+
+    The same for the same n and seed: statistics of the same resamples can be compared in pairs.
+    """
+    rng = np.random.default_rng(seed)
+    rows = max(1, min(RESAMPLES, _AT_A_TIME // n))
+    for start in range(0, RESAMPLES, rows):
+        drawn_rn = rng.multinomial(n, np.full(n, 1 / n), min(rows, RESAMPLES - start))
+        yield drawn_rn.astype(np.float64)
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The middle 95 % of resampled values."""
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)

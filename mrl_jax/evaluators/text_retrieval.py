@@ -1,0 +1,141 @@
+"""Finding documents for queries by exact search, at every prefix in one pass."""
+
+import json
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jax.sharding import Mesh
+
+from mrl_jax.data.beir import Collection, grades_at
+from mrl_jax.evaluators.finding import Finding
+from mrl_jax.evaluators.spaces import Space
+from mrl_jax.evaluators.text_common import (
+    RESAMPLES,
+    Embed,
+    embedded,
+    in_spaces,
+    interval,
+    itself,
+    resamples,
+)
+from mrl_jax.results import Result
+from mrl_jax.search import top_k
+
+CUTOFF = 10  # of nDCG and MRR, and of the first recall
+DEPTH = 100  # documents looked at
+
+
+def measure(
+    embed: Embed,
+    name: str,
+    collection: Collection,
+    dims: Sequence[int],
+    *,
+    seed: int,
+    spaces: dict[str, Space] | None = None,
+    embed_queries: Embed | None = None,
+    mesh: Mesh | None = None,
+) -> Finding:
+    """Documents and queries are embedded once and compared by cosine at every prefix.
+
+    "{name}/ndcg10": gains are the grades, discounted by log2(1 + rank), over those of the best
+    order. "mrr10": 1 / rank of the first relevant document, 0 beyond 10. "recall10", "recall100":
+    the share of relevant documents found. "map100": precision at the ranks of relevant documents
+    down to 100, summed and divided by how many there are. All are means over queries with their
+    standard errors. "ndcg10_retention": what is left of nDCG at full width, by bootstrap over
+    queries, both numbers from the same resample; not given where nothing is found at full width.
+    A document that has a query's id is not shown to it. "{name}_retrieval.json" has the 95 %
+    intervals of the retention and how many documents there are.
+
+    Args:
+      embed: N texts -> [N, D], of any length.
+      name: of the collection.
+      collection: as from `data.beir.load`.
+      dims: prefixes; those wider than a space are left out.
+      seed: of the resamples.
+      spaces: as in `text_sts.measure`.
+      embed_queries: where queries are embedded otherwise than documents (with another prompt).
+      mesh: documents are split over all its devices.
+
+    Raises:
+      NonFiniteError: the embeddings hold NaN or an infinity.
+    """
+    z_nd = embedded(embed, collection.documents, f"documents of {name}")
+    z_bd = embedded(embed_queries or embed, collection.queries, f"queries of {name}")
+    width, found = z_nd.shape[1], Finding()
+    ndcg = {}
+    for suffix, there, (x_nd, x_bd) in in_spaces(spaces or itself(width), dims, z_nd, z_bd):
+        # The full width, which retention compares with, from the same pass.
+        searched = there if suffix else tuple(sorted({*there, width}))
+        for dim, row_bk in zip(
+            searched, _ranked(collection, x_nd, x_bd, searched, mesh), strict=True
+        ):
+            values = dict(_values(collection, row_bk))
+            ndcg[suffix, dim] = values[f"ndcg{CUTOFF}"]
+            if dim not in there:
+                continue
+            for metric, value_b in values.items():
+                found.results.append(_mean(f"{name}/{metric}{suffix}", dim, value_b))
+    whole_b = ndcg["", width]
+    n, intervals = len(whole_b), []
+    weights = list(resamples(n, seed))
+    whole_r = _resampled(whole_b, weights)
+    wanted = [key for key in ndcg if key[1] in dims and whole_r.min() > 0]
+    for suffix, dim in wanted:
+        metric = f"{name}/ndcg{CUTOFF}_retention{suffix}"
+        kept_r = _resampled(ndcg[suffix, dim], weights) / whole_r
+        value = float(ndcg[suffix, dim].mean() / whole_b.mean())
+        found.results.append(Result(metric, dim, value, float(kept_r.std(ddof=1)), n))
+        low, high = interval(kept_r)
+        intervals.append({"metric": metric, "dim": dim, "low": low, "high": high})
+    content = {"schema": 1, "database": len(z_nd), "resamples": RESAMPLES, "intervals": intervals}
+    found.files[f"{name}_retrieval.json"] = json.dumps(content).encode()
+    return found
+
+
+def _ranked(collection: Collection, x_nd, x_bd, dims: tuple[int, ...], mesh) -> np.ndarray:
+    """The documents of every query, best first, [G, B, k]; its own namesake is left out."""
+    number = {identity: i for i, identity in enumerate(collection.document_ids)}
+    own_b = np.array([number.get(identity, -1) for identity in collection.query_ids])
+    spare = int((own_b >= 0).any())
+    k = min(DEPTH + spare, len(x_nd))
+    row_gbk, _ = top_k(x_nd, x_bd, dims, k, mesh=mesh)
+    if not spare:
+        return row_gbk
+    # What is not kept goes behind all others; a namesake that was not found costs the last.
+    own_gbk = row_gbk == own_b[:, None]
+    order_gbk = np.argsort(own_gbk, axis=-1, kind="stable")
+    row_gbk = np.take_along_axis(np.where(own_gbk, -1, row_gbk), order_gbk, -1)
+    return row_gbk[..., :DEPTH]
+
+
+def _values(collection: Collection, row_bk: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Metrics and their values [B] of ranked documents [B, k]; -1 is no document."""
+    grade_bk = np.stack(list(grades_at(collection, row_bk)))
+    relevant_b = np.bincount(collection.query_r, minlength=len(row_bk))
+    rank_k = np.arange(1, row_bk.shape[1] + 1)
+    gain_bk = grade_bk / np.log2(1 + rank_k)
+    # Judgements by query, the best grade first.
+    order_r = np.lexsort((-collection.grade_r, collection.query_r))
+    start_b = np.cumsum(relevant_b) - relevant_b
+    place_r = np.arange(len(order_r)) - np.repeat(start_b, relevant_b)
+    ideal_r = np.where(place_r < CUTOFF, collection.grade_r[order_r] / np.log2(2 + place_r), 0)
+    ideal_b = np.bincount(collection.query_r, ideal_r, minlength=len(row_bk))
+    hit_bk = grade_bk > 0
+    hits_bk = hit_bk.cumsum(1)
+    yield f"ndcg{CUTOFF}", gain_bk[:, :CUTOFF].sum(1) / ideal_b
+    yield f"mrr{CUTOFF}", (hit_bk / rank_k)[:, :CUTOFF].max(1)
+    for cutoff in (CUTOFF, DEPTH):
+        yield f"recall{cutoff}", hit_bk[:, :cutoff].sum(1) / relevant_b
+    yield f"map{DEPTH}", (hit_bk * hits_bk / rank_k).sum(1) / relevant_b
+
+
+def _resampled(value_b: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:
+    """The mean in every resample, [R]."""
+    return np.concatenate([weight_rb @ value_b for weight_rb in weights]) / len(value_b)
+
+
+def _mean(name: str, dim: int, value_b: np.ndarray) -> Result:
+    n = len(value_b)
+    stderr = value_b.std(ddof=1) / np.sqrt(n) if n > 1 else 0.0
+    return Result(name, dim, float(value_b.mean()), float(stderr), n)

@@ -1,0 +1,134 @@
+"""How well cosines of two texts agree with people's scores of their similarity, at every prefix."""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from mrl_jax.errors import DataError
+from mrl_jax.evaluators.finding import Finding
+from mrl_jax.evaluators.spaces import Space
+from mrl_jax.evaluators.text_common import (
+    RESAMPLES,
+    Embed,
+    embedded,
+    in_spaces,
+    interval,
+    itself,
+    resamples,
+    unit_rows,
+)
+from mrl_jax.results import Result
+
+
+def measure(
+    embed: Embed,
+    name: str,
+    pairs: tuple[Sequence[str], Sequence[str]],
+    score_n: np.ndarray,
+    dims: Sequence[int],
+    *,
+    seed: int,
+    spaces: dict[str, Space] | None = None,
+) -> Finding:
+    """Semantic textual similarity, from one embedding of every text.
+
+    "{name}/spearman" and "{name}/pearson" correlate cosines of prefixes with scores; 0 where all
+    cosines are equal. "{name}/retention" is the share of the Spearman correlation at full width
+    that is left; it is not given where that is not surely above 0. Standard errors come from
+    `RESAMPLES` bootstrap resamples of the pairs, of which retention takes both correlations from
+    the same one. "{name}_sts.json" has the 95 % intervals.
+
+    Args:
+      embed: N texts -> [N, D], of any length.
+      name: of the data set.
+      pairs: N texts and the N they are compared with.
+      score_n: [N], in any unit.
+      dims: prefixes; those wider than a space are left out.
+      seed: of the resamples.
+      spaces: as from `text_common.rivals`, by the suffix of their metrics; only the embedding
+        itself where not given.
+
+    Raises:
+      DataError: fewer than 3 pairs, sides of unequal length, or scores that are all equal or not
+        finite.
+      NonFiniteError: the embeddings hold NaN or an infinity.
+    """
+    score_n = np.asarray(score_n, np.float64)
+    n = len(score_n)
+    if n < 3 or {len(side) for side in pairs} != {n}:
+        sides = " and ".join(str(len(side)) for side in pairs)
+        raise DataError(f"{name}: at least 3 pairs and scores are needed, got {sides} with {n}")
+    if not np.isfinite(score_n).all() or (score_n == score_n[0]).all():
+        raise DataError(f"{name}: scores must be finite and not all equal")
+    z_nd = embedded(embed, [*pairs[0], *pairs[1]], name)
+    width = z_nd.shape[1]
+    cosines: dict[tuple[str, int], np.ndarray] = {("", width): _cosines(z_nd, n)}
+    wanted = []
+    for suffix, there, (x_ne,) in in_spaces(spaces or itself(width), dims, z_nd):
+        for dim in there:
+            wanted.append((suffix, dim))
+            cosines[suffix, dim] = _cosines(x_ne[:, :dim], n)
+    values = _correlations(cosines, score_n, np.ones((1, n)))
+    parts = [_correlations(cosines, score_n, weight_rn) for weight_rn in resamples(n, seed)]
+    sampled = {key: np.concatenate([part[key] for part in parts], 1) for key in cosines}
+
+    found, intervals = Finding(), []
+
+    def add(metric: str, dim: int, value: float, value_r: np.ndarray) -> None:
+        stderr = float(value_r.std(ddof=1))
+        found.results.append(Result(f"{name}/{metric}", dim, float(value), stderr, n))
+        low, high = interval(value_r)
+        intervals.append({"metric": f"{name}/{metric}", "dim": dim, "low": low, "high": high})
+
+    whole, whole_r = values["", width][0, 0], sampled["", width][0]
+    for suffix, dim in wanted:
+        for i, metric in enumerate(("spearman", "pearson")):
+            value = values[suffix, dim][i, 0]
+            add(metric + suffix, dim, value, sampled[suffix, dim][i])
+        if whole_r.min() > 0:
+            value = values[suffix, dim][0, 0] / whole
+            add(f"retention{suffix}", dim, value, sampled[suffix, dim][0] / whole_r)
+    content = {"schema": 1, "pairs": n, "resamples": RESAMPLES, "intervals": intervals}
+    found.files[f"{name}_sts.json"] = json.dumps(content).encode()
+    return found
+
+
+def _cosines(z_nd: np.ndarray, n: int) -> np.ndarray:
+    """Of rows i and n + i, [n]."""
+    unit_nd = unit_rows(z_nd.astype(np.float64), "pairs")
+    return (unit_nd[:n] * unit_nd[n:]).sum(1)
+
+
+def _correlations(cosines: dict, score_n: np.ndarray, weight_rn: np.ndarray) -> dict:
+    """Spearman's and Pearson's with the scores, [2, R] each, where pair i is there w_i times."""
+    score_rank_rn = _ranks(score_n, weight_rn)
+    return {
+        key: np.stack(
+            [
+                _pearson(_ranks(cosine_n, weight_rn), score_rank_rn, weight_rn),
+                _pearson(cosine_n[None], score_n[None], weight_rn),
+            ]
+        )
+        for key, cosine_n in cosines.items()
+    }
+
+
+def _ranks(x_n: np.ndarray, weight_rn: np.ndarray) -> np.ndarray:
+    """Mean ranks among w_i copies of each value, [R, n]: one sort serves all resamples."""
+    order_n = np.argsort(x_n, kind="stable")
+    start_v = np.flatnonzero(np.diff(x_n[order_n], prepend=-np.inf))  # of equal values
+    weight_rv = np.add.reduceat(weight_rn[:, order_n], start_v, axis=1)
+    rank_rv = weight_rv.cumsum(1) - (weight_rv - 1) / 2
+    rank_rn = np.empty(weight_rn.shape)
+    rank_rn[:, order_n] = np.repeat(rank_rv, np.diff(start_v, append=len(x_n)), axis=1)
+    return rank_rn
+
+
+def _pearson(x_rn: np.ndarray, y_rn: np.ndarray, weight_rn: np.ndarray) -> np.ndarray:
+    n = weight_rn.shape[1]
+    x_rn, y_rn = (v - (weight_rn * v).sum(1, keepdims=True) / n for v in (x_rn, y_rn))
+    spread_r = np.sqrt((weight_rn * x_rn**2).sum(1) * (weight_rn * y_rn**2).sum(1))
+    # Equal up to rounding is equal: what orders nothing agrees with nothing.
+    some_r = spread_r > 1e-12 * n
+    return np.where(some_r, (weight_rn * x_rn * y_rn).sum(1) / np.where(some_r, spread_r, 1), 0.0)

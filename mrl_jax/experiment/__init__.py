@@ -1,0 +1,30 @@
+"""The one place where a config becomes explicit arguments: data, mesh, task, optimiser."""
+
+from types import ModuleType
+
+from ml_collections import ConfigDict
+
+from mrl_jax.experiment import images
+from mrl_jax.experiment.common import Experiment, check_config, make_mesh
+
+__all__ = ["Experiment", "check_config", "from_config", "make_mesh", "of_task"]
+
+
+def of_task(task: str) -> ModuleType:
+    """The module that builds experiments of a task: `from_config` and `planned_program`."""
+    if task == "sentence_pairs":
+        from mrl_jax.experiment import sentences  # needs packages that images do not
+
+        return sentences
+    return images
+
+
+def from_config(config: ConfigDict) -> Experiment:
+    """Builds and checks an experiment; nothing is compiled yet.
+
+    Raises:
+      UsageError: names the config key and what would be legal.
+      DataError: data missing or inconsistent.
+    """
+    check_config(config)
+    return of_task(config.task).from_config(config, make_mesh(config))

@@ -1,0 +1,235 @@
+"""What the experiments of all tasks share: checks, mesh, optimiser, and the program they make."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mrl_jax import config as configs
+from mrl_jax.errors import CheckpointError, UsageError
+from mrl_jax.evaluators.finding import Finding
+from mrl_jax.nesting import Nesting
+from mrl_jax.program import Program
+from mrl_jax.runtime import mesh as meshes
+from mrl_jax.runtime import optimizer as optimizers
+from mrl_jax.runtime import step as steps
+from mrl_jax.tasks import Task
+
+
+class Split(Protocol):
+    """One part of the data, as training reads it."""
+
+    def batches(
+        self, batch_size: int, seed: int, sharding: jax.sharding.Sharding
+    ) -> Callable[[int], dict[str, jax.Array]]:
+        """Training batches: a pure function of the step."""
+
+
+class Data(Protocol):
+    """The data of a run.
+
+    Attributes:
+      name: what they are called in messages.
+      splits: "train", and those of "val" and "test" that there are.
+    """
+
+    name: str
+    splits: dict[str, Any]
+
+    def fingerprint(self) -> str:
+        """Hex digits over all that a run could compute differently from."""
+
+
+class Measured(Protocol):
+    """The measurements of a run."""
+
+    def run(self, params: Any, model_state: Any, splits: tuple[str, ...]) -> Finding:
+        """All that was asked for, on these splits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A run: its program, its data and its measurements.
+
+    Attributes:
+      program: what is computed.
+      dataset: all splits.
+      evaluation: the evaluators.
+      pretrained: where weights come from, for the log, and a function of a fresh state that puts
+        them in; None where all starts fresh.
+      text_folder: of text, a function of trained parameters on the host that puts the encoder
+        together with its tokenizer (an `interop.text_folder.TextFolder`); None of anything else.
+      note: a line on the data, for the log; "" for none.
+    """
+
+    program: Program
+    dataset: Data
+    evaluation: Measured
+    pretrained: tuple[str, Callable[[Any], Any]] | None = None
+    text_folder: Callable[[Any], Any] | None = None
+    note: str = ""
+
+    def facts(self) -> dict[str, str]:
+        """What a checkpoint remembers and a restoring run must find unchanged."""
+        return {"data": self.dataset.fingerprint()}
+
+    def check_facts(self, saved: dict[str, str]) -> None:
+        """Refuses a checkpoint that was trained on other data.
+
+        Raises:
+          CheckpointError: the fingerprints differ.
+        """
+        if saved != self.facts():
+            raise CheckpointError(
+                f"the checkpoint was trained on other data: fingerprint {saved.get('data')} then, "
+                f"{self.facts()['data']} now ({self.dataset.name})"
+            )
+
+    def batches(self, seed: int) -> Callable[[int], dict[str, jax.Array]]:
+        """Training batches: a function of the step."""
+        sharding = meshes.batch_sharding(self.program.mesh)
+        return self.dataset.splits["train"].batches(self.program.batch_size, seed, sharding)
+
+    def evaluate(self, state: Any, splits: tuple[str, ...] = ("val", "test")) -> Finding:
+        """All evaluators on those of the splits that the data set has."""
+        present = tuple(name for name in splits if name in self.dataset.splits)
+        return self.evaluation.run(*steps.evaluated(state), present)
+
+
+@contextlib.contextmanager
+def config_errors(group: str) -> Iterator[None]:
+    """A ValueError of the library becomes a usage error that names the config key."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"config.{group}: {error}") from error
+
+
+def check_config(config: ConfigDict) -> None:
+    """Refuses keys of another task, and numbers that are out of range.
+
+    Raises:
+      UsageError: names the first such key.
+    """
+    configs.check_task(config)
+    least = {
+        "seed": 0,
+        "steps": 1,
+        "batch_size": 1,
+        "log_every": 1,
+        "checkpoint.every": 1,
+        "checkpoint.keep": 1,
+        "eval.every": 0,
+        "eval.batch_size": 1,
+        "data.classes": 0,
+        "optimizer.warmup_steps": 0,
+        "optimizer.accumulate": 1,
+    }
+    values = configs.flatten(config)
+    for key, smallest in least.items():
+        if values[key] < smallest:
+            raise UsageError(f"config.{key} must be >= {smallest}, got {values[key]}")
+    if config.seed >= 2**31:
+        raise UsageError(f"config.seed must be below 2**31, got {config.seed}")
+    for key in ("head.label_smoothing", "optimizer.ema_decay", "text.dropout"):
+        if not 0 <= values[key] < 1:
+            raise UsageError(f"config.{key} must be in [0, 1), got {values[key]}")
+
+
+def evaluated_dims(config: ConfigDict, nesting: Nesting) -> tuple[int, ...]:
+    """The prefixes that are measured.
+
+    Raises:
+      UsageError: none of them lies inside the nesting, or they do not increase.
+    """
+    if not config.eval.dims:
+        return nesting.with_dims_between().dims
+    with config_errors("eval.dims"):
+        dims = Nesting(config.eval.dims).dims
+    if dims[0] > nesting.width:
+        raise UsageError(
+            f"config.eval.dims {dims} are all wider than the nesting ({nesting.width} dims)"
+        )
+    return dims
+
+
+def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimiser of a config and its learning rate by step.
+
+    Raises:
+      UsageError: names the config key and what would be legal.
+    """
+    o = config.optimizer
+    with config_errors("optimizer"):
+        rate = optimizers.schedule(o.schedule, o.learning_rate, o.warmup_steps, config.steps)
+        optimizer = optimizers.make_optimizer(
+            o.name,
+            rate,
+            weight_decay=o.weight_decay,
+            decay_mask=o.decay_mask,
+            nesterov=o.nesterov,
+            clip_norm=o.clip_norm,
+        )
+    return optimizer, rate
+
+
+def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of a config over these devices (all of them); checks the batch sizes against it.
+
+    Raises:
+      UsageError: sizes that do not fit.
+    """
+    with config_errors("mesh"):
+        mesh = meshes.make_mesh(**config.mesh, devices=devices)
+    divisor = meshes.batch_divisor(mesh)
+    accumulate = config.optimizer.accumulate
+    for key, size, parts in (
+        ("batch_size", config.batch_size, divisor * accumulate),
+        ("eval.batch_size", config.eval.batch_size, divisor),
+    ):
+        if size % parts:
+            raise UsageError(
+                f"config.{key} {size} is not divisible by the {parts} parts that it is split into"
+                f" (mesh data x fsdp{' x optimizer.accumulate' * (parts > divisor)})"
+            )
+    return mesh
+
+
+def make_program(config: ConfigDict, task: Task, mesh: Mesh, *, model_group: str) -> Program:
+    """Task, optimiser and abstract state; nothing is compiled or allocated.
+
+    Args:
+      config: of the run.
+      task: model and loss.
+      mesh: devices.
+      model_group: of the config keys that are to blame where the model cannot be built.
+
+    Raises:
+      UsageError: names the config key and what would be legal.
+    """
+    optimizer, rate = make_optimizer(config)
+    ema_decay = config.optimizer.ema_decay
+    with config_errors(model_group):
+        abstract = jax.eval_shape(
+            lambda key: steps.init_state(task, optimizer, key, ema=ema_decay > 0),
+            jax.random.key(0),
+        )
+    with config_errors("optimizer"):
+        if config.optimizer.weight_decay:
+            optimizers.check_decay_mask(config.optimizer.decay_mask, abstract["params"])
+    with config_errors("sharding"):
+        placed = meshes.shardings(abstract, config.sharding, mesh)
+    state = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        abstract,
+        placed,
+    )
+    accumulate = config.optimizer.accumulate
+    return Program(mesh, task, optimizer, rate, state, config.batch_size, accumulate, ema_decay)

@@ -1,0 +1,352 @@
+"""From a config to sentence embeddings: encoder, texts, loss and measurements."""
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mrl_jax.data import beir
+from mrl_jax.data import text as texts
+from mrl_jax.data.labelled_text import LabelledTexts, read_labelled
+from mrl_jax.data.text_batches import TrainTexts
+from mrl_jax.data.text_files import SPLITS, find_files, parse_columns, read_rows
+from mrl_jax.encoder import Encoder
+from mrl_jax.errors import DataError, UsageError
+from mrl_jax.evaluators.sentences import SentenceEvaluation
+from mrl_jax.experiment import common
+from mrl_jax.experiment.common import Experiment, config_errors
+from mrl_jax.interop.text_folder import TextFolder, read_text_folder
+from mrl_jax.models.text import Bert, SentenceEncoder, Static
+from mrl_jax.nesting import parse_dims
+from mrl_jax.program import Program
+from mrl_jax.tasks.sentence_pairs import SentencePairs
+from mrl_jax.tokenization import Tokenizer
+
+# Fresh encoders: width, layers, heads, hidden units.
+FRESH = {
+    "bert_tiny": (128, 2, 2, 512),
+    "minilm_l6": (384, 6, 12, 1536),
+    "bert_base": (768, 12, 12, 3072),
+}
+STATIC = "static"
+MAX_LENGTH = 128  # of a fresh encoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """The data of a run, and how its texts become numbers.
+
+    Attributes:
+      data: all splits as texts.
+      splits: "train" as batches; the others as they are.
+      tokenizer: of the encoder.
+      reading: what token ids follow from, beside the texts.
+    """
+
+    data: texts.TextData
+    splits: dict[str, Any]
+    tokenizer: Tokenizer
+    reading: str
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return self.data.name
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over all texts, what joins them, and how they are read."""
+        return hashlib.sha256(f"{self.data.digest} {self.reading}".encode()).hexdigest()[:16]
+
+
+class _Encoder(NamedTuple):
+    """What is to be trained: the module, and the folder it comes from unless it is fresh."""
+
+    encoder: SentenceEncoder
+    tokenizer: Tokenizer | None  # None: to be made of the texts
+    max_length: int
+    folder: TextFolder | None = None
+
+    def trained(self, params: Any, dims: tuple[int, ...]) -> TextFolder:
+        """The encoder with trained parameters and all that belongs to it."""
+        whole = TextFolder(self.encoder, params, self.tokenizer, self.max_length, {}, dims)
+        if self.folder is None:
+            return whole
+        kept = {name: getattr(self.folder, name) for name in ("prompts", "default_prompt")}
+        return dataclasses.replace(whole, normalize=self.folder.normalize, **kept)
+
+
+def _encoder(config: ConfigDict) -> _Encoder:
+    """The encoder of a config; of a vocabulary that is still to be made, its largest size."""
+    t = config.text
+    tokenizer = Tokenizer.load(t.tokenizer, marks=t.encoder != STATIC) if t.tokenizer else None
+    with config_errors("text"):
+        if t.width < 0 or t.max_length < 0:
+            raise ValueError(f"width and max_length must be >= 0, got {t.width}, {t.max_length}")
+        if t.encoder not in (STATIC, *FRESH):
+            return _from_folder(config, tokenizer)
+        rows = tokenizer.vocab_size if tokenizer else t.vocab_size
+        pooling, length = t.pooling or "mean", t.max_length or MAX_LENGTH
+        if t.encoder == STATIC:
+            if not t.width:
+                raise ValueError("width: a static table needs so many dims")
+            if t.dropout or pooling != "mean":
+                raise ValueError("a static table has no dropout and no pooling but the mean")
+            return _Encoder(SentenceEncoder(Static(rows, t.width)), tokenizer, length)
+        width, layers, heads, hidden = FRESH[t.encoder]
+        drop = {"dropout": t.dropout, "attention_dropout": t.dropout}
+        backbone = Bert(rows, width, layers, heads, hidden, **drop)
+        if length > backbone.max_tokens:
+            raise ValueError(f"max_length {length}: {t.encoder} has {backbone.max_tokens}")
+        return _Encoder(SentenceEncoder(backbone, pooling, t.width), tokenizer, length)
+
+
+def _from_folder(config: ConfigDict, tokenizer: Tokenizer | None) -> _Encoder:
+    t = config.text
+    if tokenizer:
+        raise ValueError(f"tokenizer: {t.encoder} is a folder and has its own")
+    folder = read_text_folder(t.encoder)
+    encoder = folder.encoder
+    changes: dict[str, Any] = {"pooling": t.pooling or encoder.pooling}
+    if t.width not in (0, encoder.out_dim):
+        if encoder.projection:
+            raise ValueError(f"width {t.width}: {t.encoder} has a projection to {encoder.out_dim}")
+        changes["projection"] = t.width
+    if isinstance(encoder.backbone, Bert):
+        drop = {"dropout": t.dropout, "attention_dropout": t.dropout}
+        changes["backbone"] = encoder.backbone.clone(**drop)
+    elif t.dropout or changes["pooling"] != "mean":
+        raise ValueError("a static table has no dropout and no pooling but the mean")
+    length = t.max_length or min(folder.max_length, 2 * MAX_LENGTH)
+    if length > folder.max_length:
+        raise ValueError(f"max_length {length}: {t.encoder} takes at most {folder.max_length}")
+    return _Encoder(encoder.clone(**changes), folder.tokenizer, length, folder)
+
+
+def _with_vocabulary(config: ConfigDict, found: _Encoder, data: texts.TextData) -> _Encoder:
+    """The encoder with a tokenizer, made of the training texts where there is none yet."""
+    if found.tokenizer:
+        return found
+    marks = not isinstance(found.encoder.backbone, Static)
+    tokenizer = Tokenizer.train(data.splits["train"].texts, config.text.vocab_size, marks=marks)
+    backbone = found.encoder.backbone.clone(vocab_size=tokenizer.vocab_size)
+    return found._replace(encoder=found.encoder.clone(backbone=backbone), tokenizer=tokenizer)
+
+
+def _task(
+    config: ConfigDict,
+    found: _Encoder,
+    split: texts.TextSplit,
+    teacher: TextFolder | None,
+    mesh: Mesh | None,
+) -> SentencePairs:
+    p = config.pairs
+    with config_errors("nesting"):
+        nesting = parse_dims(config.nesting.dims, config.nesting.weights, found.encoder.out_dim)
+    if config.head.kind == "shared" or (config.head.kind == "fixed" and len(nesting) > 1):
+        raise UsageError(
+            "config.head.kind of sentence_pairs is separate, for a nesting, or fixed, for one "
+            f"dim; got {config.head.kind} for {len(nesting)} dims"
+        )
+    if config.optimizer.accumulate > 1:
+        raise UsageError(
+            "config.optimizer.accumulate: parts of a batch would not be told from each other; "
+            "config.pairs.micro_batch saves the memory and keeps the loss"
+        )
+    with config_errors("pairs"):
+        if not p.score_max > 0:
+            raise ValueError(f"score_max must be > 0, got {p.score_max}")
+        if p.micro_batch and config.batch_size % p.micro_batch:
+            raise ValueError(
+                f"micro_batch {p.micro_batch} does not divide the batch_size {config.batch_size}"
+            )
+        if p.loss == "cosine_mse" and np.abs(split.score_n).max() > p.score_max:
+            raise ValueError(
+                f"cosine_mse takes scores of -1 to 1; with score_max {p.score_max} the largest is "
+                f"{np.abs(split.score_n).max() / p.score_max:g}"
+            )
+        return SentencePairs(
+            found.encoder,
+            nesting,
+            tuple(split.sides) or ("anchor", "positive"),
+            found.max_length,
+            scored=split.score_n is not None,
+            teacher_width=teacher.encoder.out_dim if teacher else 0,
+            loss_name=p.loss,
+            temperature=p.temperature,
+            symmetric=p.symmetric,
+            margin=p.margin,
+            micro_batch=p.micro_batch,
+            layers=p.layers,
+            mesh=mesh,
+        )
+
+
+def _open(config: ConfigDict) -> texts.TextData:
+    d = config.data
+    return texts.load(d.path, files=d.files, columns=d.columns, drop=d.drop)
+
+
+def from_config(config: ConfigDict, mesh: Mesh) -> Experiment:
+    """Builds and checks an experiment; nothing is compiled yet.
+
+    Raises:
+      UsageError: names the config key and what would be legal.
+      DataError: data missing or inconsistent.
+    """
+    # What is wrong with the model should show before minutes are spent on reading texts.
+    found = _encoder(config)
+    common.make_optimizer(config)
+    teacher = read_text_folder(config.pairs.teacher) if config.pairs.teacher else None
+    data = _open(config)
+    found = _with_vocabulary(config, found, data)
+    task = _task(config, found, data.splits["train"], teacher, mesh)
+    program = common.make_program(config, task, mesh, model_group="text")
+    train = TrainTexts(
+        data.splits["train"],
+        lambda batch: found.tokenizer.encode(list(batch), found.max_length),
+        found.max_length,
+        config.pairs.score_max,
+        Encoder(teacher).encode if teacher else None,
+    )
+    reading = f"{found.tokenizer.raw.to_str()} {found.tokenizer.marks} {found.max_length}"
+    dataset = Texts(data, {**data.splits, "train": train}, found.tokenizer, reading)
+    evaluation = _evaluation(config, task, mesh, found.tokenizer, data)
+    weights = None
+    if found.folder is not None:
+        weights = (f"encoder from {config.text.encoder}", _put_in(program, found.folder.params))
+    as_folder = functools.partial(found.trained, dims=task.nesting.dims)
+    return Experiment(program, dataset, evaluation, weights, as_folder, data.summary())
+
+
+def planned_program(config: ConfigDict, mesh: Mesh) -> Program:
+    """The program of a config, for its longest texts; nothing is compiled.
+
+    Raises:
+      UsageError: names the config key and what would be legal.
+      DataError: data missing or inconsistent.
+    """
+    data = _open(config)
+    found = _with_vocabulary(config, _encoder(config), data)
+    teacher = read_text_folder(config.pairs.teacher) if config.pairs.teacher else None
+    task = _task(config, found, data.splits["train"], teacher, mesh)
+    return common.make_program(config, task, mesh, model_group="text")
+
+
+def text_folder(config: ConfigDict, setup: Experiment, params: Any) -> TextFolder:
+    """A trained encoder with all that others need of it; prompts are those it started with.
+
+    Args:
+      config: of the run.
+      setup: made from it.
+      params: on the host.
+    """
+    task: Any = setup.program.task
+    started = config.text.encoder not in (STATIC, *FRESH)
+    before = read_text_folder(config.text.encoder) if started else None
+    return TextFolder(
+        task.encoder,
+        params,
+        setup.dataset.tokenizer,
+        task.max_length,
+        prompts=before.prompts if before else {},
+        trained_dims=task.nesting.dims,
+        normalize=True,
+        default_prompt=before.default_prompt if before else "",
+    )
+
+
+def _put_in(program: Program, params: Any) -> Callable[[Any], Any]:
+    """What puts the weights of a folder into a fresh state; a new projection stays fresh."""
+
+    def put_in(state):
+        tree = {**program.state["params"], **params}
+        return program.with_values(
+            state, jax.tree.map(_as_trained, tree, program.state["params"]), {}
+        )
+
+    return put_in
+
+
+def _as_trained(new, shape):
+    return np.asarray(new, shape.dtype) if not isinstance(new, jax.ShapeDtypeStruct) else new
+
+
+def _evaluation(
+    config: ConfigDict, task: SentencePairs, mesh: Mesh, tokenizer: Tokenizer, data: texts.TextData
+) -> SentenceEvaluation:
+    e, taken = config.eval, set(SPLITS)
+
+    def opened(kind: str, read: Callable[[pathlib.Path], Any]) -> dict[str, Any]:
+        paths = named_paths(f"eval.{kind}", e[kind], taken)
+        return {name: read(path) for name, path in paths.items()}
+
+    sets = {
+        "sts": opened("sts", scored_pairs),
+        "retrieval": opened("retrieval", beir.load),
+        "classification": opened("classification", labelled_folder),
+        "clustering": opened("clustering", read_labelled),
+    }
+    return SentenceEvaluation(
+        task,
+        mesh,
+        tokenizer,
+        data,
+        dims=common.evaluated_dims(config, task.nesting),
+        batch_size=e.batch_size,
+        seed=config.seed,
+        **sets,
+        projections=e.projections,
+    )
+
+
+def named_paths(key: str, entries: Sequence[str], taken: set[str]) -> dict[str, pathlib.Path]:
+    """Paths by name from "NAME=PATH" strings; the names are added to those that are taken.
+
+    Raises:
+      UsageError: no such string, or a name that is taken or cannot be part of a metric's name.
+    """
+    found = {}
+    for entry in entries:
+        name, equals, path = entry.partition("=")
+        if not equals or not path or not re.fullmatch("[A-Za-z0-9_-]+", name):
+            raise UsageError(
+                f"config.{key} must be NAME=PATH,... with letters, digits, - and _ in the name; "
+                f"got {entry!r}"
+            )
+        if name in taken:
+            raise UsageError(f"config.{key}: the name {name} is taken, take another one")
+        taken.add(name)
+        found[name] = pathlib.Path(path)
+    return found
+
+
+def labelled_folder(path: pathlib.Path) -> tuple[LabelledTexts, LabelledTexts]:
+    """The texts and labels of a folder's train and test files.
+
+    Raises:
+      DataError: no such folder or file, or a damaged one; names the line.
+    """
+    files = find_files(str(path), ())
+    if "test" not in files:
+        raise DataError(f"{path} has no test split")
+    return tuple(read_labelled(files[split][0]) for split in ("train", "test"))
+
+
+def scored_pairs(path: pathlib.Path) -> texts.TextSplit:
+    """The pairs of a file and their scores.
+
+    Raises:
+      DataError: none in it, or pairs without a score; names file and line.
+    """
+    split = texts.read_split(read_rows(path), parse_columns(()))
+    if split is None or split.kind != "scored":
+        raise DataError(f"{path}: needs pairs with a column score (sentence1, sentence2, score)")
+    return split

@@ -1,0 +1,190 @@
+"""Hands a trained model on: `python -m mrl_jax.export --workdir RUN --out PLACE --format FORMAT`.
+
+Takes the newest checkpoint of a run. FORMAT is one of
+
+  sentence_transformers   of text: a folder for SentenceTransformer(PLACE, truncate_dim=64) and for
+                          `mrl_jax.encoder.Encoder.load`, with the scores of results.json
+  stablehlo               a folder with the embedding compiled for any number of examples on CPU,
+                          CUDA and TPU, for `jax.export.deserialize`; needs the extra `export`
+  onnx                    a folder with the embedding for ONNX Runtime; needs the extra `export`
+  safetensors             a folder with all parameters by name
+
+Embeddings come out whole and as they are: cut a prefix, then scale it to unit length.
+"""
+
+import dataclasses
+import json
+import pathlib
+import tempfile
+import types
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jax import export
+
+from mrl_jax import cli, trained, workdir
+from mrl_jax import results as result_files
+from mrl_jax.errors import DataError, UsageError
+from mrl_jax.experiment import Experiment
+from mrl_jax.runtime.step import evaluated
+
+FORMATS = ("sentence_transformers", "stablehlo", "onnx", "safetensors")
+PLATFORMS = ("cpu", "cuda", "tpu")
+ABOUT = "about.json"
+NEEDS = "format {} needs packages: pip install 'mrl_jax[export]'"
+
+
+def embedding_of(setup: Experiment, state: Any) -> tuple[Callable[..., jax.Array], dict]:
+    """What a run embeds by, as a function of arrays, and their shapes with "b" examples.
+
+    Of text: tokens [b, t] and lengths [b], int32, t from 1 to the run's `max_length`. Of images:
+    image [b, H, W, C] uint8. The result is [b, D] float32, D the widest trained prefix.
+    """
+    # What is handed on runs on one device, whatever the run was trained on.
+    task = dataclasses.replace(setup.program.task, mesh=None)
+    params, model_state = jax.device_get(evaluated(state))
+    width = task.nesting.width
+    if hasattr(task, "encoder"):
+        shapes = {"tokens": ("b, t", np.int32), "lengths": ("b", np.int32)}
+    else:
+        size = ", ".join(map(str, setup.dataset.image_shape))
+        shapes = {"image": (f"b, {size}", np.uint8)}
+
+    def embed(*arrays: jax.Array) -> jax.Array:
+        batch = dict(zip(shapes, arrays, strict=True))
+        return task.embed(params, model_state, batch)[:, :width].astype(jnp.float32)
+
+    return embed, shapes
+
+
+def write_stablehlo(folder: pathlib.Path, setup: Experiment, state: Any) -> None:
+    """The embedding as `jax.export` serialises it, good for 6 months of JAX releases at least."""
+    embed, shapes = embedding_of(setup, state)
+    scope = export.SymbolicScope()
+    arguments = [
+        jax.ShapeDtypeStruct(export.symbolic_shape(shape, scope=scope), dtype)
+        for shape, dtype in shapes.values()
+    ]
+    exported = export.export(jax.jit(embed), platforms=PLATFORMS)(*arguments)
+    try:
+        content = exported.serialize()
+    except ImportError:
+        raise UsageError(NEEDS.format("stablehlo")) from None
+    (folder / "embed.stablehlo").write_bytes(content)
+
+
+def write_onnx(folder: pathlib.Path, setup: Experiment, state: Any) -> None:
+    """The embedding as an ONNX graph, inputs by name: of text, padded to `max_length` tokens."""
+    try:
+        from jax2onnx import to_onnx
+    except ImportError:
+        raise UsageError(NEEDS.format("onnx")) from None
+    embed, shapes = embedding_of(setup, state)
+    longest = getattr(setup.program.task, "max_length", 0)
+    sizes = {"b": "b", "t": longest}
+    inputs = [
+        # A ShapeDtypeStruct takes no names.
+        types.SimpleNamespace(
+            shape=tuple(sizes.get(d) or int(d) for d in shape.split(", ")), dtype=np.dtype(dtype)
+        )
+        for shape, dtype in shapes.values()
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about values inside the graph that have no name
+        to_onnx(
+            embed,
+            inputs=inputs,
+            return_mode="file",
+            output_path=str(folder / "embed.onnx"),
+            input_names=list(shapes),
+            output_names=["embedding"],
+        )
+
+
+def write_safetensors(folder: pathlib.Path, setup: Experiment, state: Any) -> None:
+    """All parameters and model state under "params/..." and "model_state/..."."""
+    from safetensors.numpy import save_file
+
+    params, model_state = jax.device_get(evaluated(state))
+    tree = {"params": params, "model_state": model_state}
+    tensors = {
+        name: np.ascontiguousarray(value)
+        for name, value in traverse_util.flatten_dict(tree, sep="/").items()
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "mrl_jax"})
+
+
+WRITERS = {"stablehlo": write_stablehlo, "onnx": write_onnx, "safetensors": write_safetensors}
+
+
+def write_plain(out: pathlib.Path, form: str, setup: Experiment, state: Any, about: dict) -> None:
+    """A folder of one of `WRITERS`, which appears when it is whole.
+
+    Raises:
+      UsageError: something is there, or packages are missing.
+      DataError: it cannot be written.
+    """
+    if out.exists():
+        raise UsageError(f"{out} exists already; remove it or give another folder")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
+            new = pathlib.Path(temporary, "new")
+            new.mkdir()
+            WRITERS[form](new, setup, state)
+            (new / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+            new.rename(out)
+    except OSError as error:
+        raise DataError(f"cannot write {out}: {error.strerror}") from error
+
+
+def scores_of(folder: pathlib.Path) -> dict[str, dict[int, float]]:
+    """What results.json says of every prefix: measure -> dim -> value; {} where there is none."""
+    path = folder / workdir.RESULTS
+    if not path.exists():
+        return {}
+    scores: dict[str, dict[int, float]] = {}
+    for result in json.loads(path.read_text())["results"]:
+        scores.setdefault(result["name"], {})[result["dim"]] = result["value"]
+    return scores
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command line; see the module's docstring."""
+    parser = cli.ArgumentParser("python -m mrl_jax.export", description=__doc__)
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="new folder")
+    parser.add_argument("--format", required=True, choices=FORMATS)
+    arguments, overrides = parser.parse_known_args(argv)
+    out, form = arguments.out, arguments.format
+    config, setup, state = trained.restored(arguments.workdir, overrides)
+    task = setup.program.task
+    if form == "sentence_transformers":
+        if not hasattr(task, "encoder"):
+            raise UsageError(
+                f"format {form} is of text, {arguments.workdir} has task {config.task}"
+            )
+        from mrl_jax.experiment import sentences
+        from mrl_jax.interop.sentence_folder import write_sentence_folder
+
+        folder = sentences.text_folder(config, setup, jax.device_get(evaluated(state)[0]))
+        write_sentence_folder(out, folder, scores=scores_of(arguments.workdir))
+    else:
+        about = {
+            "run": config.name,
+            "step": int(state["step"]),
+            "commit": result_files.commit(),
+            "dims": list(task.nesting.dims),
+            "format": form,
+        }
+        write_plain(out, form, setup, state, about)
+    print(f"step {int(state['step'])}, {task.nesting.width} dims, as {form} in {out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+
+from mrl_jax.errors import NonFiniteError
+from mrl_jax.evaluators.text_common import RESAMPLES, embedded, interval, resamples, rivals
+
+WIDTH = 6
+
+
+def test_every_different_text_is_embedded_once_and_scaled():
+    seen = []
+
+    def embed(texts):
+        seen.append(texts)
+        return np.array([[len(t), 0.0, 1.0] for t in texts])
+
+    z_nd = embedded(embed, ["bb", "a", "bb", "ccc"], "texts")
+    assert seen == [["bb", "a", "ccc"]]
+    expected = np.array([[2, 0, 1], [1, 0, 1], [2, 0, 1], [3, 0, 1]])
+    np.testing.assert_allclose(z_nd, expected / np.linalg.norm(expected, axis=1)[:, None], 1e-6)
+
+
+def test_rivals_are_orthogonal_and_pca_has_the_variance_of_unit_vectors_in_order():
+    rng = np.random.default_rng(0)
+    z_nd = rng.normal(size=(200, WIDTH)) * np.arange(1, WIDTH + 1) * rng.uniform(1, 9, (200, 1))
+    spaces = rivals(z_nd, seed=3)
+    assert list(spaces) == ["", "_rotation", "_pca"]
+    for space in spaces.values():
+        np.testing.assert_allclose(space.basis_de.T @ space.basis_de, np.eye(WIDTH), atol=1e-12)
+    unit_nd = z_nd / np.linalg.norm(z_nd, axis=1, keepdims=True)
+    np.testing.assert_array_equal(spaces[""].project(np.float32(unit_nd)), np.float32(unit_nd))
+    variance_e = spaces["_pca"].project(unit_nd).var(0)
+    expected = np.linalg.eigvalsh(np.cov(unit_nd.T, bias=True))[::-1]
+    np.testing.assert_allclose(variance_e, expected, rtol=1e-5)
+
+
+def test_resamples_are_uniform_and_the_same_for_the_same_seed():
+    weight_rn = np.concatenate(list(resamples(3000, 1)))
+    assert weight_rn.shape == (RESAMPLES, 3000)
+    assert (weight_rn.sum(1) == 3000).all()
+    np.testing.assert_allclose(weight_rn.mean(0), 1, atol=0.2)
+    # A draw with replacement leaves out 1/e of all.
+    np.testing.assert_allclose((weight_rn == 0).mean(), np.exp(-1), atol=2e-3)
+    np.testing.assert_array_equal(weight_rn, np.concatenate(list(resamples(3000, 1))))
+    assert (weight_rn[:9] != next(resamples(3000, 2))[:9]).any()
+
+
+def test_interval_is_the_middle_95_percent():
+    np.testing.assert_allclose(interval(np.arange(1001)), (25, 975))
+
+
+def test_embeddings_that_are_not_finite_are_refused():
+    with pytest.raises(NonFiniteError, match="1 of 2 embeddings of queries hold NaN"):
+        embedded(lambda texts: np.array([[1.0, np.nan], [1, 1]]), ["a", "b"], "queries")

@@ -1,0 +1,141 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mrl_jax import Nesting, adaptors, nested
+from mrl_jax.guidance import ids_mask
+from mrl_jax.runtime import mesh as meshes
+from mrl_jax.runtime import step as steps
+from mrl_jax.tasks.adaptor import AdaptorTask
+
+WIDTH, BATCH = 12, 16
+NESTING = Nesting((2, 4, WIDTH), (1.0, 0.5, 2.0))
+
+
+def vectors(seed=0, batch=BATCH):
+    """Directions of very unequal variance, in an order that prefixes do not follow."""
+    rng = np.random.default_rng(seed)
+    spread = np.array([0.2, 0.1, 0.1, 0.2, 3.0, 0.1, 0.3, 2.0, 0.1, 0.2, 1.0, 0.1])
+    return jnp.float32(rng.normal(size=(batch, WIDTH)) * spread)
+
+
+def batch_of(ranked=False, seed=0):
+    found = {"vector": vectors(seed), "mask": jnp.ones(BATCH).at[3].set(0)}
+    if ranked:
+        noise = 0.1 * np.random.default_rng(seed + 1).normal(size=(BATCH, WIDTH))
+        found["positive"] = found["vector"] + jnp.float32(noise)
+        found["vector_id"] = jnp.arange(BATCH) + BATCH
+        found["positive_id"] = jnp.arange(BATCH) // 2
+    return found
+
+
+def moved(params):
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(5), len(leaves))
+    return structure.unflatten(
+        [p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+    )
+
+
+def test_loss_is_the_weighted_sum_of_its_terms():
+    task = AdaptorTask(
+        adaptors.Residual(8), NESTING, WIDTH, True, 0.5, 2.0, 3, reconstruction=0.3, ranking=0.7
+    )
+    params = moved(task.init(jax.random.key(0))[0])
+    batch = batch_of(ranked=True)
+    loss, (loss_g, state) = jax.jit(task.loss)(params, {}, batch, jax.random.key(1))
+    mask_b = batch["mask"]
+    z = [task.adaptor.apply({"params": params}, batch[s]) for s in ("vector", "positive")]
+    x = [batch["vector"], batch["positive"]]
+    total = 0.0
+    expected_g = np.zeros(3)
+    near = functools.partial(adaptors.preserve_neighbours, neighbours=3)
+    for weight, function in ((0.5, adaptors.preserve_pairs), (2.0, near)):
+        lifted = jax.jit(nested(function, NESTING))
+        for adapted, source in zip(z, x, strict=True):
+            value, value_g = lifted(adapted, source_bd=source, mask_b=mask_b)
+            total += weight * value / 2
+            expected_g += weight * value_g / 2
+    keep_bb = ids_mask(batch["vector_id"], batch["positive_id"])
+    value, value_g = jax.jit(nested(adaptors.rank, NESTING))(*z, keep_bb=keep_bb, mask_b=mask_b)
+    total += 0.7 * value
+    expected_g += 0.7 * value_g
+    total += 0.3 * np.mean(
+        [adaptors.reconstruct(a, b, mask_b=mask_b) for a, b in zip(z, x, strict=True)]
+    )
+    np.testing.assert_allclose(loss, total, rtol=1e-5)
+    np.testing.assert_allclose(loss_g, expected_g, rtol=1e-5)
+    assert state == {}
+
+
+@pytest.mark.parametrize(
+    "adaptor", [adaptors.Linear(WIDTH), adaptors.Residual(32), adaptors.Rotation()]
+)
+def test_training_makes_prefixes_compare_as_whole_vectors_do(adaptor):
+    task = AdaptorTask(adaptor, NESTING, WIDTH, reconstruction=0.0)
+    optimizer = optax.adam(0.03)
+    state = steps.init_state(task, optimizer, jax.random.key(0))
+    train_step = jax.jit(functools.partial(steps.train_step, task=task, optimizer=optimizer))
+    data = vectors(seed=1, batch=256)
+    for i in range(40):
+        rows = np.random.default_rng(i).choice(256, BATCH, replace=False)
+        batch = {"vector": data[rows], "mask": jnp.ones(BATCH)}
+        state, metrics = train_step(state, batch, jax.random.key(1))
+    assert metrics["loss_g"].shape == (3,)
+    fresh = {"vector": vectors(seed=2, batch=64), "mask": jnp.ones(64)}
+    after = task.embed(state["params"], {}, fresh)
+    for dim in (2, 4):
+        of_prefix = [
+            float(adaptors.preserve_pairs(z[:, :dim], source_bd=fresh["vector"]))
+            for z in (fresh["vector"], after)
+        ]
+        assert of_prefix[1] < 0.7 * of_prefix[0]
+
+
+@pytest.mark.parametrize("ranked", [False, True])
+def test_batches_are_as_specified(ranked):
+    spec = AdaptorTask(adaptors.Rotation(), NESTING, WIDTH, ranked).batch_spec(BATCH)
+    assert spec == {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch_of(ranked).items()}
+
+
+def test_a_mesh_changes_nothing():
+    mesh = meshes.make_mesh(data=4, fsdp=2)
+    here, split = (
+        AdaptorTask(adaptors.Rotation(), NESTING, WIDTH, True, mesh=m) for m in (None, mesh)
+    )
+    batch = batch_of(ranked=True)
+    params = moved(here.init(jax.random.key(0))[0])
+    placed = jax.device_put(batch, meshes.batch_sharding(mesh))
+
+    def gradient(task, batch):
+        return jax.jit(jax.grad(lambda p: task.loss(p, {}, batch, None)[0]))(params)["skew"]
+
+    expected = gradient(here, batch)
+    assert np.abs(expected).max() > 1e-3
+    np.testing.assert_allclose(gradient(split, placed), expected, rtol=1e-4, atol=1e-5)
+    found = jax.jit(split.embed)(params, {}, placed)
+    np.testing.assert_allclose(found, here.embed(params, {}, batch), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pairs": -1}, "pairs must be >= 0, got -1"),
+        ({"pairs": 0, "neighbours": 0}, "one of pairs, neighbours and, if ranked, ranking"),
+        ({"nearest": 0}, "nearest must be >= 1"),
+        ({"adaptor": adaptors.Linear(8)}, r"nesting dim 12 is wider .* \(8 dims\)"),
+        (
+            {"adaptor": adaptors.Linear(8), "nesting": Nesting((4, 8))},
+            "reconstruction must be 0 where vectors of 12 dims become 8, got 1.0",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        AdaptorTask(
+            **{"adaptor": adaptors.Rotation(), "nesting": NESTING, "width": WIDTH} | options
+        )

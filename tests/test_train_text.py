@@ -1,0 +1,277 @@
+import gzip
+import json
+import shutil
+import signal
+
+import commands
+import numpy as np
+import pytest
+import test_train
+import text_models
+
+from mrl_jax import config as configs
+from mrl_jax import experiment
+from mrl_jax.errors import DataError, UsageError
+from mrl_jax.interop.sentence_folder import write_sentence_folder
+
+CONFIG = commands.ROOT / "configs" / "static_sentence.py"
+SMALL = (
+    "--config.text.width=8",
+    "--config.text.vocab_size=200",
+    "--config.nesting.dims=2,4,8",
+    "--config.eval.dims=2,3,4,8",
+    "--config.steps=40",
+    "--config.batch_size=16",
+    "--config.eval.batch_size=16",
+    "--config.log_every=1",
+    "--config.optimizer.warmup_steps=5",
+    "--config.checkpoint.every=10",
+)
+WHO = ("a man", "the woman", "a small child", "two dogs", "the old cat", "some people", "a bird")
+WHAT = ("plays the guitar", "runs on the beach", "sleeps", "eats an apple near a tree", "waits")
+WHERE = ("today", "in the rain", "while it is getting dark")
+
+
+def groups():
+    """Of every who and what all wheres: texts of a group share most of their words."""
+    return [{"texts": [f"{who} {what} {w}" for w in WHERE]} for who in WHO for what in WHAT]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("texts")
+    rows = groups()
+    lines = "".join(json.dumps(row) + "\n" for row in rows[:28]).encode()
+    (path / "train.jsonl.gz").write_bytes(gzip.compress(lines))
+    (path / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[28:]))
+    scored = ["sentence1\tsentence2\tscore"]
+    for i, row in enumerate(rows[:20]):
+        scored.append("\t".join([row["texts"][0], row["texts"][1], "5.0"]))
+        scored.append("\t".join([row["texts"][0], rows[i + 9]["texts"][2], "0.5"]))
+    (path / "test.tsv").write_text("\n".join(scored))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, folder):
+    """An uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    return workdir, commands.succeed(train(workdir, folder))
+
+
+def train(workdir, folder, *overrides, arg="mrl"):
+    where = ("--config", f"{CONFIG}:{arg}", "--workdir", workdir)
+    sets = (f"--config.data.path={folder}", f"--config.eval.sts=again={folder / 'test.tsv'}")
+    return commands.command("mrl_jax.train", *where, *SMALL, *sets, *overrides)
+
+
+def test_a_run_learns_and_leaves_what_it_promises(finished):
+    workdir, output = finished
+    for part in ("backbone/tokens/embedding", "val/match", "test/spearman", "again/spearman"):
+        assert part in output
+    content = test_train.results_of(workdir)
+    by_name = {(r["name"], r["dim"]): r for r in content["results"]}
+    assert {dim for name, dim in by_name if name == "val/match"} == {2, 3, 4, 8}
+    assert by_name["val/match", 8]["n"] == 7
+    assert by_name["test/spearman", 8]["n"] == 40
+    assert by_name["test/spearman", 8]["value"] > 0.8
+    assert by_name["test/spearman", 8]["value"] == by_name["again/spearman", 8]["value"]
+    written = test_train.records(workdir)
+    assert [r["step"] for r in written] == [*range(1, 41), 40]
+    assert written[39]["train/loss/0008"] < 0.7 * written[0]["train/loss/0008"]
+
+
+def test_killed_twice_it_goes_on_bit_for_bit(finished, folder, tmp_path):
+    workdir = tmp_path / "run"
+    for step in (4, 25):
+        process = test_train.start(train(workdir, folder))
+        test_train.wait_for_step(workdir, step, process)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    assert "resuming from step" in commands.succeed(train(workdir, folder))
+    assert test_train.records(workdir) == test_train.records(finished[0])
+    (_, mine), (_, other) = (test_train.final_arrays(w) for w in (workdir, finished[0]))
+    for one, two in zip(mine, other, strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert (
+        test_train.results_of(workdir)["results"] == test_train.results_of(finished[0])["results"]
+    )
+
+
+def test_on_four_devices_it_computes_the_same(finished, folder, tmp_path):
+    workdir = tmp_path / "run"
+    mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2")
+    split = "--config.sharding=(('embedding','largest:fsdp'),('.*','replicate'))"
+    commands.succeed(train(workdir, folder, *mesh, split), devices=4)
+    for mine, one in zip(test_train.records(workdir), test_train.records(finished[0]), strict=True):
+        for name, value in one.items():
+            if name.startswith("train/"):
+                assert mine[name] == pytest.approx(value, rel=1e-4), (mine["step"], name)
+
+
+def labelled(path, rows):
+    lines = [f"{who} {what} {w}\t{what}" for who in WHO for what in WHAT for w in WHERE]
+    path.write_text("\n".join(["text\tlabel", *lines[rows]]))
+
+
+def collection(folder):
+    """Documents are the first texts of groups, queries the second."""
+    (folder / "qrels").mkdir(parents=True)
+    for name, place in (("corpus", 0), ("queries", 1)):
+        rows = [{"_id": str(i), "text": row["texts"][place]} for i, row in enumerate(groups())]
+        # A query's namesake would not be shown to it.
+        rows = [{**row, "_id": name[0] + row["_id"]} for row in rows]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = ["query-id\tcorpus-id\tscore", *(f"q{i}\tc{i}\t1" for i in range(len(groups())))]
+    (folder / "qrels" / "test.tsv").write_text("\n".join(lines))
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_result_of_one(finished, folder, tmp_path):
+    workdir = tmp_path / "run"
+    launcher = (commands.sys.executable, "launch/local.py", "--processes", "2", "--")
+    commands.succeed([*launcher, *train(workdir, folder, "--config.mesh.data=2")])
+    for mine, one in zip(test_train.records(workdir), test_train.records(finished[0]), strict=True):
+        assert mine == pytest.approx(one, rel=1e-3), mine["step"]
+
+
+def test_evaluated_again_the_numbers_are_the_same_and_more_can_be_asked(finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    (tmp_path / "labels").mkdir()
+    labelled(tmp_path / "labels" / "train.tsv", slice(0, 70))
+    labelled(tmp_path / "labels" / "test.tsv", slice(70, None))
+    collection(tmp_path / "found")
+    more = (
+        *("projections=True", f"classification=what={tmp_path / 'labels'}"),
+        *(f"clustering=kinds={tmp_path / 'labels' / 'test.tsv'}",),
+        f"retrieval=others={tmp_path / 'found'}",
+    )
+    commands.succeed(
+        commands.command(
+            "mrl_jax.evaluate", "--workdir", workdir, *(f"--config.eval.{m}" for m in more)
+        )
+    )
+    before, after = (
+        {(r["name"], r["dim"]): r["value"] for r in test_train.results_of(w)["results"]}
+        for w in (finished[0], workdir)
+    )
+    assert before.items() <= after.items()
+    # Which of five things is done is easy to tell, but not for nothing.
+    assert 0.4 < after["what/knn10", 8] <= 1
+    assert 0.2 < after["kinds/v_measure", 8] <= 1
+    assert 0.5 < after["others/ndcg10", 8] <= 1
+    assert ("test/spearman_pca", 4) in after
+
+
+def test_other_texts_are_refused(finished, folder, tmp_path):
+    changed = tmp_path / "texts"
+    shutil.copytree(folder, changed)
+    (changed / "val.jsonl").write_text(json.dumps(groups()[0]) + "\n")
+    line = commands.fail(
+        commands.command(
+            "mrl_jax.evaluate", "--workdir", finished[0], f"--config.data.path={changed}"
+        ),
+        4,
+    )
+    assert "the checkpoint was trained on other data" in line
+
+
+def test_a_report_of_runs_without_accuracy(finished, tmp_path):
+    output = commands.succeed(
+        commands.command("mrl_jax.report", finished[0], "--out", tmp_path / "report")
+    )
+    assert "report.html" in output
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "Spearman" in page
+
+
+def test_a_dry_run_is_of_the_longest_texts(folder):
+    arguments = (*SMALL, f"--config.data.path={folder}", "--config.text.max_length=48")
+    output = commands.succeed(
+        commands.command("mrl_jax.train", "--config", CONFIG, "--dry_run", *arguments)
+    )
+    assert "FLOP per example" in output
+
+
+def load(folder, *overrides, config=CONFIG):
+    return configs.load(str(config), [*SMALL, f"--config.data.path={folder}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("encoder") / "bert"
+    write_sentence_folder(path, text_models.bert())
+    return path
+
+
+def test_fine_tuning_starts_from_the_weights_of_a_folder(folder, encoder_folder):
+    setup = experiment.from_config(
+        load(
+            folder,
+            f"--config.text.encoder={encoder_folder}",
+            "--config.text.width=0",
+            "--config.text.vocab_size=30522",
+            "--config.text.max_length=0",
+            "--config.mesh.data=1",
+            "--config.mesh.fsdp=8",
+        )
+    )
+    program = setup.program
+    assert program.task.encoder.out_dim == 32
+    assert program.task.max_length == 30
+    state = program.init_state(program.run_key(0))
+    _, put_in = setup.pretrained
+    state = put_in(state)
+    expected = text_models.bert().params
+    assert set(state["params"]) == set(expected) == {"backbone"}
+    np.testing.assert_array_equal(
+        state["params"]["backbone"]["tokens"]["embedding"],
+        expected["backbone"]["tokens"]["embedding"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["task=translation"], "config.task must be one of classification, sentence_pairs"),
+        (["model.name=mlp"], "config.model.name is 'mlp', but task sentence_pairs does not read"),
+        (["data.flip=True"], "config.data.flip is True, but task sentence_pairs does not read it"),
+        (["head.kind=shared"], "config.head.kind of sentence_pairs is separate"),
+        (["nesting.dims=2,16"], "config.nesting: nesting dim 16 is wider than the embedding (8"),
+        (["text.encoder=nowhere"], "nowhere not found"),
+        (["text.encoder=bert_tiny", "text.pooling=max"], "pooling must be one of mean, cls, last"),
+        (["text.dropout=0.1"], "config.text: a static table has no dropout"),
+        (["text.width=0"], "config.text: width: a static table needs so many dims"),
+        (["text.dropout=1.0"], "config.text.dropout must be in [0, 1), got 1.0"),
+        (["pairs.loss=cosent"], "config.pairs: loss cosent needs pairs with a score"),
+        (["pairs.micro_batch=3"], "config.pairs: micro_batch 3 does not divide the batch_size 16"),
+        (["optimizer.accumulate=2"], "config.optimizer.accumulate: parts of a batch would not"),
+        (["data.drop=flagg"], "data.drop: no row has a column 'flagg'"),
+        (["eval.sts=x"], "config.eval.sts must be NAME=PATH,..."),
+        (["eval.sts=val=x.tsv"], "config.eval.sts: the name val is taken"),
+    ],
+)
+def test_experiments_that_cannot_run_say_why(folder, overrides, message):
+    with pytest.raises((UsageError, DataError)) as error:
+        experiment.from_config(load(folder, *[f"--config.{o}" for o in overrides]))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_images_do_not_read_the_keys_of_texts():
+    config = configs.load("configs/digits.py:mrl", ["--config.pairs.margin=0.5"])
+    with pytest.raises(UsageError, match=r"pairs\.margin is 0\.5, but task classification"):
+        experiment.from_config(config)
+
+
+def test_embedding_a_text_run_is_refused_with_one_line(finished, tmp_path):
+    line = commands.fail(
+        commands.command(
+            *("mrl_jax.embed", "--workdir", finished[0], "--input", "train"),
+            *("--out", tmp_path / "vectors"),
+        ),
+        2,
+    )
+    assert "embeds images" in line
