@@ -14,10 +14,10 @@ Embeddings come out whole and as they are: cut a prefix, then scale it to unit l
 
 import dataclasses
 import json
+import logging
 import pathlib
 import tempfile
 import types
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -80,6 +80,10 @@ def write_stablehlo(folder: pathlib.Path, setup: Experiment, state: Any) -> None
 
 def write_onnx(folder: pathlib.Path, setup: Experiment, state: Any) -> None:
     """The embedding as an ONNX graph, inputs by name: of text, padded to `max_length` tokens."""
+    # They warn of operations of newer JAX that they skip and of values without a name: what
+    # matters ends in an error.
+    for name in ("jax2onnx", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         from jax2onnx import to_onnx
     except ImportError:
@@ -94,16 +98,14 @@ def write_onnx(folder: pathlib.Path, setup: Experiment, state: Any) -> None:
         )
         for shape, dtype in shapes.values()
     ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about values inside the graph that have no name
-        to_onnx(
-            embed,
-            inputs=inputs,
-            return_mode="file",
-            output_path=str(folder / "embed.onnx"),
-            input_names=list(shapes),
-            output_names=["embedding"],
-        )
+    to_onnx(
+        embed,
+        inputs=inputs,
+        return_mode="file",
+        output_path=str(folder / "embed.onnx"),
+        input_names=list(shapes),
+        output_names=["embedding"],
+    )
 
 
 def write_safetensors(folder: pathlib.Path, setup: Experiment, state: Any) -> None:
