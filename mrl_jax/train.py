@@ -105,11 +105,11 @@ class Training:
         """The compiled training step for batches of this shape, from step `number` on."""
         shape = tuple(batch[name].shape for name in sorted(batch))
         if shape not in self.updates:
-            with self.phases("compile"):
+            first = not self.updates
+            with self.phases("compile"), contextlib.nullcontext() if first else self.rate.paused():
                 self.updates[shape] = self.program.compile(batch)
-            if len(self.updates) == 1:
+            if first:
                 self.rate = Rate(self.config.steps, self.config.batch_size, number)
-            self.rate.restart()
         return self.updates[shape]
 
     def run(self) -> None:
@@ -180,13 +180,12 @@ class Training:
         with self.phases("step"):
             record, self.pending = self.pending, None
             self.digest(record)
-        with self.phases("checkpoint"):
+        with self.phases("checkpoint"), self.rate.paused():
             self.checkpoints.save(done, self.state, self.experiment.facts())
-        self.rate.restart()
 
     def evaluate_val(self, done: int) -> None:
         """Evaluates the val split in the middle of training."""
-        with self.phases("eval"):
+        with self.phases("eval"), self.rate.paused():
             found = self.experiment.evaluate(self.state, ("val",))
             self.writer.write(done, by_name(found.results))
         main = results.headline(found.results)
@@ -195,7 +194,6 @@ class Training:
                 f"step {done:>6} {best.name} at {best.dim} dims {best.value:.2%} "
                 f"+- {best.stderr:.2%}"
             )
-        self.rate.restart()
 
     def finish(self, command: str) -> None:
         """Final evaluation, results.json and DONE."""

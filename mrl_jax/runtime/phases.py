@@ -46,9 +46,14 @@ class Rate:
         self._first_step = self._last_step = start
         self._first_time = self._last_time = time.perf_counter()
 
-    def restart(self) -> None:
-        """Forgets the time up to now (compiling, evaluating) for the next reading."""
-        self._last_time = time.perf_counter()
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time of the with-block (compiling, evaluating) does not slow the next reading."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._last_time += time.perf_counter() - begin
 
     def read(self, step: int) -> tuple[float, float]:
         """(examples per second since the last reading, seconds left until the last step)."""
