@@ -92,10 +92,10 @@ class InMemory:
         """Rows first to last - 1."""
         return self._vector_nd[first:last]
 
-    def sample(self, n: int, seed: int) -> np.ndarray:
-        """Some rows, drawn without replacement, in their order."""
-        rng = np.random.default_rng(seed)
-        return self._vector_nd[np.sort(rng.choice(self.rows, n, replace=False, shuffle=False))]
+    def sample(self, n: int, seed: int, width: int | None = None) -> np.ndarray:
+        """The first dims of some rows, drawn without replacement, in their order."""
+        row_n = np.random.default_rng(seed).choice(self.rows, n, replace=False, shuffle=False)
+        return self._vector_nd[np.sort(row_n), :width]
 
 
 class Tried(NamedTuple):
