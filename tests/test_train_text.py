@@ -13,6 +13,7 @@ from mrl_jax import config as configs
 from mrl_jax import experiment
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.interop.sentence_folder import write_sentence_folder
+from mrl_jax.tokenization import Tokenizer
 
 CONFIG = commands.ROOT / "configs" / "static_sentence.py"
 SMALL = (
@@ -184,7 +185,8 @@ def test_a_report_of_runs_without_accuracy(finished, tmp_path):
     )
     assert "report.html" in output
     page = (tmp_path / "report" / "report.html").read_text()
-    assert "Spearman" in page
+    assert "again: Similarity, Spearman" in page
+    assert "Partner found among all of the split, validation" in page
 
 
 def test_a_dry_run_is_of_the_longest_texts(folder):
@@ -193,6 +195,13 @@ def test_a_dry_run_is_of_the_longest_texts(folder):
         commands.command("mrl_jax.train", "--config", CONFIG, "--dry_run", *arguments)
     )
     assert "FLOP per example" in output
+
+
+def test_the_same_texts_give_the_same_vocabulary():
+    texts = [text for row in groups() for text in row["texts"]]
+    one, *others = (Tokenizer.train(texts, 120).raw.get_vocab() for _ in range(4))
+    assert len(one) == 120
+    assert all(other == one for other in others)
 
 
 def load(folder, *overrides, config=CONFIG):

@@ -12,6 +12,9 @@ from mrl_jax.reporting.runs import Run, Study
 from mrl_jax.reporting.sheet import Cell, Row, Sheet
 from mrl_jax.reporting.tables import Table
 
+# What is shown of the validation split beside the test split.
+VALIDATED = ("top1", "1nn", "top5", "match", "spearman")
+
 
 def _numbered(found: Sequence[Section]) -> list[Section]:
     """The same sections with numbers for their figures and open tables."""
@@ -119,7 +122,7 @@ def _facts(study: Study, found: Sequence[Method]) -> str:
 
 def _validation(found: Sequence[Method]) -> list[Table]:
     """What tuning may look at, beside the test split of the main tables."""
-    built = (tables.build(found, "val", metric) for metric in ("top1", "1nn", "top5"))
+    built = (tables.build(found, "val", metric) for metric in VALIDATED)
     return [table for table in built if table]
 
 
