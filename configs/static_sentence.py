@@ -9,7 +9,7 @@ One run:    python -m mrl_jax.train --config configs/static_sentence.py --workdi
             --config.data.files=train=FILE,val=FILE names files one by one,
             --config.eval.sts=stsb=FILE.tsv adds sentence pairs with a score
 Arguments:  mrl | fixed=M, M one of the dims below
-Hardware:   2 CPU cores; 29,000 groups of captions take about three minutes
+Hardware:   2 CPU cores; 29,000 groups of captions took five minutes while other work went on
 """
 
 from mrl_jax.config import default_config, set_method

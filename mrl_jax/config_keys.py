@@ -138,16 +138,17 @@ def default_config() -> ConfigDict:
 
     c.pairs = ConfigDict()  # sentence_pairs: the loss on every prefix
     # Of pairs and groups: info_nce, with hard negatives where there are. Of scored pairs: cosent |
-    # cosine_mse | angle. Of triplets: triplet. Of texts with a teacher: distill.
+    # cosine_mse | angle. Of triplets: triplet. Of texts with a teacher:
+    # distill_vectors (of the same space) | distill_similarity | distill_kl.
     c.pairs.loss = "info_nce"
-    c.pairs.temperature = 0.05  # info_nce, distill: what cosines are divided by
+    c.pairs.temperature = 0.05  # info_nce, distill_kl: what cosines are divided by
     c.pairs.symmetric = True  # info_nce: the mean of both directions
     c.pairs.margin = 0.2  # triplet: on squared distances of unit vectors
     c.pairs.score_max = 1.0  # scored pairs: scores are divided by it
     # Pairs that go through the encoder at a time; the loss still sees all of the batch; 0 = all.
     c.pairs.micro_batch = 0
-    # Folder of a model that embeds all texts beforehand. distill: what is learned from; info_nce:
-    # texts that it finds nearer than the pair are no negatives.
+    # Folder of a model that embeds all texts beforehand. distill_*: what is learned from;
+    # info_nce: texts that it finds nearer than the pair are no negatives.
     c.pairs.teacher = ""
     # Layers that are trained beside the last, each at every dim: last | sampled (2D Matryoshka) |
     # sizes (one layer per granularity, from small to large).

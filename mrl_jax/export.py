@@ -49,7 +49,7 @@ def embedding_of(setup: Experiment, state: Any) -> tuple[Callable[..., jax.Array
     task = dataclasses.replace(setup.program.task, mesh=None)
     params, model_state = jax.device_get(evaluated(state))
     width = task.nesting.width
-    if hasattr(task, "encoder"):
+    if setup.text_folder:
         shapes = {"tokens": ("b, t", np.int32), "lengths": ("b", np.int32)}
     else:
         size = ", ".join(map(str, setup.dataset.image_shape))
@@ -63,7 +63,7 @@ def embedding_of(setup: Experiment, state: Any) -> tuple[Callable[..., jax.Array
 
 
 def write_stablehlo(folder: pathlib.Path, setup: Experiment, state: Any) -> None:
-    """The embedding as `jax.export` serialises it, good for 6 months of JAX releases at least."""
+    """The embedding as `jax.export` serialises it, which JAX promises to read for 6 months."""
     embed, shapes = embedding_of(setup, state)
     scope = export.SymbolicScope()
     arguments = [
@@ -167,14 +167,13 @@ def main(argv: Sequence[str]) -> None:
     config, setup, state = trained.restored(arguments.workdir, overrides)
     task = setup.program.task
     if form == "sentence_transformers":
-        if not hasattr(task, "encoder"):
+        if setup.text_folder is None:
             raise UsageError(
                 f"format {form} is of text, {arguments.workdir} has task {config.task}"
             )
-        from mrl_jax.experiment import sentences
         from mrl_jax.interop.sentence_folder import write_sentence_folder
 
-        folder = sentences.text_folder(config, setup, jax.device_get(evaluated(state)[0]))
+        folder = setup.text_folder(jax.device_get(evaluated(state)[0]))
         write_sentence_folder(out, folder, scores=scores_of(arguments.workdir))
     else:
         about = {

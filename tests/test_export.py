@@ -54,7 +54,7 @@ def embedded(run, batch):
 
 def text_batch(run):
     _, setup, _ = trained.restored(run)
-    tokens = setup.dataset.tokenizer.encode(TEXTS, 30)
+    tokens = setup.text_folder(None).tokenizer.encode(TEXTS, 30)
     return dict(zip(("tokens", "lengths"), pad(tokens, 30, len(TEXTS)), strict=True))
 
 

@@ -98,7 +98,7 @@ def _parquet(path: pathlib.Path) -> Iterator[Row]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise UsageError(f'{path} needs pip install "mrl_jax[search]" (pyarrow)') from error
+        raise UsageError(f'{path} needs pip install "mrl_jax[text]" (pyarrow)') from error
     number = 0
     try:
         with parquet.ParquetFile(path) as file:

@@ -47,13 +47,11 @@ class Texts:
     Attributes:
       data: all splits as texts.
       splits: "train" as batches; the others as they are.
-      tokenizer: of the encoder.
       reading: what token ids follow from, beside the texts.
     """
 
     data: texts.TextData
     splits: dict[str, Any]
-    tokenizer: Tokenizer
     reading: str
 
     @property
@@ -76,7 +74,8 @@ class _Encoder(NamedTuple):
 
     def trained(self, params: Any, dims: tuple[int, ...]) -> TextFolder:
         """The encoder with trained parameters and all that belongs to it."""
-        whole = TextFolder(self.encoder, params, self.tokenizer, self.max_length, {}, dims)
+        # The losses compare directions: lengths say nothing unless the folder knows better.
+        whole = TextFolder(self.encoder, params, self.tokenizer, self.max_length, {}, dims, True)
         if self.folder is None:
             return whole
         kept = {name: getattr(self.folder, name) for name in ("prompts", "default_prompt")}
@@ -217,7 +216,7 @@ def from_config(config: ConfigDict, mesh: Mesh) -> Experiment:
         Encoder(teacher).encode if teacher else None,
     )
     reading = f"{found.tokenizer.raw.to_str()} {found.tokenizer.marks} {found.max_length}"
-    dataset = Texts(data, {**data.splits, "train": train}, found.tokenizer, reading)
+    dataset = Texts(data, {**data.splits, "train": train}, reading)
     evaluation = _evaluation(config, task, mesh, found.tokenizer, data)
     weights = None
     if found.folder is not None:
@@ -238,29 +237,6 @@ def planned_program(config: ConfigDict, mesh: Mesh) -> Program:
     teacher = read_text_folder(config.pairs.teacher) if config.pairs.teacher else None
     task = _task(config, found, data.splits["train"], teacher, mesh)
     return common.make_program(config, task, mesh, model_group="text")
-
-
-def text_folder(config: ConfigDict, setup: Experiment, params: Any) -> TextFolder:
-    """A trained encoder with all that others need of it; prompts are those it started with.
-
-    Args:
-      config: of the run.
-      setup: made from it.
-      params: on the host.
-    """
-    task: Any = setup.program.task
-    started = config.text.encoder not in (STATIC, *FRESH)
-    before = read_text_folder(config.text.encoder) if started else None
-    return TextFolder(
-        task.encoder,
-        params,
-        setup.dataset.tokenizer,
-        task.max_length,
-        prompts=before.prompts if before else {},
-        trained_dims=task.nesting.dims,
-        normalize=True,
-        default_prompt=before.default_prompt if before else "",
-    )
 
 
 def _put_in(program: Program, params: Any) -> Callable[[Any], Any]:
