@@ -108,11 +108,11 @@ def in_turn(
     """Seconds per step of every case, one sample per round: A B C A B C ...
 
     What slows the machine down for a while then slows all cases down alike, and the ratio of two
-    samples of one round stays true. `between` is called before every round.
+    samples of one round stays true. `between` is called before every round. The steps must have
+    been run before: the first run touches memory for the first time.
     """
     repeats = {}
     for name, step in steps.items():
-        step.run()  # the first run touches memory for the first time
         repeats[name] = max(1, math.ceil(MIN_SAMPLE_SECONDS / _sample(step, 1)))
     seconds = {name: [] for name in steps}
     for index in range(rounds):
@@ -199,3 +199,60 @@ def environment() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "load": round(os.getloadavg()[0], 2),
     }
+
+
+def lines_in_turn(
+    cases: Sequence[Case],
+    rounds: int,
+    *,
+    setting: str,
+    title: str,
+    check: Callable[[dict[str, float]], None] = lambda losses: None,
+) -> list[dict[str, Any]]:
+    """All cases of one setting in turn, a line each; ratios are to the first.
+
+    Args:
+      cases: the floor first; those whose library is missing are skipped.
+      rounds: samples of each.
+      setting: as in --cases.
+      title: for tables and plots.
+      check: of what every case found at its first step; raises if they differ.
+    """
+    progress = Progress(len(cases) * (rounds + 4))
+    steps, skipped = {}, {}
+    for case in cases:
+        progress.advance(0, f"{setting}: building {case.name}")
+        try:
+            steps[case.name] = case.build()
+        except ImportError as error:
+            skipped[case.name] = str(error).split(" (")[0]
+        progress.advance(4, f"{setting}: built {case.name}")
+    losses = {name: step.run() for name, step in steps.items()}
+    check(losses)
+
+    def between(index):
+        progress.advance(len(steps) if index else 0, f"{setting}: round {index + 1}/{rounds}")
+
+    seconds = in_turn(steps, rounds, between)
+    about = {"setting": setting, "title": title, "rounds": rounds, **environment()}
+    lines = []
+    for case in cases:
+        line = {"case": case.name, "skipped": skipped.get(case.name), "peak_mb": None}
+        line |= {"gflop_by_hand": case.gflop, **about}
+        if case.name in steps:
+            median, quartiles = spread(seconds[case.name])
+            floor = seconds[cases[0].name]
+            ratio, ratio_quartiles = spread(
+                [mine / other for mine, other in zip(seconds[case.name], floor, strict=True)]
+            )
+            line |= {
+                "loss": losses[case.name],
+                "seconds_median": median,
+                "seconds_quartiles": quartiles,
+                "ratio_median": ratio,
+                "ratio_quartiles": ratio_quartiles,
+                "tflops_by_hand": case.gflop / median / 1e3,
+                **xla_numbers(steps[case.name].compiled),
+            }
+        lines.append(line)
+    return lines

@@ -225,48 +225,11 @@ def measure(
         for case in cases[1:]
         if any(fnmatch.fnmatchcase(f"{setting.name}:{case.name}", p) for p in patterns)
     ]
-    progress = harness.Progress(len(cases) * (rounds + 4))
-    steps, skipped = {}, {}
-    for case in cases:
-        progress.advance(0, f"{setting.name}: building {case.name}")
-        try:
-            steps[case.name] = case.build()
-        except ImportError as error:
-            skipped[case.name] = str(error).split(" (")[0]
-        progress.advance(4, f"{setting.name}: built {case.name}")
-
-    def between(index):
-        progress.advance(len(steps) if index else 0, f"{setting.name}: round {index + 1}/{rounds}")
-
-    seconds = harness.in_turn(steps, rounds, between)
-    about = {"title": setting.title(dtype), "rounds": rounds, **harness.environment()}
-    lines = []
-    for case in cases:
-        line = {
-            "case": case.name,
-            "setting": setting.name,
-            "skipped": skipped.get(case.name),
-            "gflop_by_hand": case.gflop,
-            "peak_mb": None,
-            **about,
-        }
-        if case.name in steps:
-            median, quartiles = harness.spread(seconds[case.name])
-            ratios = [
-                mine / floor
-                for mine, floor in zip(seconds[case.name], seconds[cases[0].name], strict=True)
-            ]
-            ratio, ratio_quartiles = harness.spread(ratios)
-            line |= {
-                "seconds_median": median,
-                "seconds_quartiles": quartiles,
-                "ratio_median": ratio,
-                "ratio_quartiles": ratio_quartiles,
-                "examples_per_second": setting.batch / median,
-                "tflops_by_hand": case.gflop / median / 1e3,
-                **harness.xla_numbers(steps[case.name].compiled),
-            }
-        lines.append(line)
+    title = setting.title(dtype)
+    lines = harness.lines_in_turn(cases, rounds, setting=setting.name, title=title)
+    for line in lines:
+        if not line["skipped"]:
+            line["examples_per_second"] = setting.batch / line["seconds_median"]
     return lines
 
 

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import harness, losses  # noqa: E402  (not installed with the package)
 
 
+@pytest.mark.slow
 def test_command_writes_a_line_per_case_a_table_and_a_plot(tmp_path):
     command = [sys.executable, "-m", "benchmarks.losses", "--cases", "smoke:jax/naive"]
     result = subprocess.run(

@@ -84,6 +84,7 @@ def test_flops_are_those_of_the_network_also_where_a_cpu_program_loops():
     assert dry_run.flops(in_parts) == found
 
 
+@pytest.mark.slow
 def test_data_is_not_needed_where_the_config_says_how_many_classes():
     arguments = ("--config.batch_size=2", "--config.model.remat=True", "--config.model.width=2")
     arguments += ("--config.nesting.dims=4,16",)

@@ -129,6 +129,7 @@ def test_student_layers_equal_to_the_last_differ_by_nothing_at_full_width():
     assert abs(every_layer(nothing, full, layers_per_step=None)(*z)[0]) < 1e-6
 
 
+@pytest.mark.slow
 def test_rows_that_do_not_count_are_in_no_kl_and_context_is_handed_on():
     z = [x.at[:, 2].set(jnp.nan) for x in sides()]
     loss = jax.jit(every_layer(contrastive, NESTING, layers_per_step=None))

@@ -207,6 +207,7 @@ def test_only_the_drawn_prefixes_are_executed():
     assert sorted(executed) == measured
 
 
+@pytest.mark.slow
 def test_memory_grows_neither_with_the_prefixes_nor_with_those_drawn():
     x = jax.ShapeDtypeStruct((512, 64), jnp.float32)
 

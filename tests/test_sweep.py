@@ -82,6 +82,7 @@ def test_overrides_reach_the_run_with_their_types(tmp_path):
     assert (loaded.nesting.dims, loaded.name, loaded.seed) == ((4, 8), "a b", 2)
 
 
+@pytest.mark.slow
 def test_one_failure_does_not_stop_the_others_and_all_is_resumable(tmp_path):
     # The middle run passes the check of its config and fails later, in its own process.
     body = (

@@ -172,6 +172,7 @@ def test_a_signal_saves_and_exits_with_75(finished, tmp_path, number):
     assert_same_run(workdir, finished[0])
 
 
+@pytest.mark.slow
 def test_resumes_on_another_mesh_with_another_form_of_the_loss(finished, tmp_path):
     """From one device to 2x2x2: the values agree as far as the order of summing allows."""
     workdir = tmp_path / "run"

@@ -71,7 +71,7 @@ def brute_force(database, labels, query, m):
     return np.array(found)
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("sizes", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
 def test_all_evaluators_on_a_mesh(sizes):
     dataset = random_dataset({"train": 50, "val": 13, "test": 30})
     splits = dataset.splits

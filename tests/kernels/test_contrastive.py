@@ -132,7 +132,11 @@ def test_values_and_gradients_equal_those_of_every_prefix_by_itself(kind, extra)
 @pytest.mark.parametrize("kind", ["info_nce", "sigmoid"])
 @pytest.mark.parametrize(
     "nesting",
-    [DENSE, UNEVEN, pytest.param(Nesting(tuple(range(16, 129, 16))), marks=pytest.mark.slow)],
+    [
+        pytest.param(DENSE, marks=pytest.mark.slow),
+        UNEVEN,
+        pytest.param(Nesting(tuple(range(16, 129, 16))), marks=pytest.mark.slow),
+    ],
 )
 def test_dense_nestings(kind, nesting):
     scalars, options = of_kind(kind)
@@ -196,6 +200,7 @@ def test_padding_and_columns_left_out_go_together(kind):
     close(ours(arrays, NESTING, mask=both, **options), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_embeddings(kind):
     scalars, options = of_kind(kind)
@@ -274,6 +279,7 @@ def test_a_learned_sigmoid_loss_near_zero_keeps_its_digits():
     np.testing.assert_allclose(ours(arrays, nesting, kind="sigmoid")[0][0], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_pallas_equals_xla():
     pytest.importorskip("mrl_jax.kernels.pallas_logsumexp")
     arrays = problem(batch=5, extra=2) | KINDS["info_nce"]

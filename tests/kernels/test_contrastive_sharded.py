@@ -55,7 +55,7 @@ def close(found, expected):
         np.testing.assert_allclose(f, e, rtol=0, atol=1e-6 * max(np.abs(e).max(), 1))
 
 
-@pytest.mark.parametrize("mask", ["rows", "pairs"])
+@pytest.mark.parametrize("mask", [pytest.param("rows", marks=pytest.mark.slow), "pairs"])
 @pytest.mark.parametrize("function", [info_nce, sigmoid])
 @pytest.mark.parametrize("shape", [pytest.param("8x1", marks=pytest.mark.slow), "4x2"])
 def test_every_row_of_every_device_is_a_negative(shape, function, mask):
@@ -75,6 +75,7 @@ def test_sharded_arrays_without_a_mesh_are_right_too(function):
     close(value_and_grad(function)(placed(arrays, mesh)), expected)
 
 
+@pytest.mark.slow
 def test_gradients_of_single_values_on_a_mesh():
     mesh = make_mesh(**MESHES["4x2"])
     arrays, weights_g = problem(), jnp.array([2.0, 0.0, 1.0])

@@ -95,7 +95,12 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "cut", ["whole", pytest.param("class tiles", marks=SLOW), "class tiles of row chunks"]
+    "cut",
+    [
+        pytest.param("whole", marks=SLOW),
+        pytest.param("class tiles", marks=SLOW),
+        "class tiles of row chunks",
+    ],
 )
 @pytest.mark.parametrize("kind", ["shared", "separate"])
 @pytest.mark.parametrize("form", FORMS)
@@ -153,7 +158,10 @@ def test_long_and_dense_nestings(form, monkeypatch):
         close(found, exact(params, z_bd, labels_b, nesting))
 
 
-@pytest.mark.parametrize(("form", "kind"), [("blockwise", "shared"), ("streamed", "separate")])
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    [("blockwise", "shared"), pytest.param("streamed", "separate", marks=SLOW)],
+)
 def test_bfloat16_inputs_are_summed_in_float32(form, kind):
     nesting = powers_of_two(32, 512)
     _, params, z_bd, labels_b = problem(nesting, kind, 16, 20, jnp.bfloat16)

@@ -106,6 +106,7 @@ def test_an_out_that_cannot_be_written_is_refused_at_once(folder, tmp_path):
         assert f"cannot write into --out {out}: " in line
 
 
+@pytest.mark.slow
 def test_an_image_too_long_for_a_jpeg_is_named(folder, tmp_path):
     Image.new("L", (3, 9000)).save(folder / "val" / "cat" / "long.png")
     argv = [*SCRIPT, "folder", str(folder), "--out", str(tmp_path / "out"), "--short_side", "2"]

@@ -34,7 +34,13 @@ def fresh(name):
     return jax.jit(SMALL[name].init)(jax.random.key(0), images(1, *SHAPE))
 
 
-@pytest.mark.parametrize("name", SMALL)
+# Compiling takes a while: some of them by default, all of them in CI.
+QUICK = ("mlp", "basic blocks", "vit gap")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=() if x in QUICK else pytest.mark.slow) for x in SMALL]
+)
 def test_embeds_each_image_by_itself(name):
     model = SMALL[name]
     x_bhwc = images(3, *SHAPE)

@@ -94,6 +94,7 @@ def test_dropout_is_for_training_alone_and_of_both_rates():
     np.testing.assert_allclose(none.apply(variables, ROWS, LENGTHS, train=True), plain, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_also_of_empty_rows_and_the_same_with_remat():
     def gradient(**fields):
         folder = text_models.bert(layers=1, **fields)
@@ -114,6 +115,7 @@ def test_gradients_are_finite_also_of_empty_rows_and_the_same_with_remat():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), plain, again)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32_and_gives_float32():
     exact = apply(text_models.bert(), ROWS, LENGTHS)
     folder = text_models.bert(dtype=jnp.bfloat16)
@@ -187,6 +189,7 @@ def test_more_tokens_than_positions_and_unknown_pooling_are_refused():
         encoder.init(jax.random.key(0), ROWS, LENGTHS)
 
 
+@pytest.mark.slow
 def test_fresh_parameters_are_of_the_scale_that_training_starts_from():
     init = jax.jit(Bert(200, 64, 1, 4, 128).init)
     variables = init(jax.random.key(0), ROWS, LENGTHS)

@@ -93,11 +93,11 @@ def train(sizes, kind, model, form):
 @pytest.mark.parametrize(
     ("kind", "model", "form"),
     [
-        ("separate", "mlp", "plain"),
+        pytest.param("separate", "mlp", "plain", marks=pytest.mark.slow),
         ("separate", "mlp", "blockwise"),
         ("shared", "mlp", "streamed"),
-        ("shared", "cnn", "plain"),
-        ("shared", "cnn", "blockwise"),
+        pytest.param("shared", "cnn", "plain", marks=pytest.mark.slow),
+        pytest.param("shared", "cnn", "blockwise", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -33,6 +33,7 @@ def setup():
     return task, batch, state, step
 
 
+@pytest.mark.slow
 def test_every_step_draws_its_own_random_numbers(setup):
     _, batch, state, step = setup
     key = jax.random.key(7)

@@ -1,7 +1,6 @@
 """Gradients of convolutional and transformer networks on every mesh layout against one device."""
 
 import functools
-import itertools
 
 import jax
 import numpy as np
@@ -84,17 +83,9 @@ def updated(network, sizes, form, accumulate=1):
     return gradients, after["model_state"], np.asarray(metrics["loss_g"]), shardings
 
 
-# Compiling takes a while: one of each kind by default, all of them in CI.
-QUICK = {("2x2x2", "vit")}
-
-
-@pytest.mark.parametrize(
-    ("layout", "network"),
-    [
-        pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
-        for case in itertools.product(LAYOUTS, NETWORKS)
-    ],
-)
+@pytest.mark.slow  # compiling takes a while
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradients_equal_one_device(network, layout):
     form = "blockwise" if layout == "2x2x2" else "plain"
     gradients, model_state, loss_g, shardings = updated(network, LAYOUTS[layout], form)

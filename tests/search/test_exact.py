@@ -163,6 +163,7 @@ def test_a_vector_of_length_zero_has_cosine_zero():
     np.testing.assert_array_equal(rows_gbk[:, 1], [range(6)] * 2)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_database(monkeypatch):
     monkeypatch.setattr(exact, "_CPU", SMALL)
 
@@ -216,6 +217,7 @@ def test_numbers_that_cannot_be_compared_are_refused(bad):
         assert (top_k(**arguments, dims=(2, 3), k=1)[0] == 0).all()
 
 
+@pytest.mark.slow
 def test_two_processes_both_get_the_result(tmp_path):
     import commands
 

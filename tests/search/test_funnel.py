@@ -226,6 +226,7 @@ def test_numbers_that_cannot_be_compared_are_refused(bad):
         assert (search(**arguments, schedule=Schedule.parse("2:3 > 3"), k=1)[0] == 0).all()
 
 
+@pytest.mark.slow
 def test_two_processes_both_get_the_result(tmp_path):
     import commands
 

@@ -63,7 +63,13 @@ def test_without_stages(data, build, metric):
     check(found, similar(z_nd[:, :FINAL], query_bd[:, :FINAL], metric), ids)
 
 
-@pytest.mark.parametrize(("factory", "metric"), FACTORIES)
+@pytest.mark.parametrize(
+    ("factory", "metric"),
+    [
+        pytest.param(*case, marks=pytest.mark.slow if case[0].startswith("OPQ") else ())
+        for case in FACTORIES
+    ],
+)
 def test_faiss_finds_all_when_all_is_kept(data, build, factory, metric):
     _, z_nd, ids, query_bd = data
     query_bd = np.delete(query_bd, 3, axis=0)  # for a zero query some indexes find nothing

@@ -127,7 +127,7 @@ def test_texts_that_a_teacher_finds_nearer_are_no_negatives():
     ("encoder", "layers", "lengths"),
     [
         (STATIC, "last", (4, 9)),
-        (BERT, "sizes", (6, 6)),
+        pytest.param(BERT, "sizes", (6, 6), marks=pytest.mark.slow),
         pytest.param(BERT, "sampled", (4, 9), marks=pytest.mark.slow),
     ],
     ids=["last", "sizes", "sampled"],
@@ -203,7 +203,7 @@ def test_cosine_mse_is_of_the_scores():
 
 @pytest.mark.parametrize(
     ("encoder", "sizes", "micro_batch"),
-    [(STATIC, (8, 1, 1), 0), (BERT, (2, 2, 2), 4)],
+    [(STATIC, (8, 1, 1), 0), pytest.param(BERT, (2, 2, 2), 4, marks=pytest.mark.slow)],
     ids=["rows", "three_axes"],
 )
 def test_gradients_on_a_mesh_are_those_of_one_device(encoder, sizes, micro_batch):
