@@ -130,7 +130,8 @@ class Tokenizer:
         """A WordPiece vocabulary of the texts, which begins with BERT's five special tokens.
 
         Args:
-          texts: the same texts give the same vocabulary.
+          texts: the same texts give the same vocabulary. They are read twice, and kept in memory
+            only where they cannot be, as an iterator.
           vocab_size: at most so many tokens; letters come first, then the pieces that occur most.
           lowercase: make letters small and take their accents off.
           marks: see the class.
@@ -143,7 +144,8 @@ class Tokenizer:
             raise UsageError(f"a vocabulary needs more than {len(special)} tokens: {vocab_size}")
         settings = {"do_lower_case": lowercase}
         raw = _wordpiece({token: i for i, token in enumerate(special)}, settings)
-        texts, found = list(texts), collections.Counter()
+        texts = list(texts) if iter(texts) is texts else texts
+        found = collections.Counter()
         for text in texts:
             found.update(raw.normalizer.normalize_str(text))
         common = sorted(

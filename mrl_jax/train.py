@@ -85,7 +85,7 @@ class Training:
 
     def restore_or_init(self):
         """The newest intact checkpoint, or a fresh state."""
-        restored = self.checkpoints.restore(self.program.state)
+        restored = self.checkpoints.restore(self.program.state, self.experiment.check_facts)
         if restored is None:
             state = self.program.init_state(self.key)
             if self.experiment.pretrained:
@@ -96,8 +96,7 @@ class Training:
                 parameter_overview.get_parameter_overview(state["params"], include_stats="sharding")
             )
             return state
-        state, facts = restored
-        self.experiment.check_facts(facts)
+        state, _ = restored
         say(f"resuming from step {int(state['step'])}")
         return state
 

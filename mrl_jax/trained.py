@@ -34,9 +34,7 @@ def restored(
             raise UsageError(f"{change}: the run in {folder} was trained otherwise")
     setup = experiment.from_config(config)
     checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, config.checkpoint.keep, read_only=True)
-    found = checkpoints.restore(setup.program.state)
+    found = checkpoints.restore(setup.program.state, setup.check_facts)
     if found is None:
         raise CheckpointError(f"{folder} holds no checkpoint")
-    state, facts = found
-    setup.check_facts(facts)
-    return config, setup, state
+    return config, setup, found[0]

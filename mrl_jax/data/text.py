@@ -6,13 +6,27 @@ import hashlib
 import math
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from mrl_jax.data.text_files import Filter, Row, find_files, parse_columns, read_rows
+from mrl_jax.data.array_cache import Parts, Stored, stored
+from mrl_jax.data.strings import Strings
+from mrl_jax.data.text_files import (
+    Filter,
+    Reading,
+    Row,
+    find_files,
+    parse_columns,
+    read_rows,
+    sha256,
+)
+from mrl_jax.data.text_rows import TextRows
 from mrl_jax.errors import DataError
+
+_LARGEST_SCORE = float(np.finfo(np.float32).max)  # what is larger would be kept as infinity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,15 +42,17 @@ class TextSplit:
       same_t: [T] int32, equal for texts that are never told apart: a text and itself, all texts of
         a group, and groups that share a text.
       repeated: rows that are the same as an earlier one.
+      source: stands for all that this follows from, where it comes from a cache.
     """
 
-    texts: tuple[str, ...]
+    texts: Strings
     sides: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     members: np.ndarray | None = None
     starts: np.ndarray | None = None
     score_n: np.ndarray | None = None
     same_t: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
     repeated: int = 0
+    source: str = ""
 
     @property
     def examples(self) -> int:
@@ -65,8 +81,7 @@ class TextSplit:
 
     def update(self, digest: Any) -> None:
         """Adds the content to a hash."""
-        for text in self.texts:
-            digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+        digest.update(np.ascontiguousarray(self.texts.flat))
         arrays = {**self.sides, "members": self.members, "starts": self.starts}
         for name, array in {**arrays, "score": self.score_n}.items():
             if array is not None:
@@ -114,48 +129,114 @@ def load(
     files: Sequence[str] = (),
     columns: Sequence[str] = (),
     drop: Sequence[str] = (),
+    cache: str = "",
 ) -> TextData:
     """Reads and checks a data set; see `text_files` for the files and the arguments.
+
+    Args:
+      path: see `text_files`, as the next three.
+      files: "SPLIT=FILE" strings.
+      columns: "ROLE=COLUMN" strings.
+      drop: conditions.
+      cache: folder that the train split is kept in, and mapped into memory from; "" = in memory.
+        Batches then take 4 bytes of memory per text, and 8 per row for the order of an epoch, of
+        which up to four are kept.
 
     Raises:
       UsageError: arguments that cannot be meant.
       DataError: a file is missing, damaged or inconsistent; names file and line.
     """
     found, roles, keep = find_files(path, files), parse_columns(columns), Filter(drop)
-    splits = {
-        name: read_split((row for file in paths for row in read_rows(file) if keep(row)), roles)
-        for name, paths in found.items()
-    }
-    for name, split in splits.items():
-        where = ", ".join(str(file) for file in found[name])
-        if split is None:
-            raise DataError(f"{where} has no rows" + " left" * bool(keep.dropped))
+    splits = {}
+    for name, paths in found.items():
+        where = cache if name == "train" else ""
+        splits[name] = _stored_split(paths, roles, keep, drop, where)
     keep.check()
     name = path or ", ".join(pathlib.Path(file).name for file in found["train"])
     return TextData(name, splits, keep.dropped)
 
 
-def read_split(rows: Iterable[Row], roles: dict[str, tuple[str, ...]]) -> TextSplit | None:
-    """The rows as one split, or None if there is none; the first says what kind they are.
+def _stored_split(
+    paths: Sequence[pathlib.Path],
+    roles: Mapping[str, tuple[str, ...]],
+    keep: Filter,
+    drop: Sequence[str],
+    cache: str,
+) -> TextSplit:
+    """A split from the cache or into it; `keep` learns what was dropped, now or then."""
+    follows = {"columns": {role: list(names) for role, names in roles.items()}, "drop": list(drop)}
+
+    def facts():
+        return {**follows, "files": [sha256(path) for path in paths]}
+
+    kept = Filter(drop)
+
+    def write(parts: Parts):
+        options = {"unit": "B", "unit_scale": True, "disable": None, "delay": 2}
+        with tqdm(desc="reading texts", total=_bytes(paths), **options) as bar:
+            reading = Reading(bar.update)
+            rows = (row for path in paths for row in read_rows(path, reading) if kept(row))
+            values = _write(parts, rows, roles)
+        if values is None:
+            where = ", ".join(map(str, paths))
+            raise DataError(f"{where} has no rows" + " left" * bool(kept.dropped))
+        return {**follows, "files": reading.digests}, {**values, "kept": kept.counts()}
+
+    found = stored(cache, "texts", facts, write)
+    kept.restore(found.values["kept"])
+    keep.add(kept)
+    return _split(found)
+
+
+def _bytes(paths: Sequence[pathlib.Path]) -> int:
+    """Of all files that are there: reading them complains about others."""
+    return sum(path.stat().st_size for path in paths if path.exists())
+
+
+def read_split(rows: Iterable[Row], roles: Mapping[str, tuple[str, ...]]) -> TextSplit | None:
+    """The rows as one split in memory, or None if there is none; the first says what kind they are.
 
     Raises:
       DataError: names the line and what is wrong with it.
     """
+    parts = Parts()
+    values = _write(parts, rows, roles)
+    return None if values is None else _split(Stored("", parts.arrays(), values))
+
+
+def _split(found: Stored) -> TextSplit:
+    arrays, values = found.arrays, found.values
+    return TextSplit(
+        Strings(arrays["texts"], arrays["text_starts"]),
+        {side: arrays[side] for side in values["sides"]},
+        members=arrays.get("members"),
+        starts=arrays.get("starts"),
+        score_n=arrays.get("score"),
+        same_t=arrays["same"],
+        repeated=values["repeated"],
+        source=found.name,
+    )
+
+
+def _write(
+    parts: Parts, rows: Iterable[Row], roles: Mapping[str, tuple[str, ...]]
+) -> dict[str, Any] | None:
+    """The arrays and values of a split; None of no rows."""
     reader: _Groups | _Pairs | None = None
     for row in rows:
         if reader is None:
-            reader = _reader(row, roles)
+            reader = _reader(row, roles, parts)
         reader.add(row)
-    return reader.split() if reader else None
+    return reader.finish() if reader else None
 
 
-def _reader(row: Row, roles: dict[str, tuple[str, ...]]) -> "_Groups | _Pairs":
+def _reader(row: Row, roles: Mapping[str, tuple[str, ...]], parts: Parts) -> "_Groups | _Pairs":
     there = {role: [c for c in names if c in row.values] for role, names in roles.items()}
     # negative_0, negative_1, ... need not be listed.
     numbered = [c for c in row.values if re.fullmatch(r"negative_?\d+", c)]
     negatives = there["negative"] or sorted(numbered, key=lambda c: int(re.sub(r"\D", "", c)))
     if there["texts"]:
-        return _Groups(there["texts"][0])
+        return _Groups(there["texts"][0], parts)
     if not (there["anchor"] and there["positive"]):
         raise DataError(
             f"{row.where}: needs a column texts (a list), or columns anchor and positive; found "
@@ -163,21 +244,7 @@ def _reader(row: Row, roles: dict[str, tuple[str, ...]]) -> "_Groups | _Pairs":
             "they are called"
         )
     score = there["score"][0] if there["score"] else None
-    return _Pairs(there["anchor"][0], there["positive"][0], negatives, score)
-
-
-class _Texts:
-    """Numbers for different texts."""
-
-    def __init__(self):
-        self.numbers: dict[str, int] = {}
-
-    def __call__(self, value: Any, column: str, where: str) -> int:
-        if not isinstance(value, str):
-            raise DataError(f"{where}: {column} must be a text, got {value!r}")
-        if not value.strip():
-            raise DataError(f"{where}: {column} is empty")
-        return self.numbers.setdefault(value, len(self.numbers))
+    return _Pairs(there["anchor"][0], there["positive"][0], negatives, score, parts)
 
 
 def _value(row: Row, column: str) -> Any:
@@ -186,95 +253,73 @@ def _value(row: Row, column: str) -> Any:
     return row.values[column]
 
 
+def _text(value: Any, column: str, where: str) -> bytes:
+    """A text as UTF-8."""
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {column} must be a text, got {value!r}")
+    if not value.strip():
+        raise DataError(f"{where}: {column} is empty")
+    try:
+        return value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, as JSON can write it
+        raise DataError(f"{where}: {column} is not valid Unicode: {value!r:.60}") from None
+
+
 class _Pairs:
-    def __init__(self, anchor: str, positive: str, negatives: list[str], score: str | None):
-        self._columns = {"anchor": anchor, "positive": positive}
-        self._negatives, self._score = negatives, score
-        self._texts = _Texts()
-        self._rows: list[tuple[int, ...]] = []
-        self._scores: list[float] = []
-        self._seen: set[tuple[int, ...]] = set()
+    def __init__(
+        self, anchor: str, positive: str, negatives: list[str], score: str | None, parts: Parts
+    ):
+        self._sides, self._negatives, self._score = (anchor, positive), negatives, score
+        self._rows = TextRows(parts, ordered=True)
+        self._width = 0
 
     def add(self, row: Row) -> None:
-        values = [(column, _value(row, column)) for column in self._columns.values()]
+        values = [(column, _value(row, column)) for column in self._sides]
         for column in self._negatives:
             value = _value(row, column)
             values += [(column, v) for v in (value if isinstance(value, list) else [value])]
-        numbers = tuple(self._texts(value, column, row.where) for column, value in values)
-        if self._rows and len(numbers) != len(self._rows[0]):
+        texts = [_text(value, column, row.where) for column, value in values]
+        self._width = self._width or len(texts)
+        if len(texts) != self._width:
             raise DataError(
-                f"{row.where}: {len(numbers) - 2} negatives, the first row has "
-                f"{len(self._rows[0]) - 2}; every row must have as many"
+                f"{row.where}: {len(texts) - 2} negatives, the first row has {self._width - 2}; "
+                "every row must have as many"
             )
-        self._rows.append(numbers)
-        self._seen.add(numbers)
-        if self._score:
-            self._scores.append(_finite(_value(row, self._score), self._score, row.where))
+        score = _finite(_value(row, self._score), self._score, row.where) if self._score else None
+        self._rows.add(texts, score)
 
-    def split(self) -> TextSplit:
-        names = ["anchor", "positive", *(f"negative_{i}" for i in range(len(self._rows[0]) - 2))]
-        columns = np.array(self._rows, np.int32).T
-        texts = tuple(self._texts.numbers)
-        return TextSplit(
-            texts,
-            {name: np.ascontiguousarray(c) for name, c in zip(names, columns, strict=True)},
-            score_n=np.array(self._scores, np.float32) if self._score else None,
-            same_t=np.arange(len(texts), dtype=np.int32),
-            repeated=len(self._rows) - len(self._seen),
-        )
+    def finish(self) -> dict[str, Any]:
+        names = ["anchor", "positive", *(f"negative_{i}" for i in range(self._width - 2))]
+        return {"sides": names, "repeated": self._rows.finish(names)}
 
 
 def _finite(value: Any, column: str, where: str) -> float:
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
-        raise DataError(f"{where}: {column} must be a finite number, got {value!r}")
+    if not abs(number) <= _LARGEST_SCORE:
+        raise DataError(f"{where}: {column} must be a finite number, got {value!r:.60}")
     return number
 
 
 class _Groups:
-    def __init__(self, column: str):
+    def __init__(self, column: str, parts: Parts):
         self._column = column
-        self._texts = _Texts()
-        self._groups: list[list[int]] = []
-        self._seen: set[tuple[int, ...]] = set()
+        self._rows = TextRows(parts, ordered=False)
 
     def add(self, row: Row) -> None:
         values = _value(row, self._column)
         if not isinstance(values, list):
             raise DataError(f"{row.where}: {self._column} must be a list of texts, got {values!r}")
-        numbers = [self._texts(value, self._column, row.where) for value in values]
-        group = list(dict.fromkeys(numbers))
+        texts = [_text(value, self._column, row.where) for value in values]
+        group = list(dict.fromkeys(texts))
         if len(group) < 2:
             raise DataError(
                 f"{row.where}: {self._column} must hold at least 2 different texts, got "
                 f"{len(group)}"
             )
-        self._groups.append(group)
-        self._seen.add(tuple(sorted(group)))
+        self._rows.add(group)
 
-    def split(self) -> TextSplit:
-        sizes = [len(group) for group in self._groups]
-        members = np.concatenate(self._groups).astype(np.int32)
-        starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        texts = tuple(self._texts.numbers)
-        return TextSplit(
-            texts,
-            members=members,
-            starts=starts,
-            same_t=_connected(members, np.repeat(np.arange(len(sizes)), sizes), len(texts)),
-            repeated=len(self._groups) - len(self._seen),
-        )
-
-
-def _connected(members: np.ndarray, group_m: np.ndarray, texts: int) -> np.ndarray:
-    """One number for all texts of a group, and of the groups that share one of them; [texts]."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    nodes = texts + int(group_m[-1]) + 1
-    edges = coo_array((np.ones(len(members)), (members, texts + group_m)), shape=(nodes, nodes))
-    _, component = connected_components(edges, directed=False)
-    return component[:texts].astype(np.int32)
+    def finish(self) -> dict[str, Any]:
+        return {"sides": [], "repeated": self._rows.finish([])}

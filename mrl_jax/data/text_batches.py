@@ -6,48 +6,17 @@ batch is padding. Lengths are rounded up to few, so few shapes are compiled.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from mrl_jax.data.loader import put, train_rows
 from mrl_jax.data.text import TextSplit
+from mrl_jax.data.token_cache import Tokens
 from mrl_jax.tokenization import padded_length
 
 WINDOW = 64  # batches that are sorted together
-
-
-@dataclasses.dataclass(frozen=True)
-class Tokens:
-    """Token ids of many texts in one array: no object per text.
-
-    Attributes:
-      flat: [sum of lengths] int32.
-      starts: [texts + 1] int64.
-    """
-
-    flat: np.ndarray
-    starts: np.ndarray
-
-    @classmethod
-    def of(cls, rows: Sequence[np.ndarray]) -> "Tokens":
-        """From the ids of each text."""
-        starts = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)])
-        flat = np.concatenate(rows) if len(rows) else np.zeros(0)
-        return cls(flat.astype(np.int32), starts)
-
-    @functools.cached_property
-    def lengths(self) -> np.ndarray:
-        """[texts] int32."""
-        return np.diff(self.starts).astype(np.int32)
-
-    def padded(self, text_b: np.ndarray, length: int) -> np.ndarray:
-        """The tokens [B, length] of these texts, none of which is longer; 0 beyond each."""
-        place_bt = self.starts[text_b][:, None] + np.arange(length)
-        inside_bt = place_bt < self.starts[text_b + 1][:, None]
-        return np.where(inside_bt, self.flat[np.where(inside_bt, place_bt, 0)], 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,23 +25,22 @@ class TrainTexts:
 
     Attributes:
       split: texts.
-      encode: texts -> token ids of each, at most `longest`.
+      tokens: gives the token ids of its texts, at most `longest` of each.
       longest: tokens of a text.
       score_max: scores are divided by it.
-      teacher: texts -> embeddings [texts, any], or None; asked once for all texts.
+      teacher: gives an embedding of each of its texts [texts, any]; None: there are none.
     """
 
     split: TextSplit
-    encode: Callable[[Sequence[str]], list[np.ndarray]]
+    tokens: Callable[[], Tokens]
     longest: int
     score_max: float = 1.0
-    teacher: Callable[[Sequence[str]], np.ndarray] | None = None
+    teacher: Callable[[], np.ndarray] | None = None
 
     def batches(self, batch_size: int, seed: int, sharding: jax.sharding.Sharding) -> "TextBatches":
         """Training batches by step."""
-        tokens = Tokens.of(self.encode(self.split.texts))
-        teacher_td = self.teacher(self.split.texts) if self.teacher else None
-        return TextBatches(self, tokens, teacher_td, batch_size, seed, sharding)
+        teacher_td = self.teacher() if self.teacher else None
+        return TextBatches(self, self.tokens(), teacher_td, batch_size, seed, sharding)
 
 
 class TextBatches:
@@ -150,7 +118,8 @@ class TextBatches:
 
     def _draw(self, rows: np.ndarray, random: np.random.Generator) -> dict[str, np.ndarray]:
         """Two different texts of each of these groups, in random order."""
-        start, size = self._split.starts[rows], np.diff(self._split.starts)[rows]
+        start = self._split.starts[rows]
+        size = self._split.starts[rows + 1] - start
         first = random.integers(0, size)
         second = (first + random.integers(1, size)) % size
         members = self._split.members

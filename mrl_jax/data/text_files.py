@@ -1,14 +1,18 @@
-"""Rows of jsonl, tsv and Parquet files, one at a time, each with the place it came from."""
+"""Rows of jsonl, tsv, txt and Parquet files, one at a time, each with the place it came from."""
 
 import gzip
+import hashlib
+import io
 import json
+import os
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 from mrl_jax.errors import DataError, UsageError
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".tsv", ".tsv.gz", ".parquet")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".tsv", ".tsv.gz", ".txt", ".txt.gz", ".parquet")
 SPLITS = ("train", "val", "test")
 # What texts of a row are for; how their columns are called unless `columns` says otherwise.
 ROLES = {
@@ -19,6 +23,7 @@ ROLES = {
     "texts": ("texts", "captions", "sentences"),
 }
 FALSE = ("", "0", "false", "False")
+_BUFFER = 1 << 20  # bytes that are read at a time
 
 
 class Row(NamedTuple):
@@ -28,56 +33,122 @@ class Row(NamedTuple):
     values: dict[str, Any]
 
 
-def read_rows(path: pathlib.Path) -> Iterator[Row]:
+class _Told(io.RawIOBase):
+    """A file that tells what is read of it."""
+
+    def __init__(self, file: BinaryIO, tell: Callable[[memoryview], Any]):
+        self._file, self._tell = file, tell
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer)
+        self._tell(memoryview(buffer)[:count])
+        return count
+
+
+class Reading:
+    """What is learned of files while their rows are read.
+
+    Args:
+      progress: is told how many bytes were read now, of all in a file.
+
+    Attributes:
+      digests: sha256 of each file that was read to its end, in their order.
+    """
+
+    def __init__(self, progress: Callable[[int], Any] = lambda count: None):
+        self.progress = progress
+        self.digests: list[str] = []
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Hex digits over the content of a file.
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
+def read_rows(path: pathlib.Path, reading: Reading | None = None) -> Iterator[Row]:
     """The rows of a file, in order.
 
     jsonl holds one object per line; tsv a line of column names and then lines of as many fields,
-    without quotes. Both are UTF-8 and may be gzipped.
+    without quotes; txt a text per line, column "text". All are UTF-8 and may be gzipped.
+
+    Args:
+      path: of the file.
+      reading: what is told of it.
 
     Raises:
       UsageError: another kind of file, or Parquet without pyarrow.
       DataError: it cannot be read, or a line is damaged; names the line.
     """
-    name = path.name.removesuffix(".gz")
+    if not path.name.endswith(SUFFIXES):
+        raise UsageError(f"{path}: must end in one of {', '.join(SUFFIXES)}")
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
     try:
-        if name.endswith(".jsonl"):
-            yield from _jsonl(path)
-        elif name.endswith(".tsv"):
-            yield from _tsv(path)
-        elif name.endswith(".parquet"):
-            yield from _parquet(path)
-        else:
-            raise UsageError(f"{path}: must end in one of {', '.join(SUFFIXES)}")
-    except (OSError, EOFError) as error:  # a damaged gzip file is one or the other
+        with path.open("rb", buffering=0) as raw:
+            # Parquet is not read in order, so that its checksum cannot be had on the way.
+            before = reading is not None and kind == "parquet"
+            written = os.fstat(raw.fileno()).st_mtime_ns
+            digest = hashlib.file_digest(raw, "sha256") if before else hashlib.sha256()
+            raw.seek(0)
+
+            def tell(content: memoryview) -> None:
+                if reading is not None:
+                    reading.progress(len(content))
+                    if not before:
+                        digest.update(content)
+
+            file = io.BufferedReader(_Told(raw, tell), _BUFFER)
+            yield from _KINDS[kind](path, file)
+            if before and os.fstat(raw.fileno()).st_mtime_ns != written:
+                raise DataError(f"{path} was changed while it was read")
+        if reading is not None:
+            reading.digests.append(digest.hexdigest())
+    except (OSError, EOFError, zlib.error) as error:  # a damaged gzip file is one of these
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"cannot read {path}: {reason}") from error
 
 
-def _lines(path: pathlib.Path) -> Iterator[tuple[str, str]]:
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path} line {number}"
-            try:
-                yield where, line.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{where}: not UTF-8 ({error.reason})") from error
+def _lines(path: pathlib.Path, file: BinaryIO) -> Iterator[tuple[str, str]]:
+    lines = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+    for number, line in enumerate(lines, 1):
+        where = f"{path} line {number}"
+        try:
+            yield where, line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where}: not UTF-8 ({error.reason})") from error
 
 
-def _jsonl(path: pathlib.Path) -> Iterator[Row]:
-    for where, line in _lines(path):
+def _jsonl(path: pathlib.Path, file: BinaryIO) -> Iterator[Row]:
+    for where, line in _lines(path, file):
         if not line.strip():
             continue
         try:
             values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter of a thousand brackets
             raise DataError(f"{where}: not JSON ({error})") from error
         if not isinstance(values, dict):
             raise DataError(f"{where}: must be a JSON object, got {type(values).__name__}")
         yield Row(where, values)
 
 
-def _tsv(path: pathlib.Path) -> Iterator[Row]:
-    lines = _lines(path)
+def _tsv(path: pathlib.Path, file: BinaryIO) -> Iterator[Row]:
+    lines = _lines(path, file)
     columns = next(lines, ("", ""))[1].split("\t")
     if len(set(columns)) < len(columns):
         raise DataError(f"{path} line 1: two columns of the same name in {columns}")
@@ -93,7 +164,13 @@ def _tsv(path: pathlib.Path) -> Iterator[Row]:
         yield Row(where, dict(zip(columns, fields, strict=True)))
 
 
-def _parquet(path: pathlib.Path) -> Iterator[Row]:
+def _txt(path: pathlib.Path, file: BinaryIO) -> Iterator[Row]:
+    for where, line in _lines(path, file):
+        if line.strip():
+            yield Row(where, {"text": line})
+
+
+def _parquet(path: pathlib.Path, file: BinaryIO) -> Iterator[Row]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -101,13 +178,19 @@ def _parquet(path: pathlib.Path) -> Iterator[Row]:
         raise UsageError(f'{path} needs pip install "mrl_jax[text]" (pyarrow)') from error
     number = 0
     try:
-        with parquet.ParquetFile(path) as file:
-            for part in file.iter_batches():
-                for values in part.to_pylist():
-                    number += 1
-                    yield Row(f"{path} row {number}", values)
-    except pyarrow.ArrowException as error:
+        table = parquet.ParquetFile(file)
+        columns = table.schema_arrow.names
+        if len(set(columns)) < len(columns):
+            raise DataError(f"{path}: two columns of the same name in {columns}")
+        for part in table.iter_batches():
+            for values in part.to_pylist():
+                number += 1
+                yield Row(f"{path} row {number}", values)
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+
+
+_KINDS = {"jsonl": _jsonl, "tsv": _tsv, "txt": _txt, "parquet": _parquet}
 
 
 def find_files(path: str, files: Sequence[str]) -> dict[str, list[pathlib.Path]]:
@@ -122,7 +205,7 @@ def find_files(path: str, files: Sequence[str]) -> dict[str, list[pathlib.Path]]
       DataError: no train split, or two files that claim to be one.
     """
     if bool(path) == bool(files):
-        raise UsageError("sentence_pairs needs data.path=FOLDER or data.files=train=FILE,...")
+        raise UsageError("texts to learn from: needs data.path=FOLDER or data.files=train=FILE,...")
     found: dict[str, list[pathlib.Path]] = {}
     for entry in files:
         split, equals, file = entry.partition("=")
@@ -170,11 +253,12 @@ class Filter:
 
     Attributes:
       dropped: how many were.
+      seen: columns of the conditions that some row had.
     """
 
     def __init__(self, conditions: Sequence[str]):
         self._conditions = [condition.partition("=") for condition in conditions]
-        self._seen: set[str] = set()
+        self.seen: set[str] = set()
         self.dropped = 0
 
     def __call__(self, row: Row) -> bool:
@@ -182,12 +266,25 @@ class Filter:
         for column, equals, value in self._conditions:
             if column not in row.values:
                 continue
-            self._seen.add(column)
+            self.seen.add(column)
             found = row.values[column]
             if str(found) == value if equals else found and str(found) not in FALSE:
                 self.dropped += 1
                 return False
         return True
+
+    def counts(self) -> dict[str, Any]:
+        """What it learned, as JSON."""
+        return {"dropped": self.dropped, "seen": sorted(self.seen)}
+
+    def restore(self, counts: dict[str, Any]) -> None:
+        """Takes over what another one learned of the same rows."""
+        self.dropped, self.seen = counts["dropped"], set(counts["seen"])
+
+    def add(self, other: "Filter") -> None:
+        """Takes over what another one learned of other rows."""
+        self.dropped += other.dropped
+        self.seen |= other.seen
 
     def check(self) -> None:
         """Refuses conditions on columns that no row had.
@@ -196,5 +293,5 @@ class Filter:
           UsageError: names the first.
         """
         for column, _, _ in self._conditions:
-            if column not in self._seen:
+            if column not in self.seen:
                 raise UsageError(f"data.drop: no row has a column {column!r}")

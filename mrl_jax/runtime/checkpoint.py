@@ -11,7 +11,7 @@ import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -125,16 +125,20 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
-    def restore(self, state: Any) -> tuple[Any, dict[str, Any]] | None:
+    def restore(
+        self, state: Any, check_facts: Callable[[dict[str, Any]], None] = lambda facts: None
+    ) -> tuple[Any, dict[str, Any]] | None:
         """The newest intact checkpoint as (state, facts), or None where there is none at all.
 
         Args:
           state: abstract state (shapes, dtypes, shardings); sets where arrays are put, which may
             be another mesh than the one they were saved from.
+          check_facts: raises where the facts are not those of this run. It comes first: what
+            changed with them, such as the size of a vocabulary, then needs no explanation.
 
         Raises:
-          CheckpointError: the checkpoint belongs to another model (up to five differing arrays
-            are named), or every checkpoint is damaged.
+          CheckpointError: what `check_facts` raises; the checkpoint belongs to another model (up
+            to five differing arrays are named), or every checkpoint is damaged.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -143,6 +147,7 @@ class Checkpoints:
             if meta is None:
                 problem = "its description is unreadable"
             else:
+                check_facts(meta["facts"])
                 wrong = _mismatches(meta["arrays"], state)
                 if wrong:
                     more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""

@@ -4,8 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from mrl_jax.data.strings import Strings
 from mrl_jax.data.text import TextSplit
-from mrl_jax.data.text_batches import WINDOW, Tokens, TrainTexts
+from mrl_jax.data.text_batches import WINDOW, TrainTexts
+from mrl_jax.data.token_cache import Tokens, vectors_of
 from mrl_jax.runtime.mesh import batch_sharding, make_mesh
 
 LONGEST = 20
@@ -18,7 +20,7 @@ def encode(texts):
 
 def texts_of(count):
     rng = np.random.default_rng(0)
-    return tuple(" ".join([str(i)] * int(rng.integers(1, LONGEST + 1))) for i in range(count))
+    return Strings.of(" ".join([str(i)] * int(rng.integers(1, LONGEST + 1))) for i in range(count))
 
 
 def pairs(count, **options):
@@ -35,7 +37,7 @@ def groups(count, size):
 
 def batches(split, batch_size=8, seed=0, devices=1, **options):
     mesh = make_mesh(devices=jax.devices()[:devices])
-    source = TrainTexts(split, encode, LONGEST, **options)
+    source = TrainTexts(split, lambda: Tokens.of(encode(split.texts)), LONGEST, **options)
     return source.batches(batch_size, seed, batch_sharding(mesh))
 
 
@@ -124,7 +126,7 @@ def test_texts_of_a_batch_are_about_equally_long():
 
 
 def test_a_side_that_is_far_shorter_is_padded_for_itself():
-    texts = ("1", "2", " ".join(["3"] * 20), " ".join(["4"] * 20))
+    texts = Strings.of(["1", "2", " ".join(["3"] * 20), " ".join(["4"] * 20)])
     sides = {"anchor": np.int32([0, 1]), "positive": np.int32([2, 3])}
     split = TextSplit(texts, sides, same_t=np.arange(4, dtype=np.int32))
     batch = batches(split, 2).host_batch(0)
@@ -140,7 +142,7 @@ def test_the_teacher_embeds_every_text_once():
         return np.array([[len(text), 1.0] for text in texts], np.float32)
 
     split = pairs(16)
-    batch = batches(split, teacher=teacher).host_batch(0)
+    batch = batches(split, teacher=lambda: vectors_of(split.texts, teacher)).host_batch(0)
     assert asked == list(split.texts)
     expected = [[len(split.texts[i]), 1] for i in batch["positive_id"]]
     np.testing.assert_array_equal(batch["positive_teacher"], expected)

@@ -125,6 +125,16 @@ def test_truncated_and_missing_files_fall_back(saved):
         Checkpoints(saved, keep=2).restore(abstract(wanted))
 
 
+def test_other_facts_are_named_before_another_model(saved):
+    def refuse(facts):
+        raise CheckpointError(f"other data than {facts['data']}")
+
+    wanted = abstract(state_on(make_mesh(), 3))
+    del wanted["step"]
+    with pytest.raises(CheckpointError, match="other data than"):
+        Checkpoints(saved, keep=2).restore(wanted, refuse)
+
+
 def test_another_model_is_named_and_nothing_set_aside(saved):
     wanted = abstract(state_on(make_mesh(), 3))
     wanted["params"]["extra"] = jax.ShapeDtypeStruct((2,), jnp.float32)
