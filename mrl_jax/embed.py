@@ -1,10 +1,11 @@
 """Embeds many examples: `python -m mrl_jax.embed --workdir RUN --input DATA --out DIR`.
 
-Restores the newest checkpoint of a trained run. DATA is one of its splits (train, val, test) or a
-folder with images at any depth, which are prepared as in evaluation. DIR gets vectors and ids in
-shards, and manifest.json; `mrl_jax.search.vectors.open_vectors(DIR)` reads them. Ids are the rows
-of a split, or the lines of names.txt. Called again it goes on: finished shards are kept, damaged
-ones written again. Keys that do not change the model may be given anew, such as
+Restores the newest checkpoint of a trained run. DATA is one of its splits (train, val, test), a
+folder with images at any depth, which are prepared as in evaluation, or, for an adaptor, vectors:
+.npy, .parquet or such a folder as this writes. DIR gets vectors and ids in shards, and
+manifest.json; `mrl_jax.search.vectors.open_vectors(DIR)` reads them. Ids are the rows of a split,
+the lines of names.txt, or those that vectors have. Called again it goes on: finished shards are
+kept, damaged ones written again. Keys that do not change the model may be given anew, such as
 --config.eval.batch_size=512, --config.mesh.tensor=1 or --config.data.path=...
 """
 
@@ -29,7 +30,7 @@ from mrl_jax.search.shards import Format
 def add_arguments(parser: cli.ArgumentParser) -> None:
     """The arguments that say which vectors are wanted and where they go."""
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
-    parser.add_argument("--input", required=True, help="split of the run, or folder of images")
+    parser.add_argument("--input", required=True, help="split of the run, images, or vectors")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="folder of the vectors")
     parser.add_argument("--dim", type=int, help="keep this prefix only (default: all dims)")
     parser.add_argument("--format", choices=get_args(Format), default="npy", help="of the shards")
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
         rows = sum(manifest.shards[index].rows for index in todo)
         # disable=None: shown on a terminal only, and for sets that take a while.
         quiet = None if rows >= 5000 and first else True
-        with tqdm(desc="embedding", total=rows, unit="img", disable=quiet) as bar:
+        with tqdm(desc="embedding", total=rows, unit="row", disable=quiet) as bar:
             for index in todo:
                 z_nd = embed(*manifest.span(index), bar.update)
                 write = functools.partial(embed.write, out, manifest, index, z_nd)

@@ -6,7 +6,7 @@ workers of a cluster. A shard's vectors do not depend on which others are writte
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,13 +15,18 @@ import numpy as np
 from mrl_jax import config as configs
 from mrl_jax import results, trained, workdir
 from mrl_jax.data import Split
+from mrl_jax.data.loader import padded_batches
 from mrl_jax.data.stream import Stream
 from mrl_jax.data.tree import open_tree
+from mrl_jax.data.vectors import digest, row_digests
 from mrl_jax.errors import NonFiniteError, UsageError
 from mrl_jax.evaluators.subject import Instruments
+from mrl_jax.experiment import Experiment
+from mrl_jax.runtime import mesh as meshes
 from mrl_jax.runtime.step import evaluated
 from mrl_jax.search import shards
 from mrl_jax.search.shards import Format, Manifest, Shard
+from mrl_jax.search.vectors import open_vectors
 
 
 class Request(NamedTuple):
@@ -29,7 +34,7 @@ class Request(NamedTuple):
 
     Attributes:
       workdir: folder of a trained run.
-      source: one of its splits, or a folder of images.
+      source: one of its splits, or a folder of images; for an adaptor, vectors.
       dim: length of the prefix that is kept; None = all dims.
       normalize: to unit length, after cutting; a vector of zeros stays one.
       overrides: "--config.key=value" strings of keys that do not change the model.
@@ -57,6 +62,72 @@ class _Rows:
         return self.records[self.first + row]
 
 
+class _Images:
+    """Images as a run embeds them: one of its splits, or a folder.
+
+    Attributes:
+      rows: how many there are.
+      ids: [rows] int64.
+      names: where they come from a folder.
+      source: what they are, to tell them from others.
+    """
+
+    def __init__(self, source: str, config: Any, setup: Experiment, values: tuple[Any, Any]):
+        dataset, program = setup.dataset, setup.program
+        self._values = values
+        self._tools = Instruments(program.task, program.mesh, config.eval.batch_size, ())
+        self.names: tuple[str, ...] | None = None
+        if source in dataset.splits:
+            self._split, self.source = dataset.splits[source], f"split {source}"
+        else:
+            self._split = _open_images(source, dataset, config)
+            self.names = self._split.records.names
+            self.source = f"images {self._split.records.fingerprint()}"
+        self.rows = self._split.examples
+        self.ids = np.arange(self.rows)
+
+    def embedded(self, first: int, last: int) -> Iterator[jax.Array]:
+        """Embeddings [B, D] of rows first to last - 1, batch by batch; the last is padded."""
+        if isinstance(self._split, Split):
+            part = Split(self._split.image[first:last], self._split.label[first:last])
+        else:
+            part = dataclasses.replace(self._split, records=_Rows(self._split.records, first, last))
+        for batch in part.padded(self._tools.batch_size, self._tools.sharding):
+            yield self._tools.embed(*self._values, batch, flip=False)[0]
+
+
+class _Vectors:
+    """Vectors as a run adapts them; attributes as of `_Images`."""
+
+    names = None
+
+    def __init__(self, source: str, config: Any, setup: Experiment, values: tuple[Any, Any]):
+        mesh, task, dataset = setup.program.mesh, setup.program.task, setup.dataset
+        self._values, self._batch_size = values, config.eval.batch_size
+        self._sharding = meshes.batch_sharding(mesh)
+        self._embed = jax.jit(task.embed, out_shardings=meshes.replicated(mesh))
+        if source in dataset.splits:
+            self._vectors, self.source = dataset.splits[source].sides["vector"], f"split {source}"
+        else:
+            self._vectors = open_vectors(source)
+            if self._vectors.width != task.width:
+                raise UsageError(
+                    f"--input {source} has {self._vectors.width} dims, the run adapts {task.width}"
+                )
+            self.source = f"vectors {digest([row_digests(self._vectors), self._vectors.ids])}"
+        self.rows, self.ids = self._vectors.rows, self._vectors.ids
+
+    def embedded(self, first: int, last: int) -> Iterator[jax.Array]:
+        """Adapted vectors [B, D] of rows first to last - 1, batch by batch; the last is padded."""
+        arrays = {"vector": self._vectors.read(first, last)}
+        for batch in padded_batches(arrays, self._batch_size, self._sharding):
+            yield self._embed(*self._values, batch)
+
+
+# By task what a run makes vectors of.
+INPUTS = {"classification": _Images, "adaptor": _Vectors}
+
+
 class Embedder:
     """The newest checkpoint of a run, and what is to be embedded with it.
 
@@ -73,31 +144,23 @@ class Embedder:
 
     def __init__(self, request: Request):
         # What is measured besides has no part in this, and may not be where we are.
-        overrides = (*request.overrides, "--config.eval.shifts=()", "--config.eval.hierarchy=")
-        if (task := workdir.read_config(request.workdir).task) != "classification":
+        apart = ("eval.shifts=()", "eval.hierarchy=", "eval.sts=()")
+        overrides = (*request.overrides, *(f"--config.{key}" for key in apart))
+        if (task := workdir.read_config(request.workdir).task) not in INPUTS:
             raise UsageError(
-                f"{request.workdir} was trained for {task}: this embeds images; for texts there is "
-                "mrl_jax.encoder"
+                f"{request.workdir} was trained for {task}: this embeds images and adapts vectors; "
+                "for texts there is mrl_jax.encoder"
             )
         config, setup, state = trained.restored(request.workdir, overrides)
-        task, mesh, dataset = setup.program.task, setup.program.mesh, setup.dataset
-        self._params, self._model_state = evaluated(state)
-        self._tools = Instruments(task, mesh, config.eval.batch_size, ())
-        self.names: tuple[str, ...] | None = None
-        if request.source in dataset.splits:
-            self._split = dataset.splits[request.source]
-            source = f"split {request.source}"
-        else:
-            self._split = _open_images(request.source, dataset, config)
-            self.names = self._split.records.names
-            source = f"images {self._split.records.fingerprint()}"
-        self.rows = self._split.examples
+        task, dataset = setup.program.task, setup.dataset
+        self._input = INPUTS[config.task](request.source, config, setup, evaluated(state))
+        self.rows, self.names = self._input.rows, self._input.names
         widest = task.nesting.width
         self.width = widest if request.dim is None else request.dim
         if not 1 <= self.width <= widest:
             raise UsageError(f"--dim must be 1 to {widest}, got {self.width}")
         self.warning = ""
-        if self.width not in task.nesting.dims and task.head.kind != "shared":
+        if self.width not in task.nesting.dims and config.head.kind != "shared":
             self.warning = (
                 f"warning: a prefix of {self.width} dims was not trained, "
                 f"{', '.join(map(str, task.nesting.dims))} were"
@@ -107,7 +170,7 @@ class Embedder:
             "config": configs.digest(workdir.read_config(request.workdir)),
             "step": int(state["step"]),
             "data": dataset.fingerprint(),
-            "input": source,
+            "input": self._input.source,
             "dim": self.width,
             "normalize": request.normalize,
         }
@@ -122,13 +185,8 @@ class Embedder:
         Raises:
           NonFiniteError: NaN or infinity; names the example.
         """
-        if isinstance(self._split, Split):
-            part = Split(self._split.image[first:last], self._split.label[first:last])
-        else:
-            part = dataclasses.replace(self._split, records=_Rows(self._split.records, first, last))
         z_nd, done = np.empty((last - first, self.width), np.float32), 0
-        for batch in part.padded(self._tools.batch_size, self._tools.sharding):
-            embedded, _ = self._tools.embed(self._params, self._model_state, batch, flip=False)
+        for embedded in self._input.embedded(first, last):
             z_bd = jax.device_get(embedded)[: len(z_nd) - done, : self.width].astype(np.float32)
             finite_b = np.isfinite(z_bd).all(1)
             if not finite_b.all():
@@ -163,7 +221,8 @@ class Embedder:
         """Writes one shard's vectors with their ids and names; gives the sha256 of its files."""
         first, last = manifest.span(index)
         names = self.names[first:last] if self.names else None
-        return shards.write_shard(folder, manifest, index, np.arange(first, last), z_nd, names)
+        ids_n = self._input.ids[first:last]
+        return shards.write_shard(folder, manifest, index, ids_n, z_nd, names)
 
     def write(
         self, folder: pathlib.Path, manifest: Manifest, index: int, z_nd: np.ndarray

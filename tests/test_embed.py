@@ -143,6 +143,7 @@ def test_images_at_any_depth_are_prepared_as_in_evaluation(photos, tmp_path):
     np.testing.assert_allclose(vectors_of(tmp_path / "out"), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_goes_on_after_kill(run, tmp_path):
     out = tmp_path / "out"
     argv = command(run, "train", out, "--shard_rows", 4)

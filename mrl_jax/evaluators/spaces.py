@@ -125,6 +125,21 @@ def _signed(basis_de: np.ndarray) -> np.ndarray:
     return basis_de * np.sign(basis_de[largest_e, np.arange(basis_de.shape[1])])
 
 
+def axes_about_origin(z_nd: np.ndarray) -> np.ndarray:
+    """An orthonormal basis [D, D] whose first m axes keep inner products of rows best, float64.
+
+    Principal axes without centring: of all projections to m dims they leave the least squared
+    error of the Gram matrix (Eckart and Young), and all D together only turn, so that cosines stay
+    as they were. Centring would change them.
+    """
+    square_dd = np.zeros((z_nd.shape[1],) * 2)
+    for rows in row_chunks(z_nd):
+        z_bd = z_nd[rows].astype(np.float64)
+        square_dd += z_bd.T @ z_bd
+    _, axes = np.linalg.eigh(square_dd)
+    return _signed(axes[:, ::-1])
+
+
 def fit_spaces(train: Moments, kernel_dc: np.ndarray, seed: int) -> dict[str, Space]:
     """The spaces by the suffix that metrics measured in them carry.
 

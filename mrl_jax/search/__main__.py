@@ -1,9 +1,9 @@
 """Plans, builds and asks indexes: `python -m mrl_jax.search COMMAND ...`, see COMMAND --help.
 
-Vectors are a .npy file [N, D] or a folder that `mrl_jax.embed` wrote. `plan` measures which dims,
-codes and clusters reach a recall; `build` writes an index by that plan, or for exact search;
-`query` asks it, `evaluate` measures it, `add`, `delete` and `compact` change it, `verify` reads all
-of it and compares checksums.
+Vectors are a .npy or .parquet file [N, D], or a folder that `mrl_jax.embed` wrote. `plan` measures
+which dims, codes and clusters reach a recall; `build` writes an index by that plan, or for exact
+search; `query` asks it, `evaluate` measures it, `add`, `delete` and `compact` change it, `verify`
+reads all of it and compares checksums.
 """
 
 import pathlib
@@ -20,11 +20,11 @@ def _parser() -> cli.ArgumentParser:
     index.add_argument("--index", required=True, type=pathlib.Path, help="folder of the index")
     vectors = cli.ArgumentParser(add_help=False)
     vectors.add_argument(
-        "--vectors", required=True, help=".npy [N, D], or a folder of mrl_jax.embed"
+        "--vectors", required=True, help=".npy or .parquet [N, D], or a folder of mrl_jax.embed"
     )
     vectors.add_argument("--ids", help=".npy [N] int64 (default: row numbers)")
     queries = cli.ArgumentParser(add_help=False)
-    queries.add_argument("--queries", required=True, help=".npy [Q, D], or a folder")
+    queries.add_argument("--queries", required=True, help=".npy or .parquet [Q, D], or a folder")
     queries.add_argument("--k", type=int, default=10, help="neighbours (default: 10)")
 
     parser = cli.ArgumentParser("python -m mrl_jax.search", description=__doc__)

@@ -1,7 +1,8 @@
-"""Vectors on disk, read a part at a time: one .npy file, or a folder of shards (see `shards`)."""
+"""Vectors on disk, read a part at a time: one file, or a folder of shards (see `shards`)."""
 
 import contextlib
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -80,6 +81,45 @@ class _Parquet:
                 column = file.read_row_group(g, ["vector"])["vector"].combine_chunks()
             self._cache[self.path, g] = column.flatten().to_numpy().reshape(-1, self.width)
         return self._cache[self.path, g]
+
+
+class _Array:
+    """Vectors that are in memory already."""
+
+    def __init__(self, path: pathlib.Path, z_nd: np.ndarray):
+        self.path, self._z_nd = path, z_nd
+        (self.rows, self.width), self.dtype = z_nd.shape, z_nd.dtype
+
+    def read(self, rows: slice | np.ndarray) -> np.ndarray:
+        return self._z_nd[rows]
+
+
+def _read_lists(path: pathlib.Path) -> tuple[_Array, np.ndarray | None]:
+    """The vectors of a Parquet file and, where it has a column id (int64), their ids."""
+    parquet = shards.parquet()
+    with _whole(path, "Parquet"), parquet.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        lists = [f.name for f in schema if re.match(r".*list<.*(float|double)", str(f.type))]
+        if len(lists) > 1:
+            lists = [name for name in lists if name == "vector"] or lists
+        if len(lists) != 1:
+            types = {f.name: str(f.type) for f in schema}
+            raise DataError(
+                f"{path} must have one column of lists of floating point numbers, or one of them "
+                f"called vector; it has {types}"
+            )
+        column = file.read(lists)[lists[0]].combine_chunks()
+        has_ids = "id" in schema.names and str(schema.field("id").type) == "int64"
+        ids_n = file.read(["id"])["id"].to_numpy() if has_ids else None
+    rows = len(column)
+    lengths_n = column.value_lengths().to_numpy(zero_copy_only=False) if rows else np.zeros(1)
+    if column.null_count or not (lengths_n == lengths_n[0]).all():
+        differs = column.is_null().to_numpy(zero_copy_only=False) | (lengths_n != lengths_n[0])
+        raise DataError(f"{path}: row {differs.argmax()} is empty or of another length than row 0")
+    if not rows or not lengths_n[0]:
+        raise DataError(f"{path} is empty: {rows} rows of {int(lengths_n[0])} dims")
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    return _Array(path, values.reshape(rows, -1)), ids_n
 
 
 @contextlib.contextmanager
@@ -175,13 +215,33 @@ class Vectors:
             raise ValueError(f"a sample must have 1 to {self.rows} rows, got {n}")
         generator = np.random.Generator(np.random.Philox(seed))
         row_n = np.sort(generator.choice(self.rows, n, replace=False, shuffle=False))
-        edges = np.searchsorted(row_n, self._start_p)
-        sample_nd = np.empty((n, self.width if width is None else width), np.float32)
+        return self.take(row_n, width)
+
+    def take(self, row_n: np.ndarray, width: int | None = None) -> np.ndarray:
+        """The vectors of these rows, in any order, each any number of times, [n, width] float32.
+
+        Cheap where rows are in memory or in .npy files; raises as `read`.
+        """
+        if len(row_n) and not 0 <= row_n.min() <= row_n.max() < self.rows:
+            raise ValueError(f"rows {row_n.min()} to {row_n.max()} are not among the {self.rows}")
+        order_n = np.argsort(row_n, kind="stable")
+        sorted_n = row_n[order_n]
+        edges = np.searchsorted(sorted_n, self._start_p)
+        z_nd = np.empty((len(row_n), self.width if width is None else width), np.float32)
         for part, start, a, b in zip(self._parts, self._start_p, edges, edges[1:], strict=False):
             for i in range(a, b, _SAMPLED):
-                rows = row_n[i : min(i + _SAMPLED, b)] - start
-                sample_nd[i : i + len(rows)] = _checked(part, rows)[:, : sample_nd.shape[1]]
-        return sample_nd
+                rows = slice(i, min(i + _SAMPLED, b))
+                z_nd[order_n[rows]] = _checked(part, sorted_n[rows] - start)[:, : z_nd.shape[1]]
+        return z_nd
+
+    def in_reach(self) -> "Vectors":
+        """The same with all rows quickly there, in whatever order they are asked for.
+
+        What is packed in Parquet is read into memory; .npy files are mapped as they are.
+        """
+        if not any(isinstance(part, _Parquet) for part in self._parts):
+            return self
+        return Vectors([_Array(self._parts[0].path.parent, self.read(0, self.rows))], self.ids)
 
 
 def _checked(part: _Part, rows: slice | np.ndarray) -> np.ndarray:
@@ -221,8 +281,10 @@ def open_vectors(path: pathlib.Path | str, ids: pathlib.Path | str | None = None
     """Opens vectors on disk; they are read when they are asked for, not before.
 
     Args:
-      path: a .npy file, floating point [N, D], or a folder that `mrl_jax.embed` wrote.
-      ids: for a .npy file, another with unique int64 ids [N]; None: the row numbers from 0.
+      path: a .npy file, floating point [N, D]; a .parquet file with a column of lists of one
+        length, which is read into memory; or a folder that `mrl_jax.embed` wrote.
+      ids: for a file, a .npy file with unique int64 ids [N]; None: the column id of Parquet, or
+        the row numbers from 0.
 
     Raises:
       UsageError: ids for a folder, which holds its own; Parquet without pyarrow.
@@ -233,9 +295,12 @@ def open_vectors(path: pathlib.Path | str, ids: pathlib.Path | str | None = None
         if ids is not None:
             raise UsageError(f"{path} holds ids itself, {ids} cannot be given besides")
         return _open_folder(path)
-    part = _Npy(path)
-    if ids is None:
+    part, ids_n = _read_lists(path) if path.suffix == ".parquet" else (_Npy(path), None)
+    where = path
+    if ids is not None:
+        where = pathlib.Path(ids)
+        ids_n = _read_ids(where, part.rows)
+    if ids_n is None:
         return Vectors([part], np.arange(part.rows))
-    ids_n = _read_ids(pathlib.Path(ids), part.rows)
-    _check_unique(ids_n, pathlib.Path(ids))
+    _check_unique(ids_n, where)
     return Vectors([part], ids_n)

@@ -41,6 +41,8 @@ class AdaptorTask:
       nearest: how many rows are near.
       reconstruction: weight of what vectors change; 0 for an adaptor of another width.
       ranking: weight of the ranking loss, if `ranked`.
+      turned: vectors are first turned by `basis` [width, width] of the model state, orthogonal:
+        the identity in a fresh one, where another start is put. Losses see vectors turned.
       mesh: devices. The embedding axis stays whole on every device.
 
     Raises:
@@ -56,6 +58,7 @@ class AdaptorTask:
     nearest: int = 10
     reconstruction: float = 1.0
     ranking: float = 1.0
+    turned: bool = False
     mesh: Mesh | None = None
 
     def __post_init__(self):
@@ -94,8 +97,9 @@ class AdaptorTask:
         return {**spec, "mask": jax.ShapeDtypeStruct((batch_size,), jnp.float32)}
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
-        """Fresh (parameters, model state); the latter is empty."""
-        return self.adaptor.init(key, jnp.zeros((1, self.width)))["params"], {}
+        """Fresh (parameters, model state); the latter is empty unless `turned`."""
+        params = self.adaptor.init(key, jnp.zeros((1, self.width)))["params"]
+        return params, {"basis": jnp.eye(self.width)} if self.turned else {}
 
     def loss(
         self, params: Tree, model_state: Tree, batch: Tree, key: jax.Array
@@ -106,7 +110,7 @@ class AdaptorTask:
         """
         del key
         mask_b = batch["mask"]
-        sources = [self._rows_split(batch[side]) for side in self._sides]
+        sources = [self._sources(model_state, batch[side]) for side in self._sides]
         adapted = [self._adapt(params, x_bd) for x_bd in sources]
         sides = list(zip(adapted, sources, strict=True))
         nearest = functools.partial(adaptors.preserve_neighbours, neighbours=self.nearest)
@@ -133,8 +137,16 @@ class AdaptorTask:
 
     def embed(self, params: Tree, model_state: Tree, batch: Tree) -> jax.Array:
         """Adapted vectors [B, D] of `vector`, of any length."""
-        del model_state
-        return self._rows_split(self._adapt(params, self._rows_split(batch["vector"])))
+        x_bd = self._sources(model_state, batch["vector"])
+        return self._rows_split(self._adapt(params, x_bd))
+
+    def _sources(self, model_state: Tree, x_bd: jax.Array) -> jax.Array:
+        """What the adaptor is given, and what its losses compare with."""
+        if self.turned:
+            basis_de = jax.lax.stop_gradient(model_state["basis"])
+            # Less than float32 would change what is to be kept.
+            x_bd = jnp.matmul(x_bd, basis_de, precision="highest")
+        return self._rows_split(x_bd)
 
     def _adapt(self, params: Tree, x_bd: jax.Array) -> jax.Array:
         return self.adaptor.apply({"params": params}, x_bd)

@@ -102,6 +102,7 @@ def test_batches_are_as_specified(ranked):
     assert spec == {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch_of(ranked).items()}
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_nothing():
     mesh = meshes.make_mesh(data=4, fsdp=2)
     here, split = (
@@ -139,3 +140,23 @@ def test_settings_that_cannot_be_are_refused(options, message):
         AdaptorTask(
             **{"adaptor": adaptors.Rotation(), "nesting": NESTING, "width": WIDTH} | options
         )
+
+
+def test_turned_vectors_are_what_is_adapted_and_compared_with():
+    adaptor, rng = adaptors.Residual(8), np.random.default_rng(3)
+    basis, _ = np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))
+    state = {"basis": jnp.float32(basis)}
+    turned = AdaptorTask(adaptor, NESTING, WIDTH, ranked=True, turned=True)
+    plain = AdaptorTask(adaptor, NESTING, WIDTH, ranked=True)
+    params, fresh = turned.init(jax.random.key(0))
+    np.testing.assert_array_equal(fresh["basis"], np.eye(WIDTH))
+    assert plain.init(jax.random.key(0))[1] == {}
+    params, batch = moved(params), batch_of(ranked=True)
+    before = {**batch, **{side: batch[side] @ state["basis"] for side in ("vector", "positive")}}
+    loss, (loss_g, same) = turned.loss(params, state, batch, None)
+    expected, (expected_g, _) = plain.loss(params, {}, before, None)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(loss_g, expected_g, rtol=1e-5)
+    np.testing.assert_array_equal(same["basis"], state["basis"])
+    z_bd = turned.embed(params, state, batch)
+    np.testing.assert_allclose(z_bd, plain.embed(params, {}, before), rtol=1e-5, atol=1e-5)

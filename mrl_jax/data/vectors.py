@@ -1,0 +1,228 @@
+"""Embeddings that somebody else computed: what an adaptor is trained on and measured by.
+
+    FOLDER/train.npy             vectors, floating point [N, D]; or train.parquet with a column of
+                                 lists, or the folder train that `mrl_jax.embed` wrote
+    FOLDER/train_positives.npy   if there are any: row i answers row i of train
+
+and the same for val and test. Files may also be named one by one. Which rows make up a batch is a
+pure function of (seed, step); .npy files stay on disk and are read row by row.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from mrl_jax.data.loader import put, train_rows
+from mrl_jax.data.text_files import SPLITS
+from mrl_jax.errors import DataError, UsageError
+from mrl_jax.search.vectors import Vectors, open_vectors
+
+POSITIVES = "_positives"
+PARTS = (*SPLITS, *(split + POSITIVES for split in SPLITS))
+_CHUNK = 2**24  # numbers that are looked at at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class VectorSplit:
+    """Vectors and, where there are any, what answers them.
+
+    Attributes:
+      sides: "vector" and perhaps "positive", as many rows of as many dims each.
+      digest_n: of every side a number [N] uint64 per row, equal where rows are.
+    """
+
+    sides: dict[str, Vectors]
+    digest_n: dict[str, np.ndarray]
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return self.sides["vector"].rows
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.sides["vector"].width
+
+    @functools.cached_property
+    def ids(self) -> dict[str, np.ndarray]:
+        """Of every side [N] int32, equal for equal rows, on either side."""
+        _, number = np.unique(np.concatenate(list(self.digest_n.values())), return_inverse=True)
+        parts = np.split(number.astype(np.int32), len(self.sides))
+        return dict(zip(self.sides, parts, strict=True))
+
+    def batches(
+        self, batch_size: int, seed: int, sharding: jax.sharding.Sharding
+    ) -> Callable[[int], dict[str, jax.Array]]:
+        """Training batches by step: every side, `{side}_id` where there are two, and `mask`."""
+
+        def batch(step: int) -> dict[str, jax.Array]:
+            row_b = train_rows(seed, step, batch_size, self.rows)
+            arrays = {side: vectors.take(row_b) for side, vectors in self.sides.items()}
+            if len(self.sides) > 1:
+                arrays |= {f"{side}_id": id_n[row_b] for side, id_n in self.ids.items()}
+            return put({**arrays, "mask": np.ones(batch_size, np.float32)}, sharding)
+
+        return batch
+
+
+@dataclasses.dataclass(frozen=True)
+class VectorData:
+    """All splits of a run.
+
+    Attributes:
+      name: what it is called in messages.
+      splits: "train", and those of "val" and "test" that there are.
+    """
+
+    name: str
+    splits: dict[str, VectorSplit]
+
+    @property
+    def width(self) -> int:
+        """Dims of all vectors."""
+        return self.splits["train"].width
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over all numbers, as float32, and their places."""
+        places = [
+            (f"{name} {side} {split.rows} {split.width} ".encode(), digest_n)
+            for name, split in sorted(self.splits.items())
+            for side, digest_n in split.digest_n.items()
+        ]
+        return digest([part for place in places for part in place])
+
+    def summary(self) -> str:
+        """A line for the log."""
+        parts = [
+            f"{name} {split.rows:,}{' with positives' * (len(split.sides) > 1)}"
+            for name, split in self.splits.items()
+        ]
+        return f"vectors of {self.width} dims: {', '.join(parts)}"
+
+
+def find_vectors(path: str, files: Sequence[str]) -> dict[str, pathlib.Path]:
+    """Where the vectors of each part lie: what is listed, or what is in a folder.
+
+    Args:
+      path: folder with a file or folder for each of `PARTS`; "" with `files`.
+      files: "PART=PLACE" strings.
+
+    Raises:
+      UsageError: neither or both, or a string that is none, or a part twice.
+      DataError: no train split, positives of a split that is not there, or two places of one part.
+    """
+    if bool(path) == bool(files):
+        raise UsageError("task adaptor needs data.path=FOLDER or data.files=train=X.npy,...")
+    found: dict[str, pathlib.Path] = {}
+    for entry in files:
+        part, equals, place = entry.partition("=")
+        if not equals or part not in PARTS or not place or part in found:
+            raise UsageError(
+                f"data.files must be PART=PLACE, PART one of {', '.join(PARTS)}, each once; "
+                f"got {entry!r}"
+            )
+        found[part] = pathlib.Path(place)
+    if path:
+        folder = pathlib.Path(path)
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder")
+        for part in PARTS:
+            here = [folder / f"{part}{suffix}" for suffix in (".npy", ".parquet", "")]
+            here = [place for place in here if place.exists()]
+            if len(here) > 1:
+                raise DataError(f"{here[0]} and {here[1]}: which is {part}?")
+            if here:
+                found[part] = here[0]
+    for part in ("train", *(part.removesuffix(POSITIVES) for part in found)):
+        if part not in found:
+            where = path or "data.files"
+            raise DataError(f"{where} has no {part} split ({part}.npy, {part}.parquet or a folder)")
+    return found
+
+
+def load(path: str, files: Sequence[str]) -> VectorData:
+    """Opens and checks all vectors; arguments as of `find_vectors`.
+
+    Raises:
+      UsageError: as `find_vectors`; Parquet without pyarrow.
+      DataError: anything missing, damaged or empty, NaN or infinity (names file and row), or files
+        that do not fit each other.
+    """
+    places = find_vectors(path, files)
+    opened = {part: open_vectors(place).in_reach() for part, place in places.items()}
+    splits = {}
+    for part, vectors in opened.items():
+        split = part.removesuffix(POSITIVES)
+        for other, what in (("train", "width"), (split, "rows")):
+            mine, theirs = getattr(vectors, what), getattr(opened[other], what)
+            if mine != theirs:
+                noun = {"width": "dims", "rows": "rows"}[what]
+                raise DataError(
+                    f"{places[part]} has {mine} {noun}, but {places[other]} has {theirs}"
+                )
+    for split in (name for name in SPLITS if name in opened):
+        sides = {"vector": opened[split]}
+        if split + POSITIVES in opened:
+            sides["positive"] = opened[split + POSITIVES]
+        digest_n = {side: row_digests(vectors) for side, vectors in sides.items()}
+        splits[split] = VectorSplit(sides, digest_n)
+    return VectorData(path or ", ".join(files), splits)
+
+
+def row_digests(vectors: Vectors) -> np.ndarray:
+    """A number [N] uint64 for every row: equal rows have equal ones, others surely do not.
+
+    Raises:
+      DataError: NaN or infinity; names file and row.
+    """
+    found = []
+    for _, z_nd in vectors.chunks(max(1, _CHUNK // vectors.width)):
+        found += [hashlib.blake2b(row_d, digest_size=8).digest() for row_d in z_nd]
+    return np.frombuffer(b"".join(found), "<u8")
+
+
+def digest(parts: Iterable[bytes | np.ndarray]) -> str:
+    """Sixteen hex digits over what is there, in this order."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()[:16]
+
+
+class ScoredVectors(NamedTuple):
+    """Pairs of vectors, [N, D] float32 each, and how similar people found them, [N] float64."""
+
+    a_nd: np.ndarray
+    b_nd: np.ndarray
+    score_n: np.ndarray
+
+
+def read_scored(path: pathlib.Path, width: int) -> ScoredVectors:
+    """Scored pairs from an .npz file with arrays a [N, D], b [N, D] and score [N].
+
+    Raises:
+      DataError: no such file or arrays, another width, NaN or infinity; names the file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            a_nd, b_nd, score_n = (arrays[name] for name in ("a", "b", "score"))
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} must be .npz with arrays a, b and score: {error}") from error
+    shapes = a_nd.shape, b_nd.shape, score_n.shape
+    if shapes != ((len(score_n), width), (len(score_n), width), (len(score_n),)):
+        raise DataError(f"{path} must hold a and b [N, {width}] and score [N], it has {shapes}")
+    if not all(np.issubdtype(x.dtype, np.floating) for x in (a_nd, b_nd)):
+        raise DataError(f"{path} must hold floating point vectors, it has {a_nd.dtype}")
+    for name, z_nd in (("a", a_nd), ("b", b_nd)):
+        finite_n = np.isfinite(z_nd).all(1)
+        if not finite_n.all():
+            raise DataError(f"{path}: row {finite_n.argmin()} of {name} holds NaN or infinity")
+    return ScoredVectors(np.float32(a_nd), np.float32(b_nd), np.float64(score_n))
