@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from mrl_jax.config_keys import LISTS_OF_WORDS, OPERATIONAL_KEYS, TASK_OF, TASKS, default_config
+from mrl_jax.config_keys import LISTS_OF_WORDS, OPERATIONAL_KEYS, TASKS, TASKS_OF, default_config
 from mrl_jax.errors import UsageError
 
 
@@ -52,10 +52,12 @@ def check_task(config: ConfigDict) -> None:
         raise UsageError(f"config.task must be one of {', '.join(TASKS)}; got {config.task!r}")
     defaults = flatten(default_config())
     for key, value in flatten(config).items():
-        owner = next((t for k, t in TASK_OF.items() if key == k or key.startswith(k + ".")), "")
-        if owner not in ("", config.task) and value != defaults[key]:
+        fitting = (t for k, t in TASKS_OF.items() if key == k or key.startswith(k + "."))
+        readers = next(fitting, TASKS)
+        if config.task not in readers and value != defaults[key]:
             raise UsageError(
-                f"config.{key} is {value!r}, but task {config.task} does not read it ({owner} does)"
+                f"config.{key} is {value!r}, but task {config.task} does not read it (only "
+                f"{', '.join(readers)})"
             )
 
 

@@ -14,12 +14,14 @@ OPERATIONAL_KEYS = (
     "eval.batch_size",
     "eval.measures",
     "eval.hierarchy",
+    "eval.layers",
     "eval.shifts",
     "eval.classification",
     "eval.clustering",
     "eval.projections",
     "eval.retrieval",
     "eval.sts",
+    "data.cache",
     "data.files",
     "data.threads",
     "data.path",  # data may move; checkpoints hold a fingerprint of what it must contain
@@ -38,29 +40,35 @@ LISTS_OF_WORDS = {
     "eval.sts",
 }
 
-# Groups and keys that one task alone reads; the first that fits counts. All others are read by all.
-TASK_OF = {
-    "text": "sentence_pairs",
-    "pairs": "sentence_pairs",
-    "data.files": "sentence_pairs",
-    "data.columns": "sentence_pairs",
-    "data.drop": "sentence_pairs",
-    "data.path": "",
-    "data": "classification",
-    "eval.sts": "sentence_pairs",
-    "eval.classification": "sentence_pairs",
-    "eval.clustering": "sentence_pairs",
-    "eval.projections": "sentence_pairs",
-    "eval.retrieval": "sentence_pairs",
-    "eval.measures": "classification",
-    "eval.hierarchy": "classification",
-    "eval.shifts": "classification",
-    "head.kind": "",
-    "head": "classification",
-    "model": "classification",
-    "weights": "classification",
+TASKS = ("classification", "sentence_pairs", "masked_lm", "adaptor")
+# Groups and keys that some tasks read; the first that fits counts. All others are read by all.
+TASKS_OF = {
+    "text.mask_rate": ("masked_lm",),
+    "text.pooling": ("sentence_pairs",),
+    "text.width": ("sentence_pairs",),
+    "text": ("sentence_pairs", "masked_lm"),
+    "pairs": ("sentence_pairs",),
+    "adaptor": ("adaptor",),
+    "data.cache": ("sentence_pairs", "masked_lm"),
+    "data.files": ("sentence_pairs", "masked_lm", "adaptor"),
+    "data.columns": ("sentence_pairs",),
+    "data.drop": ("sentence_pairs",),
+    "data.path": TASKS,
+    "data": ("classification",),
+    "eval.sts": ("sentence_pairs", "adaptor"),
+    "eval.classification": ("sentence_pairs",),
+    "eval.clustering": ("sentence_pairs",),
+    "eval.projections": ("sentence_pairs", "masked_lm"),
+    "eval.retrieval": ("sentence_pairs",),
+    "eval.layers": ("sentence_pairs",),
+    "eval.measures": ("classification",),
+    "eval.hierarchy": ("classification",),
+    "eval.shifts": ("classification",),
+    "head.kind": TASKS,
+    "head": ("classification",),
+    "model": ("classification",),
+    "weights": ("classification",),
 }
-TASKS = ("classification", "sentence_pairs")
 
 
 def default_config() -> ConfigDict:
@@ -68,8 +76,8 @@ def default_config() -> ConfigDict:
     c = ConfigDict()
     c.name = "run"  # what the run is called in results and reports
     c.seed = 0  # everything random follows from it: initial weights, order of data, augmentation
-    # What is learned: classification (of images) | sentence_pairs. Keys that another task reads are
-    # refused where they are set.
+    # What is learned: classification (of images) | sentence_pairs | masked_lm |
+    # adaptor (of vectors). Keys that only other tasks read are refused where they are set.
     c.task = "classification"
     c.steps = 1000  # optimiser steps in all
     c.batch_size = 128  # examples per step over all devices and processes
@@ -80,13 +88,17 @@ def default_config() -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.source = "digits"  # digits | image_folder | tfds
-    # image_folder: folder with train/CLASS/*; tfds: folder of data sets, or ""; sentence_pairs:
-    # folder with train.*, val.* and test.* of .jsonl, .tsv or .parquet
+    # image_folder: folder with train/CLASS/*; tfds: folder of data sets, or ""; tasks of text:
+    # folder with train.*, val.* and test.* of .jsonl, .tsv or .parquet, for masked_lm also .txt;
+    # adaptor: train.npy, val.npy, ..., train_positives.npy, ..., or .parquet, or by mrl_jax.embed
     c.data.path = ""
-    c.data.files = ()  # sentence_pairs: the files one by one instead, each "SPLIT=FILE"
+    c.data.files = ()  # tasks of text, adaptor: the files one by one instead, each "SPLIT=FILE"
     c.data.columns = ()  # sentence_pairs: what columns are called there, each "anchor=premise"
     # sentence_pairs: rows to leave out, "flag" (where it is true) or "split=dev" (where it is that)
     c.data.drop = ()
+    # Tasks of text: folder that training texts, token ids and a teacher's vectors are kept in, once
+    # for all runs, and mapped into memory from, for texts that do not fit; "" = all in memory
+    c.data.cache = ""
     c.data.dataset = ""  # tfds: name of a data set prepared as ArrayRecord, e.g. "mnist"
     c.data.classes = 0  # how many the data must have; 0 = as many as it has
     c.data.image_size = 32  # image_folder, tfds: images become this many pixels high and wide
@@ -125,15 +137,17 @@ def default_config() -> ConfigDict:
     c.model.dtype = "float32"  # resnet, vit: of the products, float32 | bfloat16
     c.model.remat = False  # resnet, vit: less memory, blocks are computed again backwards
 
-    c.text = ConfigDict()  # sentence_pairs: the encoder
+    c.text = ConfigDict()  # tasks of text: the encoder
     # Folder of a Hugging Face or sentence-transformers model, or fresh: static (a table of tokens
-    # and their mean) | bert_tiny | minilm_l6 | bert_base
+    # and their mean; not for masked_lm) | bert_tiny | minilm_l6 | bert_base
     c.text.encoder = "static"
     c.text.tokenizer = ""  # its file or folder; "" = the encoder's, or one made of the train texts
     c.text.vocab_size = 30522  # of a tokenizer that is made: at most so many word pieces
     c.text.width = 0  # static: dims of the table; others: a linear layer to so many; 0 = none
     c.text.pooling = ""  # mean | cls | last token; "" = the folder's, else mean
-    c.text.max_length = 0  # tokens of a text, the rest is cut off; 0 = the folder's, else 128
+    # Tokens of a text, the rest is cut off, or of masked_lm's sequences; 0 = the folder's, else 128
+    c.text.max_length = 0
+    c.text.mask_rate = 0.15  # masked_lm: share of a sequence's tokens that are to be predicted
     c.text.dropout = 0.0  # of a network that is trained from scratch, or of a folder's
 
     c.pairs = ConfigDict()  # sentence_pairs: the loss on every prefix
@@ -154,12 +168,27 @@ def default_config() -> ConfigDict:
     # sizes (one layer per granularity, from small to large).
     c.pairs.layers = "last"
 
+    c.adaptor = ConfigDict()  # adaptor: a small network on frozen vectors, and its losses
+    c.adaptor.kind = "linear"  # linear | residual (one hidden layer) | rotation (keeps all cosines)
+    c.adaptor.hidden = 0  # residual: hidden units; 0 = as many as vectors have dims
+    # What it begins as: identity | pca (vectors are turned so that their first dims say most; their
+    # cosines stay as they are, and the adaptor begins as the identity after that)
+    c.adaptor.start = "identity"
+    # Weights of the losses, all but the reconstruction on every prefix: of what changes in cosines
+    c.adaptor.pairs = 1.0  # of all pairs of a batch
+    c.adaptor.neighbours = 1.0  # of every vector and the nearest of its batch,
+    c.adaptor.nearest = 10  # which are so many
+    c.adaptor.reconstruction = 1.0  # and in whole vectors;
+    c.adaptor.ranking = 1.0  # of what ranks before a vector's positive, where there are positives
+
     c.nesting = ConfigDict()
     c.nesting.dims = (8, 16, 32, 64)  # the granularities: prefixes that get a loss of their own
     c.nesting.weights = ()  # importance c_m of each granularity; () = 1 each, as in the paper
 
     c.head = ConfigDict()
-    c.head.kind = "separate"  # separate = MRL | shared = MRL-E | fixed = FF-m, one granularity
+    # separate = MRL | shared = MRL-E | fixed = FF-m, one granularity. masked_lm: shared or fixed,
+    # the head is the table of tokens.
+    c.head.kind = "separate"
     c.head.normalize = "none"  # none | prefix: scale every prefix to unit length first
     c.head.label_smoothing = 0.0  # in [0, 1), on the loss of every granularity
 
@@ -204,12 +233,14 @@ def default_config() -> ConfigDict:
     c.eval.batch_size = 256  # examples per evaluation step over all devices
     # What is measured: names of evaluators.MEASURES, or all. Most embed the train split as well.
     c.eval.measures = ("accuracy", "neighbours")
-    c.eval.sts = ()  # sentence_pairs: files of scored pairs, each "NAME=FILE"
+    # Files of scored pairs, each "NAME=FILE"; adaptor: .npz with vectors a and b, and score
+    c.eval.sts = ()
     # sentence_pairs: folders with train.* and test.* of a text and its label, "NAME=FOLDER"
     c.eval.classification = ()
     c.eval.clustering = ()  # sentence_pairs: files of a text and its label, each "NAME=FILE"
-    # sentence_pairs: PCA and a rotation of the whole embedding as well, as rivals of its prefixes
+    # Tasks of text: PCA and a rotation of the whole embedding as well, as rivals of its prefixes
     c.eval.projections = False
+    c.eval.layers = ()  # sentence_pairs: measure after these layers as well, as (1, 2, 3)
     c.eval.retrieval = ()  # sentence_pairs: folders with corpus, queries and qrels, "NAME=FOLDER"
     c.eval.hierarchy = ""  # file that says which superclass a class belongs to; "" = none
     c.eval.shifts = ()  # other test sets of these classes, each "NAME=FOLDER"

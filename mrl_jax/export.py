@@ -29,9 +29,11 @@ from jax import export
 
 from mrl_jax import cli, trained, workdir
 from mrl_jax import results as result_files
+from mrl_jax.adaptors import Rotation
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.experiment import Experiment
 from mrl_jax.runtime.step import evaluated
+from mrl_jax.tasks.adaptor import AdaptorTask
 
 FORMATS = ("sentence_transformers", "stablehlo", "onnx", "safetensors")
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -43,7 +45,8 @@ def embedding_of(setup: Experiment, state: Any) -> tuple[Callable[..., jax.Array
     """What a run embeds by, as a function of arrays, and their shapes with "b" examples.
 
     Of text: tokens [b, t] and lengths [b], int32, t from 1 to the run's `max_length`. Of images:
-    image [b, H, W, C] uint8. The result is [b, D] float32, D the widest trained prefix.
+    image [b, H, W, C] uint8. Of an adaptor: vector [b, width] float32. The result is [b, D]
+    float32, D the widest trained prefix.
     """
     # What is handed on runs on one device, whatever the run was trained on.
     task = dataclasses.replace(setup.program.task, mesh=None)
@@ -51,9 +54,17 @@ def embedding_of(setup: Experiment, state: Any) -> tuple[Callable[..., jax.Array
     width = task.nesting.width
     if setup.text_folder:
         shapes = {"tokens": ("b, t", np.int32), "lengths": ("b", np.int32)}
+    elif isinstance(task, AdaptorTask):
+        shapes = {"vector": (f"b, {task.width}", np.float32)}
     else:
         size = ", ".join(map(str, setup.dataset.image_shape))
         shapes = {"image": (f"b, {size}", np.uint8)}
+
+    if isinstance(task, AdaptorTask) and isinstance(task.adaptor, Rotation):
+        # A product, because not every runtime can solve for what makes the rotation.
+        unit_dd = np.eye(task.width, dtype=np.float32)
+        turn_dd = np.asarray(task.embed(params, model_state, {"vector": unit_dd}))[:, :width]
+        return lambda z_bd: z_bd @ turn_dd, shapes
 
     def embed(*arrays: jax.Array) -> jax.Array:
         batch = dict(zip(shapes, arrays, strict=True))
@@ -65,7 +76,9 @@ def embedding_of(setup: Experiment, state: Any) -> tuple[Callable[..., jax.Array
 def write_stablehlo(folder: pathlib.Path, setup: Experiment, state: Any) -> None:
     """The embedding as `jax.export` serialises it, which JAX promises to read for 6 months."""
     embed, shapes = embedding_of(setup, state)
-    scope = export.SymbolicScope()
+    # A transformer has no positions for more.
+    longest = (f"t <= {setup.program.task.max_length}",) if setup.text_folder else ()
+    scope = export.SymbolicScope(longest)
     arguments = [
         jax.ShapeDtypeStruct(export.symbolic_shape(shape, scope=scope), dtype)
         for shape, dtype in shapes.values()
@@ -166,6 +179,7 @@ def main(argv: Sequence[str]) -> None:
     out, form = arguments.out, arguments.format
     config, setup, state = trained.restored(arguments.workdir, overrides)
     task = setup.program.task
+    width = task.nesting.width
     if form == "sentence_transformers":
         if setup.text_folder is None:
             raise UsageError(
@@ -174,7 +188,11 @@ def main(argv: Sequence[str]) -> None:
         from mrl_jax.interop.sentence_folder import write_sentence_folder
 
         folder = setup.text_folder(jax.device_get(evaluated(state)[0]))
-        write_sentence_folder(out, folder, scores=scores_of(arguments.workdir))
+        scores = scores_of(arguments.workdir)
+        if not folder.trained_dims:
+            # What was nested is not in the folder: its scores would be misread.
+            width, scores = folder.encoder.out_dim, {}
+        write_sentence_folder(out, folder, scores=scores)
     else:
         about = {
             "run": config.name,
@@ -184,7 +202,7 @@ def main(argv: Sequence[str]) -> None:
             "format": form,
         }
         write_plain(out, form, setup, state, about)
-    print(f"step {int(state['step'])}, {task.nesting.width} dims, as {form} in {out}")
+    print(f"step {int(state['step'])}, {width} dims, as {form} in {out}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 SCHEMA = 1
-HEADLINES = ("/top1", "/1nn", "/match", "/spearman", "/ndcg10")
+HEADLINES = ("/top1", "/1nn", "/match", "/masked_accuracy", "/spearman", "/ndcg10", "/overlap10")
 COLUMNS = 6  # of a printed table
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
 

@@ -66,7 +66,7 @@ def test_config_is_locked():
         (["--config.sead=3"], "unknown config key 'sead'; did you mean 'seed'?"),
         (["--config.learning_rate=3"], "did you mean 'optimizer.learning_rate'?"),
         (["--config.optimizer.learning_rat=3"], "did you mean 'optimizer.learning_rate'?"),
-        (["--config.xyzzy=3"], "unknown config key 'xyzzy'; the keys are batch_size, ch"),
+        (["--config.xyzzy=3"], "unknown config key 'xyzzy'; the keys are adaptor.hidden, "),
         (["--config.nesting=4"], "'nesting' is a group; its keys are nesting.dims"),
         (["--config.seed=x"], "invalid literal"),
         (["--config.seed=1.5"], "1.5"),

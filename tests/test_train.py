@@ -187,7 +187,8 @@ def test_resumes_on_another_mesh_with_another_form_of_the_loss(finished, tmp_pat
         assert mine == pytest.approx(one, rel=1e-5), mine["step"]
 
 
-@pytest.mark.parametrize("loss", [pytest.param("plain", marks=pytest.mark.slow), "blockwise"])
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["plain", "blockwise"])
 def test_two_processes_give_the_result_of_one(finished, tmp_path, loss):
     """Two real processes with gloo, two devices each, checkpoints and all."""
     workdir = tmp_path / "run"
@@ -206,6 +207,7 @@ def test_two_processes_give_the_result_of_one(finished, tmp_path, loss):
     commands.succeed(commands.command("mrl_jax.evaluate", "--workdir", workdir), devices=4)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_of_two_processes_stops_both(tmp_path):
     workdir = tmp_path / "run"
     process = subprocess.Popen(

@@ -18,6 +18,7 @@ from mrl_jax.evaluators import (
     text_classification,
     text_clustering,
     text_common,
+    text_layers,
     text_retrieval,
     text_sts,
 )
@@ -49,6 +50,7 @@ class SentenceEvaluation:
       classification: labelled texts to learn from, and to be told, by name.
       clustering: labelled texts by name.
       projections: measure PCA and a rotation of the whole embedding as well.
+      layers: measure splits, sts and retrieval after these as well, see `text_layers`.
     """
 
     def __init__(
@@ -66,21 +68,23 @@ class SentenceEvaluation:
         classification: Mapping[str, tuple[LabelledTexts, LabelledTexts]] = MappingProxyType({}),
         clustering: Mapping[str, LabelledTexts] = MappingProxyType({}),
         projections: bool = False,
+        layers: tuple[int, ...] = (),
     ):
         self._task, self._mesh, self._tokenizer, self._data = task, mesh, tokenizer, data
         self._dims = tuple(m for m in dims if m <= task.nesting.width)
         self._batch_size, self._seed = batch_size, seed
         self._sts, self._retrieval, self._projections = sts, retrieval, projections
         self._classification, self._clustering = classification, clustering
+        self._layers = layers
         self._embed = jax.jit(task.embed, static_argnames="depth", out_shardings=replicated(mesh))
 
     def run(self, params: Any, model_state: Any, splits: tuple[str, ...]) -> Finding:
         """All that was asked for, on these splits."""
 
-        def embed(texts: Sequence[str]) -> np.ndarray:
-            """The trained dims of texts."""
+        def embed(texts: Sequence[str], depth: int | None = None) -> np.ndarray:
+            """The trained dims of texts, after so many layers."""
             z_nd = embed_texts(
-                functools.partial(self._embed, params, model_state),
+                functools.partial(self._embed, params, model_state, depth=depth),
                 texts,
                 self._tokenizer,
                 max_length=self._task.max_length,
@@ -94,6 +98,22 @@ class SentenceEvaluation:
             texts = self._data.splits["train"].texts
             fitted = texts[:: max(1, len(texts) // FITTED_ON)][:FITTED_ON]
             options["spaces"] = text_common.rivals(embed(fitted), self._seed)
+        found.add(self._at_depth(embed, splits, options))
+        for name, (train, test) in self._classification.items():
+            spaces = options.get("spaces")
+            measure = text_classification.measure
+            found.add(measure(embed, name, train, test, self._dims, spaces=spaces))
+        for name, texts in self._clustering.items():
+            found.add(text_clustering.measure(embed, name, texts, self._dims, **options))
+        for layer in self._layers:
+            at_layer = functools.partial(embed, depth=layer)
+            measured = self._at_depth(at_layer, splits, {"seed": self._seed})
+            found.add(text_layers.of_layer(measured, layer))
+        return found
+
+    def _at_depth(self, embed: Callable, splits: tuple[str, ...], options: dict) -> Finding:
+        """Splits, scored pairs and collections."""
+        found = Finding()
         for name in splits:
             split = self._data.splits[name]
             if split.kind == "scored":
@@ -105,12 +125,6 @@ class SentenceEvaluation:
         for name, collection in self._retrieval.items():
             measure = text_retrieval.measure
             found.add(measure(embed, name, collection, self._dims, mesh=self._mesh, **options))
-        for name, (train, test) in self._classification.items():
-            spaces = options.get("spaces")
-            measure = text_classification.measure
-            found.add(measure(embed, name, train, test, self._dims, spaces=spaces))
-        for name, texts in self._clustering.items():
-            found.add(text_clustering.measure(embed, name, texts, self._dims, **options))
         return found
 
     def _scored(self, embed, name: str, split: TextSplit, options: dict) -> Finding:

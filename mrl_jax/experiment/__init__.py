@@ -16,6 +16,14 @@ def of_task(task: str) -> ModuleType:
         from mrl_jax.experiment import sentences  # needs packages that images do not
 
         return sentences
+    if task == "masked_lm":
+        from mrl_jax.experiment import masked  # as above
+
+        return masked
+    if task == "adaptor":
+        from mrl_jax.experiment import adaptor
+
+        return adaptor
     return images
 
 

@@ -2,10 +2,13 @@
 
 import contextlib
 import dataclasses
+import pathlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -143,6 +146,20 @@ def check_config(config: ConfigDict) -> None:
             raise UsageError(f"config.{key} must be in [0, 1), got {values[key]}")
 
 
+def check_without_head(config: ConfigDict, nesting: Nesting) -> None:
+    """Of a task without classifiers: the kind of head only says whether there is one dim.
+
+    Raises:
+      UsageError: a kind that means nothing here.
+    """
+    kind = config.head.kind
+    if kind == "shared" or (kind == "fixed" and len(nesting) > 1):
+        raise UsageError(
+            f"config.head.kind of {config.task} is separate, for a nesting, or fixed, for one dim; "
+            f"got {kind} for {len(nesting)} dims"
+        )
+
+
 def evaluated_dims(config: ConfigDict, nesting: Nesting) -> tuple[int, ...]:
     """The prefixes that are measured.
 
@@ -158,6 +175,27 @@ def evaluated_dims(config: ConfigDict, nesting: Nesting) -> tuple[int, ...]:
             f"config.eval.dims {dims} are all wider than the nesting ({nesting.width} dims)"
         )
     return dims
+
+
+def named_paths(key: str, entries: Sequence[str], taken: set[str]) -> dict[str, pathlib.Path]:
+    """Paths by name from "NAME=PATH" strings; the names are added to those that are taken.
+
+    Raises:
+      UsageError: no such string, or a name that is taken or cannot be part of a metric's name.
+    """
+    found = {}
+    for entry in entries:
+        name, equals, path = entry.partition("=")
+        if not equals or not path or not re.fullmatch("[A-Za-z0-9_-]+", name):
+            raise UsageError(
+                f"config.{key} must be NAME=PATH,... with letters, digits, - and _ in the name; "
+                f"got {entry!r}"
+            )
+        if name in taken:
+            raise UsageError(f"config.{key}: the name {name} is taken, take another one")
+        taken.add(name)
+        found[name] = pathlib.Path(path)
+    return found
 
 
 def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -233,3 +271,16 @@ def make_program(config: ConfigDict, task: Task, mesh: Mesh, *, model_group: str
     )
     accumulate = config.optimizer.accumulate
     return Program(mesh, task, optimizer, rate, state, config.batch_size, accumulate, ema_decay)
+
+
+def starting_from(program: Program, params: Any) -> Callable[[Any], Any]:
+    """What puts these weights, by the names at the top of the tree, into a fresh state."""
+
+    def as_trained(new, shape):
+        return new if isinstance(new, jax.ShapeDtypeStruct) else np.asarray(new, shape.dtype)
+
+    def put_in(state):
+        fresh = program.state["params"]
+        return program.with_values(state, jax.tree.map(as_trained, {**fresh, **params}, fresh), {})
+
+    return put_in

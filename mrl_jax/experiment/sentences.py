@@ -4,8 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,9 +17,11 @@ from mrl_jax.data import text as texts
 from mrl_jax.data.labelled_text import LabelledTexts, read_labelled
 from mrl_jax.data.text_batches import TrainTexts
 from mrl_jax.data.text_files import SPLITS, find_files, parse_columns, read_rows
+from mrl_jax.data.token_cache import tokens_of, vectors_of, vocabulary_of
 from mrl_jax.encoder import Encoder
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.evaluators.sentences import SentenceEvaluation
+from mrl_jax.evaluators.text_layers import check_layers
 from mrl_jax.experiment import common
 from mrl_jax.experiment.common import Experiment, config_errors
 from mrl_jax.interop.text_folder import TextFolder, read_text_folder
@@ -134,7 +135,9 @@ def _with_vocabulary(config: ConfigDict, found: _Encoder, data: texts.TextData) 
     if found.tokenizer:
         return found
     marks = not isinstance(found.encoder.backbone, Static)
-    tokenizer = Tokenizer.train(data.splits["train"].texts, config.text.vocab_size, marks=marks)
+    train = data.splits["train"]
+    kept = {"cache": config.data.cache, "source": train.source}
+    tokenizer = vocabulary_of(train.texts, config.text.vocab_size, marks=marks, **kept)
     backbone = found.encoder.backbone.clone(vocab_size=tokenizer.vocab_size)
     return found._replace(encoder=found.encoder.clone(backbone=backbone), tokenizer=tokenizer)
 
@@ -149,11 +152,7 @@ def _task(
     p = config.pairs
     with config_errors("nesting"):
         nesting = parse_dims(config.nesting.dims, config.nesting.weights, found.encoder.out_dim)
-    if config.head.kind == "shared" or (config.head.kind == "fixed" and len(nesting) > 1):
-        raise UsageError(
-            "config.head.kind of sentence_pairs is separate, for a nesting, or fixed, for one "
-            f"dim; got {config.head.kind} for {len(nesting)} dims"
-        )
+    common.check_without_head(config, nesting)
     if config.optimizer.accumulate > 1:
         raise UsageError(
             "config.optimizer.accumulate: parts of a batch would not be told from each other; "
@@ -190,7 +189,35 @@ def _task(
 
 def _open(config: ConfigDict) -> texts.TextData:
     d = config.data
-    return texts.load(d.path, files=d.files, columns=d.columns, drop=d.drop)
+    return texts.load(d.path, files=d.files, columns=d.columns, drop=d.drop, cache=d.cache)
+
+
+def _digest(folder: TextFolder) -> str:
+    """Hex digits over all that its embeddings follow from."""
+    about = dataclasses.replace(folder, params=None, tokenizer=None)
+    digest = hashlib.sha256(f"{about} {folder.tokenizer.raw.to_str()}".encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(folder.params):
+        digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _train_texts(
+    config: ConfigDict, found: _Encoder, split: texts.TextSplit, teacher: TextFolder | None
+) -> TrainTexts:
+    cache = config.data.cache
+
+    def tokens():
+        kept = {"cache": cache, "source": split.source, "total": len(split.texts)}
+        return tokens_of(split.texts, found.tokenizer, found.max_length, **kept)
+
+    def vectors():
+        source = f"{split.source} {_digest(teacher)}" if cache else ""
+        return vectors_of(split.texts, Encoder(teacher).encode, cache=cache, source=source)
+
+    return TrainTexts(
+        split, tokens, found.max_length, config.pairs.score_max, vectors if teacher else None
+    )
 
 
 def from_config(config: ConfigDict, mesh: Mesh) -> Experiment:
@@ -208,19 +235,15 @@ def from_config(config: ConfigDict, mesh: Mesh) -> Experiment:
     found = _with_vocabulary(config, found, data)
     task = _task(config, found, data.splits["train"], teacher, mesh)
     program = common.make_program(config, task, mesh, model_group="text")
-    train = TrainTexts(
-        data.splits["train"],
-        lambda batch: found.tokenizer.encode(list(batch), found.max_length),
-        found.max_length,
-        config.pairs.score_max,
-        Encoder(teacher).encode if teacher else None,
-    )
+    train = _train_texts(config, found, data.splits["train"], teacher)
     reading = f"{found.tokenizer.raw.to_str()} {found.tokenizer.marks} {found.max_length}"
     dataset = Texts(data, {**data.splits, "train": train}, reading)
     evaluation = _evaluation(config, task, mesh, found.tokenizer, data)
     weights = None
     if found.folder is not None:
-        weights = (f"encoder from {config.text.encoder}", _put_in(program, found.folder.params))
+        # A new projection stays fresh.
+        put_in = common.starting_from(program, found.folder.params)
+        weights = (f"encoder from {config.text.encoder}", put_in)
     as_folder = functools.partial(found.trained, dims=task.nesting.dims)
     return Experiment(program, dataset, evaluation, weights, as_folder, data.summary())
 
@@ -239,31 +262,17 @@ def planned_program(config: ConfigDict, mesh: Mesh) -> Program:
     return common.make_program(config, task, mesh, model_group="text")
 
 
-def _put_in(program: Program, params: Any) -> Callable[[Any], Any]:
-    """What puts the weights of a folder into a fresh state; a new projection stays fresh."""
-
-    def put_in(state):
-        tree = {**program.state["params"], **params}
-        return program.with_values(
-            state, jax.tree.map(_as_trained, tree, program.state["params"]), {}
-        )
-
-    return put_in
-
-
-def _as_trained(new, shape):
-    return np.asarray(new, shape.dtype) if not isinstance(new, jax.ShapeDtypeStruct) else new
-
-
 def _evaluation(
     config: ConfigDict, task: SentencePairs, mesh: Mesh, tokenizer: Tokenizer, data: texts.TextData
 ) -> SentenceEvaluation:
     e, taken = config.eval, set(SPLITS)
 
     def opened(kind: str, read: Callable[[pathlib.Path], Any]) -> dict[str, Any]:
-        paths = named_paths(f"eval.{kind}", e[kind], taken)
+        paths = common.named_paths(f"eval.{kind}", e[kind], taken)
         return {name: read(path) for name, path in paths.items()}
 
+    with config_errors("eval.layers"):
+        layers = check_layers(e.layers, task.encoder.layers)
     sets = {
         "sts": opened("sts", scored_pairs),
         "retrieval": opened("retrieval", beir.load),
@@ -280,28 +289,8 @@ def _evaluation(
         seed=config.seed,
         **sets,
         projections=e.projections,
+        layers=layers,
     )
-
-
-def named_paths(key: str, entries: Sequence[str], taken: set[str]) -> dict[str, pathlib.Path]:
-    """Paths by name from "NAME=PATH" strings; the names are added to those that are taken.
-
-    Raises:
-      UsageError: no such string, or a name that is taken or cannot be part of a metric's name.
-    """
-    found = {}
-    for entry in entries:
-        name, equals, path = entry.partition("=")
-        if not equals or not path or not re.fullmatch("[A-Za-z0-9_-]+", name):
-            raise UsageError(
-                f"config.{key} must be NAME=PATH,... with letters, digits, - and _ in the name; "
-                f"got {entry!r}"
-            )
-        if name in taken:
-            raise UsageError(f"config.{key}: the name {name} is taken, take another one")
-        taken.add(name)
-        found[name] = pathlib.Path(path)
-    return found
 
 
 def labelled_folder(path: pathlib.Path) -> tuple[LabelledTexts, LabelledTexts]:

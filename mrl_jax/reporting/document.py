@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from mrl_jax.reporting import methods, sections, sheet, tables
+from mrl_jax.reporting import methods, sections, sheet, shifted, tables
 from mrl_jax.reporting.content import Document, Section
 from mrl_jax.reporting.headline import count, listing
 from mrl_jax.reporting.methods import Method
@@ -13,7 +13,7 @@ from mrl_jax.reporting.sheet import Cell, Row, Sheet
 from mrl_jax.reporting.tables import Table
 
 # What is shown of the validation split beside the test split.
-VALIDATED = ("top1", "1nn", "top5", "match", "spearman")
+VALIDATED = ("top1", "1nn", "top5", "match", "masked_accuracy", "spearman")
 
 
 def _numbered(found: Sequence[Section]) -> list[Section]:
@@ -83,9 +83,12 @@ def _main_split(study: Study) -> str:
 
 def _warnings(study: Study) -> list[str]:
     warnings = []
-    if _main_split(study) == "val":
+    measured = {result.split for run in study.runs for result in run.results}
+    if "val" in measured and "test" not in measured:
+        apart = sorted(measured - {*shifted.OWN_SPLITS})
+        which = f"all numbers but those of {listing(apart)}" if apart else "all numbers"
         warnings.append(
-            "The data has no test split: all numbers are of the validation split, and flatter what "
+            f"The data has no test split: {which} are of the validation split, and flatter what "
             "was tuned on it."
         )
     if study.unfinished:

@@ -62,9 +62,13 @@ _TITLES = {
     "vote": Metric("Vote of all granularities"),
     "oracle": Metric("Best granularity per example"),
     "match": Metric("Partner found among all of the split"),
+    "masked_accuracy": Metric("Hidden tokens"),
+    "masked_probability": Metric("Hidden tokens, 1 / perplexity", "1 / perplexity"),
     "spearman": Metric("Similarity, Spearman", "Spearman correlation with people's scores"),
     "pearson": Metric("Similarity, Pearson", "Pearson correlation with people's scores"),
     "ndcg10": Metric("Retrieval, nDCG@10", "nDCG@10"),
+    "overlap10": Metric("Nearest neighbours kept", "share of the 10 nearest by whole vectors"),
+    "cosine_spearman": Metric("Cosines kept, Spearman", "Spearman correlation of cosines"),
     "top1_clean": Metric("Linear top-1, clean examples of these classes"),
 }
 _PATTERNS = (
@@ -80,10 +84,16 @@ _PATTERNS = (
 
 def legal_range(name: str) -> tuple[float, float]:
     """Between which numbers a metric lies; most are fractions."""
-    base, _ = split_rival(name)
+    base, _ = split_rival(layer_of(name)[0])
     if base.endswith("retention"):
         return -math.inf, math.inf  # a prefix may be better than the whole
-    return (-1, 1) if base in ("spearman", "pearson") else (0, 1)
+    return (-1, 1) if base.endswith(("spearman", "pearson")) else (0, 1)
+
+
+def layer_of(name: str) -> tuple[str, int | None]:
+    """ "spearman_layer3" -> ("spearman", 3); "spearman" -> ("spearman", None), after all layers."""
+    base, layer, number = name.partition("_layer")
+    return (base, int(number)) if layer and number.isdecimal() else (name, None)
 
 
 def split_rival(name: str) -> tuple[str, str]:

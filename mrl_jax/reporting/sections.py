@@ -11,6 +11,8 @@ from mrl_jax.reporting import (
     cascades,
     charts,
     headline,
+    layers,
+    metrics,
     plots,
     published,
     sheet,
@@ -47,8 +49,11 @@ PARTS: tuple[Group | Callable[[Sequence[Method], str], Section | None], ...] = (
     Group(r"(map|p|r)\d+", "map10"),
     Group(r"probe", "probe"),
     Group(r"match", "match", True),
+    Group(r"masked_.*", "masked_accuracy", True),
+    Group(r"overlap10|cosine_spearman", "overlap10", True),
     Group(r"spearman|pearson", "spearman", True),
     Group(r"(ndcg|mrr|recall)\d+", "ndcg10", True),
+    layers.section,
     cascades.section,
     agreements.section,
     Group(r"ncm_.*", r"ncm_\d+way_5shot"),
@@ -130,6 +135,7 @@ def _of_set(
     methods: Sequence[Method], split: str, parts: Sequence[Group | Callable]
 ) -> tuple[list[Section], list[Table]]:
     left = [name for name in tables.names(methods, split) if name not in APART]
+    left = [name for name in left if metrics.layer_of(name)[1] is None]  # told of by `layers`
     sections, main = [], []
     for part in parts:
         if not isinstance(part, Group):

@@ -237,6 +237,19 @@ def _derived_curves(family: Sequence[Method], split: str, metric: str) -> list[C
     return curves
 
 
+def _frozen_curves(methods: Sequence[Method], split: str, metric: str) -> list[Curve]:
+    """What the vectors that adaptors are made for give without any: the same for all of these."""
+    for method in methods:
+        if all(run.config.get("task") == "adaptor" for run in method.runs.values()):
+            found = {rival: method.values(split, metric + s) for s, rival in metrics.RIVALS.items()}
+            return [
+                Curve(f"frozen vectors, {r.label}", r.role, (), frozenset(), values, short=r.label)
+                for r, values in found.items()
+                if values
+            ]
+    return []
+
+
 def _shared_units(a: Curve, b: Curve, dim: int) -> dict[int, tuple[Units, Units]]:
     """By seed what both are the means of, where these are the same units."""
     of_a, of_b = a.units(dim), b.units(dim)
@@ -329,6 +342,7 @@ def build(methods: Sequence[Method], split: str, metric: str) -> Table | None:
         curves.append(_family_curve(family, split, metric))
     for family in families:
         curves += _derived_curves(family, split, metric)
+    curves += _frozen_curves(methods, split, metric)
     curves = [curve for curve in curves if curve.values]
     if not curves:
         return None

@@ -15,7 +15,8 @@ Tree = dict[str, Any]
 class Task(Protocol):
     """What the trainer knows of a task: nothing of images, texts or classes.
 
-    A batch is a dict of arrays whose first axis is the example; `mask` [B] says which count.
+    A batch is a dict of arrays whose first axis is the example; `mask` says which count: [B], or
+    [B, P] where an example holds P things to be told.
     """
 
     @property

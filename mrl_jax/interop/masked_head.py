@@ -1,0 +1,63 @@
+"""What transformers keeps on top of an encoder that was trained to tell hidden tokens."""
+
+import os
+import pathlib
+import re
+
+from flax import traverse_util
+
+from mrl_jax.interop.layouts import NOTHING, Layout, Rule
+from mrl_jax.interop.torch_weights import Tree, assign, numbers, read_tensors
+from mrl_jax.models.text import Bert
+
+# BERT, then RoBERTa and MPNet, then DistilBERT. The weights of the output layer are the table's.
+_DENSE = r"(?:cls\.predictions\.transform\.dense|lm_head\.dense|vocab_transform)"
+_NORM = r"(?:cls\.predictions\.transform\.LayerNorm|lm_head\.layer_norm|vocab_layer_norm)"
+_BIAS = r"(?:cls\.predictions\.bias|lm_head\.bias|vocab_projector\.bias)"
+_HEAD = Layout(
+    "transformers head of a masked language model",
+    NOTHING,
+    Bert,
+    (
+        Rule(rf"{_DENSE}\.weight", ("transform/dense/kernel",), "linear"),
+        Rule(rf"{_DENSE}\.bias", ("transform/dense/bias",), "vector"),
+        Rule(rf"{_NORM}\.(?:weight|gamma)", ("transform/norm/scale",), "vector"),
+        Rule(rf"{_NORM}\.(?:bias|beta)", ("transform/norm/bias",), "vector"),
+        Rule(_BIAS, ("head/bias",), "vector"),
+    ),
+    NOTHING,
+)
+
+
+def read_masked_head(folder: str | os.PathLike, width: int, vocab_size: int) -> Tree:
+    """Parameters of `tasks.masked_lm.MaskedLM` beside the encoder's; {} where the folder has none.
+
+    Args:
+      folder: as `text_folder.read_text_folder` reads it, with model.safetensors.
+      width: D of the hidden states.
+      vocab_size: rows of the table of tokens.
+
+    Raises:
+      UsageError: a part of a head, or one of another size.
+      DataError: a damaged file.
+    """
+    path = pathlib.Path(folder, "model.safetensors")
+    if not path.exists():  # a sentence encoder in folders of its own
+        return {}
+    tensors = {
+        name: tensor
+        for name, tensor in read_tensors(path).items()
+        if any(re.fullmatch(rule.pattern, name) for rule in _HEAD.rules)
+    }
+    if not tensors:
+        return {}
+    wanted = {
+        "transform/dense/kernel": (width, width),
+        "transform/dense/bias": (width,),
+        "transform/norm/scale": (width,),
+        "transform/norm/bias": (width,),
+        "head/bias": (vocab_size,),
+    }
+    parts = assign(path, _HEAD, tensors, wanted, {}, "load", "the head of that encoder, whole")
+    found = {target: numbers(path, target, part) for target, part in parts.items()}
+    return traverse_util.unflatten_dict(found, sep="/")
