@@ -96,6 +96,7 @@ def test_an_easy_language_is_learned_by_every_prefix(finished, place):
     assert written[-2]["train/loss/0016"] < 0.5 * written[0]["train/loss/0016"]
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_bit_for_bit(finished, place, tmp_path):
     workdir = tmp_path / "run"
     process = test_train.start(train(workdir, place))
@@ -124,6 +125,7 @@ def test_two_processes_give_the_result_of_one(finished, place, tmp_path):
     assert test_train.results_of(workdir)["data"] == test_train.results_of(finished[0])["data"]
 
 
+@pytest.mark.slow
 def test_on_a_mesh_it_is_measured_the_same_and_beside_rivals(finished, tmp_path, capsys):
     before = values(finished[0])
     evaluate.main(["--workdir", str(finished[0]), "--config.eval.projections=True"])
@@ -159,6 +161,7 @@ def test_the_encoder_becomes_a_folder_to_start_from(finished, place, tmp_path):
     assert again.pretrained[0] == f"encoder from {out}"
 
 
+@pytest.mark.slow
 def test_what_is_embedded_leaves_for_other_programs(finished, tmp_path):
     out = tmp_path / "embedding"
     export.main(["--workdir", str(finished[0]), "--out", str(out), "--format", "stablehlo"])

@@ -129,6 +129,7 @@ def test_nearest_answers_are_found_by_brute_force(finished, folder):
     assert values_of(workdir)["val/ndcg10", 4] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_bit_for_bit(finished, folder, tmp_path):
     workdir = tmp_path / "run"
     process = test_train.start(train(workdir, folder, IDENTITY))
@@ -174,6 +175,7 @@ def rotated(tmp_path_factory, folder):
     return workdir, commands.succeed(train(workdir, folder, "--config.steps=20", arg="rotation"))
 
 
+@pytest.mark.slow
 def test_a_trained_rotation_keeps_all_cosines_of_whole_vectors(rotated, folder):
     workdir, output = rotated
     assert "starts from the principal axes" in output
@@ -205,7 +207,7 @@ def test_vectors_are_adapted_into_a_folder_that_can_be_searched(finished, folder
         embed.main([*map(str, argv)])
 
 
-@pytest.mark.parametrize("run", ["finished", "rotated"])
+@pytest.mark.parametrize("run", ["finished", pytest.param("rotated", marks=pytest.mark.slow)])
 def test_an_adaptor_is_exported(request, tmp_path, run):
     workdir, _ = request.getfixturevalue(run)
     argv = ["--workdir", str(workdir), "--out", str(tmp_path / "out"), "--format", "stablehlo"]
