@@ -39,7 +39,7 @@ import numpy as np
 from benchmarks import harness, report
 from mrl_jax import config as configs
 from mrl_jax import experiment
-from mrl_jax.data.text_files import read_rows
+from mrl_jax.data.text import load
 from mrl_jax.encoder import Encoder
 from mrl_jax.interop.sentence_folder import write_sentence_folder
 from mrl_jax.nesting import halvings
@@ -118,15 +118,9 @@ def material(folder: pathlib.Path, model: str, texts: str, smoke: bool) -> Mater
         write_sentence_folder(model, fresh.text_folder(params))
     config.text.encoder = str(model)
     config.text.max_length = TOKENS
-    found = list(dict.fromkeys(text for row in read_rows(pathlib.Path(texts)) for text in of(row)))
+    found = list(load(files=config.data.files).splits["train"].texts)
     random.Random(0).shuffle(found)
     return Material(pathlib.Path(model), config, found[: 20 if smoke else TEXTS], smoke)
-
-
-def of(row: Any) -> list[str]:
-    """All texts of a row."""
-    values = [v if isinstance(v, list) else [v] for v in row.values.values()]
-    return [text for value in values for text in value if isinstance(text, str) and text.strip()]
 
 
 def _fixed_batch(task: Any, batch_size: int) -> dict[str, np.ndarray]:
