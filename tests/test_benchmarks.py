@@ -134,3 +134,27 @@ def test_search_measures_what_reaches_the_target_and_keeps_other_lines(tmp_path)
     assert len(list((tmp_path / "made").iterdir())) == 3  # no index is left
     assert "| mrl_jax/clusters 24 |" in (tmp_path / "search.md").read_text()
     assert (tmp_path / "search.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow  # compiles four training steps
+def test_text_measures_every_setting(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.text", "--smoke", "--rounds", "1"]
+    result = subprocess.run(
+        [*command, "--out", tmp_path], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(x) for x in (tmp_path / "text.jsonl").read_text().splitlines()]
+    assert [x["setting"] for x in lines] == ["step"] * 4 + ["lengths"] * 4 + ["encode"] * 2
+    ours = [x for x in lines if x["case"].startswith("mrl_jax/")]
+    assert len(ours) == 5
+    for line in ours:
+        assert line["skipped"] is None
+        assert line["seconds_median"] > 0 < line["gflop_by_hand"]
+        assert math.isfinite(line["loss"])
+    plain, nested = ours[:2]
+    # The same batch: of three dims each term is about the logarithm of the four pairs.
+    assert 2 * plain["loss"] < nested["loss"] < 4 * plain["loss"]
+    for line in set(map(json.dumps, lines)) - set(map(json.dumps, ours)):
+        line = json.loads(line)
+        assert line["skipped"] or line["loss"]  # sentence-transformers may not be there
+    assert (tmp_path / "text.md").read_text() in result.stdout
