@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from benchmarks import report
 from benchmarks.search_peers import FLOOR
@@ -150,6 +151,7 @@ def plot(lines: Sequence[Line], path: pathlib.Path) -> None:
                     about = {"textcoords": "offset points", "va": "center", "fontsize": 5.5}
                     axes.annotate(text, (value, height), (5, 0), **about)
             axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())  # they would overlap
             left, right = axes.get_xlim()
             axes.set_xlim(left, right * (right / left) ** 0.15)
             axes.set_yticks(range(len(cases)), list(cases), fontsize=7)
