@@ -81,6 +81,7 @@ def test_text_becomes_a_folder_of_sentence_transformers(text_run, tmp_path):
     assert "holds something other" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["stablehlo", "onnx"])
 def test_graphs_give_the_embeddings_of_the_run(text_run, image_run, tmp_path, form):
     if form == "onnx":

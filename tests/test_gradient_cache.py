@@ -188,6 +188,7 @@ def test_on_a_mesh_rows_stay_on_their_devices_and_nothing_changes(layout):
     assert "all-gather" not in embedded.lower(params, placed[0]).compile().as_text()
 
 
+@pytest.mark.slow
 def test_memory_stays_that_of_a_part_when_the_batch_grows():
     embed, params = make(hidden=2048)
 

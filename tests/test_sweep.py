@@ -112,6 +112,7 @@ def test_one_failure_does_not_stop_the_others_and_all_is_resumable(tmp_path):
     assert (root / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_signal_reaches_the_runs_and_the_sweep_can_go_on(tmp_path):
     path = write(tmp_path, "yield 'separate', {'steps': 100000}; yield 'shared', {}")
     root = tmp_path / "root"
