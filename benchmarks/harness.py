@@ -130,6 +130,18 @@ def spread(samples: Sequence[float]) -> tuple[float, list[float]]:
     return median, [low, high]
 
 
+def timing_of(seconds: Sequence[float], floor: Sequence[float]) -> dict[str, Any]:
+    """What a line says of a case: its samples, and their ratios to the floor's of each round."""
+    median, quartiles = spread(seconds)
+    ratio, ratio_quartiles = spread([x / y for x, y in zip(seconds, floor, strict=True)])
+    return {
+        "seconds_median": median,
+        "seconds_quartiles": quartiles,
+        "ratio_median": ratio,
+        "ratio_quartiles": ratio_quartiles,
+    }
+
+
 def _status_mb(field: str) -> float | None:
     try:
         lines = pathlib.Path("/proc/self/status").read_text().splitlines()
@@ -240,18 +252,11 @@ def lines_in_turn(
         line = {"case": case.name, "skipped": skipped.get(case.name), "peak_mb": None}
         line |= {"gflop_by_hand": case.gflop, **about}
         if case.name in steps:
-            median, quartiles = spread(seconds[case.name])
-            floor = seconds[cases[0].name]
-            ratio, ratio_quartiles = spread(
-                [mine / other for mine, other in zip(seconds[case.name], floor, strict=True)]
-            )
+            timing = timing_of(seconds[case.name], seconds[cases[0].name])
             line |= {
                 "loss": losses[case.name],
-                "seconds_median": median,
-                "seconds_quartiles": quartiles,
-                "ratio_median": ratio,
-                "ratio_quartiles": ratio_quartiles,
-                "tflops_by_hand": case.gflop / median / 1e3,
+                **timing,
+                "tflops_by_hand": case.gflop / timing["seconds_median"] / 1e3,
                 **xla_numbers(steps[case.name].compiled),
             }
         lines.append(line)

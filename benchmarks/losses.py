@@ -161,16 +161,9 @@ def measure(
             **about,
         }
         if case.name in steps:
-            median, quartiles = harness.spread(seconds[case.name])
-            floor = seconds[setting.floor]
-            ratios = [x / y for x, y in zip(seconds[case.name], floor, strict=True)]
-            ratio, ratio_quartiles = harness.spread(ratios)
             line |= {
                 "loss": losses[case.name],
-                "seconds_median": median,
-                "seconds_quartiles": quartiles,
-                "ratio_median": ratio,
-                "ratio_quartiles": ratio_quartiles,
+                **harness.timing_of(seconds[case.name], seconds[setting.floor]),
                 "peak_mb": peaks.get(case.name),
                 **harness.xla_numbers(steps[case.name].compiled),
             }
