@@ -38,7 +38,6 @@ def get_config(arg="linear"):
     config.checkpoint.every = 500
     config.sharding = ((".*", "replicate"),)
     config.eval.batch_size = 1024
-    config.eval.dims = DIMS
     return config
 
 

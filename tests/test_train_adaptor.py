@@ -12,6 +12,8 @@ from jax import export as jax_export
 from mrl_jax import config as configs
 from mrl_jax import dry_run, embed, experiment, export, trained
 from mrl_jax.errors import DataError, UsageError
+from mrl_jax.experiment import common
+from mrl_jax.nesting import Nesting
 from mrl_jax.runtime.step import evaluated
 from mrl_jax.search.vectors import open_vectors
 
@@ -274,3 +276,9 @@ def test_a_bad_file_is_one_line(folder, tmp_path):
     assert line.endswith("bad.npy: row 11 holds NaN or infinity (as float32)")
     with pytest.raises(UsageError, match="the argument must be one of linear, residual"):
         configs.load(f"{CONFIG}:mrl")
+
+
+def test_the_dims_one_asks_for_are_measured_up_to_the_last():
+    config = configs.load(str(CONFIG), ["--config.nesting.dims=16,64,1024"])
+    nesting = Nesting(config.nesting.dims)
+    assert {16, 64, 1024} <= set(common.evaluated_dims(config, nesting))
