@@ -32,8 +32,9 @@ from benchmarks.search_peers import FLOOR, RERANK, Case, Setting
 MODES = ("batch", "single")
 Ask = tuple[str, Setting]
 SINGLES = 200
-# What a quick look is made of: repeated when it takes less, and so many queries one by one.
-QUICK_SECONDS, QUICK_SINGLES = 5.0, 40
+# What a quick look is made of: repeated so often, for so long, when it takes less; and so many
+# queries one by one.
+QUICK_SECONDS, REPEATS, QUICK_SINGLES = 5.0, 4, 40
 # Further efforts are not tried when so many of them, one after the other, made no case faster.
 PATIENCE = 3
 # Settings of a case that are measured again, for either mode of a target.
@@ -51,11 +52,14 @@ def _seconds(run: Callable[[], Any]) -> float:
 def _batch_seconds(case: Case, q_bd: np.ndarray, setting: Setting) -> tuple[float, np.ndarray]:
     """Of all queries at once, when memory has been touched before; and what is found."""
     found = []
-    seconds = _seconds(lambda: found.append(case.search(q_bd, setting)))
-    if seconds < QUICK_SECONDS:
+    first = _seconds(lambda: found.append(case.search(q_bd, setting)))
+    if first >= QUICK_SECONDS:
+        return first, found[0]
+    again = [0.0]
+    while len(again) <= REPEATS and sum(again) < QUICK_SECONDS:
         time.sleep(harness.SETTLE_SECONDS)
-        seconds = _seconds(lambda: case.search(q_bd, setting))
-    return seconds, found[0]
+        again.append(_seconds(lambda: case.search(q_bd, setting)))
+    return min(again[1:]), found[0]
 
 
 def _single_seconds(case: Case, q_bd: np.ndarray, setting: Setting) -> list[float]:

@@ -18,7 +18,8 @@ NOTES = """\
 recall@10: share of the exact ten nearest that are found, mean over the queries, with a 95 %
 bootstrap interval over queries. For every target, of the settings that reach it, the one with the
 most queries a second (all at once) and the one with the lowest median latency (200, one by one)
-were measured again: best of the rounds, all cases in turn, each in a fresh process. x exact: of
+were measured again: best of the rounds, all cases in turn, each in a fresh process; in a round a
+batch of less than 5 seconds is repeated up to four times and the best counts. x exact: of
 faiss.knn on whole vectors, in the same rounds. A number behind a name is the dims of a prefix;
 its candidates are ranked again by the inner product of whole float32 vectors, by numpy or by the
 routine of faiss.IndexRefineFlat, whichever is faster; our schedules do that themselves. Bytes are

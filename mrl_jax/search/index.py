@@ -200,8 +200,9 @@ class Index:
         size = max(1, min(_BLOCK, len(query_bd) if theirs else -(-len(query_bd) // threads)))
         blocks = [query_bd[i : i + size] for i in range(0, len(query_bd), size)]
         # Theirs beside ours would be more than there are cores, and wait for each other.
-        with _libraries().limit(limits=threads if theirs else 1):
-            if theirs or len(blocks) <= 1:
+        alone = theirs or len(blocks) <= 1
+        with _libraries().limit(limits=threads if alone else 1):
+            if alone:
                 parts = [found(block_bd) for block_bd in blocks]
             else:
                 with concurrent.futures.ThreadPoolExecutor(threads) as pool:
