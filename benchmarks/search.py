@@ -18,6 +18,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,8 @@ from benchmarks import harness, search_ours, search_peers, search_report
 from benchmarks.search_data import Data, in_fresh_process, interval, prepare, recalls
 from benchmarks.search_peers import FLOOR, RERANK, Case, Setting
 
-MODES = ("batch", "single")
+KEYS = {"batch": "qps", "single": "p50_ms"}  # what counts of either mode
+MODES = tuple(KEYS)
 Ask = tuple[str, Setting]
 SINGLES = 200
 # What a quick look is made of: repeated so often, for so long, when it takes less; and so many
@@ -182,7 +184,7 @@ def look(case: Case, data: Data, folder: pathlib.Path, asks: Sequence[Ask]) -> d
 
 def _best(mode: str, settings: Sequence[list[dict]]) -> dict:
     """Of some settings, each with all its rounds, the best: its best round."""
-    key, choose = ("qps", max) if mode == "batch" else ("p50_ms", min)
+    key, choose = KEYS[mode], max if mode == "batch" else min
     rounds = choose(settings, key=lambda looks: choose(one[key] for one in looks))
     found = {**choose(rounds, key=lambda one: one[key]), "all_rounds": [one[key] for one in rounds]}
     if mode == "single":
@@ -240,7 +242,9 @@ def measure(
             lines.append(
                 {"case": case.name, **common, "skipped": skipped.get(case.name), **reached, **about}
             )
-    return lines
+    floor = next(line for line in lines if line["case"] == FLOOR)
+    floor = {mode: floor[mode] and floor[mode][key] for mode, key in KEYS.items()}
+    return [{**line, "floor": floor} for line in lines]
 
 
 def _kernels() -> str:
@@ -315,6 +319,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     targets = " ".join(f"{target:g}" for target in a.targets)
     command = f"python -m benchmarks.search {source} --rows {data.rows} --queries {a.queries}"
     command += f" --targets {targets} --threads {a.threads} --rounds {a.rounds}"
+    command += f" --cases {' '.join(map(shlex.quote, a.cases))}" if a.cases else ""
     lines = [{**line, "command": " ".join(command.split()), **environment} for line in lines]
     for line in lines:
         print(json.dumps(line))

@@ -15,7 +15,7 @@ from mrl_jax.search.schedule import Schedule
 from mrl_jax.search.vectors import open_vectors
 
 # Candidates of a second stage: of the first one's, and at least.
-SECOND_SHARE, SECOND_LEAST = 0.25, 20
+SECOND_SHARE, SECOND_LEAST = 0.25, 14
 # Beside its code a row of a stage has a scale and a norm, and in the first stage a deletion mark.
 BESIDE_CODE = 8
 

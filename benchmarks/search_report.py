@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from benchmarks import report
-from benchmarks.search_peers import FLOOR
 
 Line = dict[str, Any]
 OURS = "mrl_jax/"
@@ -59,16 +58,15 @@ def _recall(result: dict) -> str:
 def _speed(lines: Sequence[Line]) -> list[str]:
     """Who reached the target, the fastest first."""
     reached = [line for line in lines if line["batch"]]
-    floor = next((line for line in reached if line["case"] == FLOOR), None)
     batch = [["case", "queries/s", "x exact", "recall@10", "setting"]]
     single = [["case", "p50, ms", "p99, ms", "x exact", "recall@10", "setting"]]
     for line in sorted(reached, key=lambda line: -line["batch"]["qps"]):
         found = line["batch"]
-        ratio = _number(found["qps"] / floor["batch"]["qps"]) if floor else ""
+        ratio = _number(found["qps"] / line["floor"]["batch"])
         batch.append([line["case"], _number(found["qps"]), ratio, _recall(found), found["asked"]])
     for line in sorted(reached, key=lambda line: line["single"]["p50_ms"]):
         found = line["single"]
-        ratio = _number(floor["single"]["p50_ms"] / found["p50_ms"]) if floor else ""
+        ratio = _number(line["floor"]["single"] / found["p50_ms"])
         times = [_number(found["p50_ms"]), _number(found["p99_ms"])]
         single.append([line["case"], *times, ratio, _recall(found), found["asked"]])
     parts = ["All queries at once:\n", *_table(batch), "\nOne by one:\n", *_table(single)]
@@ -112,10 +110,11 @@ def markdown(lines: Sequence[Line]) -> str:
     """Tables for every set of vectors and every target."""
     parts = [NOTES]
     for title, group in _by(lines, "data").items():
-        about = f"{report.conditions(group[0])}; load before: {group[0]['load']}"
-        about += f"; OPENBLAS_CORETYPE={group[0]['openblas']}" if group[0]["openblas"] else ""
-        where = f"`{group[0]['command']}`\n\n{about}."
-        parts.append(f"## {title}\n\n{where}\n")
+        parts.append(f"## {title}\n")
+        for command, same in _by(group, "command").items():
+            about = f"{report.conditions(same[0])}; load before: {same[0]['load']}"
+            about += f"; OPENBLAS_CORETYPE={same[0]['openblas']}" if same[0]["openblas"] else ""
+            parts.append(f"`{command}`\n\n{about}.\n")
         for target, same in _by(group, "target").items():
             parts.append("\n".join([f"### recall@10 >= {target:g}\n", *_speed(same), ""]))
         once = list({line["case"]: line for line in group}.values())

@@ -122,6 +122,10 @@ def test_search_measures_what_reaches_the_target_and_keeps_other_lines(tmp_path)
     for line in (exact, ours):
         assert line["skipped"] is None
         assert line["data"] == "z, 600 x 64"
+        assert line["floor"] == {
+            "batch": exact["batch"]["qps"],
+            "single": exact["single"]["p50_ms"],
+        }
         assert line["single"]["p99_ms"] >= line["single"]["p50_ms"] > 0
         for found in (line["batch"], line["single"]):
             low, high = found["interval"]

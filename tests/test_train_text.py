@@ -131,9 +131,14 @@ def collection(folder):
 
 @pytest.mark.slow
 def test_two_processes_give_the_result_of_one(finished, folder, tmp_path):
-    workdir = tmp_path / "run"
+    """With one cache of texts, which one makes and the other waits for."""
+    workdir, cache = tmp_path / "run", tmp_path / "cache"
     launcher = (commands.sys.executable, "launch/local.py", "--processes", "2", "--")
-    commands.succeed([*launcher, *train(workdir, folder, "--config.mesh.data=2")])
+    overrides = ("--config.mesh.data=2", f"--config.data.cache={cache}")
+    commands.succeed([*launcher, *train(workdir, folder, *overrides)])
+    kept = [path.name.partition("-")[0] for path in cache.iterdir() if path.is_dir()]
+    assert len(kept) == len(list(cache.glob("*/manifest.json")))
+    assert {"texts", "tokens"} <= set(kept)
     for mine, one in zip(test_train.records(workdir), test_train.records(finished[0]), strict=True):
         assert mine == pytest.approx(one, rel=1e-3), mine["step"]
 

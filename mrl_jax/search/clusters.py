@@ -10,6 +10,7 @@ ITERATIONS = 10
 # Of k-means, per cluster, where there are so many: the most that faiss advises. With 64 a query of
 # a million rows has to look into more lists for the same recall.
 EXAMPLES = 256
+_GROUP = 8  # lists of which the nearest is looked at first
 
 
 def faiss():
@@ -64,7 +65,15 @@ def nearest(z_bd: np.ndarray, centroid_ld: np.ndarray, probes: int, metric: Metr
     score_bc = np.empty((queries, min(2 * probes + 64, lists)), np.float32)
     place_bc = np.empty(score_bc.shape, np.int64)
     count_b, bound_b = np.zeros(queries, np.int64), np.full(queries, -np.inf, np.float32)
-    alive_l = np.ones(lists, bool)
-    loops.take_scores(score_bl, 0, alive_l, probes, score_bc, place_bc, count_b, bound_b)
+    groups = lists // _GROUP
+    if groups > probes:
+        # As many lists are at least as near as the nearest of some groups: most need no comparison.
+        whole_bl = score_bl[:, : groups * _GROUP]
+        loops.bounds(whole_bl.reshape(queries, _GROUP, groups).max(1), probes, bound_b)
+    one_l, one_b, alive_l = (np.ones(*x) for x in ((lists, "f4"), (queries, "f4"), (lists, bool)))
+    loops.take_products(
+        loops.INNER, score_bl, 0, one_l, one_l, alive_l, one_b, probes, score_bc, place_bc,
+        count_b, bound_b,
+    )  # fmt: skip
     loops.keep_best(score_bc, place_bc, count_b, probes)
     return place_bc[:, :probes]

@@ -342,7 +342,8 @@ def _checked(query_bd: np.ndarray, dims: int) -> np.ndarray:
         raise ValueError(f"queries must be floating point, got {query_bd.dtype}")
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
         query_bd = np.ascontiguousarray(query_bd, np.float32)
-    if not (np.linalg.norm(query_bd[:, :dims].astype(np.float64), axis=1) < TOO_LONG).all():
+        norm_b = np.linalg.norm(query_bd[:, :dims], axis=1)
+    if not (norm_b < TOO_LONG).all():
         raise ValueError("a query holds NaN or infinity, or is longer than 4e18")
     return query_bd
 

@@ -12,6 +12,7 @@ METRICS = {"cosine": COSINE, "inner": INNER, "l2": L2}
 # What a product of codes comes as: bits that differ are counted here, the rest is numkong's.
 INT32, FLOAT32, FLOAT64, BITS = 0, 1, 2, 3
 NO_ROW = -1
+_TOGETHER = 16  # scores of rows that are compared with a bound at a time
 
 
 def _compile(function):
@@ -66,27 +67,32 @@ def _product_of(metric, score, norm):
 
 @_compile
 def _largest(x_n, k):
-    """The k-th largest number, by Hoare's selection; x_n is reordered."""
-    low, high, target = 0, len(x_n) - 1, k - 1
+    """The k-th largest number, by halving an interval: counting runs in vectors, sorting does not.
+
+    Of floating-point numbers the bits, as a whole number, are in the order of the numbers; of
+    negative ones after all bits but the sign are turned around.
+    """
+    bits_n, key_n = x_n.view(np.int32), np.empty(len(x_n), np.int32)
+    for j in range(len(x_n)):
+        key_n[j] = bits_n[j] ^ ((bits_n[j] >> np.int32(31)) & np.int32(0x7FFFFFFF))
+    low, high = np.int64(key_n.min()), np.int64(key_n.max())
     while low < high:
-        middle = x_n[(low + high) // 2]
-        i, j = low, high
-        while i <= j:
-            while x_n[i] > middle:
-                i += 1
-            while x_n[j] < middle:
-                j -= 1
-            if i <= j:
-                x_n[i], x_n[j] = x_n[j], x_n[i]
-                i += 1
-                j -= 1
-        if target <= j:
-            high = j
-        elif target >= i:
-            low = i
+        middle, count = low + (high - low + 1) // 2, np.int32(0)
+        key = np.int32(middle)
+        for j in range(len(key_n)):
+            count += np.int32(key_n[j] >= key)
+        if count >= k:
+            low = middle
         else:
+            high = middle - 1
+        if count == k:
             break
-    return x_n[target]
+    found = np.float32(np.inf)
+    key = np.int32(low)
+    for j in range(len(key_n)):
+        if key_n[j] >= key:
+            found = min(found, x_n[j])
+    return found
 
 
 @_compile
@@ -94,20 +100,59 @@ def _keep_best(score_c, place_c, count, keep):
     """Brings the `keep` best to the front, of equal ones the first: how many, and the lowest."""
     if count <= keep:
         return count, np.float32(-np.inf)
-    bound = _largest(score_c[:count].copy(), keep)
-    equal = keep
+    bound = _largest(score_c[:count], keep)
+    equal = np.int64(keep)
     for i in range(count):
-        if score_c[i] > bound:
-            equal -= 1
+        equal -= np.int64(score_c[i] > bound)
     n = 0
     for i in range(count):
+        # Without branches, which could not be foreseen: what is not kept is written over.
         score = score_c[i]
-        if score > bound or (score == bound and equal > 0):
-            if score == bound:
-                equal -= 1
-            score_c[n], place_c[n] = score, place_c[i]
-            n += 1
+        among = np.int64(score == bound) & np.int64(equal > 0)
+        score_c[n], place_c[n] = score, place_c[i]
+        equal -= among
+        n += np.int64(score > bound) | among
     return n, bound
+
+
+@_compile
+def _take(score_n, first, alive_n, keep, score_c, place_c, count, bound):
+    """Takes in scores of rows from `first` on: how many candidates there are now, and the bound."""
+    for start in range(0, len(score_n), _TOGETHER):
+        end = min(start + _TOGETHER, len(score_n))
+        # Most rows are no candidates; of many at a time that is seen fastest.
+        above = np.int32(0)
+        if end - start == _TOGETHER:
+            for j in range(_TOGETHER):
+                above += np.int32(score_n[start + j] > bound)
+        else:
+            above = np.int32(1)
+        if above == 0:
+            continue
+        for j in range(start, end):
+            score = score_n[j]
+            if score > bound and alive_n[first + j]:
+                if count == len(score_c):
+                    count, bound = _keep_best(score_c, place_c, count, keep)
+                    if score <= bound:
+                        continue
+                score_c[count], place_c[count] = score, first + j
+                count += 1
+    return count, bound
+
+
+@_compile
+def _scores(metric, raw_n, query_gain, gain_n, norm_n, score_n):
+    """What products of codes score as."""
+    if metric == COSINE:
+        for j in range(len(raw_n)):
+            score_n[j] = raw_n[j] * gain_n[j] * query_gain / norm_n[j]
+    elif metric == L2:
+        for j in range(len(raw_n)):
+            score_n[j] = raw_n[j] * gain_n[j] * query_gain - norm_n[j] * norm_n[j] / 2
+    else:
+        for j in range(len(raw_n)):
+            score_n[j] = raw_n[j] * gain_n[j] * query_gain
 
 
 @_compile
@@ -135,35 +180,39 @@ def scan_lists(
         for p in range(probes):
             asks[at_l[list_bp[b, p]]] = b
             at_l[list_bp[b, p]] += 1
-    room = score_bc.shape[1]
     codes, row_bytes = code_nw.ctypes.data, code_nw.strides[0]
-    double_n = np.empty(np.diff(bounds_l).max(), np.float64)
+    longest = np.diff(bounds_l).max()
+    raw_n, score_n = np.empty(longest, np.float32), np.empty(longest, np.float32)
+    double_n = np.empty(longest, np.float64)
     float_n, int_n = double_n.view(np.float32), double_n.view(np.int32)
     products = double_n.ctypes.data
     for which in range(lists):
         for ask in range(start_l[which], start_l[which + 1]):
             b = asks[ask]
-            bound, count, query_gain = bound_b[b], count_b[b], query_gain_b[b]
-            score_c, place_c = score_bc[b], place_bc[b]
             query = query_bw.ctypes.data + b * query_bw.strides[0]
             first, last = bounds_l[which], bounds_l[which + 1]
-            for i in range(first, last):
-                j = i - first
+            rows = last - first
+            for j in range(rows):
+                i = first + j
                 if kind == BITS:
                     float_n[2 * j] = dims - 2 * _bits_different(code_nw[i], query_bw[b])
                 else:
                     dot(codes + i * row_bytes, query, dims, products + 8 * j)
-            for i in range(first, last):
-                raw = _raw(kind, int_n, float_n, double_n, i - first)
-                score = _score(metric, raw * gain_n[i] * query_gain, norm_n[i])
-                if score > bound and alive_n[i]:
-                    if count == room:
-                        count, bound = _keep_best(score_c, place_c, count, keep)
-                        if score <= bound:
-                            continue
-                    score_c[count], place_c[count] = score, i
-                    count += 1
-            bound_b[b], count_b[b] = bound, count
+            if kind == INT32:
+                for j in range(rows):
+                    raw_n[j] = np.float32(int_n[2 * j])
+            elif kind == FLOAT64:
+                for j in range(rows):
+                    raw_n[j] = np.float32(double_n[j])
+            else:
+                for j in range(rows):
+                    raw_n[j] = float_n[2 * j]
+            gain_r, norm_r = gain_n[first:last], norm_n[first:last]
+            _scores(metric, raw_n[:rows], query_gain_b[b], gain_r, norm_r, score_n[:rows])
+            count_b[b], bound_b[b] = _take(
+                score_n[:rows], first, alive_n, keep, score_bc[b], place_bc[b], count_b[b],
+                bound_b[b],
+            )  # fmt: skip
 
 
 @_compile
@@ -174,22 +223,26 @@ def keep_best(score_bc, place_bc, count_b, keep):
 
 
 @_compile
-def take_scores(score_bn, first, alive_n, keep, score_bc, place_bc, count_b, bound_b):
-    """Takes in scores of rows from `first` on, all of them compared with all queries."""
-    room = score_bc.shape[1]
+def bounds(score_bn, keep, bound_b):
+    """Numbers that the `keep` largest scores of each query exceed, and no other ones."""
     for b in range(len(score_bn)):
-        bound, count = bound_b[b], count_b[b]
-        score_c, place_c = score_bc[b], place_bc[b]
-        for i in range(score_bn.shape[1]):
-            score = score_bn[b, i]
-            if score > bound and alive_n[first + i]:
-                if count == room:
-                    count, bound = _keep_best(score_c, place_c, count, keep)
-                    if score <= bound:
-                        continue
-                score_c[count], place_c[count] = score, first + i
-                count += 1
-        bound_b[b], count_b[b] = bound, count
+        bound_b[b] = np.nextafter(_largest(score_bn[b], keep), np.float32(-np.inf))
+
+
+@_compile
+def take_products(
+    metric, product_bn, first, gain_n, norm_n, alive_n, query_gain_b, keep, score_bc, place_bc,
+    count_b, bound_b,
+):  # fmt: skip
+    """Takes in rows from `first` on, whose codes' products with all queries are known."""
+    last = first + product_bn.shape[1]
+    score_n = np.empty(product_bn.shape[1], np.float32)
+    for b in range(len(product_bn)):
+        gain_r, norm_r = gain_n[first:last], norm_n[first:last]
+        _scores(metric, product_bn[b], query_gain_b[b], gain_r, norm_r, score_n)
+        count_b[b], bound_b[b] = _take(
+            score_n, first, alive_n, keep, score_bc[b], place_bc[b], count_b[b], bound_b[b]
+        )
 
 
 @_compile

@@ -11,7 +11,10 @@ from mrl_jax.search.plan import Plan
 
 CHUNK = 8192  # rows read and written at a time
 TILE = 1024  # rows of a list where there are no clusters
-DENSE_TILE = 16384  # rows of one matrix product
+DENSE_TILE = 4096  # rows of one matrix product
+# So many queries compare int8 codes of all rows faster by a matrix product of float32, which is
+# exact for so many dims: it adds whole numbers up to 127 * 127 * dims < 2^24.
+DENSE_QUERIES, DENSE_DIMS = 16, 1040
 BLOCK_FILES = ("codes", "gains", "prefix_norms")
 _SPARE = 16  # rows compared again beyond k, where a matrix product found them
 
@@ -223,26 +226,35 @@ class Segment:
 
     def _scan(self, queries: Queries, keep: int, *found: np.ndarray) -> None:
         (lo, hi), list_bp = _spans(self._plan)[0], queries.list_bp
+        code_bw, gain_b = queries.code_gbw[0], queries.gain_gb[0]
+        many = len(code_bw) >= DENSE_QUERIES and hi <= DENSE_DIMS
+        if list_bp is None and many and self._plan.code == "int8":
+            code_nw, gain_n, norm_n = self._blocks[0]
+            query_bw = code_bw.view(np.int8).astype(np.float32)
+            for i in range(0, self.rows, DENSE_TILE):
+                tile_nw = code_nw[i : i + DENSE_TILE].view(np.int8).astype(np.float32)
+                product_bn = query_bw @ tile_nw.T
+                self._take(product_bn, i, gain_n, norm_n, self._alive_n, gain_b, keep, *found)
+            return
         if list_bp is None:
             everywhere = np.arange(len(self._bounds_l) - 1)
-            list_bp = np.broadcast_to(everywhere, (len(queries.query_bd), len(everywhere)))
+            list_bp = np.broadcast_to(everywhere, (len(code_bw), len(everywhere)))
             list_bp = np.ascontiguousarray(list_bp)
         loops.scan_lists(
             *self._product, loops.METRICS[self._plan.metric], *self._blocks[0], self._alive_n,
-            self._bounds_l, list_bp, queries.code_gbw[0], queries.gain_gb[0], hi - lo, keep, *found,
+            self._bounds_l, list_bp, code_bw, gain_b, hi - lo, keep, *found,
         )  # fmt: skip
 
     def _compare_all(self, queries: Queries, keep: int, *found: np.ndarray) -> None:
-        metric, alive_n = self._plan.metric, self.alive
+        query_bd = queries.query_bd
+        ones_n, ones_b = np.ones(self.rows, np.float32), np.ones(len(query_bd), np.float32)
+        alive_n = self.alive
         for i in range(0, self.rows, DENSE_TILE):
-            tile_nd = self.vectors[i : i + DENSE_TILE, : queries.query_bd.shape[1]]
-            score_bn = queries.query_bd @ tile_nd.T
-            norm_n = self._norm_n[i : i + DENSE_TILE]
-            if metric == "cosine":
-                score_bn /= norm_n
-            elif metric == "l2":
-                score_bn -= np.square(norm_n) / 2
-            loops.take_scores(score_bn, i, alive_n, keep, *found)
+            product_bn = query_bd @ self.vectors[i : i + DENSE_TILE, : query_bd.shape[1]].T
+            self._take(product_bn, i, ones_n, self._norm_n, alive_n, ones_b, keep, *found)
+
+    def _take(self, product_bn, first: int, *about: np.ndarray) -> None:
+        loops.take_products(loops.METRICS[self._plan.metric], product_bn, first, *about)
 
     def _ask_faiss(self, queries, keep, parameters, score_bc, place_bc, count_b, bound_b) -> None:
         first = self._plan.schedule.stages[0].dim

@@ -149,7 +149,7 @@ def test_lists_and_scan_have_dims_of_their_own(data, build, metric, list_dim):
 
 
 def test_more_rows_than_fit_a_tile_or_a_chunk(tmp_path):
-    z_nd, query_bd = draw(20000, 16), draw(30, 16, seed=1)
+    z_nd, query_bd = draw(20000, 16), draw(40, 16, seed=1)
     vectors = store(tmp_path, z_nd)
     truth_bn = similar(z_nd, query_bd, "l2")
     exact = Index.build(tmp_path / "exact", vectors, Plan(Schedule.exact(16), "l2"))
@@ -252,6 +252,7 @@ def test_few_rows_in_the_lists_looked_into(data, build):
 EVERY = {
     "exact": Plan(Schedule.exact(FINAL)),
     "binary": Plan(FUNNEL, code="binary"),
+    "int8": Plan(FUNNEL, code="int8"),
     "lists": Plan(FUNNEL, code="int8", **LISTS["lists"]),
     "l2": Plan(FUNNEL, metric="l2", code="float16", **LISTS["lists"]),
     "HNSW": Plan(Schedule.parse(f"16:50 > {FINAL}"), factory="HNSW16"),
