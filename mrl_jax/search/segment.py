@@ -10,11 +10,10 @@ from mrl_jax.search import approximate, clusters, codes, files, loops
 from mrl_jax.search.plan import Plan
 
 CHUNK = 8192  # rows read and written at a time
-TILE = 1024  # rows of a list where there are no clusters
-DENSE_TILE = 4096  # rows of one matrix product
+TILE = 1024  # rows of a list where there are no clusters, and of one matrix product
 # So many queries compare int8 codes of all rows faster by a matrix product of float32, which is
 # exact for so many dims: it adds whole numbers up to 127 * 127 * dims < 2^24.
-DENSE_QUERIES, DENSE_DIMS = 16, 1040
+DENSE_QUERIES, DENSE_DIMS = 64, 1040
 BLOCK_FILES = ("codes", "gains", "prefix_norms")
 _SPARE = 16  # rows compared again beyond k, where a matrix product found them
 
@@ -231,8 +230,8 @@ class Segment:
         if list_bp is None and many and self._plan.code == "int8":
             code_nw, gain_n, norm_n = self._blocks[0]
             query_bw = code_bw.view(np.int8).astype(np.float32)
-            for i in range(0, self.rows, DENSE_TILE):
-                tile_nw = code_nw[i : i + DENSE_TILE].view(np.int8).astype(np.float32)
+            for i in range(0, self.rows, TILE):
+                tile_nw = code_nw[i : i + TILE].view(np.int8).astype(np.float32)
                 product_bn = query_bw @ tile_nw.T
                 self._take(product_bn, i, gain_n, norm_n, self._alive_n, gain_b, keep, *found)
             return
@@ -249,8 +248,8 @@ class Segment:
         query_bd = queries.query_bd
         ones_n, ones_b = np.ones(self.rows, np.float32), np.ones(len(query_bd), np.float32)
         alive_n = self.alive
-        for i in range(0, self.rows, DENSE_TILE):
-            product_bn = query_bd @ self.vectors[i : i + DENSE_TILE, : query_bd.shape[1]].T
+        for i in range(0, self.rows, TILE):
+            product_bn = query_bd @ self.vectors[i : i + TILE, : query_bd.shape[1]].T
             self._take(product_bn, i, ones_n, self._norm_n, alive_n, ones_b, keep, *found)
 
     def _take(self, product_bn, first: int, *about: np.ndarray) -> None:
