@@ -324,10 +324,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for line in lines:
         print(json.dumps(line))
     a.out.mkdir(parents=True, exist_ok=True)
-    path, keys = a.out / "search.jsonl", ("data", "case", "target")
+    path = a.out / "search.jsonl"
     old = [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
-    new = {tuple(line[key] for key in keys) for line in lines}
-    lines = [x for x in old if tuple(x[key] for key in keys) not in new] + lines
+    # What was measured before keeps its place.
+    lines = list({(x["data"], x["case"], x["target"]): x for x in (*old, *lines)}.values())
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = search_report.markdown(lines)
     (a.out / "search.md").write_text(text)

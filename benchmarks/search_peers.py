@@ -356,7 +356,5 @@ def cases(rows: int, width: int, threads: int) -> list[Case]:
         (Hnswlib, (f"hnswlib/HNSW {p64}", p64)),
         (Hnswlib, (f"hnswlib/HNSW {p128}", p128)),
     ]
-    if rows > 100_000:  # of all dims it takes hours to build
-        of = [entry for entry in of if entry[1][0] != "faiss/HNSW32"]
     found = {about[0]: make(*about, width, threads) for make, about in of if about[-1] <= width}
     return list(found.values())

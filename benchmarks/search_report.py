@@ -153,7 +153,7 @@ def plot(lines: Sequence[Line], path: pathlib.Path) -> None:
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter(NullFormatter())  # they would overlap
             left, right = axes.get_xlim()
-            axes.set_xlim(left, right * (right / left) ** 0.15)
+            axes.set_xlim(left, right * (right / left) ** 0.2)
             axes.set_yticks(range(len(cases)), list(cases), fontsize=7)
             axes.set_ylim(len(cases) - 0.4, -0.6)
             axes.grid(color="#e5e7eb", lw=0.6)
