@@ -144,15 +144,8 @@ def _take(score_n, first, alive_n, keep, score_c, place_c, count, bound):
 @_compile
 def _scores(metric, raw_n, query_gain, gain_n, norm_n, score_n):
     """What products of codes score as."""
-    if metric == COSINE:
-        for j in range(len(raw_n)):
-            score_n[j] = raw_n[j] * gain_n[j] * query_gain / norm_n[j]
-    elif metric == L2:
-        for j in range(len(raw_n)):
-            score_n[j] = raw_n[j] * gain_n[j] * query_gain - norm_n[j] * norm_n[j] / 2
-    else:
-        for j in range(len(raw_n)):
-            score_n[j] = raw_n[j] * gain_n[j] * query_gain
+    for j in range(len(raw_n)):
+        score_n[j] = _score(metric, raw_n[j] * gain_n[j] * query_gain, norm_n[j])
 
 
 @_compile
@@ -198,15 +191,8 @@ def scan_lists(
                     float_n[2 * j] = dims - 2 * _bits_different(code_nw[i], query_bw[b])
                 else:
                     dot(codes + i * row_bytes, query, dims, products + 8 * j)
-            if kind == INT32:
-                for j in range(rows):
-                    raw_n[j] = np.float32(int_n[2 * j])
-            elif kind == FLOAT64:
-                for j in range(rows):
-                    raw_n[j] = np.float32(double_n[j])
-            else:
-                for j in range(rows):
-                    raw_n[j] = float_n[2 * j]
+            for j in range(rows):
+                raw_n[j] = _raw(kind, int_n, float_n, double_n, j)
             gain_r, norm_r = gain_n[first:last], norm_n[first:last]
             _scores(metric, raw_n[:rows], query_gain_b[b], gain_r, norm_r, score_n[:rows])
             count_b[b], bound_b[b] = _take(
@@ -224,7 +210,7 @@ def keep_best(score_bc, place_bc, count_b, keep):
 
 @_compile
 def bounds(score_bn, keep, bound_b):
-    """Numbers that the `keep` largest scores of each query exceed, and no other ones."""
+    """Just below the `keep`-th largest score of each query: what `keep` scores exceed."""
     for b in range(len(score_bn)):
         bound_b[b] = np.nextafter(_largest(score_bn[b], keep), np.float32(-np.inf))
 
