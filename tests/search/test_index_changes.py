@@ -284,3 +284,18 @@ def test_one_build_at_a_time(tmp_path):
 
     Index.build(tmp_path / "index", Second(), PLANS["flat"]).verify()
     assert not (tmp_path / "index.unfinished").exists()
+
+
+@pytest.mark.parametrize(
+    "plan", [Plan(Schedule.parse("8:20 > 16"), "l2", "int8"), Plan(Schedule.exact(16), "l2")]
+)
+def test_deleted_rows_are_not_found_by_many_queries_at_once(plan, tmp_path):
+    """Which are compared with all rows by matrix products."""
+    z_nd = draw(3000, 16)
+    index = Index.build(tmp_path / "index", store(tmp_path, z_nd), plan)
+    index.delete(np.arange(0, 3000, 2))
+    ids_bk, _ = index.search(z_nd[:200], 5, threads=1)
+    assert (ids_bk % 2 == 1).all()
+    np.testing.assert_array_equal(ids_bk[1::2, 0], np.arange(1, 200, 2))
+    single = [index.search(z_nd[b : b + 1], 5) for b in range(50)]
+    np.testing.assert_array_equal(ids_bk[:50], np.concatenate([ids for ids, _ in single]))
