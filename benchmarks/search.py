@@ -239,6 +239,7 @@ def measure(
                 for mode, found in asks.items()
             }
             common = {"data": data.title, "queries": queries, "rounds": rounds, "target": target}
+            common["repeats"] = REPEATS
             lines.append(
                 {"case": case.name, **common, "skipped": skipped.get(case.name), **reached, **about}
             )

@@ -18,7 +18,7 @@ recall@10: share of the exact ten nearest that are found, mean over the queries,
 bootstrap interval over queries. For every target, of the settings that reach it, the one with the
 most queries a second (all at once) and the one with the lowest median latency (200, one by one)
 were measured again: best of the rounds, all cases in turn, each in a fresh process; in a round a
-batch of less than 5 seconds is repeated up to four times and the best counts. x exact: of
+batch of less than 5 seconds is repeated as said below, and the best counts. x exact: of
 faiss.knn on whole vectors, in the same rounds. A number behind a name is the dims of a prefix;
 its candidates are ranked again by the inner product of whole float32 vectors, by numpy or by the
 routine of faiss.IndexRefineFlat, whichever is faster; our schedules do that themselves. Bytes are
@@ -113,6 +113,7 @@ def markdown(lines: Sequence[Line]) -> str:
         parts.append(f"## {title}\n")
         for command, same in _by(group, "command").items():
             about = f"{report.conditions(same[0])}; load before: {same[0]['load']}"
+            about += f"; short batches repeated up to {same[0]['repeats']} times"
             about += f"; OPENBLAS_CORETYPE={same[0]['openblas']}" if same[0]["openblas"] else ""
             parts.append(f"`{command}`\n\n{about}.\n")
         for target, same in _by(group, "target").items():

@@ -105,6 +105,7 @@ def test_search_measures_what_reaches_the_target_and_keeps_other_lines(tmp_path)
         "single": None,
         "command": "old",
         "openblas": "",
+        "repeats": 1,
         **harness.environment(),
     }
     (tmp_path / "search.jsonl").write_text(json.dumps(old) + "\n")
