@@ -2,6 +2,7 @@
 
     python -m benchmarks.all_prefix                              # half an hour on two cores
     python -m benchmarks.all_prefix --topology v5e:2x2           # also compiles for TPUs (libtpu)
+    python -m benchmarks.all_prefix --rows 1281167 --rounds 3 --cases mrl_jax/full mrl_jax/all
 
 Exact cosine search of random vectors of 2,048 dims at 8, 16, ..., 2,048 of them, database and
 queries placed before the clock starts:
@@ -13,15 +14,18 @@ queries placed before the clock starts:
     faiss/all         `faiss.knn` for each prefix, of which it has nine normalised copies
 
 Prints a JSON line per case and, at the end, tables; writes all_prefix.jsonl and all_prefix.md to
---out. Cases run in turn within one process; implementations that find other neighbours stop it.
+--out, where lines of other sizes stay. Cases run in turn within one process; implementations that
+find other neighbours stop it. The database is there three times (faiss compares copies of all
+prefixes), or once without faiss's cases.
 """
 
 import argparse
 import functools
 import json
+import mmap
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import faiss
@@ -39,6 +43,7 @@ from mrl_jax.search.schedule import Schedule
 DIMS = powers_of_two(8, 2048).dims
 SMOKE_DIMS = (2, 4, 8)
 FLOOR = "mrl_jax/full"
+CASES = (FLOOR, "mrl_jax/all", "mrl_jax/separate", "faiss/full", "faiss/all")
 # Of neighbours that faiss finds, too; the others are nearly as near.
 AGREEMENT = 0.999
 
@@ -46,19 +51,24 @@ AGREEMENT = 0.999
 def vectors(rows: int, width: int, seed: int) -> np.ndarray:
     """Normal numbers that get smaller from dim to dim, in rows of length 1."""
     rng = np.random.default_rng(seed)
-    z_nd = rng.standard_normal((rows, width), np.float32)
+    # Pages, because JAX copies what does not lie on a multiple of 64 bytes.
+    pages = mmap.mmap(-1, 4 * rows * width)
+    z_nd = np.frombuffer(pages, np.float32).reshape(rows, width)
+    rng.standard_normal(dtype=np.float32, out=z_nd)
     z_nd *= (1 + np.arange(width, dtype=np.float32)) ** -0.5
     faiss.normalize_L2(z_nd)
     return z_nd
 
 
-def cases(database_nd: np.ndarray, query_bd: np.ndarray, dims: tuple[int, ...], k: int) -> dict:
+def cases(
+    database_nd: np.ndarray, query_bd: np.ndarray, dims: tuple[int, ...], k: int, names: Sequence
+) -> dict[str, Callable[[], np.ndarray]]:
     """Functions that give rows [G, B, k], by name; those of the full dim alone give [1, B, k]."""
     full = dims[-1:]
-    placed_nd = jnp.asarray(database_nd)  # once for both
+    placed_nd = jax.device_put(database_nd)  # once for both; no copy, unlike jnp.asarray
     all_index, full_index = DeviceIndex(placed_nd, dims), DeviceIndex(placed_nd, full)
     copies = {}
-    for m in dims:
+    for m in dims if any(name.startswith("faiss/") for name in names) else ():
         copies[m] = [np.ascontiguousarray(x[:, :m]) for x in (query_bd, database_nd)]
         for x in copies[m]:
             faiss.normalize_L2(x)
@@ -70,26 +80,30 @@ def cases(database_nd: np.ndarray, query_bd: np.ndarray, dims: tuple[int, ...], 
         inner = faiss.METRIC_INNER_PRODUCT
         return np.stack([faiss.knn(*copies[m], k, metric=inner)[1] for m in dims])
 
-    return {
-        FLOOR: lambda: full_index.top_k(query_bd, k)[0],
-        "mrl_jax/all": lambda: all_index.top_k(query_bd, k)[0],
-        "mrl_jax/separate": separate,
-        "faiss/full": lambda: naive(full),
-        "faiss/all": lambda: naive(dims),
-    }
+    functions = (
+        lambda: full_index.top_k(query_bd, k)[0],
+        lambda: all_index.top_k(query_bd, k)[0],
+        separate,
+        lambda: naive(full),
+        lambda: naive(dims),
+    )
+    known = dict(zip(CASES, functions, strict=True))
+    return {name: known[name] for name in names}
 
 
 def check(found: dict[str, np.ndarray]) -> None:
     """Stops a benchmark of things that are not the same.
 
     Raises:
-      ValueError: a case finds other neighbours than faiss.
+      ValueError: a case finds other neighbours than the last one, at the dims that both have.
     """
+    last, expected_gbk = list(found.items())[-1]
     for name, rows_gbk in found.items():
-        expected_gbk = found["faiss/all"][-len(rows_gbk) :]
-        same = (rows_gbk[..., None] == expected_gbk[..., None, :]).any(-1).mean()
+        common = min(len(rows_gbk), len(expected_gbk))
+        rows_gbk, best_gbk = rows_gbk[-common:], expected_gbk[-common:]
+        same = (rows_gbk[..., None] == best_gbk[..., None, :]).any(-1).mean()
         if same < AGREEMENT:
-            raise ValueError(f"{name} finds {same:.4f} of the neighbours that faiss finds")
+            raise ValueError(f"{name} finds {same:.4f} of the neighbours that {last} finds")
 
 
 def processor() -> str:
@@ -103,11 +117,11 @@ def processor() -> str:
 
 
 def measure(
-    rows: int, queries: int, dims: tuple[int, ...], k: int, rounds: int
+    rows: int, queries: int, dims: tuple[int, ...], k: int, rounds: int, names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """All cases of one size, a line each."""
+    """The cases of one size, a line each."""
     query_bd = vectors(queries, dims[-1], seed=1)
-    functions = cases(vectors(rows, dims[-1], seed=0), query_bd, dims, k)
+    functions = cases(vectors(rows, dims[-1], seed=0), query_bd, dims, k, names)
     check({name: function() for name, function in functions.items()})
     steps = {
         name: harness.Step(lambda function=function: float(function()[0, 0, 0]))
@@ -171,23 +185,30 @@ def compiled_tile(dims: tuple[int, ...], rows: int, topology: str) -> dict[str, 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """The lines as Markdown: sizes below each other, cases beside each other."""
-    names = list(dict.fromkeys(line["case"] for line in lines))
+    names = [name for name in CASES if any(line["case"] == name for line in lines)]
+    machines = dict.fromkeys(f"{x['processor']}; {report.conditions(x)}" for x in lines)
     rows = [
-        f"{lines[0]['processor']}; {report.conditions(lines[0])}; {lines[0]['rounds']} rounds\n",
+        *(f"{machine}\n" for machine in machines),
         "Seconds: median. Ratio: over mrl_jax/full in the same round, median [quartiles].\n",
-        "| rows | queries | k | load | " + " | ".join(names) + " |",
-        "| --: | --: | --: | --: |" + " --: |" * len(names),
+        "| rows | queries | k | rounds | load | " + " | ".join(names) + " |",
+        "| --: | --: | --: | --: | --: |" + " --: |" * len(names),
     ]
-    sizes = dict.fromkeys((line["rows"], line["queries"], line["k"]) for line in lines)
-    for size in sizes:
-        cells = []
-        mine = [x for x in lines if (x["rows"], x["queries"], x["k"]) == size]
-        for line in mine:
+    sizes: dict[tuple, dict[str, dict]] = {}
+    for line in lines:
+        size = line["rows"], line["queries"], line["k"], line["rounds"]
+        sizes.setdefault(size, {})[line["case"]] = line
+    for size, mine in sizes.items():
+        first = next(iter(mine.values()))
+        cells = [*(f"{x:,}" for x in size), f"{first['load']:.1f} to {first['load_after']:.1f}"]
+        for name in names:
+            if name not in mine:
+                cells.append("not run")
+                continue
+            line = mine[name]
             low, high = line["ratio_quartiles"]
             ratio = f"{line['ratio_median']:.2f} [{low:.2f}, {high:.2f}]"
             cells.append(f"{line['seconds_median']:.2f} s, {ratio}")
-        load = f"{mine[0]['load']:.1f} to {mine[0]['load_after']:.1f}"
-        rows.append("| " + " | ".join([*(f"{x:,}" for x in size), load, *cells]) + " |")
+        rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"
 
 
@@ -199,22 +220,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--queries", type=int, default=512)
     parser.add_argument("--k", nargs="+", type=int, default=[1, 10, 100])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
     parser.add_argument("--smoke", action="store_true", help="few dims, for tests")
     parser.add_argument("--topology", help='TPU devices to compile for, e.g. "v5e:2x2"')
     arguments = parser.parse_args(argv)
+    names = [name for name in CASES if name == FLOOR or name in arguments.cases]
     arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / "all_prefix.jsonl"
     dims = SMOKE_DIMS if arguments.smoke else DIMS
     todo = [(rows, k) for rows in arguments.rows for k in arguments.k]
-    progress, lines = harness.Progress(sum(rows for rows, _ in todo)), []
-    with (arguments.out / "all_prefix.jsonl").open("w") as file:
-        for rows, k in todo:
-            progress.advance(0, f"{rows} rows, k = {k}")
-            for line in measure(rows, arguments.queries, dims, k, arguments.rounds):
-                print(json.dumps(line))
-                print(json.dumps(line), file=file, flush=True)
-                lines.append(line)
-            progress.advance(rows, "done")
-            jax.clear_caches()
+    old = [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
+    measured = {(arguments.queries, *size) for size in todo}
+    lines = [line for line in old if (line["queries"], line["rows"], line["k"]) not in measured]
+    progress = harness.Progress(sum(rows for rows, _ in todo))
+    for rows, k in todo:
+        progress.advance(0, f"{rows} rows, k = {k}")
+        for line in measure(rows, arguments.queries, dims, k, arguments.rounds, names):
+            print(json.dumps(line), flush=True)
+            lines.append(line)
+        progress.advance(rows, "done")
+        jax.clear_caches()
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = table(lines)
     if arguments.topology:
         at_all, at_full = (

@@ -18,7 +18,7 @@ KEEPS = (15, 20, 30, 50, 80, 120, 200, 300, 500, 800, 1200, 2000)
 PROBES = (2, 4, 6, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256, 384, 512)
 # Of a graph: nodes looked at per candidate that is wanted, with a final ranking and without.
 WIDER = (1, 1.5, 2, 3, 4, 6)
-WIDE = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
+WIDE = (1, 1.5, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 
 
 class Setting(NamedTuple):
