@@ -287,6 +287,8 @@ def select(data: Data, patterns: Sequence[str], threads: int) -> list[Case]:
         for module in (search_peers, search_ours)
         for case in module.cases(data.rows, data.width, threads)
     ]
+    for case in known:
+        case.metric = data.metric
     for pattern in patterns:
         if not any(fnmatch.fnmatch(case.name, pattern) for case in known):
             names = ", ".join(case.name for case in known)
@@ -304,6 +306,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--query_vectors", type=pathlib.Path, help=".npy [B, D], with --vectors")
     parser.add_argument("--folder", type=pathlib.Path, default=harness.ROOT / "runs" / "search")
     parser.add_argument("--cases", nargs="+", default=[], help="names with wildcards")
+    parser.add_argument(
+        "--prefixes", choices=("cosine", "inner"), default="cosine", help="how they are compared"
+    )
     parser.add_argument("--targets", type=float, nargs="+", default=[0.985, 0.99])
     parser.add_argument("--threads", type=int, default=harness.threads())
     parser.add_argument("--rounds", type=int, default=3)
@@ -315,14 +320,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(a.threads)))
     if kernels := os.environ.get("OPENBLAS_CORETYPE", _kernels()):
         os.environ["OPENBLAS_CORETYPE"] = kernels
-    data = prepare(a.folder, a.rows, a.queries, a.vectors, a.query_vectors)
+    data = prepare(a.folder, a.rows, a.queries, a.vectors, a.query_vectors, a.prefixes)
     chosen = select(data, a.cases, a.threads)
     environment = _environment(a.threads, in_fresh_process(search_ours.bandwidth, a.threads))
     lines = measure(data, chosen, a.targets, a.rounds, a.folder / f"indexes-{os.getpid()}")
     source = f"--vectors {data.name}.npy --query_vectors ..." if a.vectors else ""
     targets = " ".join(f"{target:g}" for target in a.targets)
     command = f"python -m benchmarks.search {source} --rows {data.rows} --queries {a.queries}"
-    command += f" --targets {targets} --threads {a.threads} --rounds {a.rounds}"
+    command += (
+        f" --prefixes {data.metric} --targets {targets} --threads {a.threads} --rounds {a.rounds}"
+    )
     command += f" --cases {' '.join(map(shlex.quote, a.cases))}" if a.cases else ""
     lines = [{**line, "command": " ".join(command.split()), **environment} for line in lines]
     for line in lines:

@@ -18,7 +18,7 @@ LEAST_WIDTH = 32
 
 
 class Data(NamedTuple):
-    """One set of vectors of unit length, on disk."""
+    """One set of vectors of unit length, on disk, and how their prefixes are compared."""
 
     name: str
     rows: int
@@ -26,11 +26,12 @@ class Data(NamedTuple):
     vectors: pathlib.Path
     queries: pathlib.Path
     exact: pathlib.Path
+    metric: str
 
     @property
     def title(self) -> str:
         """For tables."""
-        return f"{self.name}, {self.rows:,} x {self.width:,}"
+        return f"{self.name}, {self.rows:,} x {self.width:,}, prefixes by {self.metric}"
 
 
 def in_fresh_process(function: Callable, *arguments: Any) -> Any:
@@ -73,6 +74,7 @@ def prepare(
     queries: int,
     vectors: pathlib.Path | None,
     query_vectors: pathlib.Path | None,
+    metric: str,
 ) -> Data:
     """Vectors of unit length, made or taken from files, and the exact result, each once."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +106,7 @@ def prepare(
         )
     exact = folder / f"exact-{path.stem}-{asked.stem}.npy"
     _write_once(exact, lambda to: in_fresh_process(_write_exact, to, path, asked))
-    return Data(name, rows, width, path, asked, exact)
+    return Data(name, rows, width, path, asked, exact, metric)
 
 
 def recalls(ids_bc: np.ndarray, exact_bk: np.ndarray) -> np.ndarray:

@@ -45,7 +45,7 @@ class Ours(Case):
         stages = tuple(zip(self.dims, self._keeps(100), strict=True))
         plan = Plan(
             Schedule(stages, self.width),
-            metric="inner",
+            metric=self.metric,
             code="int8",
             lists=self.lists,
             list_dim=self.dims[0] if self.lists > 1 else 0,
@@ -89,7 +89,7 @@ class Ours(Case):
         rows, centroids = len(self.z_nd), 0
         if self.lists > 1:
             prefix_bd, probes = q_bd[:, : self.dim], int(setting.effort)
-            list_bp = clusters.nearest(prefix_bd, self.centroid_ld, probes, "inner")
+            list_bp = clusters.nearest(prefix_bd, self.centroid_ld, probes, self.metric)
             rows, centroids = self.size_l[list_bp].sum(1).mean(), self.centroid_ld.nbytes
         total, keeps = centroids + rows * (self.dim + BESIDE_CODE + 1), self._keeps(setting.keep)
         for i in range(1, len(self.dims)):

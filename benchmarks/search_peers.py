@@ -87,11 +87,14 @@ class Case:
       imports: packages without which it is skipped.
       efforts, keeps: what is tried, rising.
       dim: of the index; the candidates are ranked by all dims when it has fewer.
+      metric: how prefixes are compared. They are parts of vectors of unit length: "inner" leaves
+        them so long as they are, for "cosine" they have unit length as well.
     """
 
     imports: ClassVar[tuple[str, ...]] = ()
     efforts: tuple[float, ...] = (0,)
     keeps: tuple[int, ...] = KEEPS
+    metric: str = "cosine"
 
     def __init__(self, name: str, dim: int, width: int, threads: int):
         self.name, self.dim, self.width, self.threads = name, dim, width, threads
@@ -120,6 +123,19 @@ class Case:
         """Makes ready to search."""
         self.z_nd = np.load(vectors, mmap_mode="r")
         self.index = self.load(folder)
+
+    def prefixes(self, z_nd: np.ndarray) -> np.ndarray:
+        """The first dims of some rows, to be compared by inner product."""
+        prefix_nm = np.array(z_nd[:, : self.dim], np.float32, order="C")
+        if self.metric == "cosine" and self.dim < self.width:
+            faiss.normalize_L2(prefix_nm)
+        return prefix_nm
+
+    def prefix_chunks(self, vectors: pathlib.Path) -> Iterator[np.ndarray]:
+        """Those of all rows, some at a time."""
+        z_nd = np.load(vectors, mmap_mode="r")
+        for start in range(0, len(z_nd), CHUNK):
+            yield self.prefixes(z_nd[start : start + CHUNK])
 
     def load(self, folder: pathlib.Path) -> Any:
         """The index that was built."""
@@ -162,20 +178,13 @@ class Case:
         return ", ".join(parts + ([f"{setting.threads} thread"] if setting.threads == 1 else []))
 
 
-def prefix_chunks(vectors: pathlib.Path, dim: int) -> Iterator[np.ndarray]:
-    """The first dims of all rows, some rows at a time."""
-    z_nd = np.load(vectors, mmap_mode="r")
-    for start in range(0, len(z_nd), CHUNK):
-        yield np.ascontiguousarray(z_nd[start : start + CHUNK, :dim])
-
-
 class FaissExact(Case):
     """All rows by the first dims: faiss.knn, which is what IndexFlatIP runs."""
 
     def build(self, vectors, folder):
         """Only copies the prefix, if it is one."""
         if self.dim < self.width:
-            np.save(folder / "prefix.npy", np.concatenate(list(prefix_chunks(vectors, self.dim))))
+            np.save(folder / "prefix.npy", np.concatenate(list(self.prefix_chunks(vectors))))
 
     def load(self, folder):
         """The rows."""
@@ -226,8 +235,8 @@ class Faiss(Case):
             # As many as its k-means uses at most, but not so many that they fill the memory.
             rows = min(256 * self.lists, max(40 * self.lists, 2**27 // self.dim), len(z_nd))
             picked = np.sort(np.random.default_rng(0).choice(len(z_nd), rows, replace=False))
-            index.train(np.ascontiguousarray(z_nd[:, : self.dim][picked]))
-        for chunk_nd in prefix_chunks(vectors, self.dim):
+            index.train(self.prefixes(z_nd[:, : self.dim][picked]))
+        for chunk_nd in self.prefix_chunks(vectors):
             index.add(chunk_nd)
         faiss.write_index(index, str(folder / "index.faiss"))
 
@@ -266,7 +275,7 @@ class Usearch(Case):
     def build(self, vectors, folder):
         """With its own defaults."""
         index, start = self._new(), 0
-        for chunk_nd in prefix_chunks(vectors, self.dim):
+        for chunk_nd in self.prefix_chunks(vectors):
             keys = np.arange(start, start + len(chunk_nd))
             index.add(keys, chunk_nd, threads=self.threads)
             start += len(chunk_nd)
@@ -305,7 +314,7 @@ class Hnswlib(Case):
         """With its own defaults."""
         index = self._new()
         index.init_index(len(np.load(vectors, mmap_mode="r")), M=16, ef_construction=200)
-        for chunk_nd in prefix_chunks(vectors, self.dim):
+        for chunk_nd in self.prefix_chunks(vectors):
             index.add_items(chunk_nd, num_threads=self.threads)
         index.save_index(str(folder / "index.hnswlib"))
 

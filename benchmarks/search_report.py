@@ -19,12 +19,20 @@ bootstrap interval over queries. For every target, of the settings that reach it
 most queries a second (all at once) and the one with the lowest median latency (200, one by one)
 were measured again: best of the rounds, all cases in turn, each in a fresh process; in a round a
 batch of less than 5 seconds is repeated as said below, and the best counts. x exact: of
-faiss.knn on whole vectors, in the same rounds. A number behind a name is the dims of a prefix;
-its candidates are ranked again by the inner product of whole float32 vectors, by numpy or by the
-routine of faiss.IndexRefineFlat, whichever is faster; our schedules do that themselves. Bytes are
-of the index; vectors are whole ones, read from a memory-mapped file when candidates are ranked.
-OPENBLAS_CORETYPE names the kernels all use: by itself the OpenBLAS in faiss takes some processors
-for very old ones, and its exact search is then several times slower.
+faiss.knn on whole vectors, in the same rounds. Prefixes by cosine have unit length, like whole
+vectors; by inner they are as long as the part of the vector they are, and a row that has much of
+its length in its first dims comes before nearer ones. A number behind a name is the dims of a
+prefix; its candidates are ranked again by the inner product of whole float32 vectors, by numpy or
+by the routine of faiss.IndexRefineFlat, whichever is faster; our schedules do that themselves.
+Bytes are of the index; vectors are whole ones, read from a memory-mapped file when candidates are
+ranked. OPENBLAS_CORETYPE names the kernels all use: by itself the OpenBLAS in faiss takes some
+processors for very old ones, and its exact search is then several times slower.
+
+Of results kept here, `generated` are the vectors of benchmarks/search_vectors.py; `captions`
+those of configs/static_sentence.py, trained with dims up to 384 on captions of Flickr30k;
+`cifar10` training images, and test images as queries, by configs/cifar10.py with
+model.name=resnet50, model.stem=imagenet, model.width=32, data.image_size=32,
+nesting.dims=8,16,...,1024, seed 0.
 """
 
 

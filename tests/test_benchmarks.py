@@ -14,7 +14,7 @@ from mrl_jax import Nesting
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import harness, losses  # noqa: E402  (not installed with the package)
+from benchmarks import harness, losses, search_peers  # noqa: E402  (not installed with the package)
 
 
 @pytest.mark.slow
@@ -93,6 +93,16 @@ def test_spread_is_the_median_and_the_quartiles():
     assert harness.spread([2.0]) == (2.0, [2.0, 2.0])
 
 
+@pytest.mark.parametrize("metric", ["cosine", "inner"])
+def test_search_compares_prefixes_as_it_says(metric):
+    z_nd = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+    prefix, whole = (search_peers.Case("", dim, 8, 1) for dim in (3, 8))
+    prefix.metric = whole.metric = metric
+    lengths_n1 = np.linalg.norm(z_nd[:, :3], axis=1, keepdims=True) if metric == "cosine" else 1
+    np.testing.assert_allclose(prefix.prefixes(z_nd), z_nd[:, :3] / lengths_n1, rtol=1e-6)
+    np.testing.assert_array_equal(whole.prefixes(z_nd), z_nd)
+
+
 @pytest.mark.slow  # ten processes that import JAX or faiss
 def test_search_measures_what_reaches_the_target_and_keeps_other_lines(tmp_path):
     rng = np.random.default_rng(0)
@@ -122,7 +132,7 @@ def test_search_measures_what_reaches_the_target_and_keeps_other_lines(tmp_path)
     assert exact["batch"]["recall"] == exact["single"]["recall"] == 1
     for line in (exact, ours):
         assert line["skipped"] is None
-        assert line["data"] == "z, 600 x 64"
+        assert line["data"] == "z, 600 x 64, prefixes by cosine"
         assert line["floor"] == {
             "batch": exact["batch"]["qps"],
             "single": exact["single"]["p50_ms"],
