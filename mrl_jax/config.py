@@ -5,16 +5,22 @@ A config file is Python (an `ml_collections` config), so run only files you trus
 """
 
 import ast
+import copy
 import difflib
+import functools
 import hashlib
 import importlib.util
 import json
+import os
 import pathlib
-from collections.abc import Callable, Sequence
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
+from ml_collections.config_dict import RequiredValueError
 
 from mrl_jax.config_keys import LISTS_OF_WORDS, OPERATIONAL_KEYS, TASKS, TASKS_OF, default_config
 from mrl_jax.errors import UsageError
@@ -50,11 +56,10 @@ def check_task(config: ConfigDict) -> None:
     """
     if config.task not in TASKS:
         raise UsageError(f"config.task must be one of {', '.join(TASKS)}; got {config.task!r}")
-    defaults = flatten(default_config())
     for key, value in flatten(config).items():
         fitting = (t for k, t in TASKS_OF.items() if key == k or key.startswith(k + "."))
         readers = next(fitting, TASKS)
-        if config.task not in readers and value != defaults[key]:
+        if config.task not in readers and value != declared()[key]:
             raise UsageError(
                 f"config.{key} is {value!r}, but task {config.task} does not read it (only "
                 f"{', '.join(readers)})"
@@ -82,27 +87,43 @@ def _one_line(error: BaseException) -> str:
 
 
 def split_config_arg(config: str) -> tuple[str, str | None]:
-    """Splits "configs/digits.py:mrl" into the file and the argument of its get_config."""
-    path, colon, arg = config.partition(":")
-    return path, (arg if colon else None)
+    """Splits "configs/digits.py:mrl" into the file and the argument of its get_config.
+
+    Paths and arguments may hold colons themselves: the longest part that is a file is the file.
+    """
+    colons = [found.start() for found in re.finditer(":", config)]
+    for end in (len(config), *reversed(colons)):
+        if pathlib.Path(config[:end]).is_file():
+            return config[:end], config[end + 1 :] if end < len(config) else None
+    # There is no such file; what ends in .py is what was meant.
+    ends = [end for end in colons if config[:end].endswith(".py")] or colons[:1]
+    if not ends or config.endswith(".py"):
+        return config, None
+    return config[: ends[0]], config[ends[0] + 1 :]
 
 
 def _module(path: str) -> Any:
     if not pathlib.Path(path).is_file():
         raise UsageError(f"config file {path} not found")
-    spec = importlib.util.spec_from_file_location("mrl_jax_config_file", path)
+    name = "mrl_jax_config" + re.sub(r"\W", "_", os.path.abspath(path))
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None:
         raise UsageError(f"config file {path} is not a Python file (.py)")
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up there, as pickle and typing do, also after the import.
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # a config file is code: whatever it raises is its own fault
+        del sys.modules[name]
         raise UsageError(f"{path}: {type(error).__name__}: {_one_line(error)}") from error
     return module
 
 
 def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Reads a config file and applies command-line overrides to its locked config.
+
+    What the file sets by reference, as `c.get_ref("steps") // 10`, follows the overrides.
 
     Args:
       config: "path.py" or "path.py:arg", as after --config.
@@ -121,11 +142,40 @@ def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
         raise UsageError(f"{path}: {_one_line(error)}") from error
     if not isinstance(loaded, ConfigDict):
         raise UsageError(f"{path}: get_config must return a ConfigDict, got {loaded!r}")
-    return override(from_dict(loaded.to_dict(), where=path), overrides)
+    values = parse_overrides(overrides)
+    try:
+        # The file may hand out a config that it keeps for the next call, or a frozen one.
+        frozen = isinstance(loaded, FrozenConfigDict)
+        changed = ConfigDict(loaded) if frozen else copy.deepcopy(loaded)
+        _apply(changed, values)
+    except Exception as error:  # whatever else a file puts into its config
+        raise UsageError(f"{path}: {_one_line(error)}") from error
+    return from_dict(_resolved(changed, path), where=path)
 
 
-def _check_key(key: str) -> None:
-    keys = list(flatten(default_config()))
+def _resolved(group: ConfigDict, path: str, prefix: str = "") -> dict[str, Any]:
+    """The values of a file's config as nested dicts, references followed."""
+    values = {}
+    for name in group:
+        key = f"{prefix}{name}"
+        try:
+            value = group[name]
+        except RequiredValueError:
+            value = None
+        except Exception as error:  # an operation on a reference
+            raise UsageError(f"{path}: config key {key!r}: {_one_line(error)}") from error
+        if value is None:
+            raise UsageError(
+                f"{path}: config key {key!r} has no value; give one with --config.{key}=VALUE"
+            )
+        inner = isinstance(value, ConfigDict)
+        values[name] = _resolved(value, path, f"{key}.") if inner else value
+    return values
+
+
+def check_key(key: str) -> None:
+    """Raises a UsageError, with what may have been meant, unless a key of this name is declared."""
+    keys = list(declared())
     if key in keys:
         return
     inside = [k for k in keys if k.startswith(key + ".")]
@@ -139,31 +189,49 @@ def _check_key(key: str) -> None:
     raise UsageError(f"unknown config key {key!r}{hint}")
 
 
-def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """The config with "--config.key=value" strings applied, locked; raises as `load`.
+def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """Values by key of "--config.key=value" strings, each of its key's type.
 
-    Of a key that is given twice the last value counts.
+    Of a key that is given twice the last value counts. The value may be the next string.
+
+    Raises:
+      UsageError: another string, an unknown key, or a value of another type.
     """
-    values, words = {}, iter(overrides)
-    for word in words:
+    texts, rest = {}, iter(words)
+    for word in rest:
         if not word.startswith("--config."):
             raise UsageError(f"unexpected argument {word!r}; set keys by --config.key=value")
-        key, equals, value = word.removeprefix("--config.").partition("=")
-        _check_key(key)
-        values[key] = value if equals else next(words, None)
-        if values[key] is None:
+        key, equals, text = word.removeprefix("--config.").partition("=")
+        check_key(key)
+        texts.pop(key, None)
+        texts[key] = text if equals else next(rest, None)
+        if texts[key] is None:
             raise UsageError(f"{word} needs a value")
-    config = config.copy_and_resolve_references()  # flags write into what they are given
-    for key in LISTS_OF_WORDS & values.keys():
-        values[key] = _words(values[key])
-    argv = ["mrl_jax", *(f"--config.{key}={value}" for key, value in values.items())]
-    parser = flags.FlagValues()
+    for key in LISTS_OF_WORDS & texts.keys():
+        texts[key] = _words(texts[key])
+    argv = ["mrl_jax", *(f"--config.{key}={text}" for key, text in texts.items())]
+    parser, declared = flags.FlagValues(), default_config()
     try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=parser, sys_argv=argv)
+        config_flags.DEFINE_config_dict("config", declared, flag_values=parser, sys_argv=argv)
         parser(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(_one_line(error)) from error
-    return from_dict(parser.config.to_dict(), where="command line")
+    values = flatten(parser.config)
+    return {key: values[key] for key in texts}
+
+
+def _apply(config: ConfigDict, values: Mapping[str, Any]) -> None:
+    # The values have their keys' types, whatever a file has put there.
+    with config.ignore_type():
+        for key, value in values.items():
+            config.update_from_flattened_dict({key: value})
+
+
+def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """The config with "--config.key=value" strings applied, locked; raises as `load`."""
+    config = config.copy_and_resolve_references()  # the one that is given stays as it is
+    _apply(config, parse_overrides(overrides))
+    return from_dict(config.to_dict(), where="command line")
 
 
 def _words(value: str) -> str:
@@ -176,12 +244,39 @@ def _words(value: str) -> str:
     return value
 
 
-def _tuples(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as configs hold it: NumPy and JAX numbers as Python's, sequences as tuples."""
     if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return tuple(_tuples(item) for item in value)
-    return value
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, range)):
+        return tuple(plain(item) for item in value)
+    if isinstance(value, pathlib.PurePath):
+        return str(value)
+    # NumPy's float64 and str_ are Python's, too, but other types than the declared ones.
+    return plain(value.tolist()) if hasattr(value, "tolist") else value
+
+
+@functools.cache
+def declared() -> dict[str, Any]:
+    """The default of every key."""
+    return flatten(default_config())
+
+
+def check_type(key: str, value: Any, where: str) -> None:
+    """Raises a UsageError unless a plain value has the declared type of the key."""
+    expected = type(declared()[key])
+    # bool is an int to Python, but True is no number of steps.
+    fits = type(value) is expected or (expected is float and type(value) is int)
+    if not fits or not _is_plain(value):
+        raise UsageError(
+            f"{where}: config key {key!r} must be {expected.__name__}, got {value!r:.200}"
+        )
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return type(value) in (bool, int, float, str)
 
 
 def from_dict(values: dict[str, Any], where: str) -> ConfigDict:
@@ -190,19 +285,13 @@ def from_dict(values: dict[str, Any], where: str) -> ConfigDict:
     Raises:
       UsageError: a key that is not declared, is missing or has another type; names `where`.
     """
-    declared, given = flatten(default_config()), flatten(_tuples(values))
-    for key in given.keys() - declared.keys():
+    given = flatten(plain(values))
+    for key in given.keys() - declared().keys():
         raise UsageError(f"{where}: unknown config key {key!r}")
-    for key in declared.keys() - given.keys():
+    for key in declared().keys() - given.keys():
         raise UsageError(f"{where}: config key {key!r} is missing")
     for key, value in given.items():
-        expected = type(declared[key])
-        # bool is an int to Python, but True is no number of steps.
-        fits = type(value) is expected or (expected is float and type(value) is int)
-        if not fits:
-            raise UsageError(
-                f"{where}: config key {key!r} must be {expected.__name__}, got {value!r}"
-            )
+        check_type(key, value, where)
     config = default_config()
     with config.unlocked():
         config.update_from_flattened_dict(given)

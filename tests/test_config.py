@@ -124,6 +124,138 @@ def test_config_file_cannot_invent_or_mistype_keys(tmp_path):
     assert configs.load(str(path)).steps == 7
 
 
+def own_config(folder, *lines):
+    """A config file whose get_config goes through these lines, with a few names at hand."""
+    path = folder / "own.py"
+    head = (
+        "from __future__ import annotations",
+        "import dataclasses, pathlib",
+        "import numpy as np",
+        "from ml_collections import ConfigDict, FrozenConfigDict, config_dict",
+        "from mrl_jax.config import default_config, set_method",
+        "def get_config(arg='mrl'):",
+        "    c = default_config()",
+    )
+    path.write_text("\n".join([*head, *(f"    {line}" for line in lines), "    return c"]))
+    return path
+
+
+def test_references_follow_the_command_line(tmp_path):
+    path = own_config(
+        tmp_path,
+        "c.steps = 1000",
+        "c.optimizer.warmup_steps = c.get_ref('steps') // 10 + 1",
+        "c.checkpoint.every = c.get_oneway_ref('steps')",
+        "c.optimizer.learning_rate = c.get_ref('batch_size').to_float() / 1280",
+        "c.eval.dims = c.nesting.get_ref('dims')",
+        "set_method(c, arg)",
+    )
+
+    def numbers(arg, *overrides):
+        c = configs.load(f"{path}:{arg}", overrides)
+        assert c.is_locked
+        schedule = (c.steps, c.optimizer.warmup_steps, c.checkpoint.every)
+        return (*schedule, c.optimizer.learning_rate, c.eval.dims)
+
+    assert numbers("mrl") == (1000, 101, 1000, 0.1, (8, 16, 32, 64))
+    assert numbers("fixed=8", "--config.steps=200") == (200, 21, 200, 0.1, (8,))
+    # The other end of a reference is a key like any other.
+    assert numbers("mrl", "--config.optimizer.warmup_steps=7", "--config.steps=50") == (
+        *(50, 7, 50, 0.1),
+        (8, 16, 32, 64),
+    )
+    assert numbers("mrl", "--config.checkpoint.every=5", "--config.batch_size=64")[:4] == (
+        *(1000, 101, 5, 0.05),
+    )
+    assert numbers("mrl", "--config.nesting.dims=4,64")[4] == (4, 64)
+
+
+def test_placeholders_must_be_given(tmp_path):
+    for kind in ("required_placeholder(int)", "placeholder(int)"):
+        path = own_config(
+            tmp_path, f"c.seed = config_dict.{kind}", "c.steps = c.get_ref('batch_size') * 2"
+        )
+        with pytest.raises(UsageError, match=r"'seed' has no value; give one with --config\.seed"):
+            configs.load(str(path), ["--config.batch_size=4"])
+        config = configs.load(str(path), ["--config.batch_size=4", "--config.seed=3"])
+        assert (config.seed, config.steps) == (3, 8)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["c.seed = 1; c.log_every = c.get_ref('steps') // c.get_ref('seed')"], "'log_every': int"),
+        (["c.log_every = c.get_ref('steps') * 0.1"], "'log_every' must be int, got 20.0"),
+        (["c = ConfigDict({'steps': 5, 'stepps': 7})"], "unknown config key 'stepps'"),
+        (["c.unlock(); c.data = None"], "config key 'data' has no value"),
+        (["c.nesting.dims = (8, None)"], "'nesting.dims' must be tuple, got (8, None)"),
+        (["c.steps = c.get_ref('batch_size'); c.batch_size = c.get_ref('steps')"], "ycle"),
+    ],
+)
+def test_broken_references_are_one_line(tmp_path, lines, message):
+    path = own_config(tmp_path, *lines)
+    with pytest.raises(UsageError) as error:
+        configs.load(str(path), ["--config.steps=200", "--config.seed=0"])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_any_config_dict_takes_overrides_of_the_declared_types(tmp_path):
+    lines = (
+        "c = ConfigDict({**c.to_dict(), 'optimizer': {**c.optimizer, 'learning_rate': 1}})",
+        "c = FrozenConfigDict(c)",
+    )
+    for count in (1, 2):
+        path = own_config(tmp_path, *lines[:count])
+        config = configs.load(str(path), ["--config.optimizer.learning_rate=0.5"])
+        assert config.optimizer.learning_rate == 0.5
+
+
+def test_numbers_of_numpy_are_plain_numbers(tmp_path):
+    path = own_config(
+        tmp_path,
+        "c.nesting.dims = tuple(2 ** np.arange(3, 5))",
+        "c.nesting.weights = tuple(np.linspace(0.5, 1, 2, dtype=np.float32))",
+        "c.optimizer.learning_rate = np.float64(0.25)",
+        "c.eval.sts = (pathlib.Path('a=b'),)",
+    )
+    config = configs.load(str(path))
+    assert json.loads(configs.to_json(config))["nesting"] == {"dims": [8, 16], "weights": [0.5, 1]}
+    assert type(config.optimizer.learning_rate) is float
+    assert config.eval.sts == ("a=b",)
+
+
+def test_a_config_file_may_define_dataclasses(tmp_path):
+    path = own_config(
+        tmp_path,
+        "@dataclasses.dataclass",
+        "class Recipe:",
+        "    steps: int = 70",
+        "import typing",
+        "assert typing.get_type_hints(Recipe) == {'steps': int}",
+        "c.steps = Recipe().steps",
+    )
+    assert configs.load(str(path)).steps == 70
+
+
+def test_colons_in_paths_and_arguments(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "at_10:30").mkdir()
+    path = own_config(tmp_path / "at_10:30", "c.name = arg")
+    for file in (str(path), "at_10:30/own.py", "./at_10:30/../at_10:30/own.py"):
+        assert configs.split_config_arg(file) == (file, None)
+        assert configs.load(f"{file}:a:b").name == "a:b"
+        assert configs.load(f"{file}:").name == ""
+    for missing, split in {
+        "nowhere.py:mrl": ("nowhere.py", "mrl"),
+        "C:\\runs\\own.py:mrl": ("C:\\runs\\own.py", "mrl"),
+        "C:\\runs\\own.py": ("C:\\runs\\own.py", None),
+        "nowhere:mrl": ("nowhere", "mrl"),
+        "nowhere": ("nowhere", None),
+    }.items():
+        assert configs.split_config_arg(missing) == split
+
+
 def test_lists_of_words():
     config = load("--config.eval.measures=accuracy,flip", "--config.eval.shifts=a=/x/y")
     assert config.eval.measures == ("accuracy", "flip")
