@@ -143,7 +143,8 @@ class Tokenizer:
         if vocab_size <= len(special):
             raise UsageError(f"a vocabulary needs more than {len(special)} tokens: {vocab_size}")
         settings = {"do_lower_case": lowercase}
-        raw = _wordpiece({token: i for i, token in enumerate(special)}, settings)
+        # It knows no special tokens: where texts happen to hold one, it is words as all others.
+        raw = _bare_wordpiece({_UNK: special.index(_UNK)}, settings)
         texts = list(texts) if iter(texts) is texts else texts
         found = collections.Counter()
         for text in texts:
@@ -152,11 +153,15 @@ class Tokenizer:
             (c for c in found if not c.isspace()), key=lambda letter: (-found[letter], letter)
         )
         letters = sorted(common[: min(MOST_LETTERS, (vocab_size - len(special)) // 2)])
-        # The trainer numbers the letters it meets in an order that changes from call to call, and
-        # so breaks ties. It is to find them all there, and special tokens are what is there first.
+        # The trainer numbers letters in the order of a hash map, which changes from call to call,
+        # breaks ties by these numbers, and chooses among rare letters in the same way. Here it has
+        # no choice: the letters are given, all others are left out, and as special tokens those
+        # that are given have their numbers before it looks at a text.
         trainer = trainers.WordPieceTrainer(
             vocab_size=vocab_size,
             special_tokens=[*special, *letters, *(f"##{letter}" for letter in letters)],
+            initial_alphabet=letters,
+            limit_alphabet=len(letters),
             show_progress=False,
         )
         raw.train_from_iterator(texts, trainer)
@@ -191,12 +196,11 @@ class Tokenizer:
             encodings[i] = self.raw.post_process(encoding, add_special_tokens=self.marks)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
-    def save(self, folder: str | os.PathLike, max_length: int | None) -> None:
-        """Writes tokenizer.json and tokenizer_config.json as transformers reads them.
+    def to_json(self, max_length: int | None = None) -> str:
+        """The text of tokenizer.json, which `load` reads back the same.
 
-        `max_length` is what longer texts are to be cut to; None: they are not.
+        `max_length` is what longer texts are to be cut to by other readers; None: they are not.
         """
-        folder = pathlib.Path(folder)
         content = json.loads(self.raw.to_str())
         if max_length is not None:
             content["truncation"] = {
@@ -205,8 +209,15 @@ class Tokenizer:
                 "strategy": "LongestFirst",
                 "stride": 0,
             }
-        text = json.dumps(content, ensure_ascii=False, indent=2)
-        (folder / "tokenizer.json").write_text(text, "utf-8")
+        return json.dumps(content, ensure_ascii=False, indent=2)
+
+    def save(self, folder: str | os.PathLike, max_length: int | None) -> None:
+        """Writes tokenizer.json and tokenizer_config.json as transformers reads them.
+
+        `max_length` is what longer texts are to be cut to; None: they are not.
+        """
+        folder = pathlib.Path(folder)
+        (folder / "tokenizer.json").write_text(self.to_json(max_length), "utf-8")
         config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_input_names": ["input_ids", "attention_mask"],
@@ -274,11 +285,8 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _wordpiece(vocabulary: dict[str, int], config: dict[str, Any]) -> tokenizers.Tokenizer:
-    """BERT's tokenizer of a vocabulary."""
-    missing = [token for token in (_UNK, _CLS, _SEP) if token not in vocabulary]
-    if missing:
-        raise DataError(f"the vocabulary lacks {', '.join(missing)}")
+def _bare_wordpiece(vocabulary: dict[str, int], config: dict[str, Any]) -> tokenizers.Tokenizer:
+    """BERT's way from a text to pieces, without special tokens."""
     raw = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=_UNK))
     raw.normalizer = normalizers.BertNormalizer(
         lowercase=config.get("do_lower_case", True),
@@ -287,6 +295,15 @@ def _wordpiece(vocabulary: dict[str, int], config: dict[str, Any]) -> tokenizers
     )
     raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     raw.decoder = decoders.WordPiece()
+    return raw
+
+
+def _wordpiece(vocabulary: dict[str, int], config: dict[str, Any]) -> tokenizers.Tokenizer:
+    """BERT's tokenizer of a vocabulary."""
+    missing = [token for token in (_UNK, _CLS, _SEP) if token not in vocabulary]
+    if missing:
+        raise DataError(f"the vocabulary lacks {', '.join(missing)}")
+    raw = _bare_wordpiece(vocabulary, config)
     raw.post_processor = processors.TemplateProcessing(
         single=f"{_CLS} $A {_SEP}",
         special_tokens=[(token, vocabulary[token]) for token in (_CLS, _SEP)],

@@ -251,7 +251,7 @@ def main(argv: Sequence[str]) -> None:
             return
         say(f"{config.name}: {joined}, {jax.devices()[0].device_kind} x{jax.device_count()}")
         with phases("start"):
-            setup = experiment.from_config(config)
+            setup = experiment.from_config(config, folder)
         if setup.note:
             say(setup.note)
         training = Training(config, setup, folder, stop=stop, phases=phases)
@@ -259,6 +259,8 @@ def main(argv: Sequence[str]) -> None:
             # Not before: what cannot even start does not take the folder.
             if first:
                 workdir.record_config(folder, config)
+                if setup.tokenizer:
+                    workdir.record_tokenizer(folder, setup.tokenizer.to_json())
             training.run()
             training.finish(f"python -m mrl_jax.train {shlex.join(argv)}")
         finally:

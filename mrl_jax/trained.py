@@ -32,7 +32,7 @@ def restored(
     for change in configs.differences(trained, config):
         if not change.startswith("eval.dims:"):  # other keys of eval are operational
             raise UsageError(f"{change}: the run in {folder} was trained otherwise")
-    setup = experiment.from_config(config)
+    setup = experiment.from_config(config, folder)
     checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, config.checkpoint.keep, read_only=True)
     found = checkpoints.restore(setup.program.state, setup.check_facts)
     if found is None:

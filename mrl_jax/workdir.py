@@ -16,6 +16,7 @@ from mrl_jax.errors import UsageError
 from mrl_jax.evaluators import Finding
 
 CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"  # of text, the one that the run started with
 RESULTS = "results.json"
 EVALUATION = "evaluation"  # folder of what results.json does not hold
 EXAMPLES = "examples.npz"
@@ -84,6 +85,11 @@ def check_same_run(folder: pathlib.Path, config: ConfigDict) -> None:
 def record_config(folder: pathlib.Path, config: ConfigDict) -> None:
     """Writes config.json, which makes the folder this run's own."""
     results.write_text(folder / CONFIG, configs.to_json(config) + "\n")
+
+
+def record_tokenizer(folder: pathlib.Path, content: str) -> None:
+    """Writes tokenizer.json, which all that is done with the run from now on reads."""
+    results.write_text(folder / TOKENIZER, content)
 
 
 def record_finding(

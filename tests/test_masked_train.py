@@ -1,3 +1,4 @@
+import shutil
 import signal
 from collections import Counter
 
@@ -65,6 +66,18 @@ def train(workdir, place, *overrides, arg="mrl_e,small"):
 
 def load(place, *overrides, arg="mrl_e,small"):
     return configs.load(f"{CONFIG}:{arg}", [*keys(place), *overrides])
+
+
+def test_the_tokenizer_that_is_kept_goes_before_the_encoders(place, tmp_path):
+    first = Tokenizer.load(place / "encoder")
+    (tmp_path / "tokenizer.json").write_text(first.to_json())
+    shutil.copytree(place / "encoder", tmp_path / "encoder")
+    Tokenizer.train(["abc apple"] * 3, 40).save(tmp_path / "encoder", 16)
+    config = load(place, f"--config.text.encoder={tmp_path / 'encoder'}")
+    kept, changed = (experiment.from_config(config, run) for run in (tmp_path, None))
+    assert kept.tokenizer.raw.to_str() == first.raw.to_str()
+    assert kept.dataset.fingerprint() == experiment.from_config(load(place)).dataset.fingerprint()
+    assert kept.dataset.fingerprint() != changed.dataset.fingerprint()
 
 
 def values(workdir):

@@ -1,4 +1,9 @@
+import collections
+import hashlib
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -92,6 +97,55 @@ def test_training_makes_a_vocabulary_of_the_texts():
     assert unknown in ids(cased, "THE")
     with pytest.raises(UsageError, match="more than 5 tokens: 5"):
         Tokenizer.train(["a"], 5)
+
+
+NASTY = {
+    "special tokens": (["a man rides", "the [MASK] of zorro", "two dogs [SEP] [CLS] [UNK]"], 200),
+    "more letters than are kept": (
+        [" ".join(chr(0x1200 + (i * i + j) % 300) * 3 for j in range(9)) for i in range(200)],
+        400,
+    ),
+    "letters as rare as each other": (["".join(map(chr, range(0x4E00, 0x4E00 + 1500)))], 3000),
+    "pieces as rare as each other": (["abcd dcba bcda cdab acbd"], 30),
+}
+TRAINING = """
+import hashlib, json, sys
+from mrl_jax.tokenization import Tokenizer
+for texts, size in json.load(sys.stdin):
+    print(hashlib.sha256(Tokenizer.train(texts, size).raw.to_str().encode()).hexdigest())
+"""
+
+
+def test_every_process_makes_the_same_vocabulary():
+    made = set()
+    for seed, threads in (("0", "true"), ("1", "false")):
+        environment = {"PYTHONHASHSEED": seed, "TOKENIZERS_PARALLELISM": threads}
+        done = subprocess.run(
+            [sys.executable, "-c", TRAINING],
+            input=json.dumps(list(NASTY.values())),
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | environment,
+        )
+        made.add(done.stdout)
+    here = [Tokenizer.train(texts, size).raw.to_str() for texts, size in NASTY.values()]
+    made.add("".join(f"{hashlib.sha256(text.encode()).hexdigest()}\n" for text in here))
+    assert len(made) == 1
+
+
+def test_what_is_not_kept_is_unknown_and_special_tokens_are_words_to_learn_from():
+    texts, size = NASTY["more letters than are kept"]
+    vocabulary = Tokenizer.train(texts, size).raw.get_vocab()
+    counted = collections.Counter("".join(texts).replace(" ", ""))
+    kept = sorted(sorted(counted, key=lambda c: (-counted[c], c))[: (size - 5) // 2])
+    assert sorted(vocabulary, key=vocabulary.get)[5:][: len(kept)] == kept
+    assert set("".join(vocabulary)) - set("[PAD][UNK][CLS][SEP][MASK]##") == set(kept)
+    # In small letters, as a text of the same letters without a meaning.
+    for twin in ("the [MASK] of zorro", "the [mask] of zorro"):
+        vocabulary = Tokenizer.train([twin] * 3, 100).raw.get_vocab()
+        assert "mask" in vocabulary
+        assert not any(word != "[MASK]" and "M" in word for word in vocabulary)
 
 
 def test_padding_goes_to_few_lengths():

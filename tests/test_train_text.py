@@ -10,8 +10,8 @@ import test_train
 import text_models
 
 from mrl_jax import config as configs
-from mrl_jax import experiment
-from mrl_jax.errors import DataError, UsageError
+from mrl_jax import experiment, trained
+from mrl_jax.errors import CheckpointError, DataError, UsageError
 from mrl_jax.interop.sentence_folder import write_sentence_folder
 from mrl_jax.tokenization import Tokenizer
 
@@ -210,6 +210,42 @@ def test_the_same_texts_give_the_same_vocabulary():
     one, *others = (Tokenizer.train(texts, 120).raw.get_vocab() for _ in range(4))
     assert len(one) == 120
     assert all(other == one for other in others)
+
+
+def test_the_tokenizer_of_a_run_is_kept_and_read_from_its_folder(finished, folder, tmp_path):
+    made = experiment.from_config(load(folder)).tokenizer
+    kept = Tokenizer.load(finished[0] / "tokenizer.json", marks=False)
+    assert kept.raw.to_str() == made.raw.to_str()
+    shutil.copytree(finished[0], tmp_path / "run")
+    _, setup, _ = trained.restored(tmp_path / "run")
+    assert setup.tokenizer.raw.to_str() == kept.raw.to_str()
+    other = Tokenizer.train(["other texts"] * 3, 120, marks=False)
+    (tmp_path / "run" / "tokenizer.json").write_text(other.to_json())
+    setup = experiment.from_config(load(folder), tmp_path / "run")
+    assert setup.tokenizer.raw.to_str() == other.raw.to_str()
+    assert setup.program.task.encoder.backbone.vocab_size == other.vocab_size
+    with pytest.raises(CheckpointError, match="trained on other data"):
+        trained.restored(tmp_path / "run")
+    (tmp_path / "run" / "tokenizer.json").write_text("{")
+    with pytest.raises(DataError, match=r"run/tokenizer.json: not a tokenizer"):
+        trained.restored(tmp_path / "run")
+
+
+def test_the_tokenizer_that_is_kept_goes_before_files_that_may_have_changed(
+    folder, encoder_folder, tmp_path
+):
+    first = text_models.tokenizer()
+    (tmp_path / "tokenizer.json").write_text(first.to_json())
+    encoder, file = tmp_path / "bert", tmp_path / "named.json"
+    shutil.copytree(encoder_folder, encoder)
+    Tokenizer.train(["other texts"] * 3, 60).save(encoder, 20)
+    wide = ("--config.text.width=0", "--config.text.max_length=0")
+    for task in (
+        load(folder, f"--config.text.encoder={encoder}", *wide),
+        load(folder, f"--config.text.tokenizer={file}"),  # gone
+    ):
+        setup = experiment.from_config(task, tmp_path)
+        assert setup.tokenizer.raw.to_str() == first.raw.to_str()
 
 
 def load(folder, *overrides, config=CONFIG):

@@ -1,5 +1,6 @@
 """The one place where a config becomes explicit arguments: data, mesh, task, optimiser."""
 
+import pathlib
 from types import ModuleType
 
 from ml_collections import ConfigDict
@@ -27,12 +28,20 @@ def of_task(task: str) -> ModuleType:
     return images
 
 
-def from_config(config: ConfigDict) -> Experiment:
+def from_config(config: ConfigDict, folder: pathlib.Path | None = None) -> Experiment:
     """Builds and checks an experiment; nothing is compiled yet.
+
+    Args:
+      config: of the run.
+      folder: of the run. What it keeps since its first start, as the tokenizer of a run on text, is
+        read from there and not made anew.
 
     Raises:
       UsageError: names the config key and what would be legal.
       DataError: data missing or inconsistent.
     """
     check_config(config)
-    return of_task(config.task).from_config(config, make_mesh(config))
+    module, mesh = of_task(config.task), make_mesh(config)
+    if config.task in ("sentence_pairs", "masked_lm"):
+        return module.from_config(config, mesh, folder)
+    return module.from_config(config, mesh)

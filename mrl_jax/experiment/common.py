@@ -67,6 +67,7 @@ class Experiment:
         them in; None where all starts fresh.
       text_folder: of text, a function of trained parameters on the host that puts the encoder
         together with its tokenizer (an `interop.text_folder.TextFolder`); None of anything else.
+      tokenizer: of text, what the run folder keeps; None of anything else.
       note: a line on the data, for the log; "" for none.
     """
 
@@ -75,6 +76,7 @@ class Experiment:
     evaluation: Measured
     pretrained: tuple[str, Callable[[Any], Any]] | None = None
     text_folder: Callable[[Any], Any] | None = None
+    tokenizer: Any = None
     note: str = ""
 
     def facts(self) -> dict[str, str]:

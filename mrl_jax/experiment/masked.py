@@ -1,6 +1,7 @@
 """From a config to a masked language model: encoder, packed texts and measurements."""
 
 import functools
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from mrl_jax.errors import UsageError
 from mrl_jax.evaluators.masked_lm import MaskedEvaluation
 from mrl_jax.experiment import common
 from mrl_jax.experiment.common import Experiment, config_errors
-from mrl_jax.experiment.sentences import FRESH, MAX_LENGTH, STATIC
+from mrl_jax.experiment.sentences import FRESH, MAX_LENGTH, STATIC, tokenizer_of
 from mrl_jax.interop.masked_head import read_masked_head
 from mrl_jax.interop.text_folder import TextFolder, read_text_folder
 from mrl_jax.models.text import Bert, SentenceEncoder
@@ -31,7 +32,7 @@ class _Encoder(NamedTuple):
     folder: TextFolder | None = None
 
 
-def _encoder(config: ConfigDict) -> _Encoder:
+def _encoder(config: ConfigDict, run: pathlib.Path | None = None) -> _Encoder:
     """The encoder of a config; of a vocabulary that is still to be made, its largest size."""
     t = config.text
     drop = {"dropout": t.dropout, "attention_dropout": t.dropout}
@@ -43,20 +44,20 @@ def _encoder(config: ConfigDict) -> _Encoder:
                 "encoder: a static table sees one token at a time; legal for masked_lm is the "
                 f"folder of a transformer, or {', '.join(FRESH)}"
             )
-        tokenizer, folder = Tokenizer.load(t.tokenizer) if t.tokenizer else None, None
+        tokenizer, folder = tokenizer_of(config, run), None
         if t.encoder in FRESH:
             width, layers, heads, hidden = FRESH[t.encoder]
             rows = tokenizer.vocab_size if tokenizer else t.vocab_size
             backbone = Bert(rows, width, layers, heads, hidden, **drop)
             longest = backbone.max_tokens
         else:
-            if tokenizer:
+            if t.tokenizer:
                 raise ValueError(f"tokenizer: {t.encoder} is a folder and has its own")
             folder = read_text_folder(t.encoder)
             if not isinstance(folder.encoder.backbone, Bert):
                 raise ValueError(f"encoder: {t.encoder} is a table, legal is a transformer")
             backbone = folder.encoder.backbone.clone(**drop)
-            tokenizer, longest = folder.tokenizer, folder.max_length
+            tokenizer, longest = tokenizer or folder.tokenizer, folder.max_length
         length = t.max_length or min(longest, MAX_LENGTH)
         if length > longest:
             raise ValueError(f"max_length {length}: {t.encoder} takes at most {longest}")
@@ -76,15 +77,20 @@ def _task(config: ConfigDict, found: _Encoder, mesh: Mesh | None) -> MaskedLM:
     return MaskedLM(found.backbone, nesting, found.max_length, predictions, mesh)
 
 
-def from_config(config: ConfigDict, mesh: Mesh) -> Experiment:
+def from_config(config: ConfigDict, mesh: Mesh, run: pathlib.Path | None = None) -> Experiment:
     """Builds and checks an experiment; nothing is compiled yet.
+
+    Args:
+      config: of the run.
+      mesh: devices.
+      run: the folder of the run, for the tokenizer that it started with.
 
     Raises:
       UsageError: names the config key and what would be legal.
       DataError: data missing or inconsistent.
     """
     # What is wrong with the model should show before minutes are spent on reading texts.
-    found = _encoder(config)
+    found = _encoder(config, run)
     dims = common.evaluated_dims(config, _task(config, found, None).nesting)
     common.make_optimizer(config)
     name, documents = open_documents(config.data.path, config.data.files)
@@ -116,7 +122,9 @@ def from_config(config: ConfigDict, mesh: Mesh) -> Experiment:
     if found.folder is not None:
         weights = _weights(config.text.encoder, found, program)
     as_folder = functools.partial(_as_folder, found)
-    return Experiment(program, dataset, evaluation, weights, as_folder, dataset.summary())
+    return Experiment(
+        program, dataset, evaluation, weights, as_folder, found.tokenizer, dataset.summary()
+    )
 
 
 def planned_program(config: ConfigDict, mesh: Mesh) -> Program:

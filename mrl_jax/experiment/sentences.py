@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from mrl_jax import workdir
 from mrl_jax.data import beir
 from mrl_jax.data import text as texts
 from mrl_jax.data.labelled_text import LabelledTexts, read_labelled
@@ -83,13 +84,24 @@ class _Encoder(NamedTuple):
         return dataclasses.replace(whole, normalize=self.folder.normalize, **kept)
 
 
-def _encoder(config: ConfigDict) -> _Encoder:
+def tokenizer_of(config: ConfigDict, run: pathlib.Path | None) -> Tokenizer | None:
+    """The tokenizer that a run started with, before its start the one that `text.tokenizer` names.
+
+    None where there is neither: it is the encoder's, or still to be made of the texts.
+    """
+    kept, marks = run and run / workdir.TOKENIZER, config.text.encoder != STATIC
+    if kept and kept.exists():
+        return Tokenizer.load(kept, marks=marks)
+    return Tokenizer.load(config.text.tokenizer, marks=marks) if config.text.tokenizer else None
+
+
+def _encoder(config: ConfigDict, run: pathlib.Path | None = None) -> _Encoder:
     """The encoder of a config; of a vocabulary that is still to be made, its largest size."""
     t = config.text
-    tokenizer = Tokenizer.load(t.tokenizer, marks=t.encoder != STATIC) if t.tokenizer else None
     with config_errors("text"):
         if t.width < 0 or t.max_length < 0:
             raise ValueError(f"width and max_length must be >= 0, got {t.width}, {t.max_length}")
+        tokenizer = tokenizer_of(config, run)
         if t.encoder not in (STATIC, *FRESH):
             return _from_folder(config, tokenizer)
         rows = tokenizer.vocab_size if tokenizer else t.vocab_size
@@ -110,9 +122,12 @@ def _encoder(config: ConfigDict) -> _Encoder:
 
 def _from_folder(config: ConfigDict, tokenizer: Tokenizer | None) -> _Encoder:
     t = config.text
-    if tokenizer:
+    if t.tokenizer:
         raise ValueError(f"tokenizer: {t.encoder} is a folder and has its own")
     folder = read_text_folder(t.encoder)
+    if tokenizer:
+        marks = folder.tokenizer.marks
+        folder = dataclasses.replace(folder, tokenizer=Tokenizer(tokenizer.raw, marks=marks))
     encoder = folder.encoder
     changes: dict[str, Any] = {"pooling": t.pooling or encoder.pooling}
     if t.width not in (0, encoder.out_dim):
@@ -220,15 +235,20 @@ def _train_texts(
     )
 
 
-def from_config(config: ConfigDict, mesh: Mesh) -> Experiment:
+def from_config(config: ConfigDict, mesh: Mesh, run: pathlib.Path | None = None) -> Experiment:
     """Builds and checks an experiment; nothing is compiled yet.
+
+    Args:
+      config: of the run.
+      mesh: devices.
+      run: the folder of the run, for the tokenizer that it started with.
 
     Raises:
       UsageError: names the config key and what would be legal.
       DataError: data missing or inconsistent.
     """
     # What is wrong with the model should show before minutes are spent on reading texts.
-    found = _encoder(config)
+    found = _encoder(config, run)
     common.make_optimizer(config)
     teacher = read_text_folder(config.pairs.teacher) if config.pairs.teacher else None
     data = _open(config)
@@ -245,7 +265,9 @@ def from_config(config: ConfigDict, mesh: Mesh) -> Experiment:
         put_in = common.starting_from(program, found.folder.params)
         weights = (f"encoder from {config.text.encoder}", put_in)
     as_folder = functools.partial(found.trained, dims=task.nesting.dims)
-    return Experiment(program, dataset, evaluation, weights, as_folder, data.summary())
+    return Experiment(
+        program, dataset, evaluation, weights, as_folder, found.tokenizer, data.summary()
+    )
 
 
 def planned_program(config: ConfigDict, mesh: Mesh) -> Program:
