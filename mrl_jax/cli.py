@@ -3,16 +3,46 @@
 import argparse
 import errno
 import os
+import pathlib
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from mrl_jax import errors
 
 
+def _path(text: str) -> pathlib.Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty (is a variable of the shell unset?)")
+    return pathlib.Path(text)
+
+
+def _with_home(word: str) -> str:
+    """A word of a command line with a home folder for every "~" or "~user" that begins a path.
+
+    Shells do so at the start of a word only: to them --out=~/x begins with "--out".
+    """
+    return re.sub(r"(?:^|(?<=[=,]))~[\w.-]*(?=/|$)", lambda home: os.path.expanduser(home[0]), word)
+
+
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose errors are one `UsageError` line instead of a usage page."""
+    """argparse whose errors are one `UsageError` line instead of a usage page.
+
+    In all arguments "~" is the home folder; those of `type=pathlib.Path` are never empty.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.register("type", pathlib.Path, _path)
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As of argparse, with the home folder for "~"."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_with_home(word) for word in words], namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raises `UsageError`; `--help` is where the usage page belongs."""

@@ -280,7 +280,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def from_dict(values: dict[str, Any], where: str) -> ConfigDict:
-    """A locked config from plain nested dicts (as read from config.json), keys and types checked.
+    """A locked config from plain nested dicts that hold every key, keys and types checked.
 
     Raises:
       UsageError: a key that is not declared, is missing or has another type; names `where`.
@@ -296,6 +296,26 @@ def from_dict(values: dict[str, Any], where: str) -> ConfigDict:
     with config.unlocked():
         config.update_from_flattened_dict(given)
     return config.lock()
+
+
+def from_run(values: dict[str, Any], where: str) -> ConfigDict:
+    """As `from_dict`, of a config that a run has written: keys that it is older than get defaults.
+
+    Raises:
+      UsageError: a key that is not declared or has another type; names `where`.
+    """
+    return from_dict(with_defaults(values), where)
+
+
+def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Plain nested dicts with the default of every declared key that they lack, as in JSON."""
+    return _merged(json.loads(to_json(default_config())), values)
+
+
+def _merged(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    both = (k for k in values if isinstance(values[k], dict) and isinstance(defaults.get(k), dict))
+    groups = {key: _merged(defaults[key], values[key]) for key in both}
+    return {**defaults, **values, **groups}
 
 
 def flatten(config: ConfigDict | dict[str, Any]) -> dict[str, Any]:
@@ -315,8 +335,12 @@ def to_json(config: ConfigDict) -> str:
 
 
 def digest(config: ConfigDict) -> str:
-    """Eight hex digits that name what the config computes."""
-    return hashlib.sha256(to_json(config).encode()).hexdigest()[:8]
+    """Eight hex digits that name what the config computes.
+
+    Keys at their default have no part in it, so that it stays when keys are added.
+    """
+    changed = differences(default_config(), config)
+    return hashlib.sha256("\n".join(sorted(changed)).encode()).hexdigest()[:8]
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
@@ -325,9 +349,19 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     return [
         f"{key}: {old_flat[key]!r} -> {value!r}"
         for key, value in new_flat.items()
-        if value != old_flat[key]
-        and not any(key == k or key.startswith(k + ".") for k in OPERATIONAL_KEYS)
+        if value != old_flat[key] and not _in_groups(key, OPERATIONAL_KEYS)
     ]
+
+
+def _in_groups(key: str, groups: Sequence[str]) -> bool:
+    return any(key == group or key.startswith(group + ".") for group in groups)
+
+
+def trained_by(config: ConfigDict) -> dict[str, Any]:
+    """What decides the trained weights, by dotted key, as in JSON; a checkpoint remembers it."""
+    apart = (*OPERATIONAL_KEYS, "eval", "name")
+    leaves = flatten(json.loads(to_json(config)))
+    return {key: value for key, value in leaves.items() if not _in_groups(key, apart)}
 
 
 def sweep_of(path: str) -> Callable[[], Any]:

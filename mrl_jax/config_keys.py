@@ -72,7 +72,11 @@ TASKS_OF = {
 
 
 def default_config() -> ConfigDict:
-    """All keys with their defaults. Locked: a config file can set keys but not invent them."""
+    """All keys with their defaults. Locked: a config file can set keys but not invent them.
+
+    A run folder that is older than a key is read with the key's default. So the default of a new
+    key is what was done before there was the key, and the default of an old key never changes.
+    """
     c = ConfigDict()
     c.name = "run"  # what the run is called in results and reports
     c.seed = 0  # everything random follows from it: initial weights, order of data, augmentation

@@ -49,7 +49,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
 
 
 def read_config(folder: pathlib.Path) -> ConfigDict:
-    """The config of the run in `folder`.
+    """The config of the run in `folder`; keys that the run is older than have their defaults.
 
     Raises:
       UsageError: there is no run, or its config is damaged or of another version.
@@ -61,7 +61,9 @@ def read_config(folder: pathlib.Path) -> ConfigDict:
         raise UsageError(f"{folder} holds no run ({CONFIG} is missing)") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {error}") from error
-    return configs.from_dict(values, where=str(path))
+    if not isinstance(values, dict):
+        raise UsageError(f"cannot read {path}: it holds no config")
+    return configs.from_run(values, where=str(path))
 
 
 def check_same_run(folder: pathlib.Path, config: ConfigDict) -> None:

@@ -1,4 +1,6 @@
 import errno
+import os
+import pathlib
 
 import pytest
 
@@ -59,3 +61,31 @@ def test_usage_errors_of_arguments_are_one_line():
     parser.add_argument("--needed", required=True)
     with pytest.raises(errors.UsageError, match=r"--needed \(see prog --help\)"):
         parser.parse_args([])
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("--out=~/x", "HOME/x"),
+        ("--out=~", "HOME"),
+        ("--out=a~/x", "a~/x"),
+        ("--out=~root/x", os.path.expanduser("~root/x")),
+        ("--out=~nobody-of-this-name/x", "~nobody-of-this-name/x"),
+        ("--config.data.path=~/x", "HOME/x"),
+        ("--config.eval.sts=a=~/x,b=~/y", "a=HOME/x,b=HOME/y"),
+    ],
+)
+def test_the_home_folder_is_known_in_every_argument(monkeypatch, tmp_path, word, value):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parser = cli.ArgumentParser("prog")
+    parser.add_argument("--out", type=pathlib.Path)
+    known, rest = parser.parse_known_args([word])
+    found = str(known.out) if known.out else rest[0].partition("=")[2]
+    assert found == value.replace("HOME", str(tmp_path))
+
+
+def test_an_empty_path_is_refused():
+    parser = cli.ArgumentParser("prog")
+    parser.add_argument("--workdir", type=pathlib.Path)
+    with pytest.raises(errors.UsageError, match="--workdir: the path is empty"):
+        parser.parse_args(["--workdir", ""])

@@ -278,6 +278,18 @@ def test_survives_json():
     assert configs.digest(load("--config.seed=1")) != configs.digest(config)
 
 
+def test_a_run_that_is_older_than_a_key_has_its_default():
+    values = json.loads(configs.to_json(load("--config.seed=3")))
+    # A group that came later, keys of groups, and a key of the top.
+    del values["adaptor"], values["data"]["drop"], values["eval"]["sts"], values["task"]
+    older = configs.from_run(values, where="config.json")
+    assert older == load("--config.seed=3")
+    assert configs.digest(older) == configs.digest(load("--config.seed=3"))
+    values["optimizer"]["momentum"] = 0.9
+    with pytest.raises(UsageError, match=r"config.json: unknown config key 'optimizer.momentum'"):
+        configs.from_run(values, where="config.json")
+
+
 def test_differences_leave_out_how_a_run_is_carried_out():
     old = load()
     new = load("--config.mesh.data=4", "--config.log_every=1", "--config.checkpoint.keep=9")

@@ -122,7 +122,8 @@ def read_run(folder: pathlib.Path, name: str) -> Run:
         kind=kind,
         dims=tuple(dims),
         seed=field(values, "config.seed", int, where),
-        config=config_lib.flatten(values["config"]),
+        # Runs of different age compare by the same keys.
+        config=config_lib.flatten(config_lib.with_defaults(values["config"])),
         commit=field(values, "commit", str, where),
         versions={key: str(version) for key, version in versions.items()},
         command=field(values, "command", str, where),
