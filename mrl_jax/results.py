@@ -58,11 +58,13 @@ def write(
     command: str,
     step: int,
     data: str,
+    read: dict[str, str],
     results: Sequence[Result],
 ) -> None:
     """Writes results.json atomically: the numbers, and what it takes to get them again.
 
-    `data` is the fingerprint of the data set that was measured.
+    `data` is the fingerprint of the data set that was measured; `read` has digests of what was read
+    beside it, see `evaluators.Finding`.
     """
     content = {
         "schema": SCHEMA,
@@ -76,6 +78,7 @@ def write(
         "command": command,
         "step": step,
         "data": data,
+        "read": read,
         "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
         "results": [result._asdict() for result in results],
     }

@@ -125,6 +125,7 @@ def record_finding(
         command=command,
         step=step,
         data=data,
+        read=finding.read,
         results=finding.results,
     )
 

@@ -170,6 +170,10 @@ def test_evaluated_again_the_numbers_are_the_same_and_more_can_be_asked(finished
     assert 0.2 < after["kinds/v_measure", 8] <= 1
     assert 0.5 < after["others/ndcg10", 8] <= 1
     assert ("test/spearman_pca", 4) in after
+    one, more = (test_train.results_of(w)["read"] for w in (finished[0], workdir))
+    sets = {"sts.again", "classification.what", "clustering.kinds", "retrieval.others"}
+    assert more.keys() == sets
+    assert one == {"sts.again": more["sts.again"]}
 
 
 def test_other_texts_are_refused(finished, folder, tmp_path):

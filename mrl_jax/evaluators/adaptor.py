@@ -13,7 +13,7 @@ from mrl_jax.data.beir import Collection
 from mrl_jax.data.loader import padded_batches
 from mrl_jax.data.vectors import ScoredVectors, VectorData, VectorSplit
 from mrl_jax.evaluators import preservation, text_common, text_retrieval, text_sts
-from mrl_jax.evaluators.finding import Finding
+from mrl_jax.evaluators.finding import Finding, digest_of
 from mrl_jax.evaluators.spaces import Space
 from mrl_jax.runtime.mesh import batch_sharding, replicated
 from mrl_jax.tasks.adaptor import AdaptorTask
@@ -83,6 +83,7 @@ class AdaptorEvaluation:
             if "positive" in split.sides:
                 found.add(self._answered(adapt, name, split))
         for name, (a_nd, b_nd, score_n) in self._sts.items():
+            found.read[f"sts.{name}"] = digest_of((a_nd, b_nd, score_n))
             rows = range(len(a_nd)), range(len(a_nd), 2 * len(a_nd))
             measure = functools.partial(
                 text_sts.measure, name=name, pairs=rows, score_n=score_n, dims=self._dims

@@ -1,8 +1,9 @@
 """What a measurement gives: numbers, which examples they rest on, and files for people."""
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,26 @@ class Examples(NamedTuple):
     right_gn: np.ndarray
 
 
+def digest_of(content: Any) -> str:
+    """Sixteen hex digits over arrays, texts, numbers, and sequences of them."""
+    digest = hashlib.sha256()
+    _add(digest, content)
+    return digest.hexdigest()[:16]
+
+
+def _add(digest: Any, content: Any) -> None:
+    if isinstance(content, np.ndarray):
+        digest.update(f"array {content.dtype} {content.shape} ".encode())
+        digest.update(np.ascontiguousarray(content))
+    elif isinstance(content, Sequence) and not isinstance(content, str):
+        digest.update(f"sequence {len(content)} ".encode())
+        for item in content:
+            _add(digest, item)
+    else:
+        text = str(content).encode("utf-8", "surrogatepass")
+        digest.update(f"text {len(text)} ".encode() + text)
+
+
 @dataclasses.dataclass(frozen=True)
 class Finding:
     """Attributes:
@@ -23,17 +44,21 @@ class Finding:
     examples: what some of them are the mean of, by the same name; runs that measured the same
       examples can be compared in pairs.
     files: content by name, e.g. "test_cascade.json".
+    read: digests of what was read beside the run's data, by the config key below `eval` and, of a
+      set, its name: "hierarchy", "sts.stsb". Runs measured the same where these are equal.
     """
 
     results: list[Result] = dataclasses.field(default_factory=list)
     examples: dict[str, Examples] = dataclasses.field(default_factory=dict)
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    read: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def add(self, other: "Finding") -> None:
         """Takes in what another measurement found."""
         self.results.extend(other.results)
         self.examples.update(other.examples)
         self.files.update(other.files)
+        self.read.update(other.read)
 
     def add_right(self, name: str, dims: Sequence[int], right_gn: np.ndarray) -> None:
         """Notes results of which every example is right or wrong: their means, and the examples."""

@@ -46,8 +46,9 @@ def _compare(subject: Subject, name: str, split: str, found: Finding) -> dict:
             found.add_right(f"{name}/top{k}", shifted.dims, shifted.rank_gn <= k)
     digest = hashlib.sha256()
     shift.split.update(digest)
+    found.read[f"shifts.{name}"] = digest.hexdigest()[:16]
     about = {
-        "data": digest.hexdigest()[:16],
+        "data": found.read[f"shifts.{name}"],
         "classes": [class_names[k] for k in shift.classes],
         "n": len(shifted.label_n),
         "dims": list(shifted.dims),

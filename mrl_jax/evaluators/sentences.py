@@ -22,7 +22,7 @@ from mrl_jax.evaluators import (
     text_retrieval,
     text_sts,
 )
-from mrl_jax.evaluators.finding import Finding
+from mrl_jax.evaluators.finding import Finding, digest_of
 from mrl_jax.runtime.mesh import batch_sharding, replicated
 from mrl_jax.tasks.sentence_pairs import SentencePairs
 from mrl_jax.tokenization import Tokenizer, pad, padded_length
@@ -78,6 +78,22 @@ class SentenceEvaluation:
         self._layers = layers
         self._embed = jax.jit(task.embed, static_argnames="depth", out_shardings=replicated(mesh))
 
+    @functools.cached_property
+    def _read(self) -> dict[str, str]:
+        """Digests of the sets that have names of their own, see `Finding`."""
+        scored = {name: (*_sides(split), split.score_n) for name, split in self._sts.items()}
+        kinds = {
+            "sts": scored,
+            "retrieval": self._retrieval,
+            "classification": self._classification,
+            "clustering": self._clustering,
+        }
+        return {
+            f"{kind}.{name}": digest_of(content)
+            for kind, sets in kinds.items()
+            for name, content in sets.items()
+        }
+
     def run(self, params: Any, model_state: Any, splits: tuple[str, ...]) -> Finding:
         """All that was asked for, on these splits."""
 
@@ -93,7 +109,7 @@ class SentenceEvaluation:
             )
             return z_nd[:, : self._task.nesting.width]
 
-        found, options = Finding(), {"seed": self._seed}
+        found, options = Finding(read=dict(self._read)), {"seed": self._seed}
         if self._projections:
             texts = self._data.splits["train"].texts
             fitted = texts[:: max(1, len(texts) // FITTED_ON)][:FITTED_ON]
@@ -128,13 +144,18 @@ class SentenceEvaluation:
         return found
 
     def _scored(self, embed, name: str, split: TextSplit, options: dict) -> Finding:
-        sides = [[split.texts[i] for i in text_n] for text_n in split.pairs()]
-        return text_sts.measure(embed, name, tuple(sides), split.score_n, self._dims, **options)
+        return text_sts.measure(embed, name, _sides(split), split.score_n, self._dims, **options)
 
     def _matched(self, embed, name: str, split: TextSplit) -> Finding:
         z_td, (a_n, b_n) = embed(split.texts), split.pairs()
         ids = split.same_t[a_n], split.same_t[b_n]
         return matching.measure(z_td[a_n], z_td[b_n], *ids, name, self._dims)
+
+
+def _sides(split: TextSplit) -> tuple[list[str], list[str]]:
+    """The two texts of every row."""
+    first, second = ([split.texts[i] for i in text_n] for text_n in split.pairs())
+    return first, second
 
 
 def embed_texts(

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from mrl_jax.evaluators.finding import Finding
+from mrl_jax.evaluators.finding import Finding, digest_of
 from mrl_jax.evaluators.subject import Subject
 
 
@@ -25,6 +25,7 @@ def measure(subject: Subject, split: str) -> Finding:
     if subject.hierarchy is None:
         return found
     names, group_c = subject.hierarchy
+    found.read["hierarchy"] = digest_of((names, group_c))
     predictions = subject.predictions(split)
     dims, true_n = predictions.dims, group_c[predictions.label_n]
     right_gn = group_c[predictions.predicted_gn] == true_n
