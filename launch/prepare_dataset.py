@@ -157,7 +157,7 @@ def _report(name: str, path: pathlib.Path, flags: str) -> None:
     dataset = load("tfds", dataset=name, path=str(path), stream=True)
     for split, found in sorted(dataset.splits.items()):
         print(f"{split:<6} {found.examples:>9,} images")
-    print(f"{len(dataset.class_names):,} classes, fingerprint {dataset.fingerprint()}")
+    print(f"{len(dataset.class_names):,} classes, fingerprint {dataset.training_fingerprint()}")
     print(f"train with --config.data.source=tfds {flags}")
 
 

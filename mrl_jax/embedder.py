@@ -78,7 +78,8 @@ class _Images:
         self._tools = Instruments(program.task, program.mesh, config.eval.batch_size, ())
         self.names: tuple[str, ...] | None = None
         if source in dataset.splits:
-            self._split, self.source = dataset.splits[source], f"split {source}"
+            self._split = dataset.splits[source]
+            self.source = f"split {source} {dataset.fingerprint(source)}"
         else:
             self._split = _open_images(source, dataset, config)
             self.names = self._split.records.names
@@ -107,7 +108,8 @@ class _Vectors:
         self._sharding = meshes.batch_sharding(mesh)
         self._embed = jax.jit(task.embed, out_shardings=meshes.replicated(mesh))
         if source in dataset.splits:
-            self._vectors, self.source = dataset.splits[source].sides["vector"], f"split {source}"
+            self._vectors = dataset.splits[source].sides["vector"]
+            self.source = f"split {source} {dataset.fingerprint(source)}"
         else:
             self._vectors = open_vectors(source)
             if self._vectors.width != task.width:
@@ -169,7 +171,7 @@ class Embedder:
         self.made_from = {
             "config": configs.digest(workdir.read_config(request.workdir)),
             "step": int(state["step"]),
-            "data": dataset.fingerprint(),
+            "data": dataset.training_fingerprint(),
             "input": self._input.source,
             "dim": self.width,
             "normalize": request.normalize,

@@ -54,6 +54,12 @@ class FolderRecords:
             raise DataError(f"cannot read image {path}: {error.strerror}") from error
         return Record(data, int(self.label[row]), str(path))
 
+    def order(self) -> str:
+        """Hex digits over names and classes, one after another."""
+        digest = hashlib.sha256("\0".join(self.names).encode("utf-8", "surrogateescape"))
+        digest.update(self.label.astype("<i4"))
+        return digest.hexdigest()
+
     def fingerprint(self) -> str:
         """Sixteen hex digits over names, sizes and classes; no file is opened."""
         digest = hashlib.sha256("\0".join(self.names).encode("utf-8", "surrogateescape"))

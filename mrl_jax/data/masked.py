@@ -152,15 +152,24 @@ class MaskedText:
     splits: dict[str, Sequences]
     reading: str
 
-    def fingerprint(self) -> str:
-        """Sixteen hex digits over all tokens and how they are cut and hidden."""
+    def fingerprint(self, *names: str) -> str:
+        """Sixteen hex digits over the tokens of these splits, or all there are, and their use."""
         digest = hashlib.sha256(self.reading.encode())
-        for name, split in sorted(self.splits.items()):
+        for name in sorted(names or self.splits):
+            split = self.splits[name]
             about = (name, len(split.tokens), split.length, split.around, split.masking)
             digest.update(repr(about).encode())
             digest.update(np.ascontiguousarray(split.tokens.starts))
             digest.update(np.ascontiguousarray(split.tokens.flat))
         return digest.hexdigest()[:16]
+
+    @functools.cached_property
+    def _training_digest(self) -> str:
+        return self.fingerprint("train")
+
+    def training_fingerprint(self) -> str:
+        """Sixteen hex digits over the training tokens and their use, for checkpoints."""
+        return self._training_digest
 
     def summary(self) -> str:
         """One line on what there is."""

@@ -25,7 +25,7 @@ from mrl_jax.errors import DataError, UsageError
 class Split(NamedTuple):
     """Examples in memory: `image` [N, H, W, C] uint8 and `label` [N] int32.
 
-    `Stream` offers the same: examples, update, batches and padded.
+    `Stream` offers the same: examples, update, pin, batches and padded.
     """
 
     image: np.ndarray
@@ -59,6 +59,8 @@ class Split(NamedTuple):
         digest.update(f"{self.image.shape}".encode())
         digest.update(np.ascontiguousarray(self.image))
         digest.update(np.ascontiguousarray(self.label))
+
+    pin = update  # all that training reads is at hand
 
     def batches(self, batch_size: int, seed: int, sharding: jax.sharding.Sharding) -> Batches:
         """Training batches by step."""
@@ -104,16 +106,26 @@ class Dataset:
         return train.size, train.size, 3
 
     @functools.cached_property
-    def _digest(self) -> str:
+    def _training_digest(self) -> str:
         digest = hashlib.sha256(repr(self.class_names).encode())
-        for name, split in sorted(self.splits.items()):
-            digest.update(name.encode())
-            split.update(digest)
+        self.splits["train"].pin(digest)
         return digest.hexdigest()[:16]
 
-    def fingerprint(self) -> str:
-        """Sixteen hex digits over all images and labels; a checkpoint remembers them."""
-        return self._digest
+    def fingerprint(self, *names: str) -> str:
+        """Sixteen hex digits over the classes and these splits, or all there are."""
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        for name in sorted(names or self.splits):
+            digest.update(name.encode())
+            self.splits[name].update(digest)
+        return digest.hexdigest()[:16]
+
+    def training_fingerprint(self) -> str:
+        """Sixteen hex digits over the classes and the train split; a checkpoint remembers them.
+
+        Raises:
+          DataError: of a stream, see `Stream.pin`.
+        """
+        return self._training_digest
 
 
 def load(

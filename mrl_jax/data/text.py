@@ -79,6 +79,13 @@ class TextSplit:
             return self.members[self.starts[:-1]], self.members[self.starts[:-1] + 1]
         return self.sides["anchor"], self.sides["positive"]
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """Sixteen hex digits over all texts and what joins them."""
+        digest = hashlib.sha256()
+        self.update(digest)
+        return digest.hexdigest()[:16]
+
     def update(self, digest: Any) -> None:
         """Adds the content to a hash."""
         digest.update(np.ascontiguousarray(self.texts.flat))

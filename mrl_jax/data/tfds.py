@@ -38,6 +38,10 @@ class TfdsRecords:
             raise DataError(f"{where} has label {label}, legal are 0 to {self.classes - 1}")
         return Record(image, label, where)
 
+    def order(self) -> str:
+        """How many examples there are; what they are called or their classes, only they say."""
+        return str(len(self))
+
     def fingerprint(self) -> str:
         """Sixteen hex digits over name, version, shard lengths and bytes; no image is read."""
         return hashlib.sha256(self.identity.encode()).hexdigest()[:16]

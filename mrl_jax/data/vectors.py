@@ -90,14 +90,19 @@ class VectorData:
         """Dims of all vectors."""
         return self.splits["train"].width
 
-    def fingerprint(self) -> str:
-        """Sixteen hex digits over all numbers, as float32, and their places."""
+    def fingerprint(self, *names: str) -> str:
+        """Sixteen hex digits over the numbers, as float32, of these splits, or all there are."""
         places = [
             (f"{name} {side} {split.rows} {split.width} ".encode(), digest_n)
             for name, split in sorted(self.splits.items())
+            if name in (names or self.splits)
             for side, digest_n in split.digest_n.items()
         ]
         return digest([part for place in places for part in place])
+
+    def training_fingerprint(self) -> str:
+        """Sixteen hex digits over the training vectors; a checkpoint remembers them."""
+        return self.fingerprint("train")
 
     def summary(self) -> str:
         """A line for the log."""

@@ -50,11 +50,13 @@ class Texts:
       data: all splits as texts.
       splits: "train" as batches; the others as they are.
       reading: what token ids follow from, beside the texts.
+      teacher: hex digits over the weights of the model that training learns from; "" for none.
     """
 
     data: texts.TextData
     splits: dict[str, Any]
     reading: str
+    teacher: str = ""
 
     @property
     def name(self) -> str:
@@ -64,6 +66,11 @@ class Texts:
     def fingerprint(self) -> str:
         """Sixteen hex digits over all texts, what joins them, and how they are read."""
         return hashlib.sha256(f"{self.data.digest} {self.reading}".encode()).hexdigest()[:16]
+
+    def training_fingerprint(self) -> str:
+        """Sixteen hex digits over the training texts, and how they are read."""
+        read = f"{self.data.splits['train'].digest} {self.reading} {self.teacher}"
+        return hashlib.sha256(read.encode()).hexdigest()[:16]
 
 
 class _Encoder(NamedTuple):
@@ -207,9 +214,8 @@ def _open(config: ConfigDict) -> texts.TextData:
     return texts.load(d.path, files=d.files, columns=d.columns, drop=d.drop, cache=d.cache)
 
 
-def _digest(folder: TextFolder) -> str:
-    """Hex digits over all that its embeddings follow from."""
-    about = dataclasses.replace(folder, params=None, tokenizer=None)
+def _digest(folder: TextFolder, about: str) -> str:
+    """Hex digits over its weights and tokenizer, and what else is said about it."""
     digest = hashlib.sha256(f"{about} {folder.tokenizer.raw.to_str()}".encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(folder.params):
         digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
@@ -227,7 +233,8 @@ def _train_texts(
         return tokens_of(split.texts, found.tokenizer, found.max_length, **kept)
 
     def vectors():
-        source = f"{split.source} {_digest(teacher)}" if cache else ""
+        about = dataclasses.replace(teacher, params=None, tokenizer=None)
+        source = f"{split.source} {_digest(teacher, str(about))}" if cache else ""
         return vectors_of(split.texts, Encoder(teacher).encode, cache=cache, source=source)
 
     return TrainTexts(
@@ -257,7 +264,9 @@ def from_config(config: ConfigDict, mesh: Mesh, run: pathlib.Path | None = None)
     program = common.make_program(config, task, mesh, model_group="text")
     train = _train_texts(config, found, data.splits["train"], teacher)
     reading = f"{found.tokenizer.raw.to_str()} {found.tokenizer.marks} {found.max_length}"
-    dataset = Texts(data, {**data.splits, "train": train}, reading)
+    # Not all that is said about the teacher: that has another form in another release.
+    taught_by = _digest(teacher, "") if teacher else ""
+    dataset = Texts(data, {**data.splits, "train": train}, reading, taught_by)
     evaluation = _evaluation(config, task, mesh, found.tokenizer, data)
     weights = None
     if found.folder is not None:

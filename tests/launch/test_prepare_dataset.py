@@ -37,7 +37,7 @@ def test_a_folder_is_prepared_once_and_reads_like_itself(folder, tmp_path):
     path = tmp_path / "out" / "images" / "1.0.0"
     assert f"--config.data.path={path}" in done.stdout
     streamed = load("tfds", path=str(path), stream=True)
-    assert f"fingerprint {streamed.fingerprint()}" in done.stdout
+    assert f"fingerprint {streamed.training_fingerprint()}" in done.stdout
     prepared = load("tfds", path=str(path), image_size=32)
     plain = load("image_folder", path=str(folder), image_size=32)
     assert prepared.class_names == plain.class_names == ("cat", "dog")
