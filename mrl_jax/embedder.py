@@ -23,6 +23,7 @@ from mrl_jax.errors import NonFiniteError, UsageError
 from mrl_jax.evaluators.subject import Instruments
 from mrl_jax.experiment import Experiment
 from mrl_jax.runtime import mesh as meshes
+from mrl_jax.runtime.forks import check_not_forked
 from mrl_jax.runtime.step import evaluated
 from mrl_jax.search import shards
 from mrl_jax.search.shards import Format, Manifest, Shard
@@ -141,10 +142,12 @@ class Embedder:
       warning: one line on a prefix that was never trained, or "".
 
     Raises:
-      UsageError: no run or source, dims that it has not; see also `trained.restored`.
+      UsageError: no run or source, dims that it has not; in a fork of a process that used JAX. See
+        also `trained.restored`.
     """
 
     def __init__(self, request: Request):
+        check_not_forked()
         # What is measured besides has no part in this, and may not be where we are.
         apart = ("eval.shifts=()", "eval.hierarchy=", "eval.sts=()")
         overrides = (*request.overrides, *(f"--config.{key}" for key in apart))
@@ -186,7 +189,9 @@ class Embedder:
 
         Raises:
           NonFiniteError: NaN or infinity; names the example.
+          UsageError: in a fork of the process that made it.
         """
+        check_not_forked()
         z_nd, done = np.empty((last - first, self.width), np.float32), 0
         for embedded in self._input.embedded(first, last):
             z_bd = jax.device_get(embedded)[: len(z_nd) - done, : self.width].astype(np.float32)

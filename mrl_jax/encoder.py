@@ -4,7 +4,7 @@ import functools
 import operator
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -14,7 +14,8 @@ from tqdm import tqdm
 from mrl_jax.errors import NonFiniteError, UsageError
 from mrl_jax.interop.text_folder import TextFolder, read_text_folder
 from mrl_jax.models.text import SentenceEncoder, Static
-from mrl_jax.tokenization import check_texts, pad
+from mrl_jax.runtime.forks import check_not_forked
+from mrl_jax.tokenization import listed, pad
 
 # So many texts are tokenised and sorted at a time.
 WINDOW = 1 << 16
@@ -65,6 +66,7 @@ class Encoder:
     """
 
     def __init__(self, folder: TextFolder):
+        check_not_forked()
         self.folder = folder
         self._params = jax.device_put(folder.params)
 
@@ -85,7 +87,7 @@ class Encoder:
 
     def encode(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         dim: int | None = None,
         normalize: bool = True,
         *,
@@ -96,7 +98,7 @@ class Encoder:
         """The embeddings [N, dim] float32 of N texts, in their order.
 
         Args:
-          texts: of any length; cut at the `max_length` of the folder.
+          texts: any number of any length, gone through once; cut at the folder's `max_length`.
           dim: length of the prefix; None: the folder's `truncate_dim`, or all dims.
           normalize: scale to unit length, after cutting; zeros stay zeros. False: as the encoder
             gives them, cut.
@@ -106,14 +108,16 @@ class Encoder:
           batch_tokens: of a batch, padding included; None: what suits the device.
 
         Raises:
-          UsageError: not texts, no such prompt, dims, layers or batches.
+          UsageError: not texts, no such prompt, dims, layers or batches; in a fork of a process
+            that used JAX.
           DataError: text that is not Unicode.
           NonFiniteError: NaN or infinity; names the text.
 
         Warns:
           UserWarning: a prefix that was not trained, where the folder knows which were.
         """
-        check_texts(texts)
+        check_not_forked()
+        texts = listed(texts)
         folder = self.folder
         dim = self._dim(dim)
         if depth is not None and not 1 <= depth <= self.layers:

@@ -4,7 +4,7 @@ import collections
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -167,14 +167,14 @@ class Tokenizer:
         raw.train_from_iterator(texts, trainer)
         return cls(_wordpiece(raw.get_vocab(), settings), marks=marks)
 
-    def encode(self, texts: Sequence[str], max_length: int) -> list[np.ndarray]:
+    def encode(self, texts: Iterable[str], max_length: int) -> list[np.ndarray]:
         """The ids of each text, int32, with marks at most `max_length`; a longer text is cut.
 
         Raises:
           UsageError: something that is not text, or no room for a token between the marks.
           DataError: text that is not Unicode (half of a surrogate pair).
         """
-        check_texts(texts)
+        texts = listed(texts)
         around = self.raw.num_special_tokens_to_add(False) if self.marks else 0
         if max_length <= around:
             raise UsageError(
@@ -264,17 +264,35 @@ class Tokenizer:
         return found[0]
 
 
-def check_texts(texts: Sequence[str]) -> None:
-    """Refuses what is not a list of texts.
+def listed(texts: Iterable[str]) -> list[str]:
+    """The texts as a list; they may come as anything that gives one after another.
 
     Raises:
-      UsageError: names the first thing that is none.
+      UsageError: names the first that is no text, or what is not a number of texts at all.
     """
     if isinstance(texts, str):
         raise UsageError("texts must be a list of strings, got one string: put it in a list")
-    for row, text in enumerate(texts):
+    # Going through a table or a dict gives the names of its columns, or its keys.
+    if isinstance(texts, Mapping) or hasattr(type(texts), "columns"):
+        raise UsageError(
+            f"texts must be a list of strings, got a {type(texts).__name__}: give one column of a "
+            "table, or the values() of a dict"
+        )
+    try:
+        one_by_one = iter(texts)
+    except TypeError:
+        raise UsageError(f"texts must be a list of strings, got {_short(texts)}") from None
+    found = list(one_by_one)
+    for row, text in enumerate(found):
         if not isinstance(text, str):
-            raise UsageError(f"texts must be strings, text {row} is a {type(text).__name__}")
+            raise UsageError(f"texts must be strings, text {row} is {_short(text)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    """What a value is, on one line."""
+    text = " ".join(repr(value).split())
+    return f"{text[:60]} ({type(value).__name__})"
 
 
 def _is_unicode(text: str) -> bool:

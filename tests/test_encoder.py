@@ -1,5 +1,9 @@
 import dataclasses
 import functools
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -11,6 +15,7 @@ from mrl_jax.encoder import Encoder, batches, encoding_length, unit_length
 from mrl_jax.errors import NonFiniteError, UsageError
 from mrl_jax.interop.text_folder import UNLIMITED
 
+TESTS = pathlib.Path(__file__).parent
 TEXTS = [*text_models.SENTENCES[:3], "", "cat", "the old cat " * 20, "cat"]
 
 
@@ -109,12 +114,71 @@ def test_the_folders_dim_is_used_and_untrained_ones_are_warned_of(tmp_path):
         (["a"], {"depth": 4}, "depth must be 1 to 3, got 4"),
         (["a"], {"batch_tokens": 0}, "batch_tokens must be >= 1, got 0"),
         ("a", {}, "a list of strings, got one string"),
-        (["a", b"b"], {}, "text 1 is a bytes"),
+        (["a", b"b"], {}, r"text 1 is b'b' \(bytes\)"),
+        (None, {}, "a list of strings, got None"),
     ],
 )
 def test_what_cannot_be_asked_for_is_refused(texts, options, message):
     with pytest.raises(UsageError, match=message):
         Encoder(text_models.bert()).encode(texts, **options)
+
+
+def test_a_column_of_a_table_is_embedded_and_a_whole_table_is_refused():
+    pandas = pytest.importorskip("pandas")
+    encoder, texts = Encoder(text_models.static()), ["two dogs", "the old cat", "cat"] * 10
+    exact = encoder.encode(texts)
+    frame = pandas.DataFrame({"text": texts, "other": 1})
+    np.testing.assert_array_equal(encoder.encode(frame["text"]), exact)
+    np.testing.assert_array_equal(encoder.encode(text for text in texts), exact)
+    np.testing.assert_array_equal(encoder.encode(dict(enumerate(texts)).values()), exact)
+    with pytest.raises(UsageError, match="got a DataFrame: give one column of a table"):
+        encoder.encode(frame)
+    frame.loc[4, "text"] = None
+    with pytest.raises(UsageError, match=r"text 4 is (None|nan)"):
+        encoder.encode(frame["text"])
+
+
+FORKED = """
+import multiprocessing, warnings
+import text_models
+from mrl_jax.embedder import Embedder
+from mrl_jax.encoder import Encoder
+from mrl_jax.errors import UsageError
+
+warnings.simplefilter("ignore")  # JAX warns of forks
+folder = text_models.static()
+
+
+def compute(pipe, encoder):
+    for work in (lambda: encoder.encode(["cat"]), lambda: Encoder(folder), lambda: Embedder(None)):
+        try:
+            work()
+        except UsageError as error:
+            pipe.send(str(error))
+
+
+def child(encoder):
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=compute, args=(theirs, encoder))
+    process.start()
+    said = [ours.recv() if ours.poll(60) else "it hangs" for _ in range(3)]
+    process.kill()
+    return said
+
+
+print(*child(Encoder(folder)), sep="\\n")
+"""
+
+
+def test_a_fork_is_refused_where_it_would_hang():
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path[1:], str(TESTS)])},
+    )
+    assert done.stdout.count("this process is a fork of one in which JAX was in use") == 3
 
 
 def test_a_number_that_is_none_names_the_text():

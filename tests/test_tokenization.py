@@ -166,14 +166,48 @@ def test_padding_goes_to_few_lengths():
     ("texts", "kind", "message"),
     [
         ("abc", UsageError, "must be a list of strings, got one string"),
-        (["a", 3], UsageError, "must be strings, text 1 is a int"),
-        (["a", None], UsageError, "must be strings, text 1 is a NoneType"),
+        (["a", 3], UsageError, r"must be strings, text 1 is 3 \(int\)"),
+        (["a", None], UsageError, r"must be strings, text 1 is None \(NoneType\)"),
+        (["a", "b", float("nan")], UsageError, r"text 2 is nan \(float\)"),
+        (np.array(["a", "b"], "S1"), UsageError, "text 0 is .*bytes"),
+        (b"ab", UsageError, r"text 0 is 97 \(int\)"),
+        (np.zeros((2, 40)), UsageError, "text 0 is array"),
+        (np.array("a"), UsageError, "must be a list of strings, got array"),
+        (None, UsageError, r"must be a list of strings, got None \(NoneType\)"),
+        (7, UsageError, r"must be a list of strings, got 7 \(int\)"),
+        ({"a": "b"}, UsageError, "got a dict: give one column of a table, or the values"),
         (["a", "b\ud800"], DataError, "text 1 is not valid Unicode"),
     ],
 )
 def test_what_is_no_text_is_refused(texts, kind, message):
     with pytest.raises(kind, match=message):
         text_models.tokenizer().encode(texts, 9)
+
+
+def test_texts_may_come_as_anything_that_gives_them_one_by_one():
+    texts = ["a man", "the woman", "two dogs"]
+    tokenizer = text_models.tokenizer()
+    exact = [ids_t.tolist() for ids_t in tokenizer.encode(texts, 9)]
+    for given in (
+        tuple(texts),
+        np.array(texts),
+        np.array(texts, object),
+        collections.deque(texts),
+        (text for text in texts),
+        map(str, texts),
+        dict.fromkeys(texts),
+    ):
+        given = given.keys() if isinstance(given, dict) else given
+        assert [ids_t.tolist() for ids_t in tokenizer.encode(given, 9)] == exact
+    assert tokenizer.encode({"a man"}, 9)[0].tolist() == exact[0]
+    assert tokenizer.encode(iter(()), 9) == []
+
+    def broken():
+        yield "a man"
+        raise TypeError("of its own")
+
+    with pytest.raises(TypeError, match="of its own"):
+        tokenizer.encode(broken(), 9)
 
 
 def test_files_that_are_no_tokenizer_are_refused(tmp_path):
