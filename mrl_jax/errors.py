@@ -4,6 +4,8 @@ Every error a user can cause is one of these; a command prints it as one line an
 code (see `cli.run`). Anything else is a bug and keeps its traceback.
 """
 
+import reprlib
+
 EXIT_DONE = 0
 EXIT_USAGE = 2
 EXIT_DATA = 3
@@ -40,6 +42,15 @@ class Preempted(Exception):
     """The process was asked to stop; its state is saved and the run can be started again."""
 
     exit_code = EXIT_PREEMPTED
+
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 60
+
+
+def shown(value: object) -> str:
+    """A user's value as an error message quotes it: `repr`, cut where it is long."""
+    return _SHOWN.repr(value)
 
 
 USER_ERRORS = (UsageError, DataError, CheckpointError, NonFiniteError, Preempted)

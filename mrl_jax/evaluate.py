@@ -41,8 +41,10 @@ def main(argv: Sequence[str]) -> None:
                 step=int(state["step"]),
                 data=setup.dataset.fingerprint(),
             )
-            print(results.table(found.results))
+            print("\n".join([results.table(found.results), *results.not_measured(found.skipped)]))
             print(f"step {int(state['step'])}; results in {folder / workdir.RESULTS}")
+        if found.unread:
+            raise found.unread[0]
 
 
 if __name__ == "__main__":

@@ -60,11 +60,12 @@ def write(
     data: str,
     read: dict[str, str],
     results: Sequence[Result],
+    skipped: dict[str, str],
 ) -> None:
     """Writes results.json atomically: the numbers, and what it takes to get them again.
 
     `data` is the fingerprint of the data set that was measured; `read` has digests of what was read
-    beside it, see `evaluators.Finding`.
+    beside it, `skipped` why measures are missing, see `evaluators.Finding`.
     """
     content = {
         "schema": SCHEMA,
@@ -81,6 +82,7 @@ def write(
         "read": read,
         "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
         "results": [result._asdict() for result in results],
+        "skipped": skipped,
     }
     write_text(path, json.dumps(content, indent=1) + "\n")
 
@@ -105,6 +107,11 @@ def table(results: Sequence[Result]) -> str:
     names = list(dict.fromkeys(r.name for r in results))
     blocks = [names[i : i + COLUMNS] for i in range(0, len(names), COLUMNS)]
     return "\n\n".join(_block([r for r in results if r.name in block]) for block in blocks)
+
+
+def not_measured(skipped: dict[str, str]) -> list[str]:
+    """A line for each measurement that could not be taken."""
+    return [f"not measured: {name}: {reason}" for name, reason in skipped.items()]
 
 
 def _block(results: Sequence[Result]) -> str:

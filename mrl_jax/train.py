@@ -187,6 +187,8 @@ class Training:
         with self.phases("eval"), self.rate.paused():
             found = self.experiment.evaluate(self.state, ("val",))
             self.writer.write(done, by_name(found.results))
+        for line in results.not_measured(found.skipped):
+            say(f"step {done:>6} {line}")
         main = results.headline(found.results)
         for best in [r for r in main if r.name == main[0].name][-1:]:
             say(
@@ -195,7 +197,12 @@ class Training:
             )
 
     def finish(self, command: str) -> None:
-        """Final evaluation, results.json and DONE."""
+        """Final evaluation, results.json and DONE.
+
+        Raises:
+          DataError: data could not be read. All other numbers are in results.json, and the same
+            command measures again.
+        """
         with self.phases("eval"):
             found = self.experiment.evaluate(self.state)
         self.writer.write(self.config.steps, by_name(found.results))
@@ -209,8 +216,13 @@ class Training:
                 step=self.config.steps,
                 data=self.experiment.dataset.fingerprint(),
             )
-            results.write_text(self.folder / workdir.DONE, f"step {self.config.steps}\n")
+            if not found.unread:
+                results.write_text(self.folder / workdir.DONE, f"step {self.config.steps}\n")
         say(results.table(results.headline(found.results)))
+        for line in results.not_measured(found.skipped):
+            say(line)
+        if found.unread:
+            raise found.unread[0]
         say(f"time {self.phases.summary()}")
         say(f"results in {self.folder / workdir.RESULTS}")
 
@@ -254,6 +266,8 @@ def main(argv: Sequence[str]) -> None:
             setup = experiment.from_config(config, folder)
         if setup.note:
             say(setup.note)
+        for line in results.not_measured(setup.check()):
+            say(line)
         training = Training(config, setup, folder, stop=stop, phases=phases)
         try:
             # Not before: what cannot even start does not take the folder.

@@ -127,6 +127,7 @@ def record_finding(
         data=data,
         read=finding.read,
         results=finding.results,
+        skipped=finding.skipped,
     )
 
 

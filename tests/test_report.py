@@ -7,6 +7,7 @@ import html.parser
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -16,6 +17,8 @@ from reporting.folders import DIMS, make_results, write_run, write_sweep
 
 from mrl_jax import report
 from mrl_jax.errors import DataError, UsageError
+from mrl_jax.reporting.document import compose
+from mrl_jax.reporting.runs import read_study
 
 EVIL = "<script>alert(1)</script> a|b `c` [d](http://e) $x$ ```"
 
@@ -73,6 +76,24 @@ def test_sweep_report_files_and_table(root, capsys):
     assert "400 test examples" in markdown
     assert "8 of 8 runs finished" in markdown
     assert "older" not in markdown
+
+
+def test_measures_that_data_did_not_allow_are_listed_once(root):
+    for seed in (0, 1):
+        results = make_results("separate", DIMS, seed)
+        results["skipped"] = {"equal": "all 9 scores are equal"}
+        if seed:
+            results["skipped"] |= {f"s{i}": "too few" for i in range(12)}
+        (root / f"separate8-{seed}" / "results.json").write_text(json.dumps(results))
+    (root / "sweep.json").unlink()
+    for path in root.iterdir():
+        if not path.name.startswith("separate8"):
+            shutil.rmtree(path)
+    document, _ = compose(read_study(root))
+    listed = [warning for warning in document.warnings if "measure" in warning]
+    assert listed[0] == "equal was not measured: all 9 scores are equal."
+    assert listed[1] == "s0 was not measured in separate8-1: too few."
+    assert listed[10:] == ["3 more measures are missing."]
 
 
 def test_csv_is_a_long_table(root):

@@ -143,23 +143,38 @@ def test_two_processes_give_the_result_of_one(finished, folder, tmp_path):
         assert mine == pytest.approx(one, rel=1e-3), mine["step"]
 
 
-def test_evaluated_again_the_numbers_are_the_same_and_more_can_be_asked(finished, tmp_path):
+def test_evaluated_again_the_numbers_are_the_same_and_more_can_be_asked(
+    finished, folder, tmp_path
+):
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
     (tmp_path / "labels").mkdir()
     labelled(tmp_path / "labels" / "train.tsv", slice(0, 70))
     labelled(tmp_path / "labels" / "test.tsv", slice(70, None))
     collection(tmp_path / "found")
+    # What cannot be measured takes no other number with it.
+    rows = "".join(f"{who} sleeps\t{who} waits\t5\n" for who in WHO)
+    (tmp_path / "equal.tsv").write_text("sentence1\tsentence2\tscore\n" + rows)
+    labelled(tmp_path / "one.tsv", slice(0, 3))
     more = (
+        f"sts=equal={tmp_path / 'equal.tsv'},again={folder / 'test.tsv'}",
         *("projections=True", f"classification=what={tmp_path / 'labels'}"),
-        *(f"clustering=kinds={tmp_path / 'labels' / 'test.tsv'}",),
+        f"clustering=one={tmp_path / 'one.tsv'},kinds={tmp_path / 'labels' / 'test.tsv'}",
         f"retrieval=others={tmp_path / 'found'}",
     )
-    commands.succeed(
+    output = commands.succeed(
         commands.command(
             "mrl_jax.evaluate", "--workdir", workdir, *(f"--config.eval.{m}" for m in more)
         )
     )
+    skipped = test_train.results_of(workdir)["skipped"]
+    assert skipped == {
+        "equal": "all 6 scores are equal (5), which orders nothing",
+        "one": "needs 2 classes or more, and as many different texts, got 1 classes of 3 texts",
+    }
+    for name, reason in skipped.items():
+        assert f"not measured: {name}: {reason}" in output.splitlines()
+    assert test_train.results_of(finished[0])["skipped"] == {}
     before, after = (
         {(r["name"], r["dim"]): r["value"] for r in test_train.results_of(w)["results"]}
         for w in (finished[0], workdir)

@@ -214,20 +214,24 @@ def read_scored(path: pathlib.Path, width: int) -> ScoredVectors:
     """Scored pairs from an .npz file with arrays a [N, D], b [N, D] and score [N].
 
     Raises:
-      DataError: no such file or arrays, another width, NaN or infinity; names the file.
+      DataError: no such file or arrays, another width, no numbers, NaN or infinity; names the file.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
             a_nd, b_nd, score_n = (arrays[name] for name in ("a", "b", "score"))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} must be .npz with arrays a, b and score: {error}") from error
-    shapes = a_nd.shape, b_nd.shape, score_n.shape
-    if shapes != ((len(score_n), width), (len(score_n), width), (len(score_n),)):
+    shapes, n = (a_nd.shape, b_nd.shape, score_n.shape), score_n.size
+    if shapes != ((n, width), (n, width), (n,)):
         raise DataError(f"{path} must hold a and b [N, {width}] and score [N], it has {shapes}")
     if not all(np.issubdtype(x.dtype, np.floating) for x in (a_nd, b_nd)):
         raise DataError(f"{path} must hold floating point vectors, it has {a_nd.dtype}")
-    for name, z_nd in (("a", a_nd), ("b", b_nd)):
-        finite_n = np.isfinite(z_nd).all(1)
+    if score_n.dtype.kind not in "iuf":
+        raise DataError(f"{path} must hold numbers as score, it has {score_n.dtype}")
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
+        found = ScoredVectors(np.float32(a_nd), np.float32(b_nd), np.float64(score_n))
+    for name, x_nd in zip(("a", "b", "score"), found, strict=True):
+        finite_n = np.isfinite(x_nd.reshape(n, -1)).all(1)
         if not finite_n.all():
             raise DataError(f"{path}: row {finite_n.argmin()} of {name} holds NaN or infinity")
-    return ScoredVectors(np.float32(a_nd), np.float32(b_nd), np.float64(score_n))
+    return found

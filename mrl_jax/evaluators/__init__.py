@@ -1,11 +1,12 @@
 """Measuring a trained embedding at every prefix; the same code during training and offline."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from jax.sharding import Mesh
 
-from mrl_jax.data import Dataset
+from mrl_jax.data import Dataset, Split
 from mrl_jax.data.shifts import Shift
 from mrl_jax.evaluators import (
     agreement,
@@ -22,7 +23,7 @@ from mrl_jax.evaluators import (
     robustness,
     superclass,
 )
-from mrl_jax.evaluators.finding import Examples, Finding
+from mrl_jax.evaluators.finding import Examples, Finding, refusals
 from mrl_jax.evaluators.hierarchy import Hierarchy
 from mrl_jax.evaluators.subject import Instruments, Subject
 from mrl_jax.tasks import Classification
@@ -95,6 +96,30 @@ class Evaluation:
         self._measures = chosen(measures)
         self._context = {"seed": seed, "hierarchy": hierarchy, "shifts": shifts}
 
+    def check(self, splits: tuple[str, ...]) -> dict[str, str]:
+        """What means nothing for the data, see `Finding.skipped`; of streams their size is known.
+
+        Streams tell the labels of their images no sooner than they are read.
+        """
+        parts = self._dataset.splits
+        label = {name: part.label for name, part in parts.items() if isinstance(part, Split)}
+        checks: dict[str, Callable[[], None]] = {}
+        for split in splits:
+            sizes = {name: part.examples for name, part in parts.items()}
+            if len(self._instruments.task.nesting) > 1:
+                checks[f"{split}/cascade"] = functools.partial(cascade.check, sizes, split)
+            if split in label:
+                checks[f"{split}/few_shot"] = functools.partial(few_shot.check, label[split])
+                if "train" in label:
+                    checks[f"{split}/long_tail"] = functools.partial(
+                        long_tail.check, label["train"], label[split]
+                    )
+                checks[f"{split}/superclass"] = functools.partial(
+                    superclass.check, self._context["hierarchy"], label[split]
+                )
+        asked = [name for name in checks if name.partition("/")[2] in self._measures]
+        return refusals({name: checks[name] for name in asked})
+
     def run(self, params: Any, model_state: Any, splits: tuple[str, ...]) -> Finding:
         """All that was asked for, on these splits."""
         subject = Subject(self._instruments, self._dataset, params, model_state, **self._context)
@@ -102,5 +127,6 @@ class Evaluation:
         # In order, not as a set: processes must run the same collectives in the same order.
         for split in splits:
             for name in self._measures:
-                found.add(MEASURES[name](subject, split))
+                measure = functools.partial(MEASURES[name], subject, split)
+                found.attempt(f"{split}/{name}", measure)
         return found

@@ -13,7 +13,7 @@ from mrl_jax.data.beir import Collection
 from mrl_jax.data.loader import padded_batches
 from mrl_jax.data.vectors import ScoredVectors, VectorData, VectorSplit
 from mrl_jax.evaluators import preservation, text_common, text_retrieval, text_sts
-from mrl_jax.evaluators.finding import Finding, digest_of
+from mrl_jax.evaluators.finding import Finding, Unmeasurable, digest_of, refusals
 from mrl_jax.evaluators.spaces import Space
 from mrl_jax.runtime.mesh import batch_sharding, replicated
 from mrl_jax.tasks.adaptor import AdaptorTask
@@ -67,6 +67,18 @@ class AdaptorEvaluation:
     def _rivals(self) -> dict[str, Space]:
         return text_common.rivals(fitted_on(self._data, self._seed), self._seed)
 
+    def check(self, splits: tuple[str, ...]) -> dict[str, str]:
+        """What means nothing for the data, see `Finding.skipped`."""
+        checks: dict[str, Callable[[], Any]] = {}
+        for name in splits:
+            split = self._data.splits[name]
+            checks[f"{name}/overlap10"] = functools.partial(preservation.check, split.rows)
+            if "positive" in split.sides:
+                checks[f"{name}/ndcg10"] = functools.partial(_collection, split.ids)
+        for name, (a_nd, b_nd, score_n) in self._sts.items():
+            checks[name] = functools.partial(text_sts.check, (a_nd, b_nd), score_n)
+        return refusals(checks)
+
     def run(self, params: Any, model_state: Any, splits: tuple[str, ...]) -> Finding:
         """All that was asked for, on these splits."""
 
@@ -79,16 +91,19 @@ class AdaptorEvaluation:
         found = Finding()
         for name in splits:
             split = self._data.splits[name]
-            found.add(self._preserved(adapt, name, split))
+            preserved = functools.partial(self._preserved, adapt, name, split)
+            found.attempt(f"{name}/overlap10", preserved)
             if "positive" in split.sides:
-                found.add(self._answered(adapt, name, split))
+                answered = functools.partial(self._answered, adapt, name, split)
+                found.attempt(f"{name}/ndcg10", answered)
         for name, (a_nd, b_nd, score_n) in self._sts.items():
             found.read[f"sts.{name}"] = digest_of((a_nd, b_nd, score_n))
             rows = range(len(a_nd)), range(len(a_nd), 2 * len(a_nd))
             measure = functools.partial(
                 text_sts.measure, name=name, pairs=rows, score_n=score_n, dims=self._dims
             )
-            found.add(self._beside(measure, adapt, np.concatenate([a_nd, b_nd])))
+            both_nd = np.concatenate([a_nd, b_nd])
+            found.attempt(name, functools.partial(self._beside, measure, adapt, both_nd))
         return found
 
     def _preserved(self, adapt: Callable, name: str, split: VectorSplit) -> Finding:
@@ -102,8 +117,6 @@ class AdaptorEvaluation:
 
     def _answered(self, adapt: Callable, name: str, split: VectorSplit) -> Finding:
         collection = _collection(split.ids)
-        if not len(collection.query_r):
-            return Finding()
         both = [split.sides[side] for side in ("vector", "positive")]
         z_nd = np.concatenate([vectors.read(0, vectors.rows) for vectors in both])
         measure = functools.partial(
@@ -137,9 +150,14 @@ def _collection(ids: dict[str, np.ndarray]) -> Collection:
 
     Positives are numbered behind all vectors. What is equal has one id, so that no query is shown
     itself; it is no answer to itself either.
+
+    Raises:
+      Unmeasurable: every vector is its own positive.
     """
     a_n, b_n = ids["vector"], ids["positive"]
     judged_r2 = np.unique(np.stack([a_n, b_n], 1)[a_n != b_n], axis=0)
+    if not len(judged_r2):
+        raise Unmeasurable(f"each of the {len(a_n)} vectors is its own positive")
     query_b, query_r = np.unique(judged_r2[:, 0], return_inverse=True)
     document_n, place_n = np.unique(b_n, return_index=True)
     _, place_b, _ = np.intersect1d(a_n, query_b, return_indices=True)

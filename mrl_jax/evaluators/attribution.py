@@ -11,7 +11,7 @@ import numpy as np
 from mrl_jax.data import Split, padded_batches
 from mrl_jax.data.images import centre_square
 from mrl_jax.data.stream import Stream
-from mrl_jax.evaluators.finding import Finding
+from mrl_jax.evaluators.finding import Finding, Unmeasurable
 from mrl_jax.evaluators.grad_cam import TOP_SHARE, grad_cam, neighbour_correlation, top_share
 from mrl_jax.evaluators.subject import Subject
 from mrl_jax.runtime.mesh import batch_divisor, batch_sharding
@@ -89,7 +89,9 @@ def measure(subject: Subject, split: str) -> Finding:
     "{split}_attribution.png" is the picture. "{split}_attribution.json" says of each image whether
     its maps are focused (`top_share`, per dim) and whether they stay in place
     (`neighbour_correlation`, per pair of neighbouring dims); null where that is not defined.
-    Nothing where the backbone has no feature map.
+
+    Raises:
+      Unmeasurable: the backbone has no feature map.
     """
     dims = shown_dims(subject.classifiable, subject.task.nesting.dims)
     predictions = subject.predictions(split)
@@ -108,7 +110,7 @@ def measure(subject: Subject, split: str) -> Finding:
     maps = grad_cam(subject.task, subject.mesh, dims)
     map_gbhw = jax.device_get(maps(subject.params, subject.model_state, batch))
     if map_gbhw is None:
-        return Finding()
+        raise Unmeasurable("the backbone has no feature map")
     images = [
         {
             "example": row,

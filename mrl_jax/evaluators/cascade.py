@@ -5,10 +5,10 @@ mirrored image in all of that figure, so its accuracies are some tenths of a per
 """
 
 import json
+from collections.abc import Collection, Mapping
 
 from mrl_jax.cascade.study import FITTED, Judged, study
-from mrl_jax.errors import DataError
-from mrl_jax.evaluators.finding import Finding
+from mrl_jax.evaluators.finding import Finding, Unmeasurable
 from mrl_jax.evaluators.subject import Subject
 
 
@@ -16,6 +16,21 @@ def _judged(subject: Subject, split: str, dims: tuple[int, ...]) -> Judged:
     predictions = subject.predictions(split)
     rows = [predictions.dims.index(m) for m in dims]
     return Judged(dims, predictions.confidence_gn[rows], predictions.rank_gn[rows] <= 1)
+
+
+def _beside(splits: Collection[str], split: str) -> bool:
+    """Whether policies of a split are fitted on another one."""
+    return split == "test" and "val" in splits
+
+
+def check(sizes: Mapping[str, int], split: str) -> None:
+    """Refuses a single example, which cannot be divided into some to fit and some to test on.
+
+    Raises:
+      Unmeasurable: as said; `sizes` are the examples of every split.
+    """
+    if sizes[split] < 2 and not _beside(sizes, split) and not (split == "val" and "test" in sizes):
+        raise Unmeasurable(f"needs 2 examples or more to fit and test on, got {sizes[split]}")
 
 
 def measure(subject: Subject, split: str) -> Finding:
@@ -28,17 +43,15 @@ def measure(subject: Subject, split: str) -> Finding:
     "{split}_cascade_policy.json" is the recommended policy, as `Policy.load` reads it.
 
     Raises:
-      DataError: a single example cannot be divided.
+      Unmeasurable: a single example cannot be divided.
     """
     splits = subject.dataset.splits
     dims = tuple(m for m in subject.classifiable if m in subject.task.nesting.dims)
     if len(dims) < 2 or (split == "val" and "test" in splits):
         return Finding()
+    check({name: part.examples for name, part in splits.items()}, split)
     measured = _judged(subject, split, dims)
-    n = measured.right_gn.shape[1]
-    beside = split == "test" and "val" in splits
-    if n < 2 and not beside:
-        raise DataError(f"{split}: a cascade needs 2 examples or more to fit and test on, got {n}")
+    n, beside = measured.right_gn.shape[1], _beside(splits, split)
     content, policy = study(
         _judged(subject, "val", dims) if beside else measured,
         measured if beside else None,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mrl_jax.evaluators.class_means import SCHEMA, by_dim, digest, nearest_is_own, rows_of_classes
-from mrl_jax.evaluators.finding import Finding
+from mrl_jax.evaluators.finding import Finding, Unmeasurable
 from mrl_jax.evaluators.subject import Subject
 from mrl_jax.results import Result
 
@@ -53,6 +53,22 @@ def settings(smallest: int, classes: int) -> list[Setting]:
     ]
 
 
+def check(label_n: np.ndarray) -> None:
+    """Refuses labels of which no two classes have an example to show and one to ask.
+
+    Raises:
+      Unmeasurable: as said.
+    """
+    classes = len(_shared(label_n))
+    if classes < 2:
+        raise Unmeasurable(f"needs 2 classes or more with 2 examples each, got {classes}")
+
+
+def _shared(label_n: np.ndarray) -> list[np.ndarray]:
+    """The examples of every class that has more than one."""
+    return [row_n for row_n in rows_of_classes(label_n).values() if len(row_n) > 1]
+
+
 def draw(rows: list[np.ndarray], setting: Setting) -> np.ndarray:
     """Examples of episodes, [E, ways, shots + queries]: support first, all of them different.
 
@@ -94,17 +110,24 @@ def measure(subject: Subject, split: str) -> Finding:
     than 10, as it would be the same. With C < 10 classes it is "ncm_{C}way_5shot". "_pca" and
     "_random" after it are untrained rivals. Classes with a single example take no part. k shots
     are left out where the smallest of the others has no more than k examples: so every number of a
-    split is about the same classes. Fewer than two such classes give no results.
+    split is about the same classes; `Finding.skipped` names what was left out.
 
     The file "{split}_few_shot.json" holds the accuracy of every episode by metric and dim, and in
     "draws" a digest of the episodes: where two runs' are equal, they are compared in pairs.
+
+    Raises:
+      Unmeasurable: fewer than two classes that have two examples.
     """
     found = Finding()
     z_nd, label_n = subject.embedded(split)
-    rows = [row_n for row_n in rows_of_classes(label_n).values() if len(row_n) > 1]
-    if len(rows) < 2:
-        return found
-    chosen = settings(min(map(len, rows)), len(rows))
+    check(label_n)
+    rows = _shared(label_n)
+    smallest = min(map(len, rows))
+    chosen = settings(smallest, len(rows))
+    if left_out := [str(shots) for shots in SHOTS if shots >= smallest]:
+        found.skipped[f"{split}/few_shot of {', '.join(left_out)}"] = (
+            f"the smallest of {len(rows)} classes has {smallest} examples"
+        )
     drawn = {setting: draw(rows, setting) for setting in chosen}
     accuracies = {}
     for suffix in ("", *RIVALS):

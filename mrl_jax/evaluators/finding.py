@@ -2,12 +2,29 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from mrl_jax.errors import DataError
 from mrl_jax.results import Result, proportion
+
+
+class Unmeasurable(DataError):
+    """Sound data that a measure means nothing for: too few examples, one class, equal scores."""
+
+
+def refusals(checks: Mapping[str, Callable[[], None]]) -> dict[str, str]:
+    """Of those checks that raise `Unmeasurable` the reason, by their names."""
+    found = {}
+    for name, check in checks.items():
+        try:
+            check()
+        except Unmeasurable as error:
+            found[name] = str(error)
+    return found
 
 
 class Examples(NamedTuple):
@@ -46,12 +63,16 @@ class Finding:
     files: content by name, e.g. "test_cascade.json".
     read: digests of what was read beside the run's data, by the config key below `eval` and, of a
       set, its name: "hierarchy", "sts.stsb". Runs measured the same where these are equal.
+    skipped: why something could not be measured, by "{split}/{measure}" or the name of a data set.
+    unread: errors of data that could not be read; a person has to mend those.
     """
 
     results: list[Result] = dataclasses.field(default_factory=list)
     examples: dict[str, Examples] = dataclasses.field(default_factory=dict)
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
     read: dict[str, str] = dataclasses.field(default_factory=dict)
+    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    unread: list[DataError] = dataclasses.field(default_factory=list)
 
     def add(self, other: "Finding") -> None:
         """Takes in what another measurement found."""
@@ -59,6 +80,24 @@ class Finding:
         self.examples.update(other.examples)
         self.files.update(other.files)
         self.read.update(other.read)
+        self.skipped.update(other.skipped)
+        self.unread.extend(other.unread)
+
+    def attempt(self, name: str, measure: Callable[[], "Finding"]) -> None:
+        """Takes in what a measurement finds, or why its data do not let it find anything.
+
+        So no measurement takes the numbers of the others with it.
+        """
+        try:
+            self.add(measure())
+        except Unmeasurable as error:
+            self.skipped[name] = str(error)
+        except DataError as error:
+            # Of several processes one alone may meet it, and the others wait for that one.
+            if jax.process_count() > 1:
+                raise
+            self.skipped[name] = str(error)
+            self.unread.append(error)
 
     def add_right(self, name: str, dims: Sequence[int], right_gn: np.ndarray) -> None:
         """Notes results of which every example is right or wrong: their means, and the examples."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mrl_jax.evaluators.class_means import SCHEMA, by_dim, digest, nearest_is_own, rows_of_classes
-from mrl_jax.evaluators.finding import Finding
+from mrl_jax.evaluators.finding import Finding, Unmeasurable
 from mrl_jax.evaluators.subject import Subject
 from mrl_jax.results import Result
 
@@ -22,6 +22,22 @@ class Stream(NamedTuple):
 
     group_c: np.ndarray
     shown: list[np.ndarray]
+
+
+def check(train_label_n: np.ndarray, label_n: np.ndarray) -> list[np.ndarray]:
+    """The training examples of every class that has an example in both splits.
+
+    Raises:
+      Unmeasurable: fewer than 4 such classes, or a median one of a single training example.
+    """
+    rows_of = rows_of_classes(train_label_n)
+    rows = [rows_of[c] for c in np.intersect1d(train_label_n, label_n).tolist()]
+    if len(rows) < 4 or np.median([len(row_n) for row_n in rows]) < 2:
+        raise Unmeasurable(
+            "needs 4 classes or more in both splits, a median one with 2 training examples, got "
+            f"{len(rows)} classes of {sum(map(len, rows))} training examples"
+        )
+    return rows
 
 
 def draw(rows: list[np.ndarray], seed: int) -> Stream:
@@ -74,19 +90,19 @@ def measure(subject: Subject, split: str) -> Finding:
     trained on the latter. Pretrain means do not depend on the stream: their head and tail differ
     only in which classes they are.
 
-    Classes without an example in both splits are left out. With fewer than 4 classes, or where a
-    median class has one training example, nothing is rare, and there are no results.
+    Classes without an example in both splits are left out.
 
     The file "{split}_long_tail.json" holds the accuracy of every stream by metric and dim, and in
     "draws" a digest of the streams: where two runs' are equal, they are compared in pairs.
+
+    Raises:
+      Unmeasurable: with fewer than 4 classes, or where a median class has one training example,
+        nothing is rare.
     """
     found = Finding()
     train, test = subject.embedded("train"), subject.embedded(split)
-    rows_of = rows_of_classes(train.label_n)
+    rows = check(train.label_n, test.label_n)
     classes = np.intersect1d(train.label_n, test.label_n)
-    rows = [rows_of[c] for c in classes.tolist()]
-    if len(rows) < 4 or np.median([len(row_n) for row_n in rows]) < 2:
-        return found
     tested_n = np.isin(test.label_n, classes)
     z_nd, own_n = test.z_nd[tested_n], np.searchsorted(classes, test.label_n[tested_n])
     whole_cd = np.stack([train.z_nd[row_n].mean(0, dtype=np.float64) for row_n in rows])

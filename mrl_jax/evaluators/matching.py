@@ -2,9 +2,19 @@
 
 import numpy as np
 
-from mrl_jax.evaluators.finding import Finding
+from mrl_jax.evaluators.finding import Finding, Unmeasurable
 
 _MAX_SCORES = 2**24  # numbers held at a time
+
+
+def check(a_id_n: np.ndarray, b_id_n: np.ndarray) -> None:
+    """Refuses pairs of which none has another to be told from; ids as in `measure`.
+
+    Raises:
+      Unmeasurable: as said.
+    """
+    if min(len(np.unique(a_id_n)), len(np.unique(b_id_n))) < 2:
+        raise Unmeasurable(f"needs 2 different pairs or more, got {len(a_id_n)} that are alike")
 
 
 def measure(

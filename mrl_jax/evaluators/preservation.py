@@ -7,8 +7,7 @@ import numpy as np
 import scipy.stats
 from jax.sharding import Mesh
 
-from mrl_jax.errors import DataError
-from mrl_jax.evaluators.finding import Finding
+from mrl_jax.evaluators.finding import Finding, Unmeasurable
 from mrl_jax.evaluators.text_common import unit_rows
 from mrl_jax.results import Result
 from mrl_jax.search import top_k
@@ -20,6 +19,16 @@ GROUPS = 50  # of pairs, one of which is left out at a time
 
 # A suffix for metrics, the prefixes that there are, and coordinates [N, E].
 Coordinates = tuple[str, Sequence[int], np.ndarray]
+
+
+def check(rows: int) -> None:
+    """Refuses so few rows that every other one is near.
+
+    Raises:
+      Unmeasurable: fewer than 12.
+    """
+    if rows < NEAREST + 2:
+        raise Unmeasurable(f"needs {NEAREST + 2} vectors or more, got {rows}")
 
 
 def measure(
@@ -46,12 +55,11 @@ def measure(
       mesh: rows are split over all its devices.
 
     Raises:
-      DataError: fewer than 12 rows.
+      Unmeasurable: fewer than 12 rows.
       NonFiniteError: vectors hold NaN or infinity.
     """
     n = len(whole_nd)
-    if n < NEAREST + 2:
-        raise DataError(f"{name}: at least {NEAREST + 2} vectors are needed, got {n}")
+    check(n)
     order_n = np.random.default_rng(seed).permutation(n)
     row_q, pairs = np.sort(order_n[:QUERIES]), min(PAIRS, n // 2)
     pair_2p = order_n[:pairs], order_n[pairs : 2 * pairs]

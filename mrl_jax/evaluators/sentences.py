@@ -22,7 +22,7 @@ from mrl_jax.evaluators import (
     text_retrieval,
     text_sts,
 )
-from mrl_jax.evaluators.finding import Finding, digest_of
+from mrl_jax.evaluators.finding import Finding, digest_of, refusals
 from mrl_jax.runtime.mesh import batch_sharding, replicated
 from mrl_jax.tasks.sentence_pairs import SentencePairs
 from mrl_jax.tokenization import Tokenizer, pad, padded_length
@@ -94,6 +94,24 @@ class SentenceEvaluation:
             for name, content in sets.items()
         }
 
+    def check(self, splits: tuple[str, ...]) -> dict[str, str]:
+        """What means nothing for the data, see `Finding.skipped`."""
+        checks: dict[str, Callable[[], None]] = {}
+        for name in splits:
+            split = self._data.splits[name]
+            if split.kind == "scored":
+                check = functools.partial(text_sts.check, split.pairs(), split.score_n)
+                checks[f"{name}/spearman"] = check
+            else:
+                checks[f"{name}/match"] = functools.partial(matching.check, *_ids(split))
+        for name, split in self._sts.items():
+            checks[name] = functools.partial(text_sts.check, split.pairs(), split.score_n)
+        for name, parts in self._classification.items():
+            checks[name] = functools.partial(text_classification.check, *parts)
+        for name, texts in self._clustering.items():
+            checks[name] = functools.partial(text_clustering.check, texts)
+        return refusals(checks)
+
     def run(self, params: Any, model_state: Any, splits: tuple[str, ...]) -> Finding:
         """All that was asked for, on these splits."""
 
@@ -116,11 +134,12 @@ class SentenceEvaluation:
             options["spaces"] = text_common.rivals(embed(fitted), self._seed)
         found.add(self._at_depth(embed, splits, options))
         for name, (train, test) in self._classification.items():
+            told = functools.partial(text_classification.measure, embed, name, train, test)
             spaces = options.get("spaces")
-            measure = text_classification.measure
-            found.add(measure(embed, name, train, test, self._dims, spaces=spaces))
+            found.attempt(name, functools.partial(told, self._dims, spaces=spaces))
         for name, texts in self._clustering.items():
-            found.add(text_clustering.measure(embed, name, texts, self._dims, **options))
+            clustered = functools.partial(text_clustering.measure, embed, name, texts, self._dims)
+            found.attempt(name, functools.partial(clustered, **options))
         for layer in self._layers:
             at_layer = functools.partial(embed, depth=layer)
             measured = self._at_depth(at_layer, splits, {"seed": self._seed})
@@ -133,23 +152,32 @@ class SentenceEvaluation:
         for name in splits:
             split = self._data.splits[name]
             if split.kind == "scored":
-                found.add(self._scored(embed, name, split, options))
+                scored = functools.partial(self._scored, embed, name, split, options)
+                found.attempt(f"{name}/spearman", scored)
             else:
-                found.add(self._matched(embed, name, split))
+                matched = functools.partial(self._matched, embed, name, split)
+                found.attempt(f"{name}/match", matched)
         for name, split in self._sts.items():
-            found.add(self._scored(embed, name, split, options))
+            found.attempt(name, functools.partial(self._scored, embed, name, split, options))
         for name, collection in self._retrieval.items():
-            measure = text_retrieval.measure
-            found.add(measure(embed, name, collection, self._dims, mesh=self._mesh, **options))
+            retrieved = functools.partial(text_retrieval.measure, embed, name, collection)
+            options = {"mesh": self._mesh, **options}
+            found.attempt(name, functools.partial(retrieved, self._dims, **options))
         return found
 
     def _scored(self, embed, name: str, split: TextSplit, options: dict) -> Finding:
         return text_sts.measure(embed, name, _sides(split), split.score_n, self._dims, **options)
 
     def _matched(self, embed, name: str, split: TextSplit) -> Finding:
+        matching.check(*_ids(split))
         z_td, (a_n, b_n) = embed(split.texts), split.pairs()
-        ids = split.same_t[a_n], split.same_t[b_n]
-        return matching.measure(z_td[a_n], z_td[b_n], *ids, name, self._dims)
+        return matching.measure(z_td[a_n], z_td[b_n], *_ids(split), name, self._dims)
+
+
+def _ids(split: TextSplit) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of what the two texts of every pair may not be told apart from."""
+    a_n, b_n = split.pairs()
+    return split.same_t[a_n], split.same_t[b_n]
 
 
 def _sides(split: TextSplit) -> tuple[list[str], list[str]]:

@@ -4,8 +4,19 @@ import json
 
 import numpy as np
 
-from mrl_jax.evaluators.finding import Finding, digest_of
+from mrl_jax.evaluators.finding import Finding, Unmeasurable, digest_of, refusals
+from mrl_jax.evaluators.hierarchy import Hierarchy
 from mrl_jax.evaluators.subject import Subject
+
+
+def check(hierarchy: Hierarchy | None, label_n: np.ndarray) -> None:
+    """Refuses examples of which none has a superclass.
+
+    Raises:
+      Unmeasurable: as said.
+    """
+    if hierarchy is not None and (hierarchy.group_c[label_n] < 0).all():
+        raise Unmeasurable(f"none of the {len(label_n)} examples is of a class with a superclass")
 
 
 def measure(subject: Subject, split: str) -> Finding:
@@ -31,6 +42,9 @@ def measure(subject: Subject, split: str) -> Finding:
     right_gn = group_c[predictions.predicted_gn] == true_n
     right_gn &= ~np.isnan(predictions.confidence_gn)
     has_n = true_n >= 0
+    found.skipped.update(
+        refusals({f"{split}/superclass": lambda: check(subject.hierarchy, predictions.label_n)})
+    )
     if has_n.any():
         found.add_right(f"{split}/superclass", dims, right_gn[:, has_n])
     if (group_c < 0).any():

@@ -6,14 +6,30 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from mrl_jax.data.labelled_text import LabelledTexts
-from mrl_jax.errors import DataError
-from mrl_jax.evaluators.finding import Finding
+from mrl_jax.errors import shown
+from mrl_jax.evaluators.finding import Finding, Unmeasurable
 from mrl_jax.evaluators.spaces import Space
 from mrl_jax.evaluators.text_common import Embed, embedded, in_spaces, itself, unit_rows
 from mrl_jax.search import top_k
 
 VOTERS = 10
 _ITERATIONS = 1000
+
+
+def check(train: LabelledTexts, test: LabelledTexts) -> None:
+    """Refuses texts that leave nothing to learn or to tell.
+
+    Raises:
+      Unmeasurable: fewer than 2 classes, a test class that no training text has, or no texts.
+    """
+    classes = set(train.labels)
+    if len(classes) < 2 or not test.texts:
+        raise Unmeasurable(
+            "needs 2 classes or more to learn and a text to classify, got "
+            f"{len(classes)} and {len(test.texts)}"
+        )
+    if unknown := sorted(set(test.labels) - classes):
+        raise Unmeasurable(f"no training text has the test label {shown(unknown[0])}")
 
 
 def measure(
@@ -40,18 +56,11 @@ def measure(
       spaces: as in `text_sts.measure`.
 
     Raises:
-      DataError: fewer than 2 classes, a test class that no training text has, or no texts.
+      Unmeasurable: see `check`.
       NonFiniteError: the embeddings hold NaN or an infinity.
     """
-    classes = sorted(set(train.labels))
-    if len(classes) < 2 or not test.texts:
-        raise DataError(
-            f"{name}: at least 2 classes to learn and 1 text to classify are needed, got "
-            f"{len(classes)} and {len(test.texts)}"
-        )
-    if unknown := sorted(set(test.labels) - set(classes)):
-        raise DataError(f"{name}: no training text has the test label {unknown[0]!r}")
-    number = {label: i for i, label in enumerate(classes)}
+    check(train, test)
+    number = {label: i for i, label in enumerate(sorted(set(train.labels)))}
     train_label_n, label_n = (np.array([number[c] for c in s.labels]) for s in (train, test))
     train_nd = embedded(embed, train.texts, f"training texts of {name}")
     test_nd = embedded(embed, test.texts, f"test texts of {name}")

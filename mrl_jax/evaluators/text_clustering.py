@@ -9,13 +9,26 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import v_measure_score
 
 from mrl_jax.data.labelled_text import LabelledTexts
-from mrl_jax.errors import DataError
-from mrl_jax.evaluators.finding import Finding
+from mrl_jax.evaluators.finding import Finding, Unmeasurable
 from mrl_jax.evaluators.spaces import Space
 from mrl_jax.evaluators.text_common import Embed, embedded, in_spaces, itself, unit_rows
 from mrl_jax.results import Result
 
 STARTS = 5
+
+
+def check(data: LabelledTexts) -> None:
+    """Refuses texts that cannot be divided as their classes are.
+
+    Raises:
+      Unmeasurable: fewer than 2 classes, or fewer different texts than classes.
+    """
+    classes, different = len(set(data.labels)), len(set(data.texts))
+    if classes < 2 or different < classes:
+        raise Unmeasurable(
+            f"needs 2 classes or more, and as many different texts, got {classes} classes of "
+            f"{different} texts"
+        )
 
 
 def measure(
@@ -41,15 +54,11 @@ def measure(
       spaces: as in `text_sts.measure`.
 
     Raises:
-      DataError: fewer than 2 classes, or fewer different texts than classes.
+      Unmeasurable: see `check`.
       NonFiniteError: the embeddings hold NaN or an infinity.
     """
+    check(data)
     classes = len(set(data.labels))
-    if classes < 2 or len(set(data.texts)) < classes:
-        raise DataError(
-            f"{name}: at least 2 classes, and as many different texts, are needed, got {classes} "
-            f"classes of {len(set(data.texts))} texts"
-        )
     z_nd = embedded(embed, data.texts, f"texts of {name}")
     found = Finding()
     for suffix, there, (x_ne,) in in_spaces(spaces or itself(z_nd.shape[1]), dims, z_nd):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mrl_jax.errors import DataError
-from mrl_jax.evaluators.finding import Finding
+from mrl_jax.evaluators.finding import Finding, Unmeasurable
 from mrl_jax.evaluators.spaces import Space
 from mrl_jax.evaluators.text_common import (
     RESAMPLES,
@@ -19,6 +19,25 @@ from mrl_jax.evaluators.text_common import (
     unit_rows,
 )
 from mrl_jax.results import Result
+
+
+def check(pairs: tuple[Sequence, Sequence], score_n: np.ndarray) -> None:
+    """Refuses pairs and scores that no correlation can be computed of.
+
+    Raises:
+      Unmeasurable: fewer than 3 pairs, or scores that are all equal.
+      DataError: sides of unequal length, or scores that are not finite.
+    """
+    n = len(score_n)
+    if {len(side) for side in pairs} != {n}:
+        sides = " and ".join(str(len(side)) for side in pairs)
+        raise DataError(f"pairs and scores must be equally many, got {sides} with {n}")
+    if not np.isfinite(score_n).all():
+        raise DataError("scores must be finite")
+    if n < 3:
+        raise Unmeasurable(f"needs 3 pairs or more, got {n}")
+    if (score_n == score_n[0]).all():
+        raise Unmeasurable(f"all {n} scores are equal ({score_n[0]:g}), which orders nothing")
 
 
 def measure(
@@ -50,17 +69,12 @@ def measure(
         itself where not given.
 
     Raises:
-      DataError: fewer than 3 pairs, sides of unequal length, or scores that are all equal or not
-        finite.
+      DataError: as `check`, Unmeasurable among them.
       NonFiniteError: the embeddings hold NaN or an infinity.
     """
     score_n = np.asarray(score_n, np.float64)
+    check(pairs, score_n)
     n = len(score_n)
-    if n < 3 or {len(side) for side in pairs} != {n}:
-        sides = " and ".join(str(len(side)) for side in pairs)
-        raise DataError(f"{name}: at least 3 pairs and scores are needed, got {sides} with {n}")
-    if not np.isfinite(score_n).all() or (score_n == score_n[0]).all():
-        raise DataError(f"{name}: scores must be finite and not all equal")
     z_nd = embedded(embed, [*pairs[0], *pairs[1]], name)
     width = z_nd.shape[1]
     cosines: dict[tuple[str, int], np.ndarray] = {("", width): _cosines(z_nd, n)}

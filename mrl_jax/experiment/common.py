@@ -54,6 +54,9 @@ class Data(Protocol):
 class Measured(Protocol):
     """The measurements of a run."""
 
+    def check(self, splits: tuple[str, ...]) -> dict[str, str]:
+        """What means nothing for the data, by `Finding.skipped`; known without any embedding."""
+
     def run(self, params: Any, model_state: Any, splits: tuple[str, ...]) -> Finding:
         """All that was asked for, on these splits."""
 
@@ -107,8 +110,14 @@ class Experiment:
 
     def evaluate(self, state: Any, splits: tuple[str, ...] = ("val", "test")) -> Finding:
         """All evaluators on those of the splits that the data set has."""
-        present = tuple(name for name in splits if name in self.dataset.splits)
-        return self.evaluation.run(*steps.evaluated(state), present)
+        return self.evaluation.run(*steps.evaluated(state), self._present(splits))
+
+    def check(self, splits: tuple[str, ...] = ("val", "test")) -> dict[str, str]:
+        """What `evaluate` will not measure, and why, as far as the data alone say it."""
+        return self.evaluation.check(self._present(splits))
+
+    def _present(self, splits: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name for name in splits if name in self.dataset.splits)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ from mrl_jax.reporting.tables import Table
 # What is shown of the validation split beside the test split.
 VALIDATED = ("top1", "1nn", "top5", "match", "masked_accuracy", "spearman")
 
+MOST_MISSING = 10  # measures that are named with the reason why they are not there
+
 
 def _numbered(found: Sequence[Section]) -> list[Section]:
     """The same sections with numbers for their figures and open tables."""
@@ -97,6 +99,7 @@ def _warnings(study: Study) -> list[str]:
             f"{count(len(study.unfinished), 'run')} {verb} not finished and {verb} no part in this "
             f"report: {listing(study.unfinished)}."
         )
+    warnings += _not_measured(study.runs)
     for what, values in (
         ("commits", {run.commit for run in study.runs}),
         (
@@ -108,6 +111,22 @@ def _warnings(study: Study) -> list[str]:
         if len(values) > 1:
             warnings.append(f"The runs come from {len(values)} different {what}; see Runs below.")
     return warnings
+
+
+def _not_measured(runs: Sequence[Run]) -> list[str]:
+    """A line for each measure that data did not allow, and the runs it is missing from."""
+    missing: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        for name, reason in run.skipped.items():
+            missing.setdefault((name, str(reason)), []).append(run.folder)
+    lines = [
+        f"{name} was not measured"
+        + (f" in {listing(folders)}" if len(folders) < len(runs) else "")
+        + f": {reason}."
+        for (name, reason), folders in missing.items()
+    ]
+    more = len(lines) - MOST_MISSING
+    return lines[:MOST_MISSING] + ([f"{more} more measures are missing."] if more > 0 else [])
 
 
 def _facts(study: Study, found: Sequence[Method]) -> str:

@@ -36,6 +36,7 @@ class Run:
       config: leaves by dotted key.
       data: fingerprint of what was measured; "" in files that are older than it.
       artefacts: what its evaluators left beside results.json.
+      skipped: why measures are missing, by their name.
     """
 
     folder: str
@@ -51,6 +52,7 @@ class Run:
     results: tuple[Result, ...]
     data: str = ""
     artefacts: Artefacts = NO_ARTEFACTS
+    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def _by_name(self) -> dict[tuple[str, str], list[Result]]:
@@ -131,6 +133,7 @@ def read_run(folder: pathlib.Path, name: str) -> Run:
         results=tuple(results),
         data=field(values, "data", str, where) if "data" in values else "",
         artefacts=Artefacts(folder / "evaluation"),
+        skipped=field(values, "skipped", dict, where) if "skipped" in values else {},
     )
 
 

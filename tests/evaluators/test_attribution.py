@@ -12,6 +12,7 @@ from PIL import Image
 from mrl_jax import NestedHead, Nesting, data
 from mrl_jax.evaluators import attribution
 from mrl_jax.evaluators.attribution import KINDS, MOST_IMAGES, chosen_examples, shown_dims
+from mrl_jax.evaluators.finding import Unmeasurable
 from mrl_jax.evaluators.subject import Instruments, Subject
 from mrl_jax.models.resnet import ResNet
 from mrl_jax.reporting import contact_sheet
@@ -90,8 +91,8 @@ def test_a_split_of_fewer_images_than_rows():
 
 def test_a_network_without_a_map_gives_nothing():
     subject = subject_of({"val": clusters(9, 8)}, "separate")
-    finding = attribution.measure(subject, "val")
-    assert (finding.results, finding.examples, finding.files) == ([], {}, {})
+    with pytest.raises(Unmeasurable, match="no feature map"):
+        attribution.measure(subject, "val")
 
 
 def test_examples_are_drawn_in_turn_from_every_kind():

@@ -6,8 +6,8 @@ from evaluators.subjects import CLASSES, clusters, subject_of
 
 from mrl_jax import cascade
 from mrl_jax.cascade import Policy, outcome, study
-from mrl_jax.errors import DataError
 from mrl_jax.evaluators.cascade import measure
+from mrl_jax.evaluators.finding import Unmeasurable
 
 DIMS = (1, 3, 8)
 
@@ -193,5 +193,5 @@ def test_nan_logits_are_never_sure():
 
 
 def test_a_single_example_is_refused():
-    with pytest.raises(DataError, match=r"val: a cascade needs 2 examples or more .* got 1"):
+    with pytest.raises(Unmeasurable, match="needs 2 examples or more to fit and test on, got 1"):
         measure(subject_with({"val": 1}), "val")

@@ -8,6 +8,7 @@ from scipy import stats
 
 from mrl_jax.evaluators import long_tail
 from mrl_jax.evaluators.class_means import rows_of_classes
+from mrl_jax.evaluators.finding import Unmeasurable
 from mrl_jax.evaluators.long_tail import GROUPS
 
 # Not at 1 dim: there every cosine is 1 or -1, and rounding picks among the ties.
@@ -147,8 +148,8 @@ def test_streams_are_drawn_from_the_labels_alone():
     [([9, 9, 9], [4, 4, 4]), ([9, 9, 9, 9, 0], [4, 4, 4, 0, 4]), ([1, 1, 1, 1], [4, 4, 4, 4])],
 )
 def test_where_nothing_is_rare_there_is_no_result(train, test):
-    found, content = measured(points(train, 1), points(test, 2), "val")
-    assert (found.results, content) == ([], None)
+    with pytest.raises(Unmeasurable, match="needs 4 classes or more in both splits"):
+        measured(points(train, 1), points(test, 2), "val")
 
 
 def test_what_cannot_be_told_apart_is_wrong():
