@@ -30,6 +30,7 @@ from mrl_jax.search.shards import Format
 def add_arguments(parser: cli.ArgumentParser) -> None:
     """The arguments that say which vectors are wanted and where they go."""
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
+    parser.add_argument("--step", type=int, help="of an older checkpoint (default: the newest)")
     parser.add_argument("--input", required=True, help="split of the run, images, or vectors")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="folder of the vectors")
     parser.add_argument("--dim", type=int, help="keep this prefix only (default: all dims)")
@@ -43,7 +44,12 @@ def add_arguments(parser: cli.ArgumentParser) -> None:
 def request(arguments, overrides: Sequence[str]) -> Request:
     """What the arguments of `add_arguments` ask for."""
     return Request(
-        arguments.workdir, arguments.input, arguments.dim, arguments.normalize, tuple(overrides)
+        arguments.workdir,
+        arguments.input,
+        arguments.dim,
+        arguments.normalize,
+        tuple(overrides),
+        arguments.step,
     )
 
 

@@ -39,6 +39,7 @@ class Request(NamedTuple):
       dim: length of the prefix that is kept; None = all dims.
       normalize: to unit length, after cutting; a vector of zeros stays one.
       overrides: "--config.key=value" strings of keys that do not change the model.
+      step: of the checkpoint; None = the newest.
     """
 
     workdir: pathlib.Path
@@ -46,6 +47,7 @@ class Request(NamedTuple):
     dim: int | None = None
     normalize: bool = False
     overrides: tuple[str, ...] = ()
+    step: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +134,7 @@ INPUTS = {"classification": _Images, "adaptor": _Vectors}
 
 
 class Embedder:
-    """The newest checkpoint of a run, and what is to be embedded with it.
+    """A checkpoint of a run, the newest or the one asked for, and what is embedded with it.
 
     Attributes:
       rows: how many examples there are.
@@ -156,7 +158,7 @@ class Embedder:
                 f"{request.workdir} was trained for {task}: this embeds images and adapts vectors; "
                 "for texts there is mrl_jax.encoder"
             )
-        config, setup, state = trained.restored(request.workdir, overrides)
+        config, setup, state = trained.restored(request.workdir, overrides, request.step)
         task, dataset = setup.program.task, setup.dataset
         self._input = INPUTS[config.task](request.source, config, setup, evaluated(state))
         self.rows, self.names = self._input.rows, self._input.names

@@ -21,6 +21,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command line; see the module's docstring."""
     parser = cli.ArgumentParser("python -m mrl_jax.evaluate", description=__doc__)
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
+    parser.add_argument("--step", type=int, help="of an older checkpoint (default: the newest)")
     parser.add_argument(
         "--distributed", action="store_true", help="let JAX detect the cluster (TPU pods)"
     )
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
     distributed.initialize(detect=arguments.distributed)
     first = jax.process_index() == 0
     with workdir.locked(folder) if first else contextlib.nullcontext():
-        config, setup, state = trained.restored(folder, overrides)
+        config, setup, state = trained.restored(folder, overrides, arguments.step)
         found = setup.evaluate(state)
         if first:
             workdir.record_finding(

@@ -173,11 +173,12 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command line; see the module's docstring."""
     parser = cli.ArgumentParser("python -m mrl_jax.export", description=__doc__)
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
+    parser.add_argument("--step", type=int, help="of an older checkpoint (default: the newest)")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="new folder")
     parser.add_argument("--format", required=True, choices=FORMATS)
     arguments, overrides = parser.parse_known_args(argv)
     out, form = arguments.out, arguments.format
-    config, setup, state = trained.restored(arguments.workdir, overrides)
+    config, setup, state = trained.restored(arguments.workdir, overrides, arguments.step)
     task = setup.program.task
     width = task.nesting.width
     if form == "sentence_transformers":

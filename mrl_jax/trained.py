@@ -8,19 +8,20 @@ from ml_collections import ConfigDict
 
 from mrl_jax import config as configs
 from mrl_jax import experiment, workdir
-from mrl_jax.errors import CheckpointError, UsageError
+from mrl_jax.errors import UsageError
 from mrl_jax.experiment import Experiment
 from mrl_jax.runtime.checkpoint import Checkpoints
 
 
 def restored(
-    folder: pathlib.Path, overrides: Sequence[str] = ()
+    folder: pathlib.Path, overrides: Sequence[str] = (), step: int | None = None
 ) -> tuple[ConfigDict, Experiment, Any]:
-    """The config of a run, what it computes, and its state at the newest checkpoint.
+    """The config of a run, what it computes, and its state at the newest checkpoint, or at `step`.
 
     Args:
       folder: of the run.
       overrides: "--config.key=value" strings, of keys that do not change the model.
+      step: that of an older checkpoint.
 
     Raises:
       UsageError: no run, or a key that would make it another one.
@@ -34,7 +35,5 @@ def restored(
             raise UsageError(f"{change}: the run in {folder} was trained otherwise")
     setup = experiment.from_config(config, folder)
     checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, config.checkpoint.keep, read_only=True)
-    found = checkpoints.restore(setup.program.state, setup.check_facts)
-    if found is None:
-        raise CheckpointError(f"{folder} holds no checkpoint")
-    return config, setup, found[0]
+    state, _ = checkpoints.read(setup.program.state, setup.check_facts, step)
+    return config, setup, state

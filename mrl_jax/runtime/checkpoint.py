@@ -3,10 +3,14 @@
 Orbax writes asynchronously, commits by rename and restores onto any mesh. It does not notice a
 flipped bit in array data, never falls back to an older step, and saves NaNs without complaint.
 So every checkpoint carries a checksum of each array (see `checksum`) inside the same commit;
-what is restored must reproduce it.
+what is restored must reproduce it. The description that holds them has a checksum itself: a
+checkpoint whose description is intact and does not fit belongs to another model, one whose
+description is not is damaged.
 """
 
 import contextlib
+import hashlib
+import json
 import logging
 import os
 import pathlib
@@ -22,6 +26,10 @@ from jax.experimental import multihost_utils
 from mrl_jax.errors import CheckpointError, NonFiniteError
 from mrl_jax.runtime.checksum import describe
 from mrl_jax.runtime.mesh import path_name
+
+UseFacts = Callable[[dict[str, Any]], None]
+
+SCHEMA = 2  # 1 had no checksum of the description
 
 
 def _first_line(error: BaseException) -> str:
@@ -47,6 +55,24 @@ def _mismatches(saved: dict[str, Any], state: Any) -> list[str]:
     return sorted(lines, key=lambda line: (not line.startswith("params/"), line))
 
 
+def _checksum(description: dict[str, Any]) -> str:
+    """SHA-256 of all of a description but its own checksum."""
+    rest = {name: value for name, value in description.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _intact(description: dict[str, Any], step: int) -> bool:
+    schema = description["schema"]
+    if schema != 1 and description["checksum"] != _checksum(description):
+        return False
+    arrays = description["arrays"].values()
+    return (
+        description["step"] == step
+        and isinstance(description["facts"], dict)
+        and all({"shape", "dtype", "checksum"} <= array.keys() for array in arrays)
+    )
+
+
 def _everywhere(ok: bool) -> bool:
     # Each process reads its own part of the files: all must agree on what is damaged.
     if jax.process_count() == 1:
@@ -54,12 +80,17 @@ def _everywhere(ok: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(ok))))
 
 
+def _of_first_process(number: int) -> int:
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
 class Checkpoints:
     """The checkpoints of one run in `directory`, newest `keep` kept."""
 
     def __init__(self, directory: pathlib.Path, keep: int, read_only: bool = False):
         self._directory = pathlib.Path(directory).absolute()
-        self._read_only = read_only
         # Orbax logs pages of tracebacks from its threads for what is raised below as one line.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -100,7 +131,8 @@ class Checkpoints:
         ]
         if bad:
             raise NonFiniteError(f"step {step}: not saving non-finite {', '.join(bad[:5])}")
-        meta = {"schema": 1, "step": step, "facts": facts, "arrays": arrays}
+        meta = {"schema": SCHEMA, "step": step, "facts": facts, "arrays": arrays}
+        meta["checksum"] = _checksum(meta)
         with self._write_errors():
             self._manager.save(
                 step,
@@ -125,56 +157,125 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
-    def restore(
-        self, state: Any, check_facts: Callable[[dict[str, Any]], None] = lambda facts: None
-    ) -> tuple[Any, dict[str, Any]] | None:
+    def restore(self, state: Any, use_facts: UseFacts) -> tuple[Any, dict[str, Any]] | None:
         """The newest intact checkpoint as (state, facts), or None where there is none at all.
+
+        Damaged ones that are newer are moved out of the way, so that their steps can be saved
+        again. Where all are damaged they stay: a run never starts over by itself.
 
         Args:
           state: abstract state (shapes, dtypes, shardings); sets where arrays are put, which may
             be another mesh than the one they were saved from.
-          check_facts: raises where the facts are not those of this run. It comes first: what
-            changed with them, such as the size of a vocabulary, then needs no explanation.
+          use_facts: raises where the facts are not those of this run. It comes before the arrays
+            are read: what changed with the facts, such as the size of a vocabulary, then needs
+            no explanation.
 
         Raises:
-          CheckpointError: what `check_facts` raises; the checkpoint belongs to another model (up
+          CheckpointError: what `use_facts` raises; the checkpoint belongs to another model (up
             to five differing arrays are named), or every checkpoint is damaged.
         """
-        steps = self.steps()
-        for step in reversed(steps):
-            problem = None
-            restored, meta = None, self._read_meta(step)
-            if meta is None:
-                problem = "its description is unreadable"
-            else:
-                check_facts(meta["facts"])
-                wrong = _mismatches(meta["arrays"], state)
-                if wrong:
-                    more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-                    raise CheckpointError(
-                        f"checkpoint {self._directory / str(step)} does not fit the model: "
-                        f"{'; '.join(wrong[:5])}{more}"
-                    )
-                restored, problem = self._read_state(step, state, meta["arrays"])
-            if _everywhere(problem is None):
-                return restored, meta["facts"]
-            del restored
-            self._set_aside(step, problem or "damaged on another process")
-        if steps:
+        step, found, damaged = self._newest_intact(state, use_facts)
+        if step is None:
+            aside = self._steps_aside()
+            if aside:
+                raise CheckpointError(
+                    f"{self._directory} is empty, and the checkpoints in {self._aside} are damaged "
+                    f"(steps {', '.join(aside)}); {self._start_over}"
+                )
+            return None
+        for newer, problem in damaged.items():
+            self._set_aside(newer, problem, step)
+        return found
+
+    def read(
+        self, state: Any, use_facts: UseFacts, step: int | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """The newest checkpoint, or that of `step`, as (state, facts); beside a trainer as well.
+
+        A trainer deletes checkpoints when it has written newer ones: those are read then.
+
+        Raises:
+          CheckpointError: as `restore`; there is no checkpoint, or the one that was asked for is
+            damaged (an older one that is intact is named).
+        """
+        if step is not None:
+            if step not in self.steps():
+                there = ", ".join(map(str, self.steps())) or "none"
+                raise CheckpointError(f"{self._directory} holds no step {step} (there: {there})")
+            found, problem = self._read(step, state, use_facts)
+            if found is None:
+                raise CheckpointError(f"checkpoint {self._directory / str(step)}: {problem}")
+            return found
+        step, found, damaged = self._newest_intact(state, use_facts)
+        if step is None:
+            raise CheckpointError(f"{self._directory.parent} holds no checkpoint")
+        if damaged:
+            newest, problem = max(damaged.items())
+            raise CheckpointError(
+                f"checkpoint {self._directory / str(newest)} is damaged ({problem}); step {step} "
+                f"is intact and taken by --step {step}"
+            )
+        return found
+
+    def _newest_intact(
+        self, state: Any, use_facts: UseFacts
+    ) -> tuple[int | None, Any, dict[int, str]]:
+        """The newest step that can be read, what it holds, and what is wrong with newer ones."""
+        problems: dict[int, str] = {}
+        while True:
+            # Anew every time: beside a trainer steps come and go.
+            self._manager.reload()
+            steps = self.steps()
+            step = _of_first_process(max((s for s in steps if s not in problems), default=-1))
+            if step < 0:
+                break
+            found, problem = self._read(step, state, use_facts)
+            if found is not None:
+                break
+            problems[step] = problem
+        damaged = {s: problem for s, problem in problems.items() if s in steps and s > step}
+        if step < 0 and damaged:
             raise CheckpointError(
                 f"every checkpoint in {self._directory} is damaged "
-                f"(steps {', '.join(map(str, steps))}); remove the folder to start over"
+                f"(steps {', '.join(map(str, sorted(damaged)))}); {self._start_over}"
             )
-        return None
+        return (step, found, damaged) if step >= 0 else (None, None, {})
+
+    def _read(
+        self, step: int, state: Any, use_facts: UseFacts
+    ) -> tuple[tuple[Any, dict[str, Any]] | None, str]:
+        """(state, facts) of a step, or None and what is wrong with it; the same everywhere."""
+        restored, meta, problem = None, self._read_meta(step), None
+        if meta is None:
+            problem = "its description is unreadable"
+        else:
+            use_facts(meta["facts"])
+            wrong = _mismatches(meta["arrays"], state)
+            if wrong:
+                more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+                raise CheckpointError(
+                    f"checkpoint {self._directory / str(step)} does not fit the model: "
+                    f"{'; '.join(wrong[:5])}{more}"
+                )
+            restored, problem = self._read_state(step, state, meta["arrays"])
+        if _everywhere(problem is None):
+            return (restored, meta["facts"]), ""
+        return None, problem or "damaged on another process"
 
     def _read_meta(self, step: int) -> dict[str, Any] | None:
         try:
             args = ocp.args.Composite(meta=ocp.args.JsonRestore())
             meta = self._manager.restore(step, args=args)["meta"]
-            intact = meta["schema"] == 1 and meta["step"] == step
-            return meta if intact and {"arrays", "facts"} <= meta.keys() else None
+            if not _intact(meta, step):
+                return None
         except Exception:  # whatever is wrong with the files, the step is of no use
             return None
+        if meta["schema"] not in (1, SCHEMA):
+            raise CheckpointError(
+                f"checkpoint {self._directory / str(step)} is of a newer release "
+                f"(schema {meta['schema']}, {SCHEMA} is read)"
+            )
+        return meta
 
     def _read_state(self, step: int, state: Any, expected: dict) -> tuple[Any, str | None]:
         try:
@@ -190,16 +291,27 @@ class Checkpoints:
             return None, f"checksum of {', '.join(changed[:3])} differs"
         return restored, None
 
-    def _set_aside(self, step: int, problem: str) -> None:
-        path = self._directory / str(step)
+    @property
+    def _aside(self) -> pathlib.Path:
+        return self._directory.with_name(f"{self._directory.name}.damaged")
+
+    def _steps_aside(self) -> list[str]:
+        return sorted((path.name for path in self._aside.glob("[0-9]*")), key=int)
+
+    @property
+    def _start_over(self) -> str:
+        return f"to start over, remove {self._directory.parent}"
+
+    def _set_aside(self, step: int, problem: str, used: int) -> None:
+        path, target = self._directory / str(step), self._aside / str(step)
         if jax.process_index() == 0:
-            print(f"warning: checkpoint {path} is damaged ({problem}); trying the one before")
-            if not self._read_only:
-                # Out of Orbax's sight, so that the step can be saved again; kept for inspection.
-                target = self._directory.with_name(f"{self._directory.name}.damaged") / str(step)
-                shutil.rmtree(target, ignore_errors=True)
-                target.parent.mkdir(exist_ok=True)
-                os.replace(path, target)
+            print(
+                f"warning: checkpoint {path} is damaged ({problem}); it is moved to {target}, and "
+                f"step {used} is used"
+            )
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(path, target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"set aside {step}")
         self._manager.reload()
