@@ -78,7 +78,12 @@ class Training:
             self.checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, config.checkpoint.keep)
             self.state = self.restore_or_init()
             self.begin = int(self.state["step"])
-            self.writer = MetricWriter(folder, self.begin, active=jax.process_index() == 0)
+            self.writer = MetricWriter(
+                folder,
+                self.begin,
+                active=jax.process_index() == 0,
+                measured_anew=self.begin == config.steps,
+            )
             self.batches = setup.batches(config.seed)
         # The step is compiled once per shape of the batch, before the first of it.
         self.updates: dict[tuple[tuple[int, ...], ...], Any] = {}
@@ -104,12 +109,21 @@ class Training:
         """The compiled training step for batches of this shape, from step `number` on."""
         shape = tuple(batch[name].shape for name in sorted(batch))
         if shape not in self.updates:
-            first = not self.updates
-            with self.phases("compile"), contextlib.nullcontext() if first else self.rate.paused():
-                self.updates[shape] = self.program.compile(batch)
-            if first:
+            with self.phases("compile"), self.paused():
+                compiled = self.program.compile(batch)
+            if not self.updates:
                 self.rate = Rate(self.config.steps, self.config.batch_size, number)
+            self.updates[shape] = compiled
         return self.updates[shape]
+
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps the time of a with-block out of the rate of steps, which begins with the first."""
+        return self.rate.paused() if self.updates else contextlib.nullcontext()
+
+    def is_validated(self, done: int) -> bool:
+        """Whether the val split is evaluated after this step and before the next."""
+        every = self.config.eval.every
+        return every > 0 and 0 < done < self.config.steps and done % every == 0
 
     def run(self) -> None:
         """All steps that are left.
@@ -120,6 +134,9 @@ class Training:
           CheckpointError: a checkpoint could not be written.
         """
         config = self.config
+        # The process may have died between saving this step and evaluating it.
+        if self.is_validated(self.begin) and not distributed.of_first_process(self.writer.measured):
+            self.evaluate_val(self.begin)
         for number in range(self.begin, config.steps):
             with self.phases("data"):
                 batch, stop = self.batches(number), self.stop.array(self.program.mesh)
@@ -136,7 +153,7 @@ class Training:
             if self.stopping and not last:
                 self.checkpoints.wait()
                 raise Preempted(f"stopped by a signal after step {done}, state saved")
-            if config.eval.every and done % config.eval.every == 0 and not last:
+            if self.is_validated(done):
                 self.evaluate_val(done)
         self.checkpoints.wait()
 
@@ -179,12 +196,12 @@ class Training:
         with self.phases("step"):
             record, self.pending = self.pending, None
             self.digest(record)
-        with self.phases("checkpoint"), self.rate.paused():
+        with self.phases("checkpoint"), self.paused():
             self.checkpoints.save(done, self.state, self.experiment.facts())
 
     def evaluate_val(self, done: int) -> None:
         """Evaluates the val split in the middle of training."""
-        with self.phases("eval"), self.rate.paused():
+        with self.phases("eval"), self.paused():
             found = self.experiment.evaluate(self.state, ("val",))
             self.writer.write(done, by_name(found.results))
         for line in results.not_measured(found.skipped):

@@ -172,6 +172,27 @@ def test_a_signal_saves_and_exits_with_75(finished, tmp_path, number):
     assert_same_run(workdir, finished[0])
 
 
+def test_what_a_kill_took_is_made_again_and_nothing_twice(finished, tmp_path):
+    """Killed between save and evaluation of step 50, with a torn line and without config.json."""
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    for name in ("DONE", "results.json", "config.json"):
+        (workdir / name).unlink()
+    shutil.rmtree(workdir / "ckpt" / "60")
+    lines = (workdir / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (workdir / "metrics.jsonl").write_bytes(b"".join((*lines[:30], b'{"st\xff\n', *lines[30:51])))
+    output = commands.succeed(commands.train(workdir, "--config.eval.every=50"))
+    assert "resuming from step 50" in output
+    assert "holds 1 lines that are no records" in output
+    written = records(workdir)
+    assert [r["step"] for r in written] == [*range(1, 51), 50, *range(51, 61), 60]
+    assert {name.partition("/")[0] for name in written[50]} == {"step", "val"}
+    assert written[:50] + written[51:] == records(finished[0])
+    # Killed between its last record and DONE.
+    (workdir / "DONE").unlink()
+    commands.succeed(commands.train(workdir, "--config.eval.every=50"))
+    assert records(workdir) == written
+
+
 @pytest.mark.slow
 def test_resumes_on_another_mesh_with_another_form_of_the_loss(finished, tmp_path):
     """From one device to 2x2x2: the values agree as far as the order of summing allows."""

@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 
 from mrl_jax.errors import CheckpointError, NonFiniteError
 from mrl_jax.runtime.checksum import describe
+from mrl_jax.runtime.distributed import of_first_process
 from mrl_jax.runtime.mesh import path_name
 
 UseFacts = Callable[[dict[str, Any]], None]
@@ -78,12 +79,6 @@ def _everywhere(ok: bool) -> bool:
     if jax.process_count() == 1:
         return ok
     return bool(np.all(multihost_utils.process_allgather(np.array(ok))))
-
-
-def _of_first_process(number: int) -> int:
-    if jax.process_count() == 1:
-        return number
-    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 class Checkpoints:
@@ -226,7 +221,7 @@ class Checkpoints:
             # Anew every time: beside a trainer steps come and go.
             self._manager.reload()
             steps = self.steps()
-            step = _of_first_process(max((s for s in steps if s not in problems), default=-1))
+            step = of_first_process(max((s for s in steps if s not in problems), default=-1))
             if step < 0:
                 break
             found, problem = self._read(step, state, use_facts)

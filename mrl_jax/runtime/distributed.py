@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from mrl_jax.errors import UsageError
 
@@ -99,3 +101,10 @@ def initialize(*, detect: bool = False, timeout_s: int = 300) -> str:
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"cannot join the process group ({how}): {error}") from error
     return f"process {jax.process_index()} of {jax.process_count()} ({how})"
+
+
+def of_first_process(number: int) -> int:
+    """The number that the first process brings, on all of them."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))

@@ -6,6 +6,7 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -13,22 +14,55 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from mrl_jax.errors import CheckpointError
 
+TRAINING = ("train/", "time/")  # what names of numbers of training begin with
 
-def _truncate(path: pathlib.Path, last_step: int) -> None:
-    """Drops records after `last_step`, and a last line that was cut off by a crash."""
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record in a line, or None where the line is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(record, dict) and type(record.get("step")) is int
+    return record if whole else None
+
+
+def _measures(record: dict[str, Any]) -> bool:
+    return any(name != "step" and not name.startswith(TRAINING) for name in record)
+
+
+def _resume(path: pathlib.Path, done: int, *, measured_anew: bool) -> bool:
+    """Leaves the records of the first `done` steps; whether the last of them has a measurement.
+
+    What is no record (torn by a crash, or from elsewhere) goes to a file beside, with a warning.
+
+    Args:
+      path: of the file.
+      done: steps that the restored state has seen.
+      measured_anew: the measurement after these steps will be made again, so it is left out.
+    """
     if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            step = json.loads(line)["step"]
-        except (ValueError, KeyError, TypeError):
-            break
-        if step <= last_step:
-            kept.append(line + "\n")
+        return False
+    kept, foreign, measured = [], [], False
+    for line in path.read_bytes().split(b"\n"):
+        record = _record(line)
+        if record is None:
+            foreign += [line] if line.strip() else []
+        elif record["step"] < done or (record["step"] == done and not _measures(record)):
+            kept.append(line)
+        elif record["step"] == done and not measured_anew:
+            # Twice where an older release was killed between two lines.
+            kept += [] if measured else [line]
+            measured = True
+    if foreign:
+        aside = path.with_suffix(".damaged")
+        with aside.open("ab") as file:
+            file.writelines(line + b"\n" for line in foreign)
+        print(f"warning: {path} holds {len(foreign)} lines that are no records: moved to {aside}")
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
+    temporary.write_bytes(b"".join(line + b"\n" for line in kept))
     os.replace(temporary, path)
+    return measured
 
 
 class MetricWriter:
@@ -37,17 +71,30 @@ class MetricWriter:
     Files are written by the first process only, the others write nothing. Both are written at
     once: tensorboardX's usual writer is a thread that dies of a full disk unheard, and then the
     training waits for it for ever.
+
+    Attributes:
+      measured: the first process found a measurement after the step that the run resumes from.
     """
 
-    def __init__(self, workdir: pathlib.Path, resumed_step: int, active: bool):
-        """`resumed_step` is the step of the restored state, 0 for a fresh run."""
+    def __init__(
+        self, workdir: pathlib.Path, resumed_step: int, *, active: bool, measured_anew: bool = False
+    ):
+        """Opens the files.
+
+        Args:
+          workdir: folder of the run.
+          resumed_step: of the restored state, 0 for a fresh run.
+          active: this is the first process.
+          measured_anew: the measurement after `resumed_step` will be written again.
+        """
+        self.measured = False
         self._lines = self._events = None
         self._workdir = workdir
         if not active:
             return
         with self._write_errors():
             path = workdir / "metrics.jsonl"
-            _truncate(path, resumed_step)
+            self.measured = _resume(path, resumed_step, measured_anew=measured_anew)
             self._lines = path.open("a")
             folder = workdir / "tensorboard"
             folder.mkdir(exist_ok=True)
@@ -59,12 +106,12 @@ class MetricWriter:
             )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends one record; it is on disk when this returns.
+        """Appends one record, if there are any numbers; it is on disk when this returns.
 
         Raises:
           CheckpointError: it cannot be written, e.g. the disk is full.
         """
-        if self._lines is None:
+        if self._lines is None or not values:
             return
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         with self._write_errors():
