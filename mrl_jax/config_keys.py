@@ -149,7 +149,8 @@ def default_config() -> ConfigDict:
     c.text.vocab_size = 30522  # of a tokenizer that is made: at most so many word pieces
     c.text.width = 0  # static: dims of the table; others: a linear layer to so many; 0 = none
     c.text.pooling = ""  # mean | cls | last token; "" = the folder's, else mean
-    # Tokens of a text, the rest is cut off, or of masked_lm's sequences; 0 = the folder's, else 128
+    # Tokens of a text, the rest is cut off, or of masked_lm's sequences; 0 = as many as the folder
+    # takes, 256 of a table without a limit, 128 of a fresh encoder
     c.text.max_length = 0
     c.text.mask_rate = 0.15  # masked_lm: share of a sequence's tokens that are to be predicted
     c.text.dropout = 0.0  # of a network that is trained from scratch, or of a folder's

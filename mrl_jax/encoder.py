@@ -100,8 +100,8 @@ class Encoder:
         Args:
           texts: any number of any length, gone through once; cut at the folder's `max_length`.
           dim: length of the prefix; None: the folder's `truncate_dim`, or all dims.
-          normalize: scale to unit length, after cutting; zeros stay zeros. False: as the encoder
-            gives them, cut.
+          normalize: scale to unit length, after cutting; zeros stay zeros. False: as the folder
+            gives them, whose own Normalize scales whole embeddings, cut.
           prompt_name: which of the folder's prompts is put before each text; None: its default,
             if it has one; "": none.
           depth: layers to run; None: all.
@@ -132,7 +132,11 @@ class Encoder:
                 window = [prompt + text for text in texts[first : first + WINDOW]]
                 tokens = folder.tokenizer.encode(window, folder.max_length)
                 for rows, z_bd in self._run(tokens, depth, batch_tokens or self._budget()):
-                    z_nd[first + rows] = _finite(z_bd[: len(rows), :dim], first + rows)
+                    z_bd = z_bd[: len(rows)]
+                    # A folder that scales its embeddings does so before they are cut.
+                    if folder.normalize and not normalize:
+                        z_bd = unit_length(z_bd)
+                    z_nd[first + rows] = _finite(z_bd[:, :dim], first + rows)
                     bar.update(len(rows))
         return unit_length(z_nd) if normalize else z_nd
 

@@ -18,22 +18,17 @@ except ImportError as error:
         'tokenising text needs the package tokenizers: pip install "mrl_jax[text]"'
     ) from error
 
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import normalizers, trainers
+
+from mrl_jax import tokenizer_files
+from mrl_jax.tokenizer_files import SPECIAL
 
 # Batches are padded to these, so that few shapes are compiled and little is padding.
 LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 MOST_LETTERS = 1000  # of a vocabulary that is made; others are unknown
 
-# What is special is called thus by BERT, or thus by RoBERTa and MPNet.
-_SPECIAL = {
-    "pad_token": ("[PAD]", "<pad>"),
-    "unk_token": ("[UNK]", "<unk>"),
-    "cls_token": ("[CLS]", "<s>"),
-    "sep_token": ("[SEP]", "</s>"),
-    "mask_token": ("[MASK]", "<mask>"),
-}
-_PAD, _UNK, _CLS, _SEP, _MASK = (names[0] for names in _SPECIAL.values())
+_UNCUT = 2**30  # tokens, of a text that is cut nowhere
 
 
 def padded_length(tokens: int, longest: int) -> int:
@@ -72,56 +67,39 @@ class Tokenizer:
     Attributes:
       raw: the `tokenizers.Tokenizer`, which neither pads nor cuts.
       marks: whether a text's ids are put between special ones, as [CLS] and [SEP].
+      cut: "left" or "right": the side of a long text that is cut off.
     """
 
-    def __init__(self, raw: tokenizers.Tokenizer, *, marks: bool = True):
+    def __init__(self, raw: tokenizers.Tokenizer, *, marks: bool = True, cut: str = "right"):
         raw.no_padding()
         raw.no_truncation()
         self.raw = raw
         self.marks = marks
+        self.cut = cut
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike, *, marks: bool = True, lowercase: bool = False
+        cls,
+        path: str | os.PathLike,
+        *,
+        marks: bool = True,
+        settings: bool = True,
+        lowercase: bool = False,
     ) -> "Tokenizer":
         """Reads a tokenizer.json, a WordPiece vocab.txt, or a folder with one of them.
-
-        tokenizer_config.json beside it says whether BERT's normaliser makes letters small.
 
         Args:
           path: of the file or folder.
           marks: see the class.
+          settings: heed what tokenizer_config.json and other files beside it say.
           lowercase: make letters small first, whatever the files say.
 
         Raises:
-          UsageError: no such file.
-          DataError: a file that is not what its name says.
+          UsageError: no such file, or a setting that is not known here.
+          DataError: a file that is not what its name says, or that contradicts another.
         """
-        path = pathlib.Path(path)
-        if path.is_dir():
-            found = [path / name for name in ("tokenizer.json", "vocab.txt")]
-            files = [file for file in found if file.exists()]
-            if not files:
-                raise UsageError(f"{path} has no tokenizer: legal is tokenizer.json or vocab.txt")
-            path = files[0]
-        if not path.exists():
-            raise UsageError(f"tokenizer {path} not found")
-        config = _read_config(path.with_name("tokenizer_config.json"))
-        try:
-            if path.name.endswith(".txt"):
-                raw = _wordpiece(models.WordPiece.read_file(str(path)), config)
-            else:
-                raw = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # of no narrower type
-            reason = str(error).partition("\n")[0]
-            raise DataError(f"{path}: not a tokenizer ({reason})") from error
-        normalizer = raw.normalizer
-        if isinstance(normalizer, normalizers.BertNormalizer) and "do_lower_case" in config:
-            normalizer.lowercase = bool(config["do_lower_case"])
-        if lowercase:
-            then = [] if normalizer is None else [normalizer]
-            raw.normalizer = normalizers.Sequence([normalizers.Lowercase(), *then])
-        return cls(raw, marks=marks)
+        found = tokenizer_files.read(pathlib.Path(path), settings=settings, lowercase=lowercase)
+        return cls(found.raw, marks=marks, cut=found.cut)
 
     @classmethod
     def train(
@@ -139,12 +117,12 @@ class Tokenizer:
         Raises:
           UsageError: a vocabulary without room for more than special tokens.
         """
-        special = [names[0] for names in _SPECIAL.values()]
+        special = [names[0] for names in SPECIAL.values()]
         if vocab_size <= len(special):
             raise UsageError(f"a vocabulary needs more than {len(special)} tokens: {vocab_size}")
         settings = {"do_lower_case": lowercase}
         # It knows no special tokens: where texts happen to hold one, it is words as all others.
-        raw = _bare_wordpiece({_UNK: special.index(_UNK)}, settings)
+        raw = tokenizer_files.bare_wordpiece({}, settings)
         texts = list(texts) if iter(texts) is texts else texts
         found = collections.Counter()
         for text in texts:
@@ -165,7 +143,7 @@ class Tokenizer:
             show_progress=False,
         )
         raw.train_from_iterator(texts, trainer)
-        return cls(_wordpiece(raw.get_vocab(), settings), marks=marks)
+        return cls(tokenizer_files.wordpiece(raw.get_vocab(), settings), marks=marks)
 
     def encode(self, texts: Iterable[str], max_length: int) -> list[np.ndarray]:
         """The ids of each text, int32, with marks at most `max_length`; a longer text is cut.
@@ -192,7 +170,7 @@ class Tokenizer:
         # What is cut off is text, not the marks: those are put around what is left.
         bare = self.raw.encode_batch_fast([texts[i] for i in long], add_special_tokens=False)
         for i, encoding in zip(long, bare, strict=True):
-            encoding.truncate(max_length - around)
+            encoding.truncate(max_length - around, direction=self.cut)
             encodings[i] = self.raw.post_process(encoding, add_special_tokens=self.marks)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
@@ -202,10 +180,10 @@ class Tokenizer:
         `max_length` is what longer texts are to be cut to by other readers; None: they are not.
         """
         content = json.loads(self.raw.to_str())
-        if max_length is not None:
+        if max_length is not None or self.cut == "left":
             content["truncation"] = {
-                "direction": "Right",
-                "max_length": max_length,
+                "direction": self.cut.title(),
+                "max_length": max_length or _UNCUT,
                 "strategy": "LongestFirst",
                 "stride": 0,
             }
@@ -222,18 +200,24 @@ class Tokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_input_names": ["input_ids", "attention_mask"],
             "clean_up_tokenization_spaces": False,
+            "truncation_side": self.cut,
         }
         if max_length is not None:
             config["model_max_length"] = max_length
         normalizer = self.raw.normalizer
         if isinstance(normalizer, normalizers.BertNormalizer):
             config["do_lower_case"] = normalizer.lowercase
-        for kind, names in _SPECIAL.items():
+        for kind, names in SPECIAL.items():
             found = [name for name in names if self.raw.token_to_id(name) is not None]
             if found:
                 config[kind] = found[0]
         text = json.dumps(config, indent=2) + "\n"
         (folder / "tokenizer_config.json").write_text(text, "utf-8")
+
+    @property
+    def content(self) -> str:
+        """What ids follow from beside the marks: equal of equal tokenizers only."""
+        return self.raw.to_str() + (" cut on the left" if self.cut == "left" else "")
 
     @property
     def vocab_size(self) -> int:
@@ -257,7 +241,7 @@ class Tokenizer:
         return tuple(sorted(i for i, token in added.items() if token.special))
 
     def _id(self, kind: str) -> int:
-        names = _SPECIAL[kind]
+        names = SPECIAL[kind]
         found = [i for name in names if (i := self.raw.token_to_id(name)) is not None]
         if not found:
             raise UsageError(f"the tokenizer has no {kind}: legal is {' or '.join(names)}")
@@ -301,43 +285,3 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _bare_wordpiece(vocabulary: dict[str, int], config: dict[str, Any]) -> tokenizers.Tokenizer:
-    """BERT's way from a text to pieces, without special tokens."""
-    raw = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=_UNK))
-    raw.normalizer = normalizers.BertNormalizer(
-        lowercase=config.get("do_lower_case", True),
-        strip_accents=config.get("strip_accents"),
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-    )
-    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    raw.decoder = decoders.WordPiece()
-    return raw
-
-
-def _wordpiece(vocabulary: dict[str, int], config: dict[str, Any]) -> tokenizers.Tokenizer:
-    """BERT's tokenizer of a vocabulary."""
-    missing = [token for token in (_UNK, _CLS, _SEP) if token not in vocabulary]
-    if missing:
-        raise DataError(f"the vocabulary lacks {', '.join(missing)}")
-    raw = _bare_wordpiece(vocabulary, config)
-    raw.post_processor = processors.TemplateProcessing(
-        single=f"{_CLS} $A {_SEP}",
-        special_tokens=[(token, vocabulary[token]) for token in (_CLS, _SEP)],
-    )
-    special = [names[0] for names in _SPECIAL.values() if names[0] in vocabulary]
-    raw.add_special_tokens(special)
-    return raw
-
-
-def _read_config(path: pathlib.Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise DataError(f"{path}: not a JSON object")
-    return config

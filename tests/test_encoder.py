@@ -54,6 +54,19 @@ def test_a_prefix_is_cut_first_and_then_scaled():
         np.testing.assert_allclose(cut, raw[:, :dim], atol=1e-6)
 
 
+def test_a_folder_that_scales_does_so_before_it_is_cut():
+    """As the Normalize of sentence-transformers, whose `truncate_dim` does not scale again."""
+    folder = text_models.static()
+    raw = np.float64(Encoder(folder).encode(TEXTS[:3], normalize=False))
+    encoder = Encoder(dataclasses.replace(folder, normalize=True))
+    unit = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+    for dim in (7, 32):
+        cut = encoder.encode(TEXTS[:3], dim=dim, normalize=False)
+        np.testing.assert_allclose(cut, unit[:, :dim], atol=1e-6)
+        exact = raw[:, :dim] / np.linalg.norm(raw[:, :dim], axis=1, keepdims=True)
+        np.testing.assert_allclose(encoder.encode(TEXTS[:3], dim=dim), exact, atol=1e-6)
+
+
 def test_zeros_stay_zeros_and_nothing_overflows():
     z_nd = np.array([[0, 0], [3e30, 4e30], [3e-40, 4e-40]], np.float32)
     np.testing.assert_allclose(unit_length(z_nd), [[0, 0], [0.6, 0.8], [0.6, 0.8]], rtol=1e-4)

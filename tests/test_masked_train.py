@@ -80,6 +80,12 @@ def test_the_tokenizer_that_is_kept_goes_before_the_encoders(place, tmp_path):
     assert kept.dataset.fingerprint() != changed.dataset.fingerprint()
 
 
+def test_the_length_is_the_folders_unless_it_is_said(place):
+    for asked, expected in ((0, 16), (12, 12)):
+        setup = experiment.from_config(load(place, f"--config.text.max_length={asked}"))
+        assert setup.program.task.max_length == expected
+
+
 def values(workdir):
     return {(r["name"], r["dim"]): r["value"] for r in test_train.results_of(workdir)["results"]}
 

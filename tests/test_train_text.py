@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import json
 import shutil
@@ -302,6 +303,21 @@ def test_fine_tuning_starts_from_the_weights_of_a_folder(folder, encoder_folder)
         state["params"]["backbone"]["tokens"]["embedding"],
         expected["backbone"]["tokens"]["embedding"],
     )
+
+
+def test_the_length_is_the_folders_unless_it_is_said(folder, tmp_path):
+    table = text_models.static()
+    for name, encoder, expected in (
+        ("bert", text_models.bert(max_positions=400), 400),
+        ("table", table, 256),
+        ("short", dataclasses.replace(table, max_length=9), 9),
+    ):
+        write_sentence_folder(tmp_path / name, encoder)
+        given = ("--config.text.width=0", f"--config.text.encoder={tmp_path / name}")
+        setup = experiment.from_config(load(folder, *given, "--config.text.max_length=0"))
+        assert setup.program.task.max_length == expected
+        setup = experiment.from_config(load(folder, *given, "--config.text.max_length=8"))
+        assert setup.program.task.max_length == 8
 
 
 @pytest.mark.parametrize(

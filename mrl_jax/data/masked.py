@@ -282,7 +282,7 @@ def tokenise(
             )
         if not masking.hideable(tokens.flat).any():
             raise DataError(f"{where}: all tokens are unknown to the tokenizer")
-    return MaskedText(name, splits, tokenizer.raw.to_str())
+    return MaskedText(name, splits, tokenizer.content)
 
 
 def _around(tokenizer: Tokenizer) -> tuple[int, int]:

@@ -78,7 +78,7 @@ def tokens_of(
     """
     facts = {
         "source": source,
-        "tokenizer": hashlib.sha256(tokenizer.raw.to_str().encode()).hexdigest(),
+        "tokenizer": hashlib.sha256(tokenizer.content.encode()).hexdigest(),
         "tokenizers": tokenizers.__version__,
         "marks": tokenizer.marks,
         "max_length": max_length,

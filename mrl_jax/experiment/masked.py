@@ -49,7 +49,7 @@ def _encoder(config: ConfigDict, run: pathlib.Path | None = None) -> _Encoder:
             width, layers, heads, hidden = FRESH[t.encoder]
             rows = tokenizer.vocab_size if tokenizer else t.vocab_size
             backbone = Bert(rows, width, layers, heads, hidden, **drop)
-            longest = backbone.max_tokens
+            longest, own = backbone.max_tokens, MAX_LENGTH
         else:
             if t.tokenizer:
                 raise ValueError(f"tokenizer: {t.encoder} is a folder and has its own")
@@ -58,7 +58,8 @@ def _encoder(config: ConfigDict, run: pathlib.Path | None = None) -> _Encoder:
                 raise ValueError(f"encoder: {t.encoder} is a table, legal is a transformer")
             backbone = folder.encoder.backbone.clone(**drop)
             tokenizer, longest = tokenizer or folder.tokenizer, folder.max_length
-        length = t.max_length or min(longest, MAX_LENGTH)
+            own = longest
+        length = t.max_length or own
         if length > longest:
             raise ValueError(f"max_length {length}: {t.encoder} takes at most {longest}")
     return _Encoder(backbone, tokenizer, length, folder)

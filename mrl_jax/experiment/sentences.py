@@ -25,7 +25,7 @@ from mrl_jax.evaluators.sentences import SentenceEvaluation
 from mrl_jax.evaluators.text_layers import check_layers
 from mrl_jax.experiment import common
 from mrl_jax.experiment.common import Experiment, config_errors
-from mrl_jax.interop.text_folder import TextFolder, read_text_folder
+from mrl_jax.interop.text_folder import UNLIMITED, TextFolder, read_text_folder
 from mrl_jax.models.text import Bert, SentenceEncoder, Static
 from mrl_jax.nesting import parse_dims
 from mrl_jax.program import Program
@@ -39,7 +39,7 @@ FRESH = {
     "bert_base": (768, 12, 12, 3072),
 }
 STATIC = "static"
-MAX_LENGTH = 128  # of a fresh encoder
+MAX_LENGTH, MAX_LENGTH_TABLE = 128, 256  # of a fresh encoder, of a table that has no limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ def tokenizer_of(config: ConfigDict, run: pathlib.Path | None) -> Tokenizer | No
     """
     kept, marks = run and run / workdir.TOKENIZER, config.text.encoder != STATIC
     if kept and kept.exists():
-        return Tokenizer.load(kept, marks=marks)
+        return Tokenizer.load(kept, marks=marks, settings=False)
     return Tokenizer.load(config.text.tokenizer, marks=marks) if config.text.tokenizer else None
 
 
@@ -133,8 +133,8 @@ def _from_folder(config: ConfigDict, tokenizer: Tokenizer | None) -> _Encoder:
         raise ValueError(f"tokenizer: {t.encoder} is a folder and has its own")
     folder = read_text_folder(t.encoder)
     if tokenizer:
-        marks = folder.tokenizer.marks
-        folder = dataclasses.replace(folder, tokenizer=Tokenizer(tokenizer.raw, marks=marks))
+        tokenizer.marks = folder.tokenizer.marks
+        folder = dataclasses.replace(folder, tokenizer=tokenizer)
     encoder = folder.encoder
     changes: dict[str, Any] = {"pooling": t.pooling or encoder.pooling}
     if t.width not in (0, encoder.out_dim):
@@ -146,7 +146,9 @@ def _from_folder(config: ConfigDict, tokenizer: Tokenizer | None) -> _Encoder:
         changes["backbone"] = encoder.backbone.clone(**drop)
     elif t.dropout or changes["pooling"] != "mean":
         raise ValueError("a static table has no dropout and no pooling but the mean")
-    length = t.max_length or min(folder.max_length, 2 * MAX_LENGTH)
+    # Batches are padded to their longest text, and a table may come without a limit.
+    own = folder.max_length if folder.max_length < UNLIMITED else MAX_LENGTH_TABLE
+    length = t.max_length or own
     if length > folder.max_length:
         raise ValueError(f"max_length {length}: {t.encoder} takes at most {folder.max_length}")
     return _Encoder(encoder.clone(**changes), folder.tokenizer, length, folder)
@@ -216,7 +218,7 @@ def _open(config: ConfigDict) -> texts.TextData:
 
 def _digest(folder: TextFolder, about: str) -> str:
     """Hex digits over its weights and tokenizer, and what else is said about it."""
-    digest = hashlib.sha256(f"{about} {folder.tokenizer.raw.to_str()}".encode())
+    digest = hashlib.sha256(f"{about} {folder.tokenizer.content}".encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(folder.params):
         digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
         digest.update(np.asarray(leaf).tobytes())
@@ -263,7 +265,7 @@ def from_config(config: ConfigDict, mesh: Mesh, run: pathlib.Path | None = None)
     task = _task(config, found, data.splits["train"], teacher, mesh)
     program = common.make_program(config, task, mesh, model_group="text")
     train = _train_texts(config, found, data.splits["train"], teacher)
-    reading = f"{found.tokenizer.raw.to_str()} {found.tokenizer.marks} {found.max_length}"
+    reading = f"{found.tokenizer.content} {found.tokenizer.marks} {found.max_length}"
     # Not all that is said about the teacher: that has another form in another release.
     taught_by = _digest(teacher, "") if teacher else ""
     dataset = Texts(data, {**data.splits, "train": train}, reading, taught_by)

@@ -221,16 +221,47 @@ def _read_transformer(folder: pathlib.Path) -> tuple[Any, Tree, Tokenizer, int]:
     wanted = {name: leaf.shape for name, leaf in named(shapes)}
     path = _weights(folder)
     params = _load(path, layout(family_of(config, str(where))), read_tensors(path), wanted)
-    settings: dict[str, Any] = {}
-    for file in sorted(folder.glob(LENGTHS)):
-        settings |= read_json(file)
+    settings = _sentence_settings(folder)
     tokenizer = Tokenizer.load(folder, lowercase=bool(settings.get("do_lower_case")))
     check_padding(bert, tokenizer, str(folder))
-    limit = settings.get("max_seq_length")
-    tokens_file = folder / "tokenizer_config.json"
+    limit, tokens_file = settings.get("max_seq_length"), folder / "tokenizer_config.json"
     if limit is None and tokens_file.exists():
         limit = read_json(tokens_file).get("model_max_length")
-    return bert, params, tokenizer, min(int(limit or bert.max_tokens), bert.max_tokens)
+    longest = _limit(bert.max_tokens if limit is None else limit, folder)
+    return bert, params, tokenizer, min(longest, bert.max_tokens)
+
+
+# Settings of sentence-transformers of which only these values are ours. Those that are read, or
+# make no difference, are not listed; all others must be empty.
+_SENTENCE_NEUTRAL = {
+    "transformer_task": ("feature-extraction",),
+    "module_output_name": ("token_embeddings",),
+    "backend": ("torch",),
+}
+_SENTENCE_KNOWN = {"max_seq_length", "do_lower_case", "modality_config", "unpad_inputs"}
+
+
+def _sentence_settings(folder: pathlib.Path) -> dict[str, Any]:
+    """What sentence-transformers keeps of its Transformer beside what transformers keeps.
+
+    Raises:
+      UsageError: a setting that is not known here.
+    """
+    settings: dict[str, Any] = {}
+    for file in sorted(folder.glob(LENGTHS)):
+        for key, value in read_json(file).items():
+            legal = _SENTENCE_NEUTRAL.get(key, (False, "", [], {}))
+            if key not in _SENTENCE_KNOWN and value is not None and value not in legal:
+                raise UsageError(f"{file}: {key} {value!r:.60} is not known here")
+            settings[key] = value
+    return settings
+
+
+def _limit(value: Any, where: pathlib.Path) -> int:
+    """A number of tokens; what transformers writes for "none" is a very large one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 1:
+        raise DataError(f"{where}: texts of at most {value!r:.60} tokens; legal is a number >= 1")
+    return min(int(min(value, UNLIMITED)), UNLIMITED)
 
 
 def _read_static(folder: pathlib.Path) -> tuple[Any, Tree, Tokenizer, int]:
@@ -240,10 +271,10 @@ def _read_static(folder: pathlib.Path) -> tuple[Any, Tree, Tokenizer, int]:
     rows, width = shapes[0] if shapes else (0, 0)
     params = _load(path, _TABLE, tensors, {"tokens/embedding": (rows, width)})
     file = folder / "tokenizer.json"
-    tokenizer = Tokenizer.load(file, marks=False)
-    # sentence-transformers cuts at what the file says, and not at all where it says nothing.
+    # It reads no other file, nor cuts where this one does not say so.
+    tokenizer = Tokenizer.load(file, marks=False, settings=False)
     limit = (read_json(file).get("truncation") or {}).get("max_length", UNLIMITED)
-    return Static(rows, width), params, tokenizer, int(limit)
+    return Static(rows, width), params, tokenizer, _limit(limit, file)
 
 
 def _read_pooling(folder: pathlib.Path | None, width: int) -> Pooling:

@@ -24,6 +24,16 @@ _ACTIVATIONS = {
 }
 _THEIR_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu"}
 
+# Settings that would make another encoder: those values of them that ours has.
+_NEUTRAL = {
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "is_encoder_decoder": False,
+    "pruned_heads": {},
+    "quantization_config": None,
+}
+
 # A pooler and the heads of pre-training are no part of a sentence encoder.
 _IGNORED = (
     r"(\w+\.)?((embeddings\.)?position_ids|embeddings\.(position_ids|token_type_ids)|pooler\..*|"
@@ -219,9 +229,10 @@ def bert_of(config: dict[str, Any], where: str) -> Bert:
             f"legal: {', '.join(_ACTIVATIONS)}"
         )
     fields["activation"] = _ACTIVATIONS[fields["activation"]]
-    kind = config.get("position_embedding_type", "absolute")
-    if kind != "absolute":
-        raise UsageError(f"{where}: position_embedding_type {kind!r}; legal: 'absolute'")
+    for key, legal in _NEUTRAL.items():
+        value = config.get(key, legal)
+        if value not in (legal, None):
+            raise UsageError(f"{where}: {key} {value!r:.60} is not known here; legal: {legal!r}")
     if family is DISTILBERT:
         fields["epsilon"] = _DISTILBERT_EPSILON
     if family in (MPNET, DISTILBERT):

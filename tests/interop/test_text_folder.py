@@ -175,6 +175,13 @@ def test_old_and_new_names_of_pooling_and_of_limits(folder):
     assert read_text_folder(folder).max_length == 30  # there are no more positions
 
 
+def test_the_limit_is_the_folders_wherever_it_stands(folder):
+    for sentence, tokens, expected in ((20, 7, 20), (None, 7, 7), (None, 10**30, 30)):
+        change(folder / "sentence_bert_config.json", max_seq_length=sentence)
+        change(folder / "tokenizer_config.json", model_max_length=tokens)
+        assert read_text_folder(folder).max_length == expected
+
+
 def drop(name):
     return lambda state: {k: v for k, v in state.items() if k != name}
 
@@ -237,6 +244,13 @@ def test_pickles_and_parts_are_refused(folder):
             "5 heads do not divide the width 32",
         ),
         ("config.json", {"position_embedding_type": "relative_key"}, UsageError, "'relative_key'"),
+        ("config.json", {"is_decoder": True}, UsageError, "is_decoder True .* legal: False"),
+        ("config.json", {"add_cross_attention": True}, UsageError, "add_cross_attention True"),
+        ("config.json", {"pruned_heads": {"0": [1]}}, UsageError, "pruned_heads"),
+        ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, UsageError, "'fill-mask'"),
+        ("sentence_bert_config.json", {"tokenizer_args": {"a": 1}}, UsageError, "tokenizer_args"),
+        ("sentence_bert_config.json", {"max_seq_length": "long"}, DataError, "'long' tokens"),
+        ("tokenizer_config.json", {"never_split": ["a"]}, UsageError, "never_split"),
         ("config.json", {"num_hidden_layers": 2}, UsageError, "no parameter for encoder.layer.2"),
         ("1_Pooling/config.json", {"pooling_mode_cls_token": True}, UsageError, "cls and mean"),
         ("1_Pooling/config.json", {"pooling_mode": "max"}, UsageError, "max is not .*: cls, mean"),
