@@ -23,6 +23,7 @@ OPERATIONAL_KEYS = (
     "eval.sts",
     "data.cache",
     "data.files",
+    "data.splits",
     "data.threads",
     "data.path",  # data may move; checkpoints hold a fingerprint of what it must contain
 )
@@ -32,6 +33,7 @@ LISTS_OF_WORDS = {
     "data.columns",
     "data.drop",
     "data.files",
+    "data.splits",
     "eval.classification",
     "eval.clustering",
     "eval.measures",
@@ -104,6 +106,9 @@ def default_config() -> ConfigDict:
     # for all runs, and mapped into memory from, for texts that do not fit; "" = all in memory
     c.data.cache = ""
     c.data.dataset = ""  # tfds: name of a data set prepared as ArrayRecord, e.g. "mnist"
+    # tfds: which examples each split is, "train=train[:90%]", "val=train[90%:]", as TFDS writes it;
+    # () = by name: train; validation, val, valid or dev; test or eval
+    c.data.splits = ()
     c.data.classes = 0  # how many the data must have; 0 = as many as it has
     c.data.image_size = 32  # image_folder, tfds: images become this many pixels high and wide
     # Share of the short side kept in evaluation, 0.875 = 224 of 256; and in training, in memory

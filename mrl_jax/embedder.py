@@ -6,7 +6,7 @@ workers of a cluster. A shard's vectors do not depend on which others are writte
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from mrl_jax import config as configs
 from mrl_jax import results, trained, workdir
 from mrl_jax.data import Split
 from mrl_jax.data.loader import padded_batches
+from mrl_jax.data.remarks import Remarks
 from mrl_jax.data.stream import Stream
 from mrl_jax.data.tree import open_tree
 from mrl_jax.data.vectors import digest, row_digests
@@ -73,7 +74,10 @@ class _Images:
       ids: [rows] int64.
       names: where they come from a folder.
       source: what they are, to tell them from others.
+      notes: lines on what is not read.
     """
+
+    notes: Sequence[str] = ()
 
     def __init__(self, source: str, config: Any, setup: Experiment, values: tuple[Any, Any]):
         dataset, program = setup.dataset, setup.program
@@ -84,7 +88,9 @@ class _Images:
             self._split = dataset.splits[source]
             self.source = f"split {source} {dataset.fingerprint(source)}"
         else:
-            self._split = _open_images(source, dataset, config)
+            remarks = Remarks()
+            self._split = _open_images(source, dataset, config, remarks)
+            self.notes = remarks.lines()
             self.names = self._split.records.names
             self.source = f"images {self._split.records.fingerprint()}"
         self.rows = self._split.examples
@@ -103,7 +109,7 @@ class _Images:
 class _Vectors:
     """Vectors as a run adapts them; attributes as of `_Images`."""
 
-    names = None
+    names, notes = None, ()
 
     def __init__(self, source: str, config: Any, setup: Experiment, values: tuple[Any, Any]):
         mesh, task, dataset = setup.program.mesh, setup.program.task, setup.dataset
@@ -141,7 +147,7 @@ class Embedder:
       width: dims of a vector.
       names: of the examples, where they come from a folder.
       made_from: what must be the same for the same vectors to come out.
-      warning: one line on a prefix that was never trained, or "".
+      warning: lines on a prefix that was never trained and on what is not read, or "".
 
     Raises:
       UsageError: no run or source, dims that it has not; in a fork of a process that used JAX. See
@@ -166,12 +172,13 @@ class Embedder:
         self.width = widest if request.dim is None else request.dim
         if not 1 <= self.width <= widest:
             raise UsageError(f"--dim must be 1 to {widest}, got {self.width}")
-        self.warning = ""
+        notes = [*self._input.notes]
         if self.width not in task.nesting.dims and config.head.kind != "shared":
-            self.warning = (
+            notes.append(
                 f"warning: a prefix of {self.width} dims was not trained, "
                 f"{', '.join(map(str, task.nesting.dims))} were"
             )
+        self.warning = "\n".join(notes)
         self._normalize = request.normalize
         self.made_from = {
             "config": configs.digest(workdir.read_config(request.workdir)),
@@ -242,7 +249,7 @@ class Embedder:
         return manifest
 
 
-def _open_images(source: str, dataset: Any, config: Any) -> Stream:
+def _open_images(source: str, dataset: Any, config: Any, remarks: Remarks) -> Stream:
     root, (size, _, channels) = pathlib.Path(source), dataset.image_shape
     if not root.is_dir():
         raise UsageError(
@@ -251,9 +258,8 @@ def _open_images(source: str, dataset: Any, config: Any) -> Stream:
         )
     if channels != 3:
         raise UsageError(f"{root} holds RGB images, those of {dataset.name} are grey")
-    return Stream(
-        open_tree(root), size, eval_crop=config.data.eval_crop, threads=config.data.threads
-    )
+    records, options = open_tree(root, remarks), config.data
+    return Stream(records, size, eval_crop=options.eval_crop, threads=options.threads)
 
 
 def begin(folder: pathlib.Path, plan: Manifest, names: tuple[str, ...] | None) -> Manifest:

@@ -6,10 +6,10 @@
 - CMYK becomes RGB; of an animation the first frame counts.
 - EXIF orientation is applied: photos stand as a viewer shows them. Torchvision and tf.data ignore
   it; of ImageNet it concerns a handful of files.
-- A file that is not JPEG, PNG, BMP or WebP by its content, that is truncated or that its decoder
-  finds broken, or that has more than `MAX_PIXELS` is refused with a `DataError` that names it. The
-  last is known from the header, before anything is decoded. Wrong bytes inside the data of a JPEG
-  are often no error to any decoder: they show as wrong pixels.
+- A file that is not JPEG, PNG, BMP, WebP or PNM by its content, that is truncated or that its
+  decoder finds broken, or that has more than `MAX_PIXELS` is refused with a `DataError` that names
+  it. The last is known from the header, before anything is decoded. Wrong bytes inside the data of
+  a JPEG are often no error to any decoder: they show as wrong pixels.
 - Any size from 1x1 on is legal: what is too small is enlarged.
 """
 
@@ -26,11 +26,13 @@ from PIL import Image, UnidentifiedImageError
 from mrl_jax.data.boxes import Box, centre_box
 from mrl_jax.errors import DataError
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".pgm", ".ppm"}
+IMAGE_SUFFIXES |= {".pbm", ".pnm"}
 # Images that are not read: to leave them out without a word would lose data.
-OTHER_SUFFIXES = {".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".ppm"}
+OTHER_SUFFIXES = {".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".pfm"}
 MAX_PIXELS = 2**26
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM")  # PPM: all of PNM
+_OTHER_FORMATS = ("GIF", "TIFF", "AVIF", "JPEG2000")
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -58,10 +60,20 @@ def _naming(where: str) -> Iterator[None]:
         raise
     except UnidentifiedImageError as error:
         raise DataError(
-            f"cannot read image {where}: by its content it is no JPEG, PNG, BMP or WebP"
+            f"cannot read image {where}: by its content it is no JPEG, PNG, BMP or WebP, nor PGM "
+            "or PPM"
         ) from error
     except Exception as error:  # decoders raise dozens of kinds for what a broken file can hold
         raise DataError(f"cannot read image {where}: {error or type(error).__name__}") from error
+
+
+def format_of(path: str) -> str | None:
+    """The format of a file that is an image by its first bytes, None of any other."""
+    try:
+        with Image.open(path, formats=_FORMATS + _OTHER_FORMATS) as picture:
+            return picture.format
+    except Exception:  # as many kinds as there are formats that it may resemble
+        return None
 
 
 def _open(data: bytes, where: str) -> Image.Image:
@@ -71,15 +83,18 @@ def _open(data: bytes, where: str) -> Image.Image:
         raise DataError(
             f"image {where} has {width} x {height} pixels, at most {MAX_PIXELS:,} are read"
         )
+    if picture.mode == "F":
+        raise DataError(f"image {where} holds floating point numbers, whose range is not known")
     if picture.format != "JPEG":
         picture.load()  # other formats may hold their metadata behind the pixels
     return picture
 
 
 def _turn(picture: Image.Image) -> Image.Transpose | None:
-    if "exif" not in picture.info:
-        return None
     try:
+        # ImageMagick writes EXIF into PNG as a text of this name or of this older one.
+        if (older := picture.info.get("Raw profile type APP1")) is not None:
+            picture.info.setdefault("Raw profile type exif", older)
         return _TURNS.get(picture.getexif().get(_ORIENTATION))
     except Exception:  # metadata that cannot be read says nothing; the pixels may be fine
         return None

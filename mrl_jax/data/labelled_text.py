@@ -1,7 +1,7 @@
 """Texts with a class each, from jsonl, tsv or Parquet files with columns text and label."""
 
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mrl_jax.data.text_files import read_rows
 from mrl_jax.errors import DataError
@@ -14,11 +14,21 @@ class LabelledTexts(NamedTuple):
     labels: list[str]
 
 
+def _label(value: Any, where: str) -> str:
+    """A class as a word: 3, 3.0 and "3" are one."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, (str, int)) or not str(value).strip():
+        raise DataError(f"{where} must be a word or a whole number, got {value!r:.60}")
+    return str(value)
+
+
 def read_labelled(path: str | pathlib.Path, text: str = "text", label: str = "label"):
     """The rows of a file as `LabelledTexts`; `text` and `label` say how their columns are called.
 
     Raises:
-      DataError: it is damaged or empty, a column is missing, a text is none; names the line.
+      DataError: it is damaged or empty, a column is missing, a text is none, or a label is no word
+        and no whole number but a list, an object or NaN; names the line.
     """
     found = LabelledTexts([], [])
     for row in read_rows(pathlib.Path(path)):
@@ -27,9 +37,10 @@ def read_labelled(path: str | pathlib.Path, text: str = "text", label: str = "la
                 raise DataError(
                     f"{row.where}: column {column} is missing; found {', '.join(row.values)}"
                 )
-            values.append(str(row.values[column]))
+            values.append(row.values[column])
         if not isinstance(row.values[text], str):
-            raise DataError(f"{row.where}: {text} must be a text, got {row.values[text]!r}")
+            raise DataError(f"{row.where}: {text} must be a text, got {row.values[text]!r:.60}")
+        found.labels[-1] = _label(found.labels[-1], f"{row.where}: {label}")
     if not found.texts:
         raise DataError(f"{path} has no rows")
     return found

@@ -18,11 +18,10 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from mrl_jax.data.folder import SPLITS, FolderRecords, class_folders, image_files, listing
 from mrl_jax.data.imagenet_classes import IMAGENET_A, IMAGENET_R
 from mrl_jax.data.images import IMAGE_SUFFIXES
+from mrl_jax.data.remarks import Remarks, same_letters
 from mrl_jax.data.sources import Split, decoded
 from mrl_jax.data.stream import Stream
 from mrl_jax.errors import DataError, UsageError
@@ -92,9 +91,9 @@ def _renamed(path: pathlib.Path, folders: list[str], class_names: Sequence[str])
     return renamed
 
 
-def _labels(root: pathlib.Path, class_names: Sequence[str]) -> dict[str, int]:
+def _labels(root: pathlib.Path, class_names: Sequence[str], remarks: Remarks) -> dict[str, int]:
     """The label of every class folder that is not left out."""
-    folders = class_folders(root)
+    folders = class_folders(root, remarks, besides=(CLASSES,))
     name_of = {name: name for name in class_names}
     numbered = not any(name.isdecimal() for name in class_names)
     if numbered:
@@ -106,33 +105,23 @@ def _labels(root: pathlib.Path, class_names: Sequence[str]) -> dict[str, int]:
             f"{root} has folder {unknown[0]!r}; legal are training classes, "
             f"such as {class_names[0]!r}"
             + (f", their places 0 to {len(class_names) - 1}" if numbered else "")
-            + f", and what {CLASSES} in it maps to one"
+            + f", and what {CLASSES} in it maps to one{same_letters(unknown[0], class_names)}"
         )
     index = {name: i for i, name in enumerate(class_names)}
     return {f: index[name_of[f]] for f in folders if name_of[f] is not None}
 
 
-def _records(root: pathlib.Path, label_of: dict[str, int]) -> FolderRecords:
+def _records(root: pathlib.Path, label_of: dict[str, int], remarks: Remarks) -> FolderRecords:
     legal = ", ".join(sorted(IMAGE_SUFFIXES))
-    stray = [p for p in root.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
-    if stray:
-        raise DataError(f"{stray[0]} lies beside the class folders, not in one")
     found = []
     for folder, label in label_of.items():
-        files = image_files(root / folder)
+        files = image_files(root / folder, remarks)
         if not files:
             raise DataError(f"class folder {root / folder} has no images ({legal})")
         found += [(f"{folder}/{file}", about, label) for file, about in files]
     if not found:
         raise DataError(f"{root} has no class folders with images ({legal})")
-    names, about, label = zip(*found, strict=True)
-    return FolderRecords(
-        root,
-        names,
-        np.array([a.st_size for a in about], np.int64),
-        np.array([a.st_mtime_ns for a in about], np.int64),
-        np.array(label, np.int32),
-    )
+    return FolderRecords.of(root, found)
 
 
 def _check_promise(name: str, root: pathlib.Path, found: set[str], class_names: Sequence[str]):
@@ -156,6 +145,7 @@ def open_shift(
     eval_crop: float,
     stream: bool,
     threads: int,
+    remarks: Remarks | None = None,
 ) -> Shift:
     """Opens a test set whose class folders are training classes, see the module.
 
@@ -167,17 +157,18 @@ def open_shift(
       eval_crop: share of the short side that is kept of images.
       stream: read images while they are used, instead of keeping all of them in memory.
       threads: that decode images; 0 = one per core.
+      remarks: is told what is not read.
 
     Raises:
       DataError: a folder that is no training class, one without images, images where or of a kind
         that is not read, other classes than the name promises; names the path.
     """
-    root = pathlib.Path(folder)
+    root, remarks = pathlib.Path(folder), remarks or Remarks()
     with listing():
-        label_of = _labels(root, class_names)
+        label_of = _labels(root, class_names, remarks)
         classes = tuple(sorted(set(label_of.values())))
         _check_promise(name, root, {class_names[k] for k in classes}, class_names)
-        records = _records(root, label_of)
+        records = _records(root, label_of, remarks)
     if stream:
         split = Stream(records, image_size, eval_crop=eval_crop, threads=threads)
     else:

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from mrl_jax.data.folder import SPLITS, open_folder
 from mrl_jax.data.images import centre_square
 from mrl_jax.data.loader import Batches, padded_batches
 from mrl_jax.data.rand_augment import RandAugment
+from mrl_jax.data.remarks import Remarks, printable
 from mrl_jax.data.stream import Resolutions, Stream
 from mrl_jax.data.tfds import open_tfds
 from mrl_jax.errors import DataError, UsageError
@@ -25,7 +26,7 @@ from mrl_jax.errors import DataError, UsageError
 class Split(NamedTuple):
     """Examples in memory: `image` [N, H, W, C] uint8 and `label` [N] int32.
 
-    `Stream` offers the same: examples, update, pin, batches and padded.
+    `Stream` offers the same: examples, update, pin, contents, places, batches and padded.
     """
 
     image: np.ndarray
@@ -62,6 +63,15 @@ class Split(NamedTuple):
 
     pin = update  # all that training reads is at hand
 
+    def contents(self) -> np.ndarray:
+        """A number [N] uint64 per image, equal where images are."""
+        coded = [hashlib.blake2b(image, digest_size=8).digest() for image in self.image]
+        return np.frombuffer(b"".join(coded), "<u8")
+
+    def places(self) -> np.ndarray:
+        """As `contents`, which of a stream takes longer."""
+        return self.contents()
+
     def batches(self, batch_size: int, seed: int, sharding: jax.sharding.Sharding) -> Batches:
         """Training batches by step."""
         return Batches(self._asdict(), batch_size, seed, sharding)
@@ -81,6 +91,7 @@ class Dataset:
       name: what it is called in messages.
       splits: "train" and "val", and "test" where the source has one.
       class_names: one per class; labels index them.
+      notes: lines for the log on what there is, and on what is not read.
 
     Raises:
       DataError: an empty split, images that are not uint8 of one shape, labels that are not
@@ -91,6 +102,7 @@ class Dataset:
     name: str
     splits: dict[str, Split | Stream]
     class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self):
         for name, split in self.splits.items():
@@ -113,10 +125,12 @@ class Dataset:
 
     def fingerprint(self, *names: str) -> str:
         """Sixteen hex digits over the classes and these splits, or all there are."""
+        # Older releases measured the test split in place of a val split that there was not.
+        splits = {"val": self.splits.get("test"), **self.splits}
         digest = hashlib.sha256(repr(self.class_names).encode())
-        for name in sorted(names or self.splits):
+        for name in sorted(names or splits):
             digest.update(name.encode())
-            self.splits[name].update(digest)
+            splits[name].update(digest)
         return digest.hexdigest()[:16]
 
     def training_fingerprint(self) -> str:
@@ -133,6 +147,7 @@ def load(
     *,
     path: str = "",
     dataset: str = "",
+    parts: Sequence[str] = (),
     image_size: int = 32,
     eval_crop: float = 1.0,
     stream: bool = False,
@@ -147,6 +162,7 @@ def load(
       source: "digits", "image_folder" or "tfds".
       path: of image_folder, the folder; of tfds, where prepared data sets lie ("" = its default).
       dataset: of tfds, the data set's name.
+      parts: of tfds, which of its examples are a split, see `tfds.open_tfds`; () = by their names.
       image_size: of image_folder and tfds, pixels per side that images are brought to.
       eval_crop: share of the short side that is kept of images in evaluation; in memory, and in
         a stream without `random_crop`, of training images as well.
@@ -158,7 +174,7 @@ def load(
 
     Raises:
       UsageError: unknown source, or a key the source needs is empty.
-      DataError: data missing, unreadable or inconsistent; names the path.
+      DataError: data missing, remarksable or inconsistent; names the path.
     """
     if source not in ("digits", "image_folder", "tfds"):
         raise UsageError(f"data.source must be digits, image_folder or tfds; got {source!r}")
@@ -173,19 +189,22 @@ def load(
             raise UsageError(f"data.{key} needs data.stream=True")
     if rand_augment and len(rand_augment) != 2:
         raise UsageError(f"data.rand_augment must be (changes, strength), got {rand_augment}")
+    if parts and source != "tfds":
+        raise UsageError(f"data.splits says what splits of tfds are; data.source is {source}")
     if source == "digits":
         if stream:
             raise UsageError("data.stream needs image files, digits are in memory")
         return _digits()
+    remarks = Remarks()
     if source == "image_folder":
         if not path:
             raise UsageError("data.source image_folder needs --config.data.path=...")
-        records, classes = open_folder(pathlib.Path(path))
+        records, classes = open_folder(pathlib.Path(path), remarks)
         name = path
     else:
         if not dataset and not path:
             raise UsageError("data.source tfds needs --config.data.dataset=... or data.path")
-        records, classes = open_tfds(dataset, path)
+        records, classes = open_tfds(dataset, path, parts, remarks)
         name = dataset or path
     if stream:
         splits = {
@@ -205,7 +224,33 @@ def load(
             split: decoded(split, found, image_size, eval_crop, threads)
             for split, found in records.items()
         }
-    return Dataset(name, splits, classes)
+    sizes = [
+        f"{split} {len(found):,}" + (f" ({found.part})" if found.part != split else "")
+        for split, found in records.items()
+    ]
+    notes = [f"{printable(name)}: {len(classes):,} classes, images: {', '.join(sizes)}"]
+    if "val" not in splits:
+        notes.append(
+            "no val split: all that is measured is test, once, at the end; "
+            "data.splits=train=train[:90%],val=train[90%:],test=test would hold some out"
+        )
+    notes += _overlaps(splits) + remarks.lines()
+    return Dataset(name, splits, classes, tuple(notes))
+
+
+def _overlaps(splits: dict[str, Split | Stream]) -> list[str]:
+    """A warning for each two splits that hold the same images, as far as that is easily seen."""
+    place_n = {name: split.places() for name, split in splits.items()}
+    found = []
+    for name, other in (("val", "train"), ("test", "train"), ("test", "val")):
+        if name in splits and other in splits:
+            same = int(np.isin(place_n[name], place_n[other]).sum())
+            if same:
+                found.append(
+                    f"warning: {same:,} of {splits[name].examples:,} images of {name} are in "
+                    f"{other} as well"
+                )
+    return found
 
 
 def decoded(name: str, records: Any, size: int, share: float, threads: int) -> Split:

@@ -2,14 +2,23 @@
 
 import dataclasses
 import hashlib
+import itertools
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
-from mrl_jax.data.folder import Record
-from mrl_jax.errors import DataError
+import numpy as np
 
-# Names in TFDS and ours.
-_SPLITS = {"train": "train", "validation": "val", "test": "test"}
+from mrl_jax.data.folder import Record
+from mrl_jax.data.remarks import Remarks
+from mrl_jax.errors import DataError, UsageError
+
+# What data sets call the splits; the first that there is counts.
+_NAMES = {
+    "train": ("train",),
+    "val": ("validation", "val", "valid", "dev"),
+    "test": ("test", "eval"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,20 +28,24 @@ class TfdsRecords:
     Attributes:
       source: random-access data source that leaves images encoded.
       classes: number of classes.
-      where: what the split is called in messages.
+      name: what the data set is called in messages.
+      part: which of its examples they are, as TFDS writes it.
       identity: name, version, shards and bytes, for the fingerprint.
+      place: [N] uint64, one for each example of the data set.
     """
 
     source: Any
     classes: int
-    where: str
+    name: str
+    part: str
     identity: str
+    place: np.ndarray
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, row: int) -> Record:
-        where = f"{self.where}[{row}]"
+        where = f"{self.name}:{self.part}[{row}]"
         image, label = _read(self.source, row, where)
         if not 0 <= label < self.classes:
             raise DataError(f"{where} has label {label}, legal are 0 to {self.classes - 1}")
@@ -83,22 +96,105 @@ def open_builder(name: str, path: str) -> Any:
     return tfds.builder(name, data_dir=path or None)
 
 
-def _identity(builder: Any, split: str) -> str:
-    info = builder.info.splits[split]
-    return repr((builder.info.full_name, split, info.shard_lengths, info.num_bytes))
+def _pieces(builder: Any, part: str) -> Sequence[Any]:
+    """The files that a part is read from, and which examples of each: skip, take."""
+    return builder.info.splits[part].file_instructions
 
 
-def open_tfds(name: str, path: str) -> tuple[dict[str, TfdsRecords], tuple[str, ...]]:
-    """Opens the splits of a prepared data set: (records by split, class names).
+def _identity(builder: Any, part: str) -> str:
+    info = builder.info.splits[part]
+    if part not in list(builder.info.splits):  # in the splits themselves slices are as well
+        pieces = _pieces(builder, part)
+        slices = [(pathlib.Path(piece.filename).name, piece.skip, piece.take) for piece in pieces]
+        return repr((builder.info.full_name, slices))
+    return repr((builder.info.full_name, part, info.shard_lengths, info.num_bytes))
 
-    A split without labels (TFDS writes -1) is left out. Many data sets have a train and a test
-    split only; their test split then is "val" as well, for there is nothing else to tune on.
+
+def _places(builder: Any, part: str) -> np.ndarray:
+    """A number [N] uint64 for each example, the same in every part that it belongs to."""
+    found = []
+    for piece in _pieces(builder, part):
+        name = hashlib.blake2b(str(piece.filename).encode(), digest_size=8).digest()
+        first = np.frombuffer(name, "<u8") + np.uint64(piece.skip)
+        found.append(first + np.arange(piece.take, dtype=np.uint64))
+    return np.concatenate(found)
+
+
+def _parts(builder: Any, given: Sequence[str]) -> dict[str, str]:
+    """The part of the data set that each split is: as given, or by name.
 
     Raises:
-      DataError: not prepared, not in ArrayRecord, or without encoded images and class labels.
+      UsageError: a string that is none, or a part that the data set has not.
     """
     import tensorflow_datasets as tfds
 
+    there, sizes = builder.info.splits, _sizes(builder)
+    if not given:
+        found = {
+            split: next((n for n in names if n in there and there[n].num_examples), "")
+            for split, names in _NAMES.items()
+        }
+        return {split: name for split, name in found.items() if name}
+    parts = {}
+    for entry in given:
+        split, equals, part = entry.partition("=")
+        if not equals or split not in _NAMES or not part or split in parts:
+            raise UsageError(
+                f"data.splits must be SPLIT=PART, SPLIT one of {', '.join(_NAMES)}, each once, "
+                f"PART as in train[:90%]; got {entry!r}"
+            )
+        try:
+            # Asked piece by piece: TFDS takes one that ends before it begins for another.
+            pieces = tfds.core.ReadInstruction.from_spec(part).to_absolute(there)
+            sizes_of = [there[piece.splitname].num_examples for piece in pieces]
+            spans = [
+                (size if piece.to is None else piece.to) - (piece.from_ or 0)
+                for piece, size in zip(pieces, sizes_of, strict=True)
+            ]
+        except Exception as error:  # several kinds, for what is not there or no part
+            reason = " ".join(str(error).split())[:200]
+            raise UsageError(f"data.splits: {entry}: {reason} (there are {sizes})") from error
+        if min(spans) < 1:
+            raise UsageError(f"data.splits: {entry} has no examples (there are {sizes})")
+        parts[split] = part
+    return parts
+
+
+def _sizes(builder: Any) -> str:
+    return ", ".join(f"{name} ({i.num_examples:,})" for name, i in builder.info.splits.items())
+
+
+def _check_apart(records: dict[str, TfdsRecords]) -> None:
+    """Refuses splits that share examples: what is fitted on one is measured on another."""
+    for split, other in itertools.combinations(records, 2):
+        shared = np.isin(records[split].place, records[other].place).sum()
+        if shared:
+            raise UsageError(
+                f"data.splits: {shared:,} examples are in both {split}={records[split].part} and "
+                f"{other}={records[other].part}"
+            )
+
+
+def open_tfds(
+    name: str, path: str, parts: Sequence[str], remarks: Remarks
+) -> tuple[dict[str, TfdsRecords], tuple[str, ...]]:
+    """Opens the splits of a prepared data set: (records by split, class names).
+
+    Args:
+      name, path: as of `open_builder`.
+      parts: "SPLIT=PART" strings, the part as TFDS writes it, "train=train[:90%]"; (): what is
+        called train; what is called validation, val, valid or dev; what is called test or eval.
+        A data set without validation examples then has no val: none are taken from the others.
+      remarks: is told which splits are not read, as those without labels (TFDS writes -1).
+
+    Raises:
+      UsageError: parts that there are not, or that share examples.
+      DataError: not prepared, not in ArrayRecord, or without encoded images and class labels; no
+        train split, or nothing to measure on.
+    """
+    import tensorflow_datasets as tfds
+
+    label = name or path
     prepare = (
         'prepare it once (pip install "mrl_jax[tf]"): tfds build '
         f"{name} --file_format=array_record" + (f" --data_dir={path}" if path else "")
@@ -106,33 +202,43 @@ def open_tfds(name: str, path: str) -> tuple[dict[str, TfdsRecords], tuple[str, 
     try:
         builder = open_builder(name, path)
         features = dict(builder.info.features.items())
+        if not builder.info.splits:
+            raise DataError(
+                f"TFDS data set {label!r} is not prepared in {builder.data_dir}; {prepare}"
+            )
+        decoders = {"image": tfds.decode.SkipDecoding()}
         sources = {
-            split: builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-            for split in _SPLITS
-            if split in builder.info.splits
+            split: (part, builder.as_data_source(part, decoders=decoders))
+            for split, part in _parts(builder, parts).items()
         }
-    except DataError:
+    except (DataError, UsageError):
         raise
     except Exception as error:  # TFDS raises many kinds for "not there" and "wrong format"
         reason = str(error).strip().partition("\n")[0][:200]
-        raise DataError(f"TFDS data set {name!r}: {reason}; {prepare}") from error
-    if not sources:
-        raise DataError(f"TFDS data set {name!r} is not prepared in {builder.data_dir}; {prepare}")
+        raise DataError(f"TFDS data set {label!r}: {reason}; {prepare}") from error
     for key, kind in (("image", tfds.features.Image), ("label", tfds.features.ClassLabel)):
         if not isinstance(features.get(key), kind):
             raise DataError(
-                f"TFDS data set {name!r} has no feature {key!r} of kind {kind.__name__};"
+                f"TFDS data set {label!r} has no feature {key!r} of kind {kind.__name__};"
                 f" its features are {', '.join(features)}"
             )
     classes = tuple(features["label"].names)
-    splits = {
-        _SPLITS[split]: TfdsRecords(
-            source, len(classes), f"{name}:{split}", _identity(builder, split)
+    records = {}
+    for split, (part, source) in sources.items():
+        if _read(source, 0, f"{label}:{part}[0]")[1] >= 0:
+            about = _identity(builder, part), _places(builder, part)
+            records[split] = TfdsRecords(source, len(classes), label, part, *about)
+        else:
+            remarks.add("not read, without labels", f"split {part} ({len(source):,} images)")
+    if "train" not in records or len(records) < 2:
+        raise DataError(
+            f"TFDS data set {label!r} needs a train and a validation or test split with labels, it "
+            f"has {_sizes(builder)}; data.splits=train=train[:90%],val=train[90%:] says which "
+            "examples are which"
         )
-        for split, source in sources.items()
-        if len(source) and _read(source, 0, f"{name}:{split}[0]")[1] >= 0
-    }
-    if "train" not in splits or len(splits) < 2:
-        raise DataError(f"TFDS data set {name!r} needs a train and a validation or test split")
-    splits.setdefault("val", splits.get("test"))
-    return splits, classes
+    _check_apart(records)
+    used = {piece.filename for part, _ in sources.values() for piece in _pieces(builder, part)}
+    for name, info in builder.info.splits.items():
+        if not any(piece.filename in used for piece in _pieces(builder, name)):
+            remarks.add("not read, a split beside these", f"{name} ({info.num_examples:,} images)")
+    return records, classes

@@ -3,56 +3,52 @@
 import os
 import pathlib
 
-import numpy as np
-
 from mrl_jax.data.folder import FolderRecords, listing
 from mrl_jax.data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES
+from mrl_jax.data.remarks import Remarks, entries
 from mrl_jax.errors import DataError
 
 _LEGAL = ", ".join(sorted(IMAGE_SUFFIXES))
 
 
-def open_tree(root: pathlib.Path) -> FolderRecords:
+def open_tree(root: pathlib.Path, remarks: Remarks | None = None) -> FolderRecords:
     """The image files in a folder and in the folders in it, in the order of their names.
 
-    Names are paths below the root, labels are 0. What begins with a dot belongs to programs; files
-    that are no images are no concern of ours. No image is opened.
+    Names are paths below the root, labels are 0. No image is opened.
+
+    Args:
+      root: the folder.
+      remarks: is told what is not read.
 
     Raises:
-      DataError: no image, one of a kind that is not read, a folder that leads into itself, a name
-        that is no text of one line, or what the system does not let us list.
+      DataError: no image, one of a kind that is not read or not named as images are, a folder that
+        leads into itself, a link to what is not there, a name that is no text of one line, or what
+        the system does not let us list.
     """
-    found: list[tuple[str, os.stat_result]] = []
+    remarks = remarks or Remarks()
+    found: list[tuple[str, os.stat_result, int]] = []
 
     def visit(folder: pathlib.Path, above: tuple) -> None:
         about = folder.stat()
         place = (about.st_dev, about.st_ino)
         if place in above:
             raise DataError(f"{folder} is a link to a folder that it lies in")
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                path, suffix = pathlib.Path(entry.path), os.path.splitext(entry.name)[1].lower()
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    visit(path, (*above, place))
-                elif suffix in OTHER_SUFFIXES:
-                    raise DataError(f"{path} is of a kind that is not read ({_LEGAL} are)")
-                elif suffix in IMAGE_SUFFIXES:
-                    found.append((_name(path, root), entry.stat()))
+        for entry in entries(folder, remarks):
+            path, suffix = pathlib.Path(entry.path), os.path.splitext(entry.name)[1].lower()
+            if entry.is_dir():
+                visit(path, (*above, place))
+            elif suffix in OTHER_SUFFIXES:
+                raise DataError(f"{path} is of a kind that is not read ({_LEGAL} are)")
+            elif suffix in IMAGE_SUFFIXES:
+                found.append((_name(path, root), entry.stat(), 0))
+            else:
+                remarks.add_file(entry.path, _LEGAL)
 
     with listing():
         visit(root, ())
     if not found:
         raise DataError(f"{root} has no images ({_LEGAL})")
-    found.sort(key=lambda item: item[0])
-    return FolderRecords(
-        root,
-        tuple(name for name, _ in found),
-        np.array([about.st_size for _, about in found], np.int64),
-        np.array([about.st_mtime_ns for _, about in found], np.int64),
-        np.zeros(len(found), np.int32),
-    )
+    return FolderRecords.of(root, sorted(found, key=lambda item: item[0]))
 
 
 def _name(path: pathlib.Path, root: pathlib.Path) -> str:

@@ -7,6 +7,8 @@ mirrored image in all of that figure, so its accuracies are some tenths of a per
 import json
 from collections.abc import Collection, Mapping
 
+import numpy as np
+
 from mrl_jax.cascade.study import FITTED, Judged, study
 from mrl_jax.evaluators.finding import Finding, Unmeasurable
 from mrl_jax.evaluators.subject import Subject
@@ -36,8 +38,9 @@ def check(sizes: Mapping[str, int], split: str) -> None:
 def measure(subject: Subject, split: str) -> Finding:
     """Policies of the trained dims, and what they give on examples they were not fitted on.
 
-    On "test" they are fitted on "val". A data set with one of the two is divided. "val" beside a
-    "test", and heads with one trained dim among the measured ones, give nothing.
+    On "test" they are fitted on "val", without images that test holds as well. A data set with one
+    of the two, or with the same images in both, is divided. "val" beside a "test", and heads with
+    one trained dim among the measured ones, give nothing.
 
     "{split}_cascade.json" has the content of `cascade.study.study`, and what was fitted on;
     "{split}_cascade_policy.json" is the recommended policy, as `Policy.load` reads it.
@@ -49,19 +52,28 @@ def measure(subject: Subject, split: str) -> Finding:
     dims = tuple(m for m in subject.classifiable if m in subject.task.nesting.dims)
     if len(dims) < 2 or (split == "val" and "test" in splits):
         return Finding()
-    check({name: part.examples for name, part in splits.items()}, split)
     measured = _judged(subject, split, dims)
-    n, beside = measured.right_gn.shape[1], _beside(splits, split)
+    n = measured.right_gn.shape[1]
+    fit, fitted_on = None, f"{FITTED:.0%} of {split}"
+    if _beside(splits, split):
+        shared_n = np.isin(splits["val"].contents(), splits["test"].contents())
+        if not shared_n.all():
+            fit, fitted_on = _judged(subject, "val", dims), "val"
+            if shared_n.any():
+                fit = fit.of(np.flatnonzero(~shared_n))
+                fitted_on = f"val without {shared_n.sum():,} images of test"
+    if fit is None:
+        check({split: n}, split)
     content, policy = study(
-        _judged(subject, "val", dims) if beside else measured,
-        measured if beside else None,
+        measured if fit is None else fit,
+        None if fit is None else measured,
         shared=subject.task.head.kind != "separate",
         seed=subject.seed,
     )
     content = {
         "schema": 1,
         "n": n,
-        "fitted_on": "val" if beside else f"{FITTED:.0%} of {split}",
+        "fitted_on": fitted_on,
         "mirrored": False,
         **content,
     }

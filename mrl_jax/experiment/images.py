@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mrl_jax import data, models
+from mrl_jax.data.remarks import Remarks
 from mrl_jax.data.shifts import open_shift, parse_shifts
 from mrl_jax.errors import UsageError
 from mrl_jax.evaluators import Evaluation, chosen, hierarchy
@@ -93,6 +94,7 @@ def open_data(config: ConfigDict) -> data.Dataset:
             d.source,
             path=d.path,
             dataset=d.dataset,
+            parts=d.splits,
             image_size=d.image_size,
             eval_crop=d.eval_crop,
             stream=d.stream,
@@ -127,9 +129,11 @@ def from_config(config: ConfigDict, mesh: Mesh) -> Experiment:
     program = make_program(
         config, classes=len(dataset.class_names), image_shape=dataset.image_shape, mesh=mesh
     )
-    evaluation = _evaluation(config, program, dataset, dims, folders)
+    remarks = Remarks()
+    evaluation = _evaluation(config, program, dataset, dims, folders, remarks)
     weights = pretrained(config.weights, program) if config.weights else None
-    return Experiment(program, dataset, evaluation, weights)
+    notes = (*dataset.notes, *remarks.lines())
+    return Experiment(program, dataset, evaluation, weights, note="\n".join(notes))
 
 
 def planned_program(config: ConfigDict, mesh: Mesh) -> Program:
@@ -176,6 +180,7 @@ def _evaluation(
     dataset: data.Dataset,
     dims: tuple[int, ...],
     folders: dict[str, pathlib.Path],
+    remarks: Remarks,
 ) -> Evaluation:
     d, e = config.data, config.eval
     height, _, channels = dataset.image_shape
@@ -190,6 +195,7 @@ def _evaluation(
             eval_crop=d.eval_crop,
             stream=d.stream,
             threads=d.threads,
+            remarks=remarks,
         )
         for name, folder in folders.items()
     }

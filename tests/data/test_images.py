@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps, PngImagePlugin
 
 from mrl_jax.data.images import (
     MAX_PIXELS,
@@ -102,6 +102,47 @@ def test_photos_stand_as_a_viewer_shows_them():
         # A plan is made for the image as it stands.
         shape = centre_square(data, "x", 4).shape
         assert shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize("name", ["exif", "APP1"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_imagemagick_writes_the_orientation_as_a_text(name, compressed):
+    """As `convert photo.jpg photo.png` of its releases before PNG had a chunk for it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = exif.tobytes()
+    lines = [content.hex()[i : i + 72] for i in range(0, 2 * len(content), 72)]
+    about = PngImagePlugin.PngInfo()
+    text = "\n".join(["", name, f"{len(content):8d}", *lines, ""])
+    about.add_text(f"Raw profile type {name}", text, zip=compressed)
+    pixels = gradient(8, 4)
+    data = file_of(Image.fromarray(pixels), "PNG", pnginfo=about)
+    upright = pixels.swapaxes(0, 1)[:, ::-1]
+    np.testing.assert_array_equal(decode(data, "x"), upright)
+    np.testing.assert_array_equal(
+        render_fast(data, "x", lambda w, h: ((0, 0, w, h), (w, h))), upright
+    )
+    if name == "exif":
+        opened = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        np.testing.assert_array_equal(np.asarray(opened), upright)
+
+
+def test_a_broken_text_says_nothing_of_the_orientation():
+    about = PngImagePlugin.PngInfo()
+    about.add_text("Raw profile type exif", "\nexif\n  9\nno hex")
+    pixels = gradient(8, 4)
+    data = file_of(Image.fromarray(pixels), "PNG", pnginfo=about)
+    np.testing.assert_array_equal(decode(data, "x"), pixels)
+
+
+def test_grey_maps_use_their_own_range():
+    header = b"P5\n2 1\n%d\n"
+    assert decode(header % 255 + bytes([0, 200]), "x")[0, :, 0].tolist() == [0, 200]
+    assert decode(header % 100 + bytes([0, 100]), "x")[0, :, 0].tolist() == [0, 255]
+    assert decode(header % 65535 + bytes([0, 0, 255, 255]), "x")[0, :, 0].tolist() == [0, 255]
+    assert decode(b"P1\n2 1\n1 0\n", "x")[0, :, 0].tolist() == [0, 255]
+    with pytest.raises(DataError, match="x holds floating point numbers"):
+        decode(b"Pf\n1 1\n-1.0\n" + bytes(4), "x")
 
 
 def test_animations_show_their_first_frame():

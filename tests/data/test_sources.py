@@ -1,14 +1,16 @@
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+import unicodedata
 
 import commands
 import numpy as np
 import pytest
 from PIL import Image
 
-from mrl_jax.data import Dataset, Split, load
+from mrl_jax.data import Dataset, Split, load, shifts
 from mrl_jax.errors import DataError, UsageError
 
 
@@ -96,6 +98,97 @@ def test_image_folder_errors_name_the_place(folder, harm, message):
         load("image_folder", path=str(folder), image_size=8)
 
 
+def test_a_link_that_leads_nowhere_is_no_missing_class(folder):
+    for place in ("train/bird", "val/bird", "test", "train/cat/more"):
+        (folder / place).symlink_to("/mnt/not_mounted")
+        message = f"cannot read .*/{place}: No such file .*is a link to /mnt/not_mounted"
+        with pytest.raises(DataError, match=message):
+            load("image_folder", path=str(folder), image_size=8)
+        (folder / place).unlink()
+    (folder / "test").symlink_to(folder / "test")
+    with pytest.raises(DataError, match=r"cannot read .*test: Too many levels of symbolic links"):
+        load("image_folder", path=str(folder), image_size=8)
+
+
+def test_what_is_not_read_is_named_once(folder):
+    options = {"path": str(folder), "image_size": 8, "stream": True}
+    assert load("image_folder", **options).notes == (
+        f"{folder}: 2 classes, images: train 6, val 4",
+    )
+    for name in (".DS_Store", "train/cat/.0.png", "train/readme.txt", "notes.md", "testing"):
+        (folder / name).write_text("no image")
+    for i in range(30):
+        (folder / f"train/dog/{i}.xml").write_text("<box/>")
+    (folder / "val/dog/LICENSE\n").write_text("free")
+    for path in (folder / "val/cat").iterdir():
+        path.unlink()
+    assert load("image_folder", **options).notes == (
+        f"{folder}: 2 classes, images: train 6, val 2",
+        f"not read, hidden: 2, the first is {folder}/.DS_Store",
+        f"not read, beside the splits: 2, the first is {folder}/notes.md",
+        f"not read, beside the class folders: 1, the first is {folder}/train/readme.txt",
+        f"not read, not named as images are: 31, the first is {folder}/train/dog/0.xml",
+        "classes without images in val: 1, the first is cat",
+    )
+
+
+@pytest.mark.parametrize("name", ["photo.jpg?w=640", "photo", "1.png~", "x.apng"])
+def test_an_image_by_its_content_is_not_passed_over(folder, name):
+    (folder / "train/dog/0.png").rename(folder / "train/dog" / name)
+    with pytest.raises(DataError, match=r"is an image by its content \(PNG\), but not by its name"):
+        load("image_folder", path=str(folder), image_size=8)
+
+
+def test_grey_maps_are_images(folder):
+    grey = Image.new("L", (8, 8), 77)
+    for i, suffix in enumerate(("pgm", "PGM", "ppm", "pnm", "JPG")):
+        grey.save(folder / "train/cat" / f"face{i}.{suffix}", "JPEG" if suffix == "JPG" else "PPM")
+    data = load("image_folder", path=str(folder), image_size=8)
+    assert data.splits["train"].examples == 11
+    assert (data.splits["train"].image[3:8] == 77).all()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_images_in_two_splits_are_counted(folder, stream):
+    (folder / "test").symlink_to(folder / "val")
+    (folder / "train/cat/again.png").hardlink_to(folder / "val/cat/0.png")
+    # Another colour, or all images of a class would be equal.
+    for split in ("train", "val"):
+        for i, path in enumerate(sorted(folder.glob(f"{split}/*/?.png"))):
+            Image.new("RGB", (8, 8), (i, 9, len(split))).save(path)
+    data = load("image_folder", path=str(folder), image_size=8, stream=stream)
+    assert data.notes[1:] == (
+        "warning: 1 of 4 images of val are in train as well",
+        "warning: 1 of 4 images of test are in train as well",
+        "warning: 4 of 4 images of test are in val as well",
+    )
+
+
+def test_names_that_differ_in_their_unicode_form_say_so(folder):
+    composed, decomposed = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    for split, name in (("train", composed), ("val", decomposed)):
+        (folder / split / "cat").rename(folder / split / name)
+    with pytest.raises(DataError, match=r"train has not; 'caf\\xe9' has the same letters in "):
+        load("image_folder", path=str(folder), image_size=8)
+    with pytest.raises(DataError, match=r"'caf\\xe9' has the same letters"):
+        shifts.open_shift(
+            "x",
+            folder / "val",
+            ("dog", composed),
+            image_size=8,
+            eval_crop=1.0,
+            stream=True,
+            threads=1,
+        )
+    (folder / "val" / decomposed).rename(folder / "val" / composed)
+    shutil.copytree(folder / "train" / composed, folder / "train" / decomposed)
+    notes = load("image_folder", path=str(folder), image_size=8, stream=True).notes
+    assert notes[1] == (
+        "warning: classes that another differs from in its Unicode form only: 2, the first is "
+        f"{decomposed}"
+    )
+
+
 def test_a_name_that_is_no_unicode_is_legal(folder):
     path = os.fsencode(folder / "train" / "cat") + b"/\xe9.png"
     os.link(folder / "train" / "cat" / "0.png", path)
@@ -175,7 +268,7 @@ def test_tfds_in_array_record_is_read_without_tensorflow(tmp_path):
         data = load("tfds", dataset="tiny", path=sys.argv[1], image_size=8)
         assert data.class_names == ("dark", "bright")
         sizes = {name: split.image.shape for name, split in data.splits.items()}
-        assert sizes == {"train": (6, 8, 8, 3), "test": (4, 8, 8, 3), "val": (4, 8, 8, 3)}, sizes
+        assert sizes == {"train": (6, 8, 8, 3), "test": (4, 8, 8, 3)}, sizes
         for image, label in data.splits.values():
             assert (image == 200 * label[:, None, None, None]).all()
         folder = sys.argv[1] + "/tiny/1.0.0"

@@ -148,6 +148,25 @@ def test_one_split_is_divided_into_fifths():
     )
 
 
+def test_images_of_test_are_never_fitted_on():
+    """Whoever copies files has some of them, or all, in both splits."""
+    subject = subject_with({"val": 60, "test": 80})
+    val, test = (subject.dataset.splits[name] for name in ("val", "test"))
+    val.image[10:25] = test.image[:15]
+    content = read(measure(subject, "test"), "test")
+    assert content["fitted_on"] == "val without 15 images of test"
+    dims, *judged_gn = judged(subject, "val")
+    apart = np.r_[:10, 25:60]
+    greedy = cascade.fit_greedy(dims, *(gn[:, apart] for gn in judged_gn))
+    assert content["curves"]["greedy"][-1]["policy"] == greedy.to_dict()
+
+    val.image[:] = test.image[:60]
+    content = read(measure(subject, "test"), "test")
+    assert content["fitted_on"] == "20% of test"
+    alone = read(measure(subject_with({"other": 60, "test": 80}), "test"), "test")
+    assert content["curves"] == alone["curves"]
+
+
 def test_resamplings_never_test_on_what_they_fit():
     number_gn = np.arange(100)[None]
     judged = study.Judged((8,), number_gn / 100, number_gn < 50)
