@@ -15,6 +15,7 @@ import logging
 import os
 import pathlib
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,6 +28,9 @@ from mrl_jax.errors import CheckpointError, NonFiniteError
 from mrl_jax.runtime.checksum import describe
 from mrl_jax.runtime.distributed import of_first_process
 from mrl_jax.runtime.mesh import path_name
+
+# A list of a folder in which a trainer replaces its only checkpoint may show neither.
+LOOKS, PAUSE_S = 5, 0.2
 
 UseFacts = Callable[[dict[str, Any]], None]
 
@@ -81,6 +85,16 @@ def _everywhere(ok: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(ok))))
 
 
+def _look(read: Callable[[], Any]) -> Any:
+    """What `read` sees in the folder; again where a step vanishes while Orbax looks at it."""
+    for _ in range(LOOKS - 1):
+        try:
+            return read()
+        except (FileNotFoundError, NotADirectoryError):
+            time.sleep(PAUSE_S)
+    return read()
+
+
 class Checkpoints:
     """The checkpoints of one run in `directory`, newest `keep` kept."""
 
@@ -96,8 +110,10 @@ class Checkpoints:
             preservation_policy=ocp.checkpoint_managers.LatestN(keep),
         )
         try:
-            self._manager = ocp.CheckpointManager(
-                self._directory, options=options, item_names=("state", "meta")
+            self._manager = _look(
+                lambda: ocp.CheckpointManager(
+                    self._directory, options=options, item_names=("state", "meta")
+                )
             )
         except Exception as error:
             raise CheckpointError(
@@ -201,7 +217,7 @@ class Checkpoints:
             if found is None:
                 raise CheckpointError(f"checkpoint {self._directory / str(step)}: {problem}")
             return found
-        step, found, damaged = self._newest_intact(state, use_facts)
+        step, found, damaged = self._newest_intact(state, use_facts, looks=LOOKS)
         if step is None:
             raise CheckpointError(f"{self._directory.parent} holds no checkpoint")
         if damaged:
@@ -213,17 +229,24 @@ class Checkpoints:
         return found
 
     def _newest_intact(
-        self, state: Any, use_facts: UseFacts
+        self, state: Any, use_facts: UseFacts, looks: int = 1
     ) -> tuple[int | None, Any, dict[int, str]]:
-        """The newest step that can be read, what it holds, and what is wrong with newer ones."""
+        """The newest step that can be read, what it holds, and what is wrong with newer ones.
+
+        That there is no further step is believed after so many looks.
+        """
         problems: dict[int, str] = {}
         while True:
             # Anew every time: beside a trainer steps come and go.
-            self._manager.reload()
+            _look(self._manager.reload)
             steps = self.steps()
             step = of_first_process(max((s for s in steps if s not in problems), default=-1))
             if step < 0:
-                break
+                looks -= 1
+                if not looks:
+                    break
+                time.sleep(PAUSE_S)
+                continue
             found, problem = self._read(step, state, use_facts)
             if found is not None:
                 break
