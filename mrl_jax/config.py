@@ -364,6 +364,21 @@ def trained_by(config: ConfigDict) -> dict[str, Any]:
     return {key: value for key, value in leaves.items() if not _in_groups(key, apart)}
 
 
+def changed_since(then: dict[str, Any], config: ConfigDict) -> list[str]:
+    """How a config differs from what `trained_by` said of it, as "key: then -> now" lines.
+
+    Keys that came later had their default then.
+    """
+    defaults, now = trained_by(default_config()), trained_by(config)
+    lines = [
+        f"{key}: {then.get(key, defaults[key])!r} -> {value!r}"
+        for key, value in now.items()
+        if then.get(key, defaults[key]) != value
+    ]
+    unknown = then.keys() - flatten(config).keys()
+    return lines + [f"{key}: {then[key]!r} -> no such key" for key in sorted(unknown)]
+
+
 def sweep_of(path: str) -> Callable[[], Any]:
     """The `sweep` function of a config file.
 

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from mrl_jax.runtime import numerics
+
 SCHEMA = 1
 HEADLINES = ("/top1", "/1nn", "/match", "/masked_accuracy", "/spearman", "/ndcg10", "/overlap10")
 COLUMNS = 6  # of a printed table
@@ -80,6 +82,8 @@ def write(
         "step": step,
         "data": data,
         "read": read,
+        "environment": numerics.environment(),
+        "settings": numerics.settings(),
         "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
         "results": [result._asdict() for result in results],
         "skipped": skipped,

@@ -74,10 +74,14 @@ class Training:
         self.stopping = False
         self.program = setup.program
         with phases("start"):
-            self.key = self.program.run_key(config.seed)
             self.checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, config.checkpoint.keep)
-            self.state = self.restore_or_init()
+            # First, as it may change how keys are made.
+            restored = self.checkpoints.restore(self.program.state, setup.use_facts)
+            self.key = self.program.run_key(config.seed)
+            self.state = restored[0] if restored else self.fresh_state()
             self.begin = int(self.state["step"])
+            if restored:
+                say(f"resuming from step {self.begin}")
             self.writer = MetricWriter(
                 folder,
                 self.begin,
@@ -88,21 +92,14 @@ class Training:
         # The step is compiled once per shape of the batch, before the first of it.
         self.updates: dict[tuple[tuple[int, ...], ...], Any] = {}
 
-    def restore_or_init(self):
-        """The newest intact checkpoint, or a fresh state."""
-        restored = self.checkpoints.restore(self.program.state, self.experiment.check_facts)
-        if restored is None:
-            state = self.program.init_state(self.key)
-            if self.experiment.pretrained:
-                source, put_in = self.experiment.pretrained
-                state = put_in(state)
-                say(source)
-            say(
-                parameter_overview.get_parameter_overview(state["params"], include_stats="sharding")
-            )
-            return state
-        state, _ = restored
-        say(f"resuming from step {int(state['step'])}")
+    def fresh_state(self) -> Any:
+        """The state before the first step."""
+        state = self.program.init_state(self.key)
+        if self.experiment.pretrained:
+            source, put_in = self.experiment.pretrained
+            state = put_in(state)
+            say(source)
+        say(parameter_overview.get_parameter_overview(state["params"], include_stats="sharding"))
         return state
 
     def update_for(self, number: int, batch: dict[str, jax.Array]) -> Any:

@@ -35,5 +35,5 @@ def restored(
             raise UsageError(f"{change}: the run in {folder} was trained otherwise")
     setup = experiment.from_config(config, folder)
     checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, config.checkpoint.keep, read_only=True)
-    state, _ = checkpoints.read(setup.program.state, setup.check_facts, step)
+    state, _ = checkpoints.read(setup.program.state, setup.use_facts, step)
     return config, setup, state

@@ -6,6 +6,7 @@ import json
 import pathlib
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -45,6 +46,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UsageError(f"{folder} is in use by another run") from None
+        _take_back(folder)
         yield
 
 
@@ -62,7 +64,7 @@ def read_config(folder: pathlib.Path) -> ConfigDict:
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {error}") from error
     if not isinstance(values, dict):
-        raise UsageError(f"cannot read {path}: it holds no config")
+        raise UsageError(f"cannot read {path}: not a config")
     return configs.from_run(values, where=str(path))
 
 
@@ -74,9 +76,13 @@ def check_same_run(folder: pathlib.Path, config: ConfigDict) -> None:
     Raises:
       UsageError: names up to three keys that differ.
     """
-    if not (folder / CONFIG).exists():
-        return
-    changed = configs.differences(read_config(folder), config)
+    if (folder / CONFIG).exists():
+        old = read_config(folder)
+    elif is_done(folder):
+        old = configs.from_run(read_results(folder)["config"], where=str(folder / RESULTS))
+    else:
+        return  # what checkpoints remember is compared when they are read
+    changed = configs.differences(old, config)
     if changed:
         raise UsageError(
             f"{folder} holds another run ({'; '.join(changed[:3])}): "
@@ -103,13 +109,14 @@ def record_finding(
     step: int,
     data: str,
 ) -> None:
-    """Writes results.json, and beside it the folder `evaluation` in place of an earlier one.
+    """Writes results.json, and beside it the folder `evaluation`, in place of earlier ones.
 
     The folder holds the files of the finding and examples.npz: for every name of a result whether
-    each example was right, [G, N] bool, and under NAME/dims the G prefixes.
+    each example was right, [G, N] bool, and under NAME/dims the G prefixes. Both are whole before
+    either takes its place; if the process is killed between the two, `locked` takes back the first.
     """
-    place, part = folder / EVALUATION, folder / (EVALUATION + ".tmp")
-    shutil.rmtree(part, ignore_errors=True)
+    _take_back(folder)
+    place, part, old, new_results = _places(folder)
     part.mkdir()
     arrays = {}
     for name, (dims, right_gn) in finding.examples.items():
@@ -117,10 +124,8 @@ def record_finding(
     np.savez_compressed(part / EXAMPLES, **arrays)
     for name, content in finding.files.items():
         (part / name).write_bytes(content)
-    shutil.rmtree(place, ignore_errors=True)
-    part.rename(place)
     results.write(
-        folder / RESULTS,
+        new_results,
         config=config.to_dict(),
         command=command,
         step=step,
@@ -129,8 +134,40 @@ def record_finding(
         results=finding.results,
         skipped=finding.skipped,
     )
+    place.mkdir(exist_ok=True)
+    place.rename(old)
+    part.rename(place)
+    new_results.replace(folder / RESULTS)
+    shutil.rmtree(old)
+
+
+def _places(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """The folder of the evaluation, where a new one is made, where the old one waits; results."""
+    names = (EVALUATION, f"{EVALUATION}.tmp", f"{EVALUATION}.old", f"{RESULTS}.new")
+    return tuple(folder / name for name in names)
+
+
+def _take_back(folder: pathlib.Path) -> None:
+    """Undoes a `record_finding` that was cut short."""
+    place, part, old, new_results = _places(folder)
+    if old.exists() and new_results.exists():
+        shutil.rmtree(place, ignore_errors=True)
+        old.rename(place)
+    new_results.unlink(missing_ok=True)
+    for rest in (part, old):
+        shutil.rmtree(rest, ignore_errors=True)
+
+
+def read_results(folder: pathlib.Path) -> dict[str, Any] | None:
+    """What results.json holds; None where there is none, or it is damaged."""
+    try:
+        content = json.loads((folder / RESULTS).read_text())
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(content, dict) and {"config", "results"} <= content.keys()
+    return content if whole else None
 
 
 def is_done(folder: pathlib.Path) -> bool:
     """Whether the run in `folder` went through to its results."""
-    return (folder / DONE).exists()
+    return (folder / DONE).exists() and read_results(folder) is not None

@@ -180,8 +180,13 @@ def test_what_a_kill_took_is_made_again_and_nothing_twice(finished, tmp_path):
     shutil.rmtree(workdir / "ckpt" / "60")
     lines = (workdir / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (workdir / "metrics.jsonl").write_bytes(b"".join((*lines[:30], b'{"st\xff\n', *lines[30:51])))
-    output = commands.succeed(commands.train(workdir, "--config.eval.every=50"))
+    # Where other random numbers are the default, too.
+    elsewhere = {"JAX_DEFAULT_PRNG_IMPL": "rbg", "JAX_THREEFRY_PARTITIONABLE": "0"}
+    output = commands.succeed(commands.train(workdir, "--config.eval.every=50"), **elsewhere)
     assert "resuming from step 50" in output
+    assert "jax_default_prng_impl: rbg -> threefry2x32; jax_threefry_part" in output
+    assert results_of(workdir)["environment"].items() >= elsewhere.items()
+    assert results_of(workdir)["settings"] == results_of(finished[0])["settings"]
     assert "holds 1 lines that are no records" in output
     written = records(workdir)
     assert [r["step"] for r in written] == [*range(1, 51), 50, *range(51, 61), 60]
@@ -338,14 +343,12 @@ def test_missing_flags_and_half_a_process_group(tmp_path):
     assert "JAX_PROCESS_ID is set but not JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES" in line
 
 
-def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
-    shutil.copytree(finished[0], tmp_path / "run")
-    (tmp_path / "run" / "DONE").unlink()
-    path = tmp_path / "run" / "config.json"
-    wider = path.read_text().replace('"width": 16', '"width": 24')
-    path.write_text(wider)
-    line = commands.fail(commands.train(tmp_path / "run", "--config.model.width=24"), 4)
-    assert "does not fit the model" in line
-    assert (
-        "params/backbone/Dense_0/kernel is float32[64, 16], the model has float32[64, 24]" in line
-    )
+def test_a_checkpoint_of_another_run_is_refused_without_its_config(finished, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    for name in ("config.json", "results.json"):
+        (workdir / name).unlink()
+    other = ("--config.model.width=24", "--config.seed=5", "--config.batch_size=64")
+    line = commands.fail(commands.train(workdir, *other), 4)
+    assert "is of another run (batch_size: 32 -> 64; model.width: 16 -> 24; seed: 0 -> 5)" in line
+    assert records(workdir) == records(finished[0])
+    assert not (workdir / "config.json").exists()

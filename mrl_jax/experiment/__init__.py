@@ -1,5 +1,6 @@
 """The one place where a config becomes explicit arguments: data, mesh, task, optimiser."""
 
+import dataclasses
 import pathlib
 from types import ModuleType
 
@@ -42,6 +43,5 @@ def from_config(config: ConfigDict, folder: pathlib.Path | None = None) -> Exper
     """
     check_config(config)
     module, mesh = of_task(config.task), make_mesh(config)
-    if config.task in ("sentence_pairs", "masked_lm"):
-        return module.from_config(config, mesh, folder)
-    return module.from_config(config, mesh)
+    arguments = (folder,) if config.task in ("sentence_pairs", "masked_lm") else ()
+    return dataclasses.replace(module.from_config(config, mesh, *arguments), config=config)

@@ -19,6 +19,7 @@ from mrl_jax.evaluators.finding import Finding
 from mrl_jax.nesting import Nesting
 from mrl_jax.program import Program
 from mrl_jax.runtime import mesh as meshes
+from mrl_jax.runtime import numerics
 from mrl_jax.runtime import optimizer as optimizers
 from mrl_jax.runtime import step as steps
 from mrl_jax.tasks import Task
@@ -75,6 +76,7 @@ class Experiment:
         together with its tokenizer (an `interop.text_folder.TextFolder`); None of anything else.
       tokenizer: of text, what the run folder keeps; None of anything else.
       note: a line on the data, for the log; "" for none.
+      config: of the run.
     """
 
     program: Program
@@ -84,17 +86,30 @@ class Experiment:
     text_folder: Callable[[Any], Any] | None = None
     tokenizer: Any = None
     note: str = ""
+    config: ConfigDict = dataclasses.field(default_factory=configs.default_config)
 
-    def facts(self) -> dict[str, str]:
-        """What a checkpoint remembers and a restoring run must find unchanged."""
-        return {"data": self.dataset.training_fingerprint()}
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint remembers and a restoring run must find unchanged, or take over."""
+        return {
+            "data": self.dataset.training_fingerprint(),
+            "config": configs.trained_by(self.config),
+            "settings": numerics.settings(),
+        }
 
-    def check_facts(self, saved: dict[str, str]) -> None:
-        """Refuses a checkpoint that was trained on other data.
+    def check_facts(self, saved: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another run.
 
         Raises:
-          CheckpointError: the fingerprints differ.
+          CheckpointError: config or data differ.
         """
+        # Checkpoints of older releases do not remember the config.
+        changed = configs.changed_since(saved["config"], self.config) if "config" in saved else []
+        if changed:
+            more = f"; {len(changed) - 5} more" if len(changed) > 5 else ""
+            raise CheckpointError(
+                f"the checkpoint is of another run ({'; '.join(changed[:5])}{more}): use another "
+                "--workdir, or the config that it was trained with"
+            )
         then, now = saved.get("data"), self.facts()["data"]
         # Checkpoints of older releases remember all splits.
         if then != now and then != self.dataset.fingerprint():
@@ -102,6 +117,13 @@ class Experiment:
                 f"the checkpoint was trained on other data: fingerprint {then} then, {now} now "
                 f"({self.dataset.name})"
             )
+
+    def use_facts(self, saved: dict[str, Any]) -> None:
+        """Makes this process compute as the one that saved the checkpoint; raises as above."""
+        self.check_facts(saved)
+        changed = numerics.pin(saved.get("settings", numerics.DEFAULTS))
+        if changed and jax.process_index() == 0:
+            print(f"settings of JAX are those that the run began with ({'; '.join(changed)})")
 
     def batches(self, seed: int) -> Callable[[int], dict[str, jax.Array]]:
         """Training batches: a function of the step."""
@@ -132,11 +154,12 @@ def config_errors(group: str) -> Iterator[None]:
 
 
 def check_config(config: ConfigDict) -> None:
-    """Refuses keys of another task, and numbers that are out of range.
+    """Refuses keys of another task, numbers that are out of range, and settings of JAX.
 
     Raises:
-      UsageError: names the first such key.
+      UsageError: names the first such key or setting.
     """
+    numerics.check()
     configs.check_task(config)
     least = {
         "seed": 0,

@@ -1,0 +1,53 @@
+"""Settings of JAX that decide what a run computes and that its surroundings may set."""
+
+import os
+
+import jax
+
+from mrl_jax.errors import UsageError
+
+# What runs used before their checkpoints remembered it: the defaults of JAX 0.10.
+DEFAULTS = {
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_random_seed_offset": 0,
+    "jax_default_matmul_precision": None,
+}
+
+
+def settings() -> dict[str, str | bool | int | None]:
+    """What this process computes by; processes of one run must have the same."""
+    return {name: getattr(jax.config, name) for name in DEFAULTS}
+
+
+def pin(wanted: dict[str, str | bool | int | None]) -> list[str]:
+    """Makes these the settings of this process; "name: before -> now" of those that it changes.
+
+    Call it before anything is traced.
+    """
+    changed = {name: value for name, value in wanted.items() if settings().get(name) != value}
+    lines = [f"{name}: {settings().get(name)} -> {value}" for name, value in changed.items()]
+    for name, value in changed.items():
+        jax.config.update(name, value)
+    return lines
+
+
+def check() -> None:
+    """Refuses settings that no run works with.
+
+    Raises:
+      UsageError: numbers of 64 bits are switched on.
+    """
+    if jax.config.jax_enable_x64:
+        raise UsageError(
+            "JAX computes with 64 bits here (JAX_ENABLE_X64): runs are made for 32, unset it"
+        )
+
+
+def environment() -> dict[str, str]:
+    """The variables of the environment that JAX and XLA read."""
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(("JAX_", "XLA_", "LIBTPU_"))
+    }
