@@ -29,6 +29,7 @@ from mrl_jax import cli
 from mrl_jax.data import load
 from mrl_jax.data.folder import open_folder
 from mrl_jax.data.images import decode, dimensions, fit_short_side
+from mrl_jax.data.remarks import Remarks
 from mrl_jax.errors import DataError, UsageError
 
 # TFDS calls the validation split so.
@@ -92,12 +93,16 @@ def prepare_folder(folder: pathlib.Path, out: pathlib.Path, short_side: int) -> 
     """Writes an image folder as ArrayRecord; returns the folder to read it from.
 
     Raises:
-      DataError: as `open_folder`, for the first image that cannot be read, and where `out` holds
-        another data set already.
+      DataError: as `open_folder` and `check_names`, for the first image that cannot be read, and
+        where `out` holds another data set already.
     """
     import tensorflow_datasets as tfds
 
-    records, classes = open_folder(folder)
+    remarks = Remarks()
+    records, classes = open_folder(folder, remarks)
+    check_names(classes)
+    for line in remarks.lines():
+        print(line)
     digest = hashlib.sha256(repr((short_side, classes)).encode())
     for split, found in sorted(records.items()):
         digest.update(f"{split} {found.fingerprint()}".encode())
@@ -108,13 +113,56 @@ def prepare_folder(folder: pathlib.Path, out: pathlib.Path, short_side: int) -> 
     if (target / "dataset_info.json").is_file():
         if tfds.builder_from_directory(target).info.description != content:
             raise DataError(f"{out} holds another data set; give another --out, or remove it")
+        check_written(target, records, classes)
         print(f"{target} holds this folder already")
         return target
     for left in sorted(target.parent.glob("incomplete.*")):
         print(f"{left} was left by a run that was killed; remove it unless that run goes on")
     builder = _builder(records, classes, content, short_side)
     builder(data_dir=str(out), file_format="array_record").download_and_prepare()
+    check_written(target, records, classes)
     return target
+
+
+def check_names(classes: Sequence[str]) -> None:
+    """Refuses class names that TFDS would not read as they are: it keeps them as lines of a file.
+
+    Raises:
+      DataError: names the first, one with a space at an end or a line break, say.
+    """
+    import tensorflow_datasets as tfds
+
+    with tempfile.TemporaryDirectory() as place:
+        for name in classes:
+            read = tfds.features.ClassLabel()
+            try:
+                tfds.features.ClassLabel(names=[name]).save_metadata(place, "label")
+                read.load_metadata(place, "label")
+            except UnicodeEncodeError:
+                raise DataError(f"the name of class folder {name!a} is not UTF-8") from None
+            if read.names != [name]:
+                others = ", ".join(map(ascii, read.names)) or "none"
+                raise DataError(
+                    f"class folder {name!a} would become {others} in TFDS, which keeps "
+                    "names as lines without spaces around them: rename it"
+                )
+
+
+def check_written(target: pathlib.Path, records: dict, classes: tuple[str, ...]) -> None:
+    """Refuses a data set that is not read as the folder it was made from.
+
+    Raises:
+      DataError: other class names, or other numbers of images.
+    """
+    import tensorflow_datasets as tfds
+
+    info = tfds.builder_from_directory(target).info
+    there = tuple(info.features["label"].names)
+    sizes = {split: part.num_examples for split, part in info.splits.items()}
+    if there != classes:
+        raise DataError(f"{target} has other class names than the folder: remove it")
+    if sizes != {_TFDS_NAMES[split]: len(found) for split, found in records.items()}:
+        raise DataError(f"{target} has other numbers of images than the folder: remove it")
 
 
 def prepare_tfds(name: str, out: pathlib.Path) -> None:
@@ -154,7 +202,13 @@ def check_writable(out: pathlib.Path) -> None:
 
 
 def _report(name: str, path: pathlib.Path, flags: str) -> None:
-    dataset = load("tfds", dataset=name, path=str(path), stream=True)
+    try:
+        dataset = load("tfds", dataset=name, path=str(path), stream=True)
+    except DataError as error:  # it is prepared all the same
+        print(f"prepared in {path}; to train with it: {error}")
+        return
+    for line in dataset.notes[1:]:
+        print(line)
     for split, found in sorted(dataset.splits.items()):
         print(f"{split:<6} {found.examples:>9,} images")
     print(f"{len(dataset.class_names):,} classes, fingerprint {dataset.training_fingerprint()}")

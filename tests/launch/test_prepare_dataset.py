@@ -1,5 +1,8 @@
+import importlib.util
 import io
+import os
 import re
+import shutil
 import sys
 
 import commands
@@ -8,8 +11,12 @@ import pytest
 from PIL import Image
 
 from mrl_jax.data import load
+from mrl_jax.errors import DataError
 
 SCRIPT = [sys.executable, str(commands.ROOT / "launch" / "prepare_dataset.py")]
+spec = importlib.util.spec_from_file_location("prepare_dataset", SCRIPT[1])
+prepare_dataset = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(prepare_dataset)
 
 
 @pytest.fixture
@@ -70,6 +77,52 @@ def test_images_are_made_smaller_but_never_larger(folder, tmp_path):
     stream = load("tfds", path=str(tmp_path / "out/images/1.0.0"), image_size=32, stream=True)
     sizes = {Image.open(io.BytesIO(stream.splits["train"].records[i].data)).size for i in range(6)}
     assert sizes == {(24, 16), (20, 10)}
+
+
+NAMES = {
+    "cat ": "class folder 'cat ' would become 'cat' in TFDS",
+    "\u00a0cat": r"'\\xa0cat' would become 'cat'",
+    "ca\nt": r"'ca\\nt' would become 'ca', 't'",
+    "ca\rt": r"'ca\\rt' would become 'ca', 't'",
+    " ": "' ' would become none",
+    os.fsdecode(b"caf\xe9"): r"class folder 'caf\\udce9' is not UTF-8",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_class_names_that_would_change_are_refused(folder, tmp_path, name):
+    for split in ("train", "val"):
+        (folder / split / "cat").rename(folder / split / name)
+    (folder / "train" / "dog" / "broken.png").write_bytes(b"no image is opened before")
+    with pytest.raises(DataError, match=NAMES[name]):
+        prepare_dataset.prepare_folder(folder, tmp_path / "out", 0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_class_names_are_kept_as_they_are(folder, tmp_path):
+    """Those that differ in case, in accents or in their Unicode form only stay apart."""
+    names = ("A  b", "a b", "caf\u00e9", "cafe\u0301", "x\u2028y", "\U0001f431", "'\"#", "-1")
+    for split in ("train", "val"):
+        shutil.copytree(folder / split / "dog", folder / "one")
+        shutil.rmtree(folder / split)
+        for name in names:
+            shutil.copytree(folder / "one", folder / split / name)
+        shutil.rmtree(folder / "one")
+    path = prepare_dataset.prepare_folder(folder, tmp_path / "out", 0)
+    assert load("tfds", path=str(path), stream=True).class_names == tuple(sorted(names))
+    labels = path / "label.labels.txt"
+    labels.write_text(labels.read_text().replace("a b\n", "c\n"))
+    with pytest.raises(DataError, match="has other class names than the folder: remove it"):
+        prepare_dataset.prepare_folder(folder, tmp_path / "out", 0)
+
+
+def test_a_name_that_is_not_utf8_ends_in_one_line(folder, tmp_path):
+    """Zip files of older systems hold them. Training from the folder itself takes such names."""
+    name = os.fsdecode(b"th\xe9")
+    for split in ("train", "val"):
+        (folder / split / "cat").rename(folder / split / name)
+    line = commands.fail([*SCRIPT, "folder", str(folder), "--out", str(tmp_path / "out")], 3)
+    assert line == r"error: the name of class folder 'th\udce9' is not UTF-8"
 
 
 @pytest.mark.parametrize(
