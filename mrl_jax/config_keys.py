@@ -14,6 +14,7 @@ OPERATIONAL_KEYS = (
     "eval.batch_size",
     "eval.measures",
     "eval.hierarchy",
+    "eval.ignore_identical_ids",
     "eval.layers",
     "eval.shifts",
     "eval.classification",
@@ -36,6 +37,7 @@ LISTS_OF_WORDS = {
     "data.splits",
     "eval.classification",
     "eval.clustering",
+    "eval.ignore_identical_ids",
     "eval.measures",
     "eval.retrieval",
     "eval.shifts",
@@ -62,6 +64,7 @@ TASKS_OF = {
     "eval.clustering": ("sentence_pairs",),
     "eval.projections": ("sentence_pairs", "masked_lm"),
     "eval.retrieval": ("sentence_pairs",),
+    "eval.ignore_identical_ids": ("sentence_pairs",),
     "eval.layers": ("sentence_pairs",),
     "eval.measures": ("classification",),
     "eval.hierarchy": ("classification",),
@@ -99,7 +102,9 @@ def default_config() -> ConfigDict:
     # adaptor: train.npy, val.npy, ..., train_positives.npy, ..., or .parquet, or by mrl_jax.embed
     c.data.path = ""
     c.data.files = ()  # tasks of text, adaptor: the files one by one instead, each "SPLIT=FILE"
-    c.data.columns = ()  # sentence_pairs: what columns are called there, each "anchor=premise"
+    # sentence_pairs: what columns are called there, each "anchor=premise", or "ignore=year"; see
+    # data/text_columns.py for names that are known
+    c.data.columns = ()
     # sentence_pairs: rows to leave out, "flag" (where it is true) or "split=dev" (where it is that)
     c.data.drop = ()
     # Tasks of text: folder that training texts, token ids and a teacher's vectors are kept in, once
@@ -252,6 +257,9 @@ def default_config() -> ConfigDict:
     c.eval.projections = False
     c.eval.layers = ()  # sentence_pairs: measure after these layers as well, as (1, 2, 3)
     c.eval.retrieval = ()  # sentence_pairs: folders with corpus, queries and qrels, "NAME=FOLDER"
+    # Names of eval.retrieval: no query is shown the document with its own id, as in ArguAna, whose
+    # queries are documents
+    c.eval.ignore_identical_ids = ()
     c.eval.hierarchy = ""  # file that says which superclass a class belongs to; "" = none
     c.eval.shifts = ()  # other test sets of these classes, each "NAME=FOLDER"
     c.eval.dims = ()  # prefixes to measure; () = the nesting and the dims between

@@ -5,6 +5,8 @@ code (see `cli.run`). Anything else is a bug and keeps its traceback.
 """
 
 import reprlib
+import textwrap
+from collections.abc import Iterable
 
 EXIT_DONE = 0
 EXIT_USAGE = 2
@@ -44,6 +46,7 @@ class Preempted(Exception):
     exit_code = EXIT_PREEMPTED
 
 
+_MOST = 10
 _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 60
 
@@ -51,6 +54,14 @@ _SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 60
 def shown(value: object) -> str:
     """A user's value as an error message quotes it: `repr`, cut where it is long."""
     return _SHOWN.repr(value)
+
+
+def listed(values: Iterable[object]) -> str:
+    """Names as an error message lists them: the first ten, each cut where it is long."""
+    values = list(values)
+    names = [textwrap.shorten(str(value), 60, placeholder="...") for value in values[:_MOST]]
+    more = len(values) - _MOST
+    return ", ".join(names) + (f" and {more:,} more" if more > 0 else "")
 
 
 USER_ERRORS = (UsageError, DataError, CheckpointError, NonFiniteError, Preempted)

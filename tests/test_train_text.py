@@ -123,10 +123,8 @@ def collection(folder):
     (folder / "qrels").mkdir(parents=True)
     for name, place in (("corpus", 0), ("queries", 1)):
         rows = [{"_id": str(i), "text": row["texts"][place]} for i, row in enumerate(groups())]
-        # A query's namesake would not be shown to it.
-        rows = [{**row, "_id": name[0] + row["_id"]} for row in rows]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    lines = ["query-id\tcorpus-id\tscore", *(f"q{i}\tc{i}\t1" for i in range(len(groups())))]
+    lines = ["query-id\tcorpus-id\tscore", *(f"{i}\t{i}\t1" for i in range(len(groups())))]
     (folder / "qrels" / "test.tsv").write_text("\n".join(lines))
 
 

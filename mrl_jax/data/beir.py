@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mrl_jax.data.text_files import Row, read_rows
-from mrl_jax.errors import DataError
+from mrl_jax.data.text_files import Row, first_columns, read_rows
+from mrl_jax.errors import DataError, listed, shown
+
+_TEXT = ("_id", "title", "text")
+_JUDGED = ("query-id", "corpus-id", "score")
 
 
 class Collection(NamedTuple):
@@ -49,9 +52,13 @@ def load(folder: str | pathlib.Path, split: str = "test") -> Collection:
         left; names file and line.
     """
     folder = pathlib.Path(folder)
-    documents = _texts(_find(folder, "corpus.jsonl"))
-    queries = _texts(_find(folder, f"queries.{split}.jsonl", "queries.jsonl"))
-    qrels = _find(folder, f"qrels/{split}.tsv", f"qrels.{split}.tsv")
+    corpus, asked, qrels = _files(folder, split)
+    documents, queries = _texts(corpus), _texts(asked)
+    if not {*_JUDGED} <= {*(there := first_columns(qrels))}:
+        raise DataError(
+            f"{qrels} line 1 must name the columns {', '.join(_JUDGED)}, and judgements follow; "
+            f"it has {listed(there) if there else 'no second line'}"
+        )
     document_number, query_number = ({i: n for n, i in enumerate(t)} for t in (documents, queries))
     grades: dict[tuple[int, int], int] = {}
     for row in read_rows(qrels):
@@ -79,6 +86,26 @@ def load(folder: str | pathlib.Path, split: str = "test") -> Collection:
     )
 
 
+def unread(folder: str | pathlib.Path, split: str = "test") -> list[str]:
+    """The columns of a collection that nothing reads.
+
+    Raises:
+      DataError: as `load`.
+    """
+    read = {*_TEXT, *_JUDGED}
+    columns = [name for path in _files(pathlib.Path(folder), split) for name in first_columns(path)]
+    return [name for name in dict.fromkeys(columns) if name not in read]
+
+
+def _files(folder: pathlib.Path, split: str) -> tuple[pathlib.Path, pathlib.Path, pathlib.Path]:
+    """Documents, queries and judgements."""
+    return (
+        _find(folder, "corpus.jsonl"),
+        _find(folder, f"queries.{split}.jsonl", "queries.jsonl"),
+        _find(folder, f"qrels/{split}.tsv", f"qrels.{split}.tsv"),
+    )
+
+
 def _find(folder: pathlib.Path, *names: str) -> pathlib.Path:
     tried = [folder / (name + suffix) for name in names for suffix in ("", ".gz")]
     for path in tried:
@@ -93,10 +120,10 @@ def _texts(path: pathlib.Path) -> dict[str, str]:
     for row in read_rows(path):
         identity = str(_value(row, "_id"))
         if identity in found:
-            raise DataError(f"{row.where}: _id {identity!r} occurs twice")
+            raise DataError(f"{row.where}: _id {shown(identity)} occurs twice")
         parts = [row.values.get("title") or "", _value(row, "text")]
         if not all(isinstance(part, str) for part in parts):
-            raise DataError(f"{row.where}: title and text must be texts, got {parts}")
+            raise DataError(f"{row.where}: title and text must be texts, got {shown(parts)}")
         found[identity] = " ".join(part for part in parts if part)
     if not found:
         raise DataError(f"{path} is empty")
@@ -105,14 +132,14 @@ def _texts(path: pathlib.Path) -> dict[str, str]:
 
 def _value(row: Row, column: str) -> Any:
     if column not in row.values:
-        raise DataError(f"{row.where}: {column} is missing; found {', '.join(row.values)}")
+        raise DataError(f"{row.where}: {column} is missing; found {listed(row.values)}")
     return row.values[column]
 
 
 def _number(row: Row, column: str, numbers: dict[str, int], what: str) -> int:
     identity = _value(row, column)
     if identity not in numbers:
-        raise DataError(f"{row.where}: {column} {identity!r} is none of the {what}")
+        raise DataError(f"{row.where}: {column} {shown(identity)} is none of the {what}")
     return numbers[identity]
 
 
@@ -121,7 +148,7 @@ def _grade(row: Row) -> int:
         return int(_value(row, "score"))
     except ValueError:
         raise DataError(
-            f"{row.where}: score must be an integer, got {row.values['score']!r}"
+            f"{row.where}: score must be an integer, got {shown(row.values['score'])}"
         ) from None
 
 

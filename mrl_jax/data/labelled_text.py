@@ -4,7 +4,9 @@ import pathlib
 from typing import Any, NamedTuple
 
 from mrl_jax.data.text_files import read_rows
-from mrl_jax.errors import DataError
+from mrl_jax.errors import DataError, listed, shown
+
+LABELLED = ("text", "label")  # the columns, unless they are called otherwise
 
 
 class LabelledTexts(NamedTuple):
@@ -19,7 +21,7 @@ def _label(value: Any, where: str) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, (str, int)) or not str(value).strip():
-        raise DataError(f"{where} must be a word or a whole number, got {value!r:.60}")
+        raise DataError(f"{where} must be a word or a whole number, got {shown(value)}")
     return str(value)
 
 
@@ -35,11 +37,11 @@ def read_labelled(path: str | pathlib.Path, text: str = "text", label: str = "la
         for column, values in ((text, found.texts), (label, found.labels)):
             if row.values.get(column) is None:
                 raise DataError(
-                    f"{row.where}: column {column} is missing; found {', '.join(row.values)}"
+                    f"{row.where}: column {column} is missing; found {listed(row.values)}"
                 )
             values.append(row.values[column])
         if not isinstance(row.values[text], str):
-            raise DataError(f"{row.where}: {text} must be a text, got {row.values[text]!r:.60}")
+            raise DataError(f"{row.where}: {text} must be a text, got {shown(row.values[text])}")
         found.labels[-1] = _label(found.labels[-1], f"{row.where}: {label}")
     if not found.texts:
         raise DataError(f"{path} has no rows")

@@ -16,9 +16,9 @@ import jax
 import numpy as np
 
 from mrl_jax.data.loader import put, train_rows
-from mrl_jax.data.text_files import Reading, find_files, read_rows, sha256
+from mrl_jax.data.text_files import Reading, find_files, first_columns, read_rows, sha256
 from mrl_jax.data.token_cache import Tokens, tokens_of, vocabulary_of
-from mrl_jax.errors import DataError, UsageError
+from mrl_jax.errors import DataError, UsageError, shown
 from mrl_jax.tokenization import Tokenizer
 
 COLUMN = "text"
@@ -200,11 +200,11 @@ class Documents:
         for row in itertools.chain.from_iterable(read_rows(x, reading) for x in self.files):
             text = row.values.get(COLUMN)
             if not isinstance(text, str):
-                raise DataError(f"{row.where}: column {COLUMN} must hold a text, got {text!r:.60}")
+                raise DataError(f"{row.where}: column {COLUMN} must hold a text, got {shown(text)}")
             try:
                 text.encode()
             except UnicodeEncodeError:
-                raise DataError(f"{row.where}: not valid Unicode: {text!r:.60}") from None
+                raise DataError(f"{row.where}: not valid Unicode: {shown(text)}") from None
             if text.strip():
                 yield text
         # Or the cache would hold one content under the name of another.
@@ -236,6 +236,13 @@ def open_documents(path: str, files: Sequence[str] = ()) -> tuple[str, dict[str,
     found = find_files(path, files)
     name = path or ", ".join(file.name for file in found["train"])
     return name, {split: Documents(tuple(of_split)) for split, of_split in found.items()}
+
+
+def unread_columns(documents: dict[str, Documents]) -> list[str]:
+    """The columns beside the text that files have, by the first row of each."""
+    files = itertools.chain.from_iterable(of_split.files for of_split in documents.values())
+    columns = dict.fromkeys(column for file in files for column in first_columns(file))
+    return [column for column in columns if column != COLUMN]
 
 
 def vocabulary(documents: Documents, vocab_size: int, cache: str = "") -> Tokenizer:

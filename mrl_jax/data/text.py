@@ -5,8 +5,7 @@ import functools
 import hashlib
 import math
 import pathlib
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,17 +13,10 @@ from tqdm import tqdm
 
 from mrl_jax.data.array_cache import Parts, Stored, stored
 from mrl_jax.data.strings import Strings
-from mrl_jax.data.text_files import (
-    Filter,
-    Reading,
-    Row,
-    find_files,
-    parse_columns,
-    read_rows,
-    sha256,
-)
+from mrl_jax.data.text_columns import Columns, Layout, parse_columns
+from mrl_jax.data.text_files import Filter, Reading, Row, find_files, read_rows, sha256
 from mrl_jax.data.text_rows import TextRows
-from mrl_jax.errors import DataError
+from mrl_jax.errors import DataError, listed, shown
 
 _LARGEST_SCORE = float(np.finfo(np.float32).max)  # what is larger would be kept as infinity
 
@@ -42,6 +34,7 @@ class TextSplit:
       same_t: [T] int32, equal for texts that are never told apart: a text and itself, all texts of
         a group, and groups that share a text.
       repeated: rows that are the same as an earlier one.
+      unread: columns that nothing reads.
       source: stands for all that this follows from, where it comes from a cache.
     """
 
@@ -52,6 +45,7 @@ class TextSplit:
     score_n: np.ndarray | None = None
     same_t: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
     repeated: int = 0
+    unread: tuple[str, ...] = ()
     source: str = ""
 
     @property
@@ -127,7 +121,9 @@ class TextData:
             for name, split in self.splits.items()
         ]
         dropped = f"; {self.dropped:,} rows dropped" if self.dropped else ""
-        return f"{self.name}: {', '.join(parts)}{dropped}"
+        unread = dict.fromkeys(name for split in self.splits.values() for name in split.unread)
+        not_read = f"; columns that are not read: {listed(unread)}" if unread else ""
+        return f"{self.name}: {', '.join(parts)}{dropped}{not_read}"
 
 
 def load(
@@ -153,11 +149,12 @@ def load(
       UsageError: arguments that cannot be meant.
       DataError: a file is missing, damaged or inconsistent; names file and line.
     """
-    found, roles, keep = find_files(path, files), parse_columns(columns), Filter(drop)
-    splits = {}
+    found, keep = find_files(path, files), Filter(drop)
+    called, splits = parse_columns(columns, drop), {}
     for name, paths in found.items():
-        where = cache if name == "train" else ""
-        splits[name] = _stored_split(paths, roles, keep, drop, where)
+        train = name == "train"
+        of_split = dataclasses.replace(called, required=train)
+        splits[name] = _stored_split(paths, of_split, keep, drop, cache if train else "")
     keep.check()
     name = path or ", ".join(pathlib.Path(file).name for file in found["train"])
     return TextData(name, splits, keep.dropped)
@@ -165,13 +162,13 @@ def load(
 
 def _stored_split(
     paths: Sequence[pathlib.Path],
-    roles: Mapping[str, tuple[str, ...]],
+    columns: Columns,
     keep: Filter,
     drop: Sequence[str],
     cache: str,
 ) -> TextSplit:
     """A split from the cache or into it; `keep` learns what was dropped, now or then."""
-    follows = {"columns": {role: list(names) for role, names in roles.items()}, "drop": list(drop)}
+    follows = {"columns": columns.follows(), "drop": list(drop)}
 
     def facts():
         return {**follows, "files": [sha256(path) for path in paths]}
@@ -183,7 +180,7 @@ def _stored_split(
         with tqdm(desc="reading texts", total=_bytes(paths), **options) as bar:
             reading = Reading(bar.update)
             rows = (row for path in paths for row in read_rows(path, reading) if kept(row))
-            values = _write(parts, rows, roles)
+            values = _write(parts, rows, columns)
         if values is None:
             where = ", ".join(map(str, paths))
             raise DataError(f"{where} has no rows" + " left" * bool(kept.dropped))
@@ -200,14 +197,14 @@ def _bytes(paths: Sequence[pathlib.Path]) -> int:
     return sum(path.stat().st_size for path in paths if path.exists())
 
 
-def read_split(rows: Iterable[Row], roles: Mapping[str, tuple[str, ...]]) -> TextSplit | None:
+def read_split(rows: Iterable[Row], columns: Columns) -> TextSplit | None:
     """The rows as one split in memory, or None if there is none; the first says what kind they are.
 
     Raises:
       DataError: names the line and what is wrong with it.
     """
     parts = Parts()
-    values = _write(parts, rows, roles)
+    values = _write(parts, rows, columns)
     return None if values is None else _split(Stored("", parts.arrays(), values))
 
 
@@ -221,70 +218,66 @@ def _split(found: Stored) -> TextSplit:
         score_n=arrays.get("score"),
         same_t=arrays["same"],
         repeated=values["repeated"],
+        unread=tuple(values["unread"]),
         source=found.name,
     )
 
 
-def _write(
-    parts: Parts, rows: Iterable[Row], roles: Mapping[str, tuple[str, ...]]
-) -> dict[str, Any] | None:
-    """The arrays and values of a split; None of no rows."""
+def _write(parts: Parts, rows: Iterable[Row], columns: Columns) -> dict[str, Any] | None:
+    """The arrays and values of a split; None of no rows. All rows must have the same columns."""
     reader: _Groups | _Pairs | None = None
+    seen: set[tuple[str, ...]] = set()
+    unread: dict[str, None] = {}
     for row in rows:
         if reader is None:
-            reader = _reader(row, roles, parts)
+            first, layout = row.where, columns.layout(tuple(row.values), row.where)
+            reader = _Groups(layout, parts) if layout.texts is not None else _Pairs(layout, parts)
+        names = tuple(row.values)
+        if names not in seen:
+            seen.add(names)
+            _check_same(row, columns, layout, first)
+            unread |= dict.fromkeys(columns.unread(names, layout))
         reader.add(row)
-    return reader.finish() if reader else None
+    return {**reader.finish(), "unread": list(unread)} if reader else None
 
 
-def _reader(row: Row, roles: Mapping[str, tuple[str, ...]], parts: Parts) -> "_Groups | _Pairs":
-    there = {role: [c for c in names if c in row.values] for role, names in roles.items()}
-    # negative_0, negative_1, ... need not be listed.
-    numbered = [c for c in row.values if re.fullmatch(r"negative_?\d+", c)]
-    negatives = there["negative"] or sorted(numbered, key=lambda c: int(re.sub(r"\D", "", c)))
-    if there["texts"]:
-        return _Groups(there["texts"][0], parts)
-    if not (there["anchor"] and there["positive"]):
-        raise DataError(
-            f"{row.where}: needs a column texts (a list), or columns anchor and positive; found "
-            f"{', '.join(map(str, row.values))}: data.columns=anchor=NAME,positive=NAME says what "
-            "they are called"
-        )
-    score = there["score"][0] if there["score"] else None
-    return _Pairs(there["anchor"][0], there["positive"][0], negatives, score, parts)
-
-
-def _value(row: Row, column: str) -> Any:
-    if column not in row.values:
-        raise DataError(f"{row.where}: column {column} is missing")
-    return row.values[column]
+def _check_same(row: Row, columns: Columns, layout: Layout, first: str) -> None:
+    """Refuses a row that says less, or more, than the one at `first`: no part of it is dropped."""
+    for column in layout.columns:
+        if column not in row.values:
+            raise DataError(f"{row.where}: column {column} is missing, which {first} has")
+    for column in columns.layout(tuple(row.values), row.where).columns:
+        if column not in layout.columns:
+            raise DataError(
+                f"{row.where}: has a column {column}, which {first} has not; all rows of a split "
+                "must have the same"
+            )
 
 
 def _text(value: Any, column: str, where: str) -> bytes:
     """A text as UTF-8."""
     if not isinstance(value, str):
-        raise DataError(f"{where}: {column} must be a text, got {value!r}")
+        raise DataError(f"{where}: {column} must be a text, got {shown(value)}")
     if not value.strip():
         raise DataError(f"{where}: {column} is empty")
     try:
         return value.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, as JSON can write it
-        raise DataError(f"{where}: {column} is not valid Unicode: {value!r:.60}") from None
+        raise DataError(f"{where}: {column} is not valid Unicode: {shown(value)}") from None
 
 
 class _Pairs:
-    def __init__(
-        self, anchor: str, positive: str, negatives: list[str], score: str | None, parts: Parts
-    ):
-        self._sides, self._negatives, self._score = (anchor, positive), negatives, score
+    def __init__(self, layout: Layout, parts: Parts):
+        self._layout = layout
         self._rows = TextRows(parts, ordered=True)
         self._width = 0
 
     def add(self, row: Row) -> None:
-        values = [(column, _value(row, column)) for column in self._sides]
-        for column in self._negatives:
-            value = _value(row, column)
-            values += [(column, v) for v in (value if isinstance(value, list) else [value])]
+        layout, values = self._layout, []
+        for column in (layout.anchor, layout.positive, *layout.negatives):
+            value = row.values[column]
+            listed_too = column in layout.negatives and isinstance(value, list)
+            values += [(column, v) for v in (value if listed_too else [value])]
         texts = [_text(value, column, row.where) for column, value in values]
         self._width = self._width or len(texts)
         if len(texts) != self._width:
@@ -292,7 +285,9 @@ class _Pairs:
                 f"{row.where}: {len(texts) - 2} negatives, the first row has {self._width - 2}; "
                 "every row must have as many"
             )
-        score = _finite(_value(row, self._score), self._score, row.where) if self._score else None
+        score = None
+        if layout.score is not None:
+            score = _finite(row.values[layout.score], layout.score, row.where)
         self._rows.add(texts, score)
 
     def finish(self) -> dict[str, Any]:
@@ -306,19 +301,21 @@ def _finite(value: Any, column: str, where: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not abs(number) <= _LARGEST_SCORE:
-        raise DataError(f"{where}: {column} must be a finite number, got {value!r:.60}")
+        raise DataError(f"{where}: {column} must be a finite number, got {shown(value)}")
     return number
 
 
 class _Groups:
-    def __init__(self, column: str, parts: Parts):
-        self._column = column
+    def __init__(self, layout: Layout, parts: Parts):
+        self._column = layout.texts
         self._rows = TextRows(parts, ordered=False)
 
     def add(self, row: Row) -> None:
-        values = _value(row, self._column)
+        values = row.values[self._column]
         if not isinstance(values, list):
-            raise DataError(f"{row.where}: {self._column} must be a list of texts, got {values!r}")
+            raise DataError(
+                f"{row.where}: {self._column} must be a list of texts, got {shown(values)}"
+            )
         texts = [_text(value, self._column, row.where) for value in values]
         group = list(dict.fromkeys(texts))
         if len(group) < 2:

@@ -1,5 +1,7 @@
 """Rows of jsonl, tsv, txt and Parquet files, one at a time, each with the place it came from."""
 
+import codecs
+import contextlib
 import gzip
 import hashlib
 import io
@@ -10,18 +12,10 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
-from mrl_jax.errors import DataError, UsageError
+from mrl_jax.errors import DataError, UsageError, listed, shown
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".tsv", ".tsv.gz", ".txt", ".txt.gz", ".parquet")
 SPLITS = ("train", "val", "test")
-# What texts of a row are for; how their columns are called unless `columns` says otherwise.
-ROLES = {
-    "anchor": ("anchor", "query", "question", "sentence1", "text1"),
-    "positive": ("positive", "document", "answer", "sentence2", "text2"),
-    "negative": ("negative", "negatives"),
-    "score": ("score",),
-    "texts": ("texts", "captions", "sentences"),
-}
 FALSE = ("", "0", "false", "False")
 _BUFFER = 1 << 20  # bytes that are read at a time
 
@@ -86,7 +80,8 @@ def read_rows(path: pathlib.Path, reading: Reading | None = None) -> Iterator[Ro
     """The rows of a file, in order.
 
     jsonl holds one object per line; tsv a line of column names and then lines of as many fields,
-    without quotes; txt a text per line, column "text". All are UTF-8 and may be gzipped.
+    without quotes; txt a text per line, column "text". All are UTF-8, with a byte order mark or
+    without, and may be gzipped.
 
     Args:
       path: of the file.
@@ -124,22 +119,48 @@ def read_rows(path: pathlib.Path, reading: Reading | None = None) -> Iterator[Ro
         raise DataError(f"cannot read {path}: {reason}") from error
 
 
+def first_columns(path: pathlib.Path) -> list[str]:
+    """The columns of a file's first row; of a file without rows none.
+
+    Raises:
+      UsageError, DataError: as `read_rows`.
+    """
+    with contextlib.closing(read_rows(path)) as rows:
+        return list(next(rows, Row("", {})).values)
+
+
 def _lines(path: pathlib.Path, file: BinaryIO) -> Iterator[tuple[str, str]]:
     lines = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
     for number, line in enumerate(lines, 1):
         where = f"{path} line {number}"
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+            if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise DataError(f"{path} is UTF-16 text; legal is UTF-8")
+        if b"\0" in line:
+            raise DataError(f"{where} holds a zero byte, which no UTF-8 text does")
         try:
             yield where, line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise DataError(f"{where}: not UTF-8 ({error.reason})") from error
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):  # json would keep the last one
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{shown(twice)} stands there twice")
+    return values
+
+
 def _jsonl(path: pathlib.Path, file: BinaryIO) -> Iterator[Row]:
+    decoder = json.JSONDecoder(object_pairs_hook=_object)
     for where, line in _lines(path, file):
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            values = decoder.decode(line)
         except (ValueError, RecursionError) as error:  # the latter of a thousand brackets
             raise DataError(f"{where}: not JSON ({error})") from error
         if not isinstance(values, dict):
@@ -149,9 +170,12 @@ def _jsonl(path: pathlib.Path, file: BinaryIO) -> Iterator[Row]:
 
 def _tsv(path: pathlib.Path, file: BinaryIO) -> Iterator[Row]:
     lines = _lines(path, file)
-    columns = next(lines, ("", ""))[1].split("\t")
+    header = next(lines, ("", ""))[1]
+    columns = header.split("\t")
+    if "\r" in header:
+        raise DataError(f"{path}: lines end in a carriage return alone; legal is a line feed")
     if len(set(columns)) < len(columns):
-        raise DataError(f"{path} line 1: two columns of the same name in {columns}")
+        raise DataError(f"{path} line 1: two columns of the same name in {listed(columns)}")
     for where, line in lines:
         if not line:
             continue
@@ -181,7 +205,7 @@ def _parquet(path: pathlib.Path, file: BinaryIO) -> Iterator[Row]:
         table = parquet.ParquetFile(file)
         columns = table.schema_arrow.names
         if len(set(columns)) < len(columns):
-            raise DataError(f"{path}: two columns of the same name in {columns}")
+            raise DataError(f"{path}: two columns of the same name in {listed(columns)}")
         for part in table.iter_batches():
             for values in part.to_pylist():
                 number += 1
@@ -229,23 +253,6 @@ def find_files(path: str, files: Sequence[str]) -> dict[str, list[pathlib.Path]]
     if "train" not in found:
         raise DataError(f"{path or 'data.files'} has no train split (train{SUFFIXES[0]} or so)")
     return found
-
-
-def parse_columns(entries: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The columns of every role, from "ROLE=COLUMN" strings and for the others `ROLES`.
-
-    Raises:
-      UsageError: a string that is none.
-    """
-    given: dict[str, tuple[str, ...]] = {}
-    for entry in entries:
-        role, equals, column = entry.partition("=")
-        if not equals or role not in ROLES or not column:
-            raise UsageError(
-                f"data.columns must be ROLE=COLUMN, ROLE one of {', '.join(ROLES)}; got {entry!r}"
-            )
-        given[role] = (*given.get(role, ()), column)
-    return {**ROLES, **given}
 
 
 class Filter:

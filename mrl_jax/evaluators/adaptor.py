@@ -124,6 +124,7 @@ class AdaptorEvaluation:
             name=name,
             collection=collection,
             dims=self._dims,
+            ignore_identical_ids=True,
             mesh=self._mesh,
         )
         return self._beside(measure, adapt, z_nd)

@@ -47,6 +47,7 @@ class SentenceEvaluation:
       seed: of random choices inside evaluators.
       sts: further sets of scored pairs by name.
       retrieval: collections by name.
+      ignore_identical_ids: names of collections, see `text_retrieval.measure`.
       classification: labelled texts to learn from, and to be told, by name.
       clustering: labelled texts by name.
       projections: measure PCA and a rotation of the whole embedding as well.
@@ -67,6 +68,7 @@ class SentenceEvaluation:
         retrieval: Mapping[str, Collection] = MappingProxyType({}),
         classification: Mapping[str, tuple[LabelledTexts, LabelledTexts]] = MappingProxyType({}),
         clustering: Mapping[str, LabelledTexts] = MappingProxyType({}),
+        ignore_identical_ids: tuple[str, ...] = (),
         projections: bool = False,
         layers: tuple[int, ...] = (),
     ):
@@ -75,7 +77,7 @@ class SentenceEvaluation:
         self._batch_size, self._seed = batch_size, seed
         self._sts, self._retrieval, self._projections = sts, retrieval, projections
         self._classification, self._clustering = classification, clustering
-        self._layers = layers
+        self._layers, self._ignore_identical_ids = layers, ignore_identical_ids
         self._embed = jax.jit(task.embed, static_argnames="depth", out_shardings=replicated(mesh))
 
     @functools.cached_property
@@ -161,8 +163,9 @@ class SentenceEvaluation:
             found.attempt(name, functools.partial(self._scored, embed, name, split, options))
         for name, collection in self._retrieval.items():
             retrieved = functools.partial(text_retrieval.measure, embed, name, collection)
-            options = {"mesh": self._mesh, **options}
-            found.attempt(name, functools.partial(retrieved, self._dims, **options))
+            ignored = name in self._ignore_identical_ids
+            about = {"mesh": self._mesh, "ignore_identical_ids": ignored, **options}
+            found.attempt(name, functools.partial(retrieved, self._dims, **about))
         return found
 
     def _scored(self, embed, name: str, split: TextSplit, options: dict) -> Finding:

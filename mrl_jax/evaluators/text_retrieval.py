@@ -34,6 +34,7 @@ def measure(
     seed: int,
     spaces: dict[str, Space] | None = None,
     embed_queries: Embed | None = None,
+    ignore_identical_ids: bool = False,
     mesh: Mesh | None = None,
 ) -> Finding:
     """Documents and queries are embedded once and compared by cosine at every prefix.
@@ -44,8 +45,9 @@ def measure(
     down to 100, summed and divided by how many there are. All are means over queries with their
     standard errors. "ndcg10_retention": what is left of nDCG at full width, by bootstrap over
     queries, both numbers from the same resample; not given where nothing is found at full width.
-    A document that has a query's id is not shown to it. "{name}_retrieval.json" has the 95 %
-    intervals of the retention and how many documents there are.
+    Documents that are equally near come in the order of the collection. "{name}_retrieval.json" has
+    the 95 % intervals of the retention, how many documents there are, and for how many queries one
+    was ignored.
 
     Args:
       embed: N texts -> [N, D], of any length.
@@ -55,6 +57,8 @@ def measure(
       seed: of the resamples.
       spaces: as in `text_sts.measure`.
       embed_queries: where queries are embedded otherwise than documents (with another prompt).
+      ignore_identical_ids: no query is shown the document that has its id, as where queries are
+        documents themselves; judged relevant, it counts as not found.
       mesh: documents are split over all its devices.
 
     Raises:
@@ -63,13 +67,12 @@ def measure(
     z_nd = embedded(embed, collection.documents, f"documents of {name}")
     z_bd = embedded(embed_queries or embed, collection.queries, f"queries of {name}")
     width, found = z_nd.shape[1], Finding()
+    own_b = _own(collection) if ignore_identical_ids else np.full(len(z_bd), -1)
     ndcg = {}
     for suffix, there, (x_nd, x_bd) in in_spaces(spaces or itself(width), dims, z_nd, z_bd):
         # The full width, which retention compares with, from the same pass.
         searched = there if suffix else tuple(sorted({*there, width}))
-        for dim, row_bk in zip(
-            searched, _ranked(collection, x_nd, x_bd, searched, mesh), strict=True
-        ):
+        for dim, row_bk in zip(searched, _ranked(x_nd, x_bd, own_b, searched, mesh), strict=True):
             values = dict(_values(collection, row_bk))
             ndcg[suffix, dim] = values[f"ndcg{CUTOFF}"]
             if dim not in there:
@@ -88,21 +91,31 @@ def measure(
         found.results.append(Result(metric, dim, value, float(kept_r.std(ddof=1)), n))
         low, high = interval(kept_r)
         intervals.append({"metric": metric, "dim": dim, "low": low, "high": high})
-    content = {"schema": 1, "database": len(z_nd), "resamples": RESAMPLES, "intervals": intervals}
+    content = {
+        "schema": 1,
+        "database": len(z_nd),
+        "ignored": int((own_b >= 0).sum()),
+        "resamples": RESAMPLES,
+        "intervals": intervals,
+    }
     found.files[f"{name}_retrieval.json"] = json.dumps(content).encode()
     return found
 
 
-def _ranked(collection: Collection, x_nd, x_bd, dims: tuple[int, ...], mesh) -> np.ndarray:
-    """The documents of every query, best first, [G, B, k]; its own namesake is left out."""
+def _own(collection: Collection) -> np.ndarray:
+    """The document with the id of each query, [B]; -1 is none."""
     number = {identity: i for i, identity in enumerate(collection.document_ids)}
-    own_b = np.array([number.get(identity, -1) for identity in collection.query_ids])
+    return np.array([number.get(identity, -1) for identity in collection.query_ids])
+
+
+def _ranked(x_nd, x_bd, own_b: np.ndarray, dims: tuple[int, ...], mesh) -> np.ndarray:
+    """The documents of every query, best first, [G, B, k], without its own."""
     spare = int((own_b >= 0).any())
     k = min(DEPTH + spare, len(x_nd))
     row_gbk, _ = top_k(x_nd, x_bd, dims, k, mesh=mesh)
     if not spare:
         return row_gbk
-    # What is not kept goes behind all others; a namesake that was not found costs the last.
+    # What is not kept goes behind all others; where it was not found, the last one is too many.
     own_gbk = row_gbk == own_b[:, None]
     order_gbk = np.argsort(own_gbk, axis=-1, kind="stable")
     row_gbk = np.take_along_axis(np.where(own_gbk, -1, row_gbk), order_gbk, -1)

@@ -8,8 +8,14 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mrl_jax.data.masked import open_documents, predictions_of, tokenise, vocabulary
-from mrl_jax.errors import UsageError
+from mrl_jax.data.masked import (
+    open_documents,
+    predictions_of,
+    tokenise,
+    unread_columns,
+    vocabulary,
+)
+from mrl_jax.errors import UsageError, listed
 from mrl_jax.evaluators.masked_lm import MaskedEvaluation
 from mrl_jax.experiment import common
 from mrl_jax.experiment.common import Experiment, config_errors
@@ -122,9 +128,12 @@ def from_config(config: ConfigDict, mesh: Mesh, run: pathlib.Path | None = None)
     weights = None
     if found.folder is not None:
         weights = _weights(config.text.encoder, found, program)
+    note = dataset.summary()
+    if unread := unread_columns(documents):
+        note += f"; columns that are not read: {listed(unread)}"
     as_folder = functools.partial(_as_folder, found)
     return Experiment(
-        program, dataset, evaluation, weights, as_folder, found.tokenizer, dataset.summary()
+        program, dataset, evaluation, weights, as_folder, found.tokenizer, note
     )
 
 

@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import pathlib
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,12 +15,13 @@ from ml_collections import ConfigDict
 from mrl_jax import workdir
 from mrl_jax.data import beir
 from mrl_jax.data import text as texts
-from mrl_jax.data.labelled_text import LabelledTexts, read_labelled
+from mrl_jax.data.labelled_text import LABELLED, LabelledTexts, read_labelled
 from mrl_jax.data.text_batches import TrainTexts
-from mrl_jax.data.text_files import SPLITS, find_files, parse_columns, read_rows
+from mrl_jax.data.text_columns import Columns, parse_columns
+from mrl_jax.data.text_files import SPLITS, find_files, first_columns, read_rows
 from mrl_jax.data.token_cache import tokens_of, vectors_of, vocabulary_of
 from mrl_jax.encoder import Encoder
-from mrl_jax.errors import DataError, UsageError
+from mrl_jax.errors import DataError, UsageError, listed
 from mrl_jax.evaluators.sentences import SentenceEvaluation
 from mrl_jax.evaluators.text_layers import check_layers
 from mrl_jax.experiment import common
@@ -29,7 +30,7 @@ from mrl_jax.interop.text_folder import UNLIMITED, TextFolder, read_text_folder
 from mrl_jax.models.text import Bert, SentenceEncoder, Static
 from mrl_jax.nesting import parse_dims
 from mrl_jax.program import Program
-from mrl_jax.tasks.sentence_pairs import SentencePairs
+from mrl_jax.tasks.sentence_pairs import NEEDS, SentencePairs
 from mrl_jax.tokenization import Tokenizer
 
 # Fresh encoders: width, layers, heads, hidden units.
@@ -189,6 +190,11 @@ def _task(
             raise ValueError(
                 f"micro_batch {p.micro_batch} does not divide the batch_size {config.batch_size}"
             )
+        if split.score_n is not None and NEEDS.get(p.loss, "score") != "score":
+            raise ValueError(
+                f"loss {p.loss} has no use for a score, but there is one: data.drop=label=0 would "
+                "leave out the pairs of label 0, data.columns=ignore=NAME the column"
+            )
         if p.loss == "cosine_mse" and np.abs(split.score_n).max() > p.score_max:
             raise ValueError(
                 f"cosine_mse takes scores of -1 to 1; with score_max {p.score_max} the largest is "
@@ -269,16 +275,15 @@ def from_config(config: ConfigDict, mesh: Mesh, run: pathlib.Path | None = None)
     # Not all that is said about the teacher: that has another form in another release.
     taught_by = _digest(teacher, "") if teacher else ""
     dataset = Texts(data, {**data.splits, "train": train}, reading, taught_by)
-    evaluation = _evaluation(config, task, mesh, found.tokenizer, data)
+    evaluation, lines = _evaluation(config, task, mesh, found.tokenizer, data)
+    note = "\n".join([data.summary(), *lines])
     weights = None
     if found.folder is not None:
         # A new projection stays fresh.
         put_in = common.starting_from(program, found.folder.params)
         weights = (f"encoder from {config.text.encoder}", put_in)
     as_folder = functools.partial(found.trained, dims=task.nesting.dims)
-    return Experiment(
-        program, dataset, evaluation, weights, as_folder, found.tokenizer, data.summary()
-    )
+    return Experiment(program, dataset, evaluation, weights, as_folder, found.tokenizer, note)
 
 
 def planned_program(config: ConfigDict, mesh: Mesh) -> Program:
@@ -297,22 +302,31 @@ def planned_program(config: ConfigDict, mesh: Mesh) -> Program:
 
 def _evaluation(
     config: ConfigDict, task: SentencePairs, mesh: Mesh, tokenizer: Tokenizer, data: texts.TextData
-) -> SentenceEvaluation:
+) -> tuple[SentenceEvaluation, list[str]]:
+    """The measurements, and lines on their data for the log."""
     e, taken = config.eval, set(SPLITS)
-
-    def opened(kind: str, read: Callable[[pathlib.Path], Any]) -> dict[str, Any]:
-        paths = common.named_paths(f"eval.{kind}", e[kind], taken)
-        return {name: read(path) for name, path in paths.items()}
-
     with config_errors("eval.layers"):
         layers = check_layers(e.layers, task.encoder.layers)
-    sets = {
-        "sts": opened("sts", scored_pairs),
-        "retrieval": opened("retrieval", beir.load),
-        "classification": opened("classification", labelled_folder),
-        "clustering": opened("clustering", read_labelled),
+    readers = {
+        "sts": functools.partial(scored_pairs, columns=parse_columns(config.data.columns)),
+        "retrieval": beir.load,
+        "classification": labelled_folder,
+        "clustering": read_labelled,
     }
-    return SentenceEvaluation(
+    paths = {kind: common.named_paths(f"eval.{kind}", e[kind], taken) for kind in readers}
+    sets = {
+        kind: {name: read(path) for name, path in paths[kind].items()}
+        for kind, read in readers.items()
+    }
+    alike = e.ignore_identical_ids
+    for name in alike:
+        if name not in sets["retrieval"]:
+            raise UsageError(
+                f"config.eval.ignore_identical_ids: {name} is none of the sets of eval.retrieval "
+                f"({listed(sets['retrieval']) or 'there is none'})"
+            )
+    hidden = [f"{name}: documents with the id of a query are not shown to it" for name in alike]
+    evaluation = SentenceEvaluation(
         task,
         mesh,
         tokenizer,
@@ -321,9 +335,24 @@ def _evaluation(
         batch_size=e.batch_size,
         seed=config.seed,
         **sets,
+        ignore_identical_ids=alike,
         projections=e.projections,
         layers=layers,
     )
+    return evaluation, [*hidden, *_unread(paths, sets)]
+
+
+def _unread(paths: dict[str, dict[str, pathlib.Path]], sets: dict[str, Any]) -> list[str]:
+    """A line for each set that is only measured and has columns that nothing reads."""
+    found = {name: split.unread for name, split in sets["sts"].items()}
+    found |= {name: beir.unread(path) for name, path in paths["retrieval"].items()}
+    labelled = {name: [path] for name, path in paths["clustering"].items()}
+    for name, path in paths["classification"].items():
+        labelled[name] = itertools.chain(*find_files(str(path), ()).values())
+    for name, files in labelled.items():
+        columns = dict.fromkeys(column for file in files for column in first_columns(file))
+        found[name] = [column for column in columns if column not in LABELLED]
+    return [f"{name}: columns that are not read: {listed(c)}" for name, c in found.items() if c]
 
 
 def labelled_folder(path: pathlib.Path) -> tuple[LabelledTexts, LabelledTexts]:
@@ -338,13 +367,13 @@ def labelled_folder(path: pathlib.Path) -> tuple[LabelledTexts, LabelledTexts]:
     return tuple(read_labelled(files[split][0]) for split in ("train", "test"))
 
 
-def scored_pairs(path: pathlib.Path) -> texts.TextSplit:
-    """The pairs of a file and their scores.
+def scored_pairs(path: pathlib.Path, columns: Columns | None = None) -> texts.TextSplit:
+    """The pairs of a file and their scores; `columns` says how they are called there.
 
     Raises:
       DataError: none in it, or pairs without a score; names file and line.
     """
-    split = texts.read_split(read_rows(path), parse_columns(()))
+    split = texts.read_split(read_rows(path), columns or Columns())
     if split is None or split.kind != "scored":
         raise DataError(f"{path}: needs pairs with a column score (sentence1, sentence2, score)")
     return split

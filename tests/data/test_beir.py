@@ -8,7 +8,7 @@ from mrl_jax.data import beir
 from mrl_jax.errors import DataError
 
 CORPUS = [
-    {"_id": "d1", "title": "Ships", "text": "that sail"},
+    {"_id": "d1", "title": "Ships", "text": "that sail", "metadata": {}},
     {"_id": "d2", "title": "", "text": "only text"},
     {"_id": "d3", "text": ""},
 ]
@@ -52,6 +52,7 @@ def test_both_layouts_are_read_and_queries_without_an_answer_left_out(tmp_path, 
     np.testing.assert_array_equal(found.query_r, [0, 0, 1])
     np.testing.assert_array_equal(found.document_r, [0, 2, 1])
     np.testing.assert_array_equal(found.grade_r, [1, 2, 1])
+    assert beir.unread(tmp_path) == ["metadata"]
     grades = list(beir.grades_at(found, np.array([[2, 1, 0], [0, -1, 1]])))
     np.testing.assert_array_equal(grades, [[2, 0, 1], [0, 0, 1]])
 
@@ -71,7 +72,10 @@ def test_both_layouts_are_read_and_queries_without_an_answer_left_out(tmp_path, 
         ({"qrels/test.tsv": table([("q1", "d1", "x")])}, "score must be an integer, got 'x'"),
         ({"qrels/test.tsv": table([("q1", "d1", 0)])}, "no query has a relevant document"),
         ({"qrels/test.tsv": table([("q1", "d1", 1)] * 2)}, "line 3: the same query and document"),
-        ({"qrels/test.tsv": "q1\td1\t1\nq1\td2\t1\n"}, "line 2: query-id is missing; found q1"),
+        # A file of trec_eval has no line of names.
+        ({"qrels/test.tsv": "q1\td1\t1\nq1\td2\t1\n"}, "line 1 must name the .* q1, d1, 1"),
+        ({"qrels/test.tsv": "q1 0 d1 1\n"}, "line 1 must name the columns .* no second line"),
+        ({"qrels/test.tsv": "query-id\tcorpus-id\n1\t2\n"}, "line 1 must name the columns"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(tmp_path, change, message):

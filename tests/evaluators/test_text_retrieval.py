@@ -110,7 +110,18 @@ def test_graded_order_by_hand():
     assert found["c/map100", 2].stderr == 0
 
 
-def test_document_with_the_id_of_a_query_is_not_shown_to_it():
+def test_ids_that_are_equal_mean_nothing_unless_one_says_so():
+    shared = (3, 7)
+    data, table, grades = collection(shared=shared)
+    finding = measure(embedder(table), "c", data, DIMS, seed=0)
+    assert json.loads(finding.files["c_retrieval.json"])["ignored"] == 0
+    found = by_name(finding)
+    for dim in DIMS:
+        for metric, value_q in expected_of(table, grades, dim).items():
+            np.testing.assert_allclose(found[f"c/{metric}", dim].value, np.mean(value_q), rtol=1e-6)
+
+
+def test_document_with_the_id_of_a_query_is_not_shown_to_it_on_request():
     shared = (3, 7)
     data, table, grades = collection(shared=shared)
     for q in shared:  # each would be found first
@@ -118,7 +129,9 @@ def test_document_with_the_id_of_a_query_is_not_shown_to_it():
         table[f"d{q}"] = table[f"q{q}"]
     judged = np.array([(*key, grade) for key, grade in sorted(grades.items())]).T
     data = data._replace(query_r=judged[0], document_r=judged[1], grade_r=judged[2])
-    found = by_name(measure(embedder(table), "c", data, DIMS, seed=0))
+    finding = measure(embedder(table), "c", data, DIMS, seed=0, ignore_identical_ids=True)
+    assert json.loads(finding.files["c_retrieval.json"])["ignored"] == 2
+    found = by_name(finding)
     for dim in DIMS:
         for metric, value_q in expected_of(table, grades, dim, shared).items():
             np.testing.assert_allclose(found[f"c/{metric}", dim].value, np.mean(value_q), rtol=1e-6)
