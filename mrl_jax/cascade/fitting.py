@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 
 from mrl_jax.cascade.policy import Policy, apply, outcome
 from mrl_jax.nesting import Nesting
@@ -138,6 +137,9 @@ def chances(confidence_gn: np.ndarray, right_gn: np.ndarray) -> np.ndarray:
     2,000 examples of CIFAR-10, cascades that come near the accuracy of the full width were 0.2
     points more accurate on other examples.
     """
+    # Loaded here: it takes a second that commands without a cascade need not spend.
+    from sklearn.linear_model import LogisticRegression
+
     confidence_ng = np.clip(confidence_gn.T, _SURE, 1 - _SURE)
     odds_ng = np.log(confidence_ng / (1 - confidence_ng))
     odds_ng = (odds_ng - odds_ng.mean(0)) / (odds_ng.std(0) + 1e-9)

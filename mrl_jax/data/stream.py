@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 
@@ -92,6 +91,9 @@ def assemble(
 
 def _ahead(load: Callable[[int], Any], first: int, last: int, threads: int, buffer: int):
     """load(first), load(first + 1), ... in order, prepared ahead by threads."""
+    # Loaded here: data in memory need none of it.
+    import grain
+
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(buffer, threads))
     return iter(grain.MapDataset.range(first, last).map(load).to_iter_dataset(options))
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import scipy.stats
 from jax.sharding import Mesh
 
 from mrl_jax.evaluators.finding import Finding, Unmeasurable
@@ -110,7 +109,9 @@ def _jackknife(x_p: np.ndarray, y_p: np.ndarray) -> float:
 
 
 def _spearman(x_p: np.ndarray, y_p: np.ndarray) -> float:
-    ranks = [scipy.stats.rankdata(np.round(v, 12)) for v in (x_p, y_p)]
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(np.round(v, 12)) for v in (x_p, y_p)]
     if any(rank_p.std() == 0 for rank_p in ranks):
         return 0.0
     return float(np.corrcoef(*ranks)[0, 1])

@@ -5,7 +5,6 @@ import json
 import math
 
 import numpy as np
-from scipy.stats.contingency import relative_risk
 
 from mrl_jax.evaluators.finding import Finding
 from mrl_jax.evaluators.subject import Predictions, Subject
@@ -78,6 +77,8 @@ def relative_drop(
     hits: int, n: int, clean_hits: int, n_clean: int
 ) -> tuple[float | None, tuple[float | None, float | None]]:
     """(clean - shift) / clean and its 95 % interval; None for what cannot be said: hits of 0."""
+    from scipy.stats.contingency import relative_risk
+
     ratio = relative_risk(hits, n, clean_hits, n_clean)
     interval = ratio.confidence_interval(0.95)
     drop, low, high = (

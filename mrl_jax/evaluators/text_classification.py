@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 
 from mrl_jax.data.labelled_text import LabelledTexts
 from mrl_jax.errors import shown
@@ -59,6 +58,8 @@ def measure(
       Unmeasurable: see `check`.
       NonFiniteError: the embeddings hold NaN or an infinity.
     """
+    from sklearn.linear_model import LogisticRegression
+
     check(train, test)
     number = {label: i for i, label in enumerate(sorted(set(train.labels)))}
     train_label_n, label_n = (np.array([number[c] for c in s.labels]) for s in (train, test))

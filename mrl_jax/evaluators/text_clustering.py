@@ -4,9 +4,6 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import v_measure_score
 
 from mrl_jax.data.labelled_text import LabelledTexts
 from mrl_jax.evaluators.finding import Finding, Unmeasurable
@@ -57,6 +54,8 @@ def measure(
       Unmeasurable: see `check`.
       NonFiniteError: the embeddings hold NaN or an infinity.
     """
+    from sklearn.metrics import v_measure_score
+
     check(data)
     classes = len(set(data.labels))
     z_nd = embedded(embed, data.texts, f"texts of {name}")
@@ -78,6 +77,9 @@ def measure(
 
 def _clusters(unit_nd: np.ndarray, classes: int, seed: int) -> np.ndarray:
     """The cluster of every row, [N]."""
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
     with warnings.catch_warnings():
         # Fewer different vectors than classes (one dim is 1 or -1): the measure says it.
         warnings.simplefilter("ignore", ConvergenceWarning)
