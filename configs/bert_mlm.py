@@ -50,7 +50,7 @@ def get_config(arg="mrl_e"):
     c.optimizer.weight_decay = 0.01
     c.optimizer.decay_mask = "kernel|embedding"
     c.sharding = (
-        ("tokens/embedding", "first:tensor"),
+        ("tokens/embedding", "first:tensor+largest:fsdp"),
         ("head/bias", "last:tensor"),
         ("kernel|embedding", "largest:fsdp"),
         (".*", "replicate"),

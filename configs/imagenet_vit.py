@@ -16,12 +16,12 @@ from mrl_jax.config import default_config, set_method
 
 STEPS_PER_EPOCH = 1251
 
-# Parts of the attention and of the perceptron on each device of the tensor axis; a no-op where
-# that axis has one device.
+# Parts of the attention and of the perceptron on each device of the tensor axis, and every part
+# stored in pieces on those of the fsdp axis.
 SHARDING = (
-    ("head/(kernel|bias)", "last:tensor"),
-    ("(query|key|value|fc1)/kernel", "last:tensor"),
-    ("(attention/out|fc2)/kernel", "first:tensor"),
+    ("head/(kernel|bias)", "last:tensor+largest:fsdp"),
+    ("(query|key|value|fc1)/kernel", "last:tensor+largest:fsdp"),
+    ("(attention/out|fc2)/kernel", "first:tensor+largest:fsdp"),
     ("kernel", "largest:fsdp"),
     (".*", "replicate"),
 )

@@ -36,9 +36,9 @@ def get_config(arg="mrl"):
     c.nesting.dims = halvings(768, 7).dims
     c.sharding = (
         # The classifiers are as large as the network: their classes are split.
-        ("head/(kernel|bias)", "last:tensor"),
-        ("(query|key|value|fc1)/kernel", "last:tensor"),
-        ("(attention/out|fc2)/kernel", "first:tensor"),
+        ("head/(kernel|bias)", "last:tensor+largest:fsdp"),
+        ("(query|key|value|fc1)/kernel", "last:tensor+largest:fsdp"),
+        ("(attention/out|fc2)/kernel", "first:tensor+largest:fsdp"),
         ("kernel", "largest:fsdp"),
         (".*", "replicate"),
     )

@@ -230,11 +230,13 @@ def default_config() -> ConfigDict:
     c.mesh.fsdp = 1  # splits the batch and stores parameters in pieces
     c.mesh.tensor = 1  # splits the classes of the head
 
-    # Where parameters (and their optimiser state) live: first matching regex wins, every regex
-    # must match something. replicate | first:AXIS, last:AXIS (split that dimension) |
-    # largest:AXIS (split the largest dimension that divides evenly; replicate if none does).
+    # Where parameters (and their optimiser state) live: the first matching regex wins whose rule
+    # has something to split; every regex must match something. replicate | first:AXIS, last:AXIS
+    # (split that dimension) | largest:AXIS (split the largest dimension that divides evenly), or
+    # several of them, each of another dimension: last:tensor+largest:fsdp. An axis of one device,
+    # and a largest:AXIS that finds no dimension, leave it to the next rule.
     c.sharding = (
-        ("head/(kernel|bias)", "last:tensor"),
+        ("head/(kernel|bias)", "last:tensor+largest:fsdp"),
         ("kernel", "largest:fsdp"),
         (".*", "replicate"),
     )

@@ -63,31 +63,49 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _spec(rule: str, name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    tactic, _, axis = rule.partition(":")
+def _check_rules(rules: Rules) -> None:
+    for regex, rule in rules:
+        try:
+            re.compile(regex)
+        except re.error as error:
+            raise ValueError(f"sharding rule {regex!r} is no regular expression: {error}") from None
+        parts = [part.partition(":")[::2] for part in rule.split("+")]
+        axes = [axis for _, axis in parts]
+        known = all(tactic in ("first", "last", "largest") for tactic, _ in parts)
+        if rule != "replicate" and not (known and set(axes) <= {*AXES}):
+            raise ValueError(
+                f"sharding rule {rule!r} is none of replicate, first:AXIS, last:AXIS, largest:AXIS "
+                f"with AXIS one of {', '.join(AXES)}, or several of these with + between them"
+            )
+        if len(set(axes)) < len(axes):
+            raise ValueError(f"sharding rule {rule!r} names an axis twice")
+
+
+def _spec(rule: str, name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec | None:
+    """Where a rule puts an array; None where it has nothing to split."""
     if rule == "replicate":
         return PartitionSpec()
-    if tactic not in ("first", "last", "largest") or axis not in AXES:
-        raise ValueError(
-            f"sharding rule {rule!r} is none of replicate, first:AXIS, last:AXIS, largest:AXIS "
-            f"with AXIS one of {', '.join(AXES)}"
-        )
-    size = mesh.shape[axis]
-    if not shape or size == 1:
-        return PartitionSpec()
-    if tactic in ("first", "last"):
-        chosen = 0 if tactic == "first" else len(shape) - 1
-        if shape[chosen] % size:
-            raise ValueError(
-                f"sharding rule {rule!r}: {tactic} dimension of {name} {shape} "
-                f"does not divide by mesh {axis}={size}"
-            )
-    else:
-        fitting = [d for d in range(len(shape)) if shape[d] % size == 0]
-        if not fitting:
-            return PartitionSpec()
-        chosen = max(fitting, key=lambda d: shape[d])
-    return PartitionSpec(*(axis if d == chosen else None for d in range(len(shape))))
+    placed: dict[int, str] = {}
+    for part in rule.split("+"):
+        tactic, _, axis = part.partition(":")
+        size = mesh.shape[axis]
+        if not shape or size == 1:
+            continue
+        fitting = [d for d in range(len(shape)) if shape[d] % size == 0 and d not in placed]
+        if tactic == "largest":
+            chosen = max(fitting, key=lambda d: shape[d], default=None)
+        else:
+            chosen = 0 if tactic == "first" else len(shape) - 1
+            if chosen not in fitting:
+                taken = f"is split over {placed.get(chosen)} already"
+                odd = f"does not divide by mesh {axis}={size}"
+                why = taken if chosen in placed else odd
+                raise ValueError(
+                    f"sharding rule {rule!r}: {tactic} dimension of {name} {shape} {why}"
+                )
+        if chosen is not None:
+            placed[chosen] = axis
+    return PartitionSpec(*(placed.get(d) for d in range(len(shape)))) if placed else None
 
 
 def shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:
@@ -96,8 +114,9 @@ def shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:
     Args:
       tree: arrays or shapes. Leaves are called by path, e.g. "params/head/kernel"; optimiser
         state repeats the parameter's path at its end, so one rule places both.
-      rules: (regex, placement) pairs, see `config.default_config`; the first regex that is found
-        in the path wins.
+      rules: (regex, placement) pairs, see `config.default_config`. Of those whose regex is found
+        in the path the first that has something to split wins: one whose mesh axes have a single
+        device, or whose "largest" finds no dimension that divides, leaves the array to the next.
       mesh: the mesh whose axes the rules name.
 
     Raises:
@@ -105,30 +124,25 @@ def shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:
         that does not divide.
     """
     matched = [False] * len(rules)
-    for regex, _ in rules:
-        try:
-            re.compile(regex)
-        except re.error as error:
-            raise ValueError(f"sharding rule {regex!r} is no regular expression: {error}") from None
-
+    _check_rules(rules)
     params = tree.get("params", {}) if isinstance(tree, dict) else {}
     shapes = {
         path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
 
     def place(path, leaf):
-        name, chosen = path_name(path), None
-        for i, (regex, rule) in enumerate(rules):
-            if re.search(regex, name):
-                matched[i] = True
-                chosen = rule if chosen is None else chosen
-        if chosen is None:
+        name = path_name(path)
+        found = [i for i, (regex, _) in enumerate(rules) if re.search(regex, name)]
+        for i in found:
+            matched[i] = True
+        if not found:
             raise ValueError(f"no sharding rule matches {name}")
         owner = max((p for p in shapes if name.endswith(f"/{p}")), key=len, default=name)
         if shapes.get(owner, leaf.shape) != leaf.shape:
             # Adafactor keeps sums over rows and columns of a kernel: small, of another shape.
-            chosen = "replicate"
-        return NamedSharding(mesh, _spec(chosen, name, leaf.shape, mesh))
+            return replicated(mesh)
+        specs = (_spec(rules[i][1], name, leaf.shape, mesh) for i in found)
+        return NamedSharding(mesh, next((s for s in specs if s is not None), PartitionSpec()))
 
     placed = jax.tree_util.tree_map_with_path(place, tree)
     for (regex, _), used in zip(rules, matched, strict=True):

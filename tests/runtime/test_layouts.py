@@ -114,7 +114,7 @@ def test_layout_equals_one_device_with_the_plain_loss(layout, kind, model, form)
     assert losses[-5:].mean() < losses[:5].mean() - 0.1
     _, fsdp, tensor = LAYOUTS[layout]
     assert any("backbone" in name for name in split) == (fsdp > 1)
-    assert any("head" in name for name in split) == (tensor > 1)
+    assert any("head" in name for name in split) == (fsdp > 1 or tensor > 1)
 
 
 def test_augmentation_moves_images_alike_on_every_layout():

@@ -51,6 +51,41 @@ def test_first_matching_rule_places_each_leaf():
     assert specs["step"] == PartitionSpec()
 
 
+@pytest.mark.parametrize(
+    ("sizes", "head", "bias"),
+    [
+        ((8, 1, 1), (), ()),
+        # The head's rule names an axis of one device, so that the next rule splits its kernel.
+        ((4, 2, 1), (None, "fsdp"), ()),
+        ((4, 1, 2), (None, "tensor"), ("tensor",)),
+        ((2, 2, 2), (None, "tensor"), ("tensor",)),
+    ],
+)
+def test_a_rule_with_nothing_to_split_leaves_the_array_to_the_next(sizes, head, bias):
+    placed = shardings(TREE, RULES, make_mesh(*sizes))["params"]["head"]
+    assert placed["kernel"].spec == PartitionSpec(*head)
+    assert placed["bias"].spec == PartitionSpec(*bias)
+
+
+def test_a_largest_that_finds_no_dimension_leaves_the_array_to_the_next():
+    rules = (("odd", "largest:fsdp"), ("odd", "first:tensor"), (".*", "replicate"))
+    placed = shardings(TREE, rules, make_mesh(1, 2, 3, devices=jax.devices()[:6]))
+    assert placed["params"]["backbone"]["odd"]["kernel"].spec == PartitionSpec("tensor", None)
+
+
+def test_a_rule_may_split_several_dimensions():
+    rules = (("head", "last:tensor+largest:fsdp"), (".*", "replicate"))
+    for sizes, kernel, bias in (
+        ((2, 2, 2), ("fsdp", "tensor"), ("tensor",)),
+        ((4, 1, 2), (None, "tensor"), ("tensor",)),
+        ((4, 2, 1), (None, "fsdp"), ("fsdp",)),
+        ((8, 1, 1), (), ()),
+    ):
+        placed = shardings(TREE, rules, make_mesh(*sizes))["params"]["head"]
+        assert placed["kernel"].spec == PartitionSpec(*kernel), sizes
+        assert placed["bias"].spec == PartitionSpec(*bias), sizes
+
+
 def test_optimiser_state_lies_where_its_parameter_does_unless_its_shape_is_another():
     kernel = {"head": {"kernel": jnp.zeros((6, 10))}}
     tree = {
@@ -70,6 +105,10 @@ def test_optimiser_state_lies_where_its_parameter_does_unless_its_shape_is_anoth
         ((("(", "replicate"),), "no regular expression"),
         (((".*", "middle:fsdp"),), "'middle:fsdp' is none of"),
         (((".*", "last:model"),), "'last:model' is none of"),
+        (((".*", "last:tensor+first:tensor"),), "names an axis twice"),
+        # Also where no array gets as far as this rule.
+        (((".*", "replicate"), ("kernel", "middle:fsdp")), "'middle:fsdp' is none of"),
+        (((".*", "last:fsdp+last:tensor"),), r"last dimension of .* is split over fsdp already"),
         (((".*", "last:fsdp"),), r"odd/kernel \(3, 5\) does not divide by mesh fsdp=2"),
     ],
 )
