@@ -116,6 +116,8 @@ def prepare_folder(folder: pathlib.Path, out: pathlib.Path, short_side: int) -> 
         check_written(target, records, classes)
         print(f"{target} holds this folder already")
         return target
+    if target.is_dir() and (others := sorted(path.name for path in target.iterdir())):
+        raise DataError(f"{target} holds {others[0]} and no data set; give another --out")
     for left in sorted(target.parent.glob("incomplete.*")):
         print(f"{left} was left by a run that was killed; remove it unless that run goes on")
     builder = _builder(records, classes, content, short_side)

@@ -16,7 +16,6 @@ import dataclasses
 import json
 import logging
 import pathlib
-import tempfile
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,11 +26,12 @@ import numpy as np
 from flax import traverse_util
 from jax import export
 
-from mrl_jax import cli, trained, workdir
+from mrl_jax import cli, outputs, trained, workdir
 from mrl_jax import results as result_files
 from mrl_jax.adaptors import Rotation
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.experiment import Experiment
+from mrl_jax.interop.sentence_folder import check_sentence_folder, write_sentence_folder
 from mrl_jax.runtime.step import evaluated
 from mrl_jax.tasks.adaptor import AdaptorTask
 
@@ -144,16 +144,10 @@ def write_plain(out: pathlib.Path, form: str, setup: Experiment, state: Any, abo
       UsageError: something is there, or packages are missing.
       DataError: it cannot be written.
     """
-    if out.exists():
-        raise UsageError(f"{out} exists already; remove it or give another folder")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
-            new = pathlib.Path(temporary, "new")
-            new.mkdir()
+        with outputs.made(out) as new:
             WRITERS[form](new, setup, state)
             (new / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
-            new.rename(out)
     except OSError as error:
         raise DataError(f"cannot write {out}: {error.strerror}") from error
 
@@ -178,6 +172,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--format", required=True, choices=FORMATS)
     arguments, overrides = parser.parse_known_args(argv)
     out, form = arguments.out, arguments.format
+    if form == "sentence_transformers":
+        check_sentence_folder(out)
+    else:
+        outputs.check_new(out)
     config, setup, state = trained.restored(arguments.workdir, overrides, arguments.step)
     task = setup.program.task
     width = task.nesting.width
@@ -186,8 +184,6 @@ def main(argv: Sequence[str]) -> None:
             raise UsageError(
                 f"format {form} is of text, {arguments.workdir} has task {config.task}"
             )
-        from mrl_jax.interop.sentence_folder import write_sentence_folder
-
         folder = setup.text_folder(jax.device_get(evaluated(state)[0]))
         scores = scores_of(arguments.workdir)
         if not folder.trained_dims:

@@ -6,16 +6,16 @@ report.html, results.csv with every number, and a PNG per plot, and prints accur
 
 import csv
 import io
-import os
 import pathlib
 from collections.abc import Sequence
 
-from mrl_jax import cli
-from mrl_jax.errors import UsageError
+from mrl_jax import cli, outputs
 from mrl_jax.reporting import document, markdown, methods, page, plots, runs, sheet
 from mrl_jax.reporting.runs import Study
 
 TERMINAL = ("mrl", "mrl_e", "ff", "slim", "ff_cut")  # roles of what is printed
+PAGE = "report.md"
+WRITTEN, END = "<!-- files of mrl_jax.report: ", " -->"
 COLUMNS = ("run", "method", "seed", "split", "metric", "dim", "value", "stderr", "n")
 
 
@@ -32,22 +32,34 @@ def results_csv(study: Study) -> str:
     return text.getvalue()
 
 
-def write_atomically(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file that a reader sees either whole or not at all.
+def write_files(out: pathlib.Path, files: dict[str, bytes]) -> None:
+    """Writes the files of a report, and replaces those of an earlier one; others stay.
+
+    The last line of report.md says which files beside it are a report's.
 
     Raises:
-      UsageError: it cannot be written there.
+      UsageError: one cannot be written, or there is a file of that name that no report wrote.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    page = out / PAGE
+
+    def listed() -> set[str]:
         try:
-            part.write_bytes(content)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
+            *_, last = page.read_text().splitlines() or [""]
+        except (OSError, ValueError):
+            return set()
+        found = last.startswith(WRITTEN) and last.endswith(END)
+        return set(last[len(WRITTEN) : -len(END)].split("/")) if found else set()
+
+    def own(name: str) -> outputs.Own:
+        return lambda _: name in listed()
+
+    for name in files:
+        outputs.check_file(out / name, own(name))
+    names = sorted({*files, *listed()})
+    # First the page, which makes the others a report's own.
+    text = files[PAGE] + f"\n{WRITTEN}{'/'.join(names)}{END}\n".encode()
+    for name, content in {**files, PAGE: text}.items():
+        outputs.write_file(out / name, content, own(name))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -66,13 +78,13 @@ def main(argv: Sequence[str]) -> None:
     study = runs.read_study(args.root)
     report, tables = document.compose(study)
 
-    files = {figure.file: figure.draw(plots.LIGHT) for figure in report.figures}
+    # The page comes first.
+    files = {PAGE: markdown.render(report).encode()}
+    files |= {figure.file: figure.draw(plots.LIGHT) for figure in report.figures}
     files["results.csv"] = results_csv(study).encode()
-    files["report.md"] = markdown.render(report).encode()
     files["report.html"] = page.render(report).encode()
     out = args.out or args.root
-    for name, content in files.items():
-        write_atomically(out / name, content)
+    write_files(out, files)
 
     if tables:
         # A terminal is narrow: the report has the columns of all baselines.

@@ -221,12 +221,33 @@ def test_nothing_half_written_stays(root, monkeypatch):
     def fail(source, target):
         raise OSError(28, "No space left on device")
 
-    report.write_atomically(root / "x.txt", b"old")
+    files = {report.PAGE: b"# R", "report.html": b"old"}
+    report.write_files(root, files)
     monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(UsageError, match=r"x\.txt: cannot be written \(No space left"):
-        report.write_atomically(root / "x.txt", b"new")
-    assert (root / "x.txt").read_bytes() == b"old"
+    with pytest.raises(UsageError, match=r"report\.md cannot be written: No space left"):
+        report.write_files(root, {**files, "report.html": b"new"})
+    assert (root / "report.html").read_bytes() == b"old"
     assert not list(root.glob("*.tmp"))
+
+
+def test_a_report_replaces_only_what_a_report_wrote(tmp_path):
+    files = {report.PAGE: b"# R", "results.csv": b"run", "plot.png": b"PNG"}
+    (tmp_path / "results.csv").write_text("mine")
+    with pytest.raises(UsageError, match=r"results\.csv was not written by this command"):
+        report.write_files(tmp_path, files)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
+    (tmp_path / "results.csv").rename(tmp_path / "notes.csv")
+    report.write_files(tmp_path, files)
+    # A plot that there is no more of stays a report's own.
+    report.write_files(tmp_path, {report.PAGE: b"# R", "results.csv": b"other"})
+    report.write_files(tmp_path, files)
+    assert (tmp_path / "results.csv").read_text() == "run"
+    assert (tmp_path / "notes.csv").read_text() == "mine"
+    # Whoever has written more below the last line keeps it.
+    with (tmp_path / "report.md").open("a") as page:
+        page.write("What I think of it\n")
+    with pytest.raises(UsageError, match=r"report\.md was not written by this command"):
+        report.write_files(tmp_path, files)
 
 
 def test_out_that_is_a_file(root):

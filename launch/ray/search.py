@@ -7,13 +7,14 @@ Vectors and queries are .npy files [N, D] or folders of mrl_jax.embed, under the
 nodes. FOUND.npz gets dims [G], ids [G, Q, k] int64 and scores [G, Q, k] float32, the best first.
 """
 
+import io
 import pathlib
 from collections.abc import Sequence
 from typing import get_args
 
 import numpy as np
 
-from mrl_jax import cli
+from mrl_jax import cli, outputs
 from mrl_jax.engines import ray
 from mrl_jax.errors import UsageError
 from mrl_jax.search.exact import Metric
@@ -37,6 +38,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=pathlib.Path, required=True, help=".npz of what is found")
     ray.add_arguments(parser)
     a = parser.parse_args(argv)
+    own = outputs.holds_arrays("dims", "ids", "scores")
+    outputs.check_file(a.out, own, (a.vectors, a.ids or "", a.queries))
     vectors, queries = open_vectors(a.vectors, a.ids), open_vectors(a.queries)
     query_bd = queries.read(0, queries.rows)
     workers = ray.workers(a)
@@ -55,10 +58,9 @@ def main(argv: Sequence[str]) -> None:
     except ValueError as error:
         raise UsageError(str(error)) from error
     ids_gbk = vectors.ids[found.rows_gbk]
-    temporary = a.out.with_name(f"{a.out.name}.tmp")
-    with temporary.open("wb") as file:  # np.savez appends .npz to names that lack it
-        np.savez(file, dims=np.array(a.dims), ids=ids_gbk, scores=found.scores_gbk)
-    temporary.replace(a.out)
+    content = io.BytesIO()
+    np.savez(content, dims=np.array(a.dims), ids=ids_gbk, scores=found.scores_gbk)
+    outputs.write_file(a.out, content.getvalue(), own)
     print(f"{a.k} of {vectors.rows} for {queries.rows} queries at {len(a.dims)} dims; {a.out}")
 
 

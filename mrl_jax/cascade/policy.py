@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mrl_jax import outputs
 from mrl_jax.errors import DataError
 from mrl_jax.nesting import Nesting
-from mrl_jax.results import write_text
 
 SCHEMA = 1
 
@@ -68,8 +68,14 @@ class Policy:
         }
 
     def save(self, path: pathlib.Path | str) -> None:
-        """Writes it as JSON: schema, dims, thresholds."""
-        write_text(pathlib.Path(path), json.dumps(self.to_dict(), indent=1) + "\n")
+        """Writes it as JSON: schema, dims, thresholds.
+
+        Raises:
+          UsageError: it cannot be written, or there is something other than a policy.
+        """
+        content = json.dumps(self.to_dict(), indent=1) + "\n"
+        own = outputs.holds_keys("schema", "dims", "thresholds")
+        outputs.write_file(pathlib.Path(path), content.encode(), own)
 
     @classmethod
     def load(cls, path: pathlib.Path | str) -> "Policy":

@@ -260,7 +260,7 @@ def _alone(folder: pathlib.Path) -> Iterator[bool]:
     It saves work and is not what keeps the folders whole: a file system without locks is fine.
     """
     alone = True
-    with (folder / ".lock").open("w") as lock:
+    with (folder / ".lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -16,7 +16,7 @@ from typing import get_args
 
 import numpy as np
 
-from mrl_jax import cli
+from mrl_jax import cli, outputs
 from mrl_jax.engines import parquet
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.search.exact import Metric
@@ -25,6 +25,7 @@ from mrl_jax.search.schedule import Schedule
 from mrl_jax.search.vectors import open_vectors
 
 _CHUNK_ROWS = 4096
+_NEIGHBOURS = outputs.holds_arrays("ids", "scores")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,18 +108,14 @@ def _milvus(args):
 
 def _query(engine, at, args, schedule: Schedule) -> None:
     queries = open_vectors(args.queries)
+    outputs.check_file(args.out, _NEIGHBOURS, (args.queries, args.plan or ""))
     queries_bd = queries.read(0, queries.rows)
     start = time.perf_counter()
     ids_bk, scores_bk = engine.search(at, args.name, queries_bd, args.k, schedule)
     seconds = time.perf_counter() - start
     content = io.BytesIO()
     np.savez(content, ids=ids_bk, scores=scores_bk)
-    temporary = args.out.with_name(args.out.name + ".tmp")
-    try:
-        temporary.write_bytes(content.getvalue())
-        os.replace(temporary, args.out)
-    except OSError as error:
-        raise UsageError(f"{args.out} cannot be written: {error.strerror}") from error
+    outputs.write_file(args.out, content.getvalue(), _NEIGHBOURS)
     print(f"{len(ids_bk)} queries, {len(ids_bk) / seconds:.1f} a second: {args.out}")
 
 

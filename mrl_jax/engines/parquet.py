@@ -1,12 +1,10 @@
 """Parquet files that other engines load: ids, vectors, and the prefixes that they index."""
 
-import os
 import pathlib
-import shutil
 from collections.abc import Iterable
 
+from mrl_jax import outputs
 from mrl_jax.engines import arrays
-from mrl_jax.errors import UsageError
 from mrl_jax.search import shards
 from mrl_jax.search.schedule import Schedule
 
@@ -35,34 +33,32 @@ def export(folder: pathlib.Path, chunks: Iterable[arrays.Chunk], schedule: Sched
     pq = shards.parquet()
     import pyarrow as pa
 
-    if folder.exists():
-        raise UsageError(f"{folder} exists already")
     width, blocks = arrays.checked_blocks(chunks, schedule)
     dims = {f"prefix_{dim}": dim for dim in schedule.dims if dim < width} | {"vector": width}
     kinds = {name: pa.list_(pa.float32(), dim) for name, dim in dims.items()}
     columns = pa.schema({"id": pa.int64(), **kinds})
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     rows, files, writer = 0, 0, None
     rows_per_file = max(_FILE_BYTES // (4 * sum(dims.values())), 1)
-    try:
-        for ids_n, z_nd in blocks:
-            if writer is None or rows >= files * rows_per_file:
-                if writer is not None:
-                    writer.close()
-                path = temporary / f"part-{files:05d}.parquet"
-                # Floats hardly get smaller by compression or a dictionary.
-                writer = pq.ParquetWriter(path, columns, compression="none", use_dictionary=False)
-                files += 1
-            arrays_c = [
-                pa.FixedSizeListArray.from_arrays(pa.array(z_nd[:, :dim].ravel()), dim)
-                for dim in dims.values()
-            ]
-            writer.write_table(pa.Table.from_arrays([pa.array(ids_n), *arrays_c], schema=columns))
-            rows += len(ids_n)
-    finally:
-        if writer is not None:
-            writer.close()
-    os.replace(temporary, folder)
+    with outputs.made(folder) as new:
+        try:
+            for ids_n, z_nd in blocks:
+                if writer is None or rows >= files * rows_per_file:
+                    if writer is not None:
+                        writer.close()
+                    path = new / f"part-{files:05d}.parquet"
+                    # Floats hardly get smaller by compression or a dictionary.
+                    writer = pq.ParquetWriter(
+                        path, columns, compression="none", use_dictionary=False
+                    )
+                    files += 1
+                arrays_c = [
+                    pa.FixedSizeListArray.from_arrays(pa.array(z_nd[:, :dim].ravel()), dim)
+                    for dim in dims.values()
+                ]
+                table = pa.Table.from_arrays([pa.array(ids_n), *arrays_c], schema=columns)
+                writer.write_table(table)
+                rows += len(ids_n)
+        finally:
+            if writer is not None:
+                writer.close()
     return rows

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import tempfile
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from mrl_jax import outputs
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.interop.layouts import FORMS
 from mrl_jax.interop.sentence_card import Scores, card
@@ -42,10 +42,10 @@ def write_sentence_folder(
 ) -> None:
     """Writes a folder for SentenceTransformer(path, truncate_dim=64), and for `Encoder.load`.
 
-    It is made under another name beside it and renamed when it is whole.
+    It is made under another name beside it and takes its place when it is whole.
 
     Args:
-      path: a new or empty folder, or one with such a model, which is replaced.
+      path: a new or empty folder, or one that this wrote and nobody changed, which is replaced.
       folder: the encoder and what belongs to it.
       scores: name of a measure -> dim -> value, for the table in README.md.
 
@@ -55,25 +55,33 @@ def write_sentence_folder(
         another token than the encoder counts positions from.
     """
     path = pathlib.Path(os.path.abspath(path))
-    if path.exists() and not (path.is_dir() and _replaceable(path)):
-        raise UsageError(f"{path} holds something other than a sentence encoder: give a new folder")
+    check_sentence_folder(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
-            new, old = pathlib.Path(temporary, "new"), pathlib.Path(temporary, "old")
-            new.mkdir()
+        with outputs.replaced(path) as new:
             _write(new, path.name, folder, scores or {})
-            if path.exists():
-                os.rename(path, old)
-            os.rename(new, path)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"cannot write {path}: {reason}") from error
 
 
-def _replaceable(path: pathlib.Path) -> bool:
-    names = {entry.name for entry in path.iterdir()}
-    return not names or {MODULES, SETTINGS} <= names
+def check_sentence_folder(path: pathlib.Path) -> None:
+    """Refuses a place where something else would be lost.
+
+    Raises:
+      UsageError: no folder, or one with a file that `write_sentence_folder` did not write or that
+        was changed since; names the first.
+    """
+    if path.is_dir():
+        found = outputs.foreign(path)
+        what = f" that this command wrote ({found} is new or was changed)" if found else ""
+    elif os.path.lexists(path):
+        found, what = path.name, ""
+    else:
+        return
+    if found:
+        raise UsageError(
+            f"{path} holds something other than a sentence encoder{what}: give a new folder"
+        )
 
 
 def _write(root: pathlib.Path, title: str, folder: TextFolder, scores: Scores) -> None:

@@ -3,8 +3,6 @@
 import argparse
 import io
 import json
-import os
-import pathlib
 import re
 import shlex
 import sys
@@ -13,6 +11,7 @@ import time
 import numpy as np
 from tqdm import tqdm
 
+from mrl_jax import outputs
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.search import frontier, planner, ranks, trial
 from mrl_jax.search.index import Index
@@ -23,6 +22,8 @@ from mrl_jax.search.vectors import Vectors, open_vectors
 _CHUNK = 4096  # queries read and asked at a time
 _EVALUATED = 2000  # queries at most
 _SHOWN = 5000  # rows from which on progress is
+_NEIGHBOURS = outputs.holds_arrays("ids", "scores")
+_PLAN = outputs.holds_keys("schema", "plan", "frontier", "wanted")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -57,14 +58,17 @@ def plan(arguments: argparse.Namespace) -> None:
     )
     vectors = open_vectors(arguments.vectors, arguments.ids)
     queries = open_vectors(arguments.queries)
-    for path in (plot, out):
-        _check_writable(path)
+    read = (arguments.vectors, arguments.queries, arguments.ids or "")
+    outputs.check_file(out, _PLAN, read)
+    # The plot of a plan is known by the plan that lies beside it.
+    had_plan = out.exists()
+    outputs.check_file(plot, lambda _: had_plan, read)
     proposal = planner.propose(vectors, queries, wanted, progress=_progress(vectors.rows))
     command = shlex.join(["python", "-m", "mrl_jax.search", *sys.argv[1:]])
     content = frontier.content(proposal, wanted, command)
     drawn = frontier.chart(proposal, wanted.k)
-    _write(plot, drawn)
-    _write(out, (json.dumps(content, indent=1) + "\n").encode())
+    outputs.write_file(out, (json.dumps(content, indent=1) + "\n").encode(), _PLAN)
+    outputs.write_file(plot, drawn, lambda _: had_plan)
     print(frontier.table(proposal, wanted.k))
     sampled = (
         ""
@@ -86,7 +90,7 @@ def build(arguments: argparse.Namespace) -> None:
         how = Plan(Schedule.exact(vectors.width))
     else:
         how = read_plan(arguments.plan)
-    _check_writable(arguments.out, folder=True)
+    outputs.check_new(arguments.out)
     start = time.perf_counter()
     index = Index.build(arguments.out, vectors, how, progress=_progress(vectors.rows))
     seconds = time.perf_counter() - start
@@ -97,7 +101,7 @@ def build(arguments: argparse.Namespace) -> None:
 def query(arguments: argparse.Namespace) -> None:
     """Writes the neighbours of all queries."""
     index, queries = _open(arguments)
-    _check_writable(arguments.out)
+    outputs.check_file(arguments.out, _NEIGHBOURS, (arguments.queries,))
     ids, scores, seconds = [], [], 0.0
     _search(index, queries.read(0, 1), arguments)  # compiles, which is no part of the time
     with tqdm(total=queries.rows, desc="queries", disable=not _progress(queries.rows)) as bar:
@@ -110,7 +114,7 @@ def query(arguments: argparse.Namespace) -> None:
             bar.update(len(query_bd))
     content = io.BytesIO()
     np.savez(content, ids=np.concatenate(ids), scores=np.concatenate(scores))
-    _write(arguments.out, content.getvalue())
+    outputs.write_file(arguments.out, content.getvalue(), _NEIGHBOURS)
     print(f"{queries.rows:,} queries, {queries.rows / seconds:,.1f} a second: {arguments.out}")
 
 
@@ -219,37 +223,3 @@ def _progress(rows: int) -> bool:
     """Bars are for terminals, and for what takes a while."""
     return rows >= _SHOWN and sys.stderr.isatty()
 
-
-def _check_writable(path: pathlib.Path, folder: bool = False) -> None:
-    """Before the work starts: whether its result can be written.
-
-    Raises:
-      UsageError: it cannot.
-    """
-    if folder and path.exists():
-        raise UsageError(f"{path} exists already; remove it or give another folder")
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder; give the name of a file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"{path} cannot be written: {path.parent} may not be changed")
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file so that it is there whole or not at all.
-
-    Raises:
-      UsageError: it cannot be written.
-    """
-    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            part.write_bytes(content)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from error

@@ -25,19 +25,16 @@ import numpy as np
 
 from mrl_jax import results
 from mrl_jax.errors import DataError, UsageError
+from mrl_jax.outputs import sha256
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished"
 LOCK = ".lock"
 # Names that may be left over; whatever else someone has put beside them stays.
-_OURS = re.compile(r"(shared|segment|deleted)-\d+.*|manifest\.json\.tmp")
-
-
-def sha256(path: pathlib.Path) -> str:
-    """The checksum of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+_OURS = re.compile(
+    r"(shared|segment)-\d{5,}(\.unfinished)?|deleted-\d{5,}\.npy|manifest\.json\.tmp"
+)
 
 
 def describe(folder: pathlib.Path) -> dict[str, Any]:
@@ -162,6 +159,11 @@ def finished(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     temporary = folder.with_name(folder.name + UNFINISHED)
     with written(folder):
         temporary.mkdir(parents=True, exist_ok=True)
+        names = {path.name for path in temporary.iterdir()}
+        if names and LOCK not in names:
+            raise UsageError(
+                f"{temporary} is in the way and holds {min(names)}, which no command left there"
+            )
         with writing(temporary):
             try:
                 _empty(temporary)
@@ -213,7 +215,7 @@ def writing(folder: pathlib.Path) -> Iterator[None]:
       DataError: the folder may not be changed.
     """
     with written(folder):
-        lock = (folder / LOCK).open("w")
+        lock = (folder / LOCK).open("a")
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -90,6 +90,7 @@ def test_the_files_are_those_that_sentence_transformers_looks_for(folder, tmp_pa
         "config_sentence_transformers.json",
         "model.safetensors",
         "modules.json",
+        "mrl_jax.files.json",
         "sentence_bert_config.json",
         "tokenizer.json",
         "tokenizer_config.json",

@@ -1,0 +1,259 @@
+"""Places for results that a user names: a command replaces only what it wrote itself.
+
+A file is recognised by what is in it, a folder by the list of its files that it carries. What is
+replaced is replaced at once: whoever is killed on the way leaves the old result whole.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import os
+import pathlib
+import re
+import stat
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+
+from mrl_jax.errors import UsageError
+
+MANIFEST = "mrl_jax.files.json"  # sha256 of every other file of a folder that is replaced whole
+
+Own = Callable[[pathlib.Path], bool]
+
+
+def sha256(path: pathlib.Path) -> str:
+    """The checksum of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def holds_arrays(*names: str) -> Own:
+    """Recognises .npz files of just these arrays."""
+
+    def own(path: pathlib.Path) -> bool:
+        try:
+            with zipfile.ZipFile(path) as file:
+                return set(file.namelist()) == {f"{name}.npy" for name in names}
+        except (OSError, zipfile.BadZipFile):
+            return False
+
+    return own
+
+
+def holds_keys(*keys: str) -> Own:
+    """Recognises JSON files of an object that has these keys."""
+
+    def own(path: pathlib.Path) -> bool:
+        try:
+            content = json.loads(path.read_text())
+        except (OSError, ValueError):
+            return False
+        return isinstance(content, dict) and set(keys) <= content.keys()
+
+    return own
+
+
+def check_file(path: pathlib.Path, own: Own, inputs: Sequence[object] = ()) -> None:
+    """Before the work starts: whether its result may be written to this file, and can be.
+
+    Pipes, terminals and /dev/null are written into, symbolic links are followed.
+
+    Args:
+      path: what the user named; the folder that it lies in is made.
+      own: recognises files that the command wrote earlier, which are replaced.
+      inputs: paths that the command reads.
+
+    Raises:
+      UsageError: there is a folder, another device, a socket, an input or any other file that
+        this command did not write; or the folder cannot be written.
+    """
+    with _said(path):
+        if _descriptor(path) is not None:
+            return
+        target = _target(path)
+        if target.is_dir():
+            raise UsageError(f"{path} is a folder; give the name of a file")
+        if not target.exists():
+            if path.is_symlink() and not target.parent.is_dir():
+                raise UsageError(f"{path} links to {target}, whose folder is not there")
+            target.parent.mkdir(parents=True, exist_ok=True)
+        elif not _is_stream(target):
+            if not target.is_file():
+                raise UsageError(f"{path} is neither a file nor a pipe; give the name of a file")
+            for source in inputs:
+                if os.path.exists(str(source)) and os.path.samefile(target, str(source)):
+                    raise UsageError(f"{path} is what this command reads; give another file")
+            if not own(target):
+                raise UsageError(
+                    f"{path} was not written by this command; remove it or give another file"
+                )
+        if not _is_stream(target) and not os.access(target.parent, os.W_OK):
+            raise UsageError(f"{path} cannot be written: {target.parent} may not be changed")
+
+
+def write_file(path: pathlib.Path, content: bytes, own: Own) -> None:
+    """Writes a file that passed `check_file`, so that it is there whole or not at all.
+
+    Raises:
+      UsageError: as `check_file`, or it cannot be written.
+    """
+    check_file(path, own)
+    with _said(path):
+        number = _descriptor(path)
+        if number is not None:
+            sys.stdout.flush()
+            with os.fdopen(os.dup(number), "wb") as stream:
+                stream.write(content)
+            return
+        target = _target(path)
+        if _is_stream(target):
+            with target.open("wb") as stream:
+                stream.write(content)
+            return
+        part = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+        try:
+            part.write_bytes(content)
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def check_new(folder: pathlib.Path) -> None:
+    """Before the work starts: whether a folder that must be new can be made.
+
+    Raises:
+      UsageError: it exists, or cannot be made.
+    """
+    with _said(folder):
+        if os.path.lexists(folder):
+            raise UsageError(f"{folder} exists already; remove it or give another folder")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder.parent, os.W_OK):
+            raise UsageError(f"{folder} cannot be written: {folder.parent} may not be changed")
+
+
+def foreign(folder: pathlib.Path) -> str:
+    """The first entry of a folder that `replaced` did not write, or that was changed since; or "".
+
+    Everything in a folder without a list of its files is foreign.
+    """
+    try:
+        listed = json.loads((folder / MANIFEST).read_text())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        listed = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not (path.is_dir() or path.is_file()):
+            return name
+        if path.is_dir():
+            known = any(file.startswith(f"{name}/") for file in listed)
+        else:
+            known = name == MANIFEST if name not in listed else sha256(path) == listed[name]
+        if not known:
+            return name
+    return ""
+
+
+@contextlib.contextmanager
+def made(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to write in, which gets its name when the block ends without an error.
+
+    Raises:
+      UsageError: as `check_new`.
+      OSError: it cannot be written; nothing is left.
+    """
+    check_new(folder)
+    with _beside(folder) as new:
+        yield new
+        os.rename(new, folder)
+
+
+@contextlib.contextmanager
+def replaced(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to write in, which takes the place of `folder` when the block ends without an error.
+
+    The caller has asked `foreign` whether it may.
+
+    Raises:
+      OSError: it cannot be written; what was there is as it was.
+    """
+    folder = pathlib.Path(os.path.realpath(folder))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _beside(folder) as new:
+        yield new
+        files = {
+            path.relative_to(new).as_posix(): sha256(path)
+            for path in sorted(new.rglob("*"))
+            if path.is_file()
+        }
+        (new / MANIFEST).write_text(json.dumps({"sha256": files}, indent=1) + "\n")
+        if folder.exists():
+            _exchange(new, folder)
+        else:
+            os.rename(new, folder)
+
+
+@contextlib.contextmanager
+def _beside(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        new = pathlib.Path(temporary, "new")
+        new.mkdir()
+        yield new
+
+
+def _exchange(new: pathlib.Path, old: pathlib.Path) -> None:
+    """Two folders change places, in one step where the file system has it."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE, which Python's os does not have
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename and not rename(here, os.fsencode(new), here, os.fsencode(old), exchange):
+        return
+    aside = new.with_name("old")
+    os.rename(old, aside)
+    try:
+        os.rename(new, old)
+    except OSError:
+        os.rename(aside, old)
+        raise
+
+
+def _target(path: pathlib.Path) -> pathlib.Path:
+    """The file itself where the path is a link to it; also where that is not there yet."""
+    return pathlib.Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _is_stream(path: pathlib.Path) -> bool:
+    """Whether what is written there goes to a reader, a terminal or nowhere."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISCHR(found.st_mode):
+        return stat.S_ISFIFO(found.st_mode)
+    if found.st_rdev == os.stat(os.devnull).st_rdev:
+        return True
+    with path.open("wb", buffering=0) as device:
+        return device.isatty()
+
+
+def _descriptor(path: pathlib.Path) -> int | None:
+    """Of a path such as /dev/stdout, the number of the open file that it stands for."""
+    place = path
+    for _ in range(8):
+        parent = os.path.realpath(place.parent)
+        if re.fullmatch(f"/proc/({os.getpid()}|self)/fd", parent) and place.name.isdecimal():
+            return int(place.name)
+        if not place.is_symlink():
+            return None
+        place = pathlib.Path(parent, os.readlink(place))
+    return None
+
+
+@contextlib.contextmanager
+def _said(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
