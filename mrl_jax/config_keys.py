@@ -9,6 +9,7 @@ OPERATIONAL_KEYS = (
     "sharding",
     "checkpoint",
     "log_every",
+    "hang_minutes",
     "head.loss",
     "eval.every",
     "eval.batch_size",
@@ -94,6 +95,10 @@ def default_config() -> ConfigDict:
     # the backbone starts from; heads start fresh. "" = all starts fresh.
     c.weights = ""
     c.log_every = 20  # steps between lines of metrics.jsonl and of the console
+    # A run that finishes no step for so long, and for twenty times its longest step, is ended with
+    # stack traces and exit code 76; while it starts, compiles, measures or saves it has sixty times
+    # as long. 0 = never.
+    c.hang_minutes = 4.0
 
     c.data = ConfigDict()
     c.data.source = "digits"  # digits | image_folder | tfds

@@ -1,7 +1,6 @@
 """What a training step would cost, from the compiled program alone; nothing runs."""
 
 import collections
-import dataclasses
 import math
 import re
 from typing import Any
@@ -12,13 +11,22 @@ from ml_collections import ConfigDict
 from mrl_jax import experiment
 from mrl_jax.errors import UsageError
 from mrl_jax.program import Program
-from mrl_jax.runtime.mesh import path_name
+from mrl_jax.runtime import flops as counted
+from mrl_jax.runtime import memory
+from mrl_jax.runtime.mesh import AXES, path_name
 
 # How HLO names a collective; "-start" opens an asynchronous one whose "-done" is not counted.
 _COLLECTIVE = re.compile(
     r"= (?P<result>.*?) (?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|"
     r"collective-permute|ragged-all-to-all)(?P<start>-start)?\(.*"
 )
+# What XLA:TPU says of a program that is too large for the memory of a chip.
+_USED = re.compile(
+    r"Used (?P<used>[0-9.]+)(?P<used_unit>[KMGT]?) of (?P<limit>[0-9.]+)(?P<limit_unit>[KMGT]?) hbm"
+)
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_TRIED = 3  # layouts at most that are compiled to find one that fits
+_SHOWN = 5  # arrays that are named
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _ARRAY = re.compile(r"(?P<type>pred|[a-z]+(?P<bits>[0-9]+)[a-z0-9]*)\[(?P<shape>[0-9,]*)\]")
 
@@ -90,6 +98,8 @@ def collectives(hlo: str) -> dict[str, tuple[int, int]]:
 
 
 def _number(value: float) -> str:
+    if math.isnan(value):
+        return "unknown "
     for scale, suffix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if value >= scale:
             return f"{value / scale:.2f}{suffix}"
@@ -97,48 +107,157 @@ def _number(value: float) -> str:
 
 
 def flops(program: Program) -> float:
-    """FLOPs of a whole step on all devices together, as accelerators compute it.
+    """FLOPs of a whole step on all devices together, see `runtime.flops`; NaN: nobody knows."""
+    return counted.count(program.trace(program.largest_batch).jaxpr.jaxpr)
 
-    Of the batch in one part and not of the CPU program: both would have loops, and XLA counts the
-    body of a loop once.
+
+class TooLargeError(Exception):
+    """A step that its compiler has no memory for: bytes per device that it needs, and has."""
+
+    def __init__(self, needed: int, limit: int):
+        super().__init__(needed, limit)
+        self.needed, self.limit = needed, limit
+
+
+def compile_step(program: Program) -> Any:
+    """The compiled step of the largest batch.
+
+    Raises:
+      TooLargeError: it does not fit the device that it is compiled for.
     """
-    traced = dataclasses.replace(program, accumulate=1).trace(program.largest_batch)
-    return (traced.lower(lowering_platforms=("tpu",)).cost_analysis() or {}).get("flops", math.nan)
+    try:
+        return program.compile(program.largest_batch)
+    except jax.errors.JaxRuntimeError as error:
+        found = _USED.search(str(error))
+        if not found:
+            raise
+        used, limit = (
+            round(float(found[name]) * _UNITS[found[f"{name}_unit"]]) for name in ("used", "limit")
+        )
+        raise TooLargeError(used, limit) from None
 
 
-def report(program: Program) -> str:
-    """Parameters, FLOPs, memory, collectives and shardings of a training step, as text."""
-    mesh, batch_size = program.mesh, program.batch_size
-    per_step = flops(program)
-    compiled = program.compile(program.largest_batch)
-    params = jax.tree_util.tree_leaves_with_path(program.state["params"])
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
-    mib = 2**20
-    rows = [
-        ("devices", f"{mesh.size} x {mesh.devices.flat[0].device_kind}"),
-        ("mesh", ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())),
-        ("parameters", f"{_number(sum(leaf.size for _, leaf in params))}"),
-        ("FLOP per step", f"{_number(per_step)}FLOP"),
-        ("FLOP per example", f"{_number(per_step / batch_size)}FLOP"),
-        (
-            "FLOP per step and device",
-            f"{_number(cost.get('flops', math.nan))}FLOP as compiled, bodies of loops once",
-        ),
-        ("memory per device: arguments", f"{memory.argument_size_in_bytes / mib:.1f} MiB"),
-        ("memory per device: temporary", f"{memory.temp_size_in_bytes / mib:.1f} MiB"),
-        ("memory per device: program", f"{memory.generated_code_size_in_bytes / mib:.1f} MiB"),
+def other_layouts(program: Program) -> list[dict[str, int]]:
+    """Config keys of layouts that need less memory, those nearest to the program's own first.
+
+    More devices on the fsdp axis, taken from the data axis, and more parts of the batch.
+    """
+    data, fsdp, tensor = (program.mesh.shape[axis] for axis in AXES)
+    wider = [fsdp * n for n in range(1, data + 1) if data % n == 0]
+    parts = [program.accumulate * 2**i for i in range(8)]
+    layouts = [
+        {
+            "mesh.data": data * fsdp // n,
+            "mesh.fsdp": n,
+            "mesh.tensor": tensor,
+            "optimizer.accumulate": m,
+        }
+        for m in parts
+        for n in wider
+        if program.batch_size % (data * fsdp * m) == 0
     ]
+    return layouts[1:]  # the first is its own
+
+
+def _fitting(config: ConfigDict, topology: str, own: Program, error: TooLargeError) -> str:
+    """Which other layout fits, in words."""
+    # What is not of the state, most of it activations, is cut by more parts of the batch alone.
+    rest, tried = max(error.needed - _state_bytes(own), 0), 0
+    for keys in other_layouts(own):
+        other = config.copy_and_resolve_references()
+        other.update_from_flattened_dict(keys)
+        try:
+            program = program_of(other, topology)
+        except UsageError:  # a dimension that does not divide by so many
+            continue
+        parts = program.accumulate / own.accumulate
+        if _state_bytes(program) + rest / parts > error.limit or tried == _TRIED:
+            continue
+        tried += 1
+        try:
+            compile_step(program)
+        except TooLargeError:
+            continue
+        changed = " ".join(f"--config.{key}={value}" for key, value in keys.items())
+        return f"as it was compiled for that, this fits: {changed}"
+    return (
+        "more devices on mesh.fsdp and more parts of the batch, optimizer.accumulate, are not "
+        "enough here: take a larger slice, a smaller batch_size or a smaller model"
+    )
+
+
+def _state_bytes(program: Program) -> int:
+    return sum(memory.bytes_by_kind(program.state).values())
+
+
+def report(config: ConfigDict, topology: str = "") -> str:
+    """Parameters, FLOPs, memory, collectives and shardings of a training step, as text.
+
+    Raises:
+      UsageError: as `program_of`, or the step does not fit a chip of the slice: names the bytes,
+        the limit and the nearest layout that fits.
+      DataError: data missing or inconsistent.
+    """
+    program = program_of(config, topology)
+    mesh = program.mesh
+    try:
+        compiled = compile_step(program)
+    except TooLargeError as error:
+        raise UsageError(
+            f"a training step needs {memory.written(error.needed)} on each "
+            f"{mesh.devices.flat[0].device_kind}, which has {memory.written(error.limit)}; "
+            f"{_fitting(config, topology, program, error)}"
+        ) from None
+    rows = [*_costs(program, compiled), *_memory(program, compiled)]
     found = collectives(compiled.as_text())
     rows += [
-        (f"collective {kind}", f"{count} with {size / mib:.2f} MiB per device")
+        (f"collective {kind}", f"{count} with {size / 2**20:.2f} MiB per device")
         for kind, (count, size) in found.items()
     ] or [("collectives", "none")]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name.ljust(width)}  {value}" for name, value in rows]
+    params = jax.tree_util.tree_leaves_with_path(program.state["params"])
     split = [
         f"  {path_name(path)} {leaf.shape} {leaf.sharding.spec}"
         for path, leaf in params
         if any(axis is not None for axis in leaf.sharding.spec)
     ]
     lines += ["parameters that are split (all others are on every device):", *(split or ["  none"])]
+    whole = list(memory.replicated(program.state).items())
+    lines += ["largest arrays that every device holds whole:"]
+    lines += [f"  {name} {memory.written(size)}" for name, size in whole[:_SHOWN]] or ["  none"]
     return "\n".join(lines)
+
+
+def _costs(program: Program, compiled: Any) -> list[tuple[str, str]]:
+    mesh, per_step = program.mesh, flops(program)
+    count = sum(leaf.size for leaf in jax.tree.leaves(program.state["params"]))
+    as_compiled = (compiled.cost_analysis() or {}).get("flops", math.nan)
+    return [
+        ("devices", f"{mesh.size} x {mesh.devices.flat[0].device_kind}"),
+        ("mesh", ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())),
+        ("parameters", _number(count)),
+        ("FLOP per step", f"{_number(per_step)}FLOP in matrix products and convolutions"),
+        ("FLOP per example", f"{_number(per_step / program.batch_size)}FLOP"),
+        ("FLOP per step and device", f"{_number(as_compiled)}FLOP as compiled, loops once"),
+    ]
+
+
+def _memory(program: Program, compiled: Any) -> list[tuple[str, str]]:
+    found, mib = compiled.memory_analysis(), 2**20
+    kinds = memory.bytes_by_kind(program.state)
+    parts = ", ".join(f"{name} {size / mib:.1f}" for name, size in kinds.items())
+    state, whole = sum(kinds.values()), sum(memory.replicated(program.state).values())
+    rows = [
+        ("state", f"{state / mib:.1f} MiB" + (f" ({parts})" if parts else "")),
+        ("state on every device", f"{whole / mib:.1f} MiB of it"),
+        ("arguments", f"{found.argument_size_in_bytes / mib:.1f} MiB"),
+        ("temporary", f"{found.temp_size_in_bytes / mib:.1f} MiB"),
+        ("program", f"{found.generated_code_size_in_bytes / mib:.1f} MiB"),
+    ]
+    limit = memory.of_device(program.mesh.devices.flat[0])
+    if limit:
+        peak = memory.peak(found)
+        fits = "" if peak <= limit else ": it does not fit this device"
+        rows.append(("all", f"{peak / mib:.1f} MiB of {limit / mib:.1f} MiB{fits}"))
+    return [(f"memory per device: {name}", value) for name, value in rows]

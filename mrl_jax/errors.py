@@ -13,6 +13,7 @@ EXIT_USAGE = 2
 EXIT_DATA = 3
 EXIT_CHECKPOINT = 4
 EXIT_NON_FINITE = 5
+EXIT_HUNG = 76  # nothing was done any more, see `runtime.watchdog`
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: the state is saved, start the same command again
 
 

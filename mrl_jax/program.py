@@ -74,10 +74,14 @@ class Program:
     @property
     def largest_batch(self) -> Batch:
         """The batch of the largest shape that the task is made for, abstract."""
+        return self.batch_of(self.batch_size)
+
+    def batch_of(self, size: int) -> Batch:
+        """As `largest_batch`, of so many examples."""
         rows = meshes.batch_sharding(self.mesh)
         return {
             name: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=rows)
-            for name, shape in self.task.batch_spec(self.batch_size).items()
+            for name, shape in self.task.batch_spec(size).items()
         }
 
     def compile(self, batch: Batch) -> Any:

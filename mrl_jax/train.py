@@ -22,7 +22,7 @@ from mrl_jax import config as configs
 from mrl_jax.errors import NonFiniteError, Preempted
 from mrl_jax.experiment import Experiment
 from mrl_jax.results import Result
-from mrl_jax.runtime import distributed
+from mrl_jax.runtime import distributed, memory, watchdog
 from mrl_jax.runtime.checkpoint import Checkpoints
 from mrl_jax.runtime.phases import Phases, Rate, clock
 from mrl_jax.runtime.preemption import StopFlag
@@ -73,6 +73,7 @@ class Training:
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
         self.stopping = False
         self.program = setup.program
+        memory.check({**self.program.state, "batch": self.program.largest_batch}, self.program.mesh)
         with phases("start"):
             self.checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, config.checkpoint.keep)
             # First, as it may change how keys are made.
@@ -108,6 +109,7 @@ class Training:
         if shape not in self.updates:
             with self.phases("compile"), self.paused():
                 compiled = self.program.compile(batch)
+                memory.check_step(compiled, self.program.mesh)
             if not self.updates:
                 self.rate = Rate(self.config.steps, self.config.batch_size, number)
             self.updates[shape] = compiled
@@ -258,7 +260,7 @@ def main(argv: Sequence[str]) -> None:
     arguments, overrides = parser.parse_known_args(argv)
     config = configs.load(arguments.config, overrides)
     if arguments.dry_run:
-        print(dry_run.report(dry_run.program_of(config, arguments.topology)))
+        print(dry_run.report(config, arguments.topology))
         return
     if arguments.topology:
         parser.error("--topology needs --dry_run")
@@ -282,17 +284,21 @@ def main(argv: Sequence[str]) -> None:
             say(setup.note)
         for line in results.not_measured(setup.check()):
             say(line)
-        training = Training(config, setup, folder, stop=stop, phases=phases)
-        try:
-            # Not before: what cannot even start does not take the folder.
-            if first:
-                workdir.record_config(folder, config)
-                if setup.tokenizer:
-                    workdir.record_tokenizer(folder, setup.tokenizer.to_json())
-            training.run()
-            training.finish(f"python -m mrl_jax.train {shlex.join(argv)}")
-        finally:
-            training.writer.close()
+        with (
+            memory.exhausted(),
+            watchdog.watching(phases, config.hang_minutes, stop.wanted),
+        ):
+            training = Training(config, setup, folder, stop=stop, phases=phases)
+            try:
+                # Not before: what cannot even start does not take the folder.
+                if first:
+                    workdir.record_config(folder, config)
+                    if setup.tokenizer:
+                        workdir.record_tokenizer(folder, setup.tokenizer.to_json())
+                training.run()
+                training.finish(f"python -m mrl_jax.train {shlex.join(argv)}")
+            finally:
+                training.writer.close()
 
 
 if __name__ == "__main__":

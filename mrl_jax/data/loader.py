@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 import jax
 import numpy as np
 
+from mrl_jax.runtime import watchdog
+
 
 @functools.lru_cache(maxsize=4)  # a batch touches at most a few epochs
 def _epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
@@ -33,6 +35,7 @@ def train_rows(seed: int, step: int, batch_size: int, examples: int) -> np.ndarr
 
 def put(arrays: Mapping[str, np.ndarray], sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
     """Global device arrays from host arrays that every process holds in full."""
+    watchdog.beat()
     return {
         name: jax.make_array_from_callback(
             array.shape, sharding, lambda index, array=array: array[index]

@@ -19,6 +19,7 @@ from mrl_jax.data.boxes import ATTEMPTS, random_box
 from mrl_jax.data.images import centre_square, render_fast
 from mrl_jax.data.loader import train_rows
 from mrl_jax.data.rand_augment import RandAugment
+from mrl_jax.runtime import watchdog
 
 # Images that a thread prepares in one go: grain costs 0.25 ms per element, an image 1 to 10 ms.
 CHUNK = 16
@@ -76,6 +77,8 @@ def assemble(
     sharding: jax.sharding.Sharding,
 ) -> Batch:
     """Global device arrays of which this process has the rows at `positions`."""
+
+    watchdog.beat()
 
     def rows_of(array):
         def part(index):

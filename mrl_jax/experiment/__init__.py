@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from mrl_jax.experiment import images
 from mrl_jax.experiment.common import Experiment, check_config, make_mesh
+from mrl_jax.runtime import memory
 
 __all__ = ["Experiment", "check_config", "from_config", "make_mesh", "of_task"]
 
@@ -38,10 +39,14 @@ def from_config(config: ConfigDict, folder: pathlib.Path | None = None) -> Exper
         read from there and not made anew.
 
     Raises:
-      UsageError: names the config key and what would be legal.
+      UsageError: names the config key and what would be legal; also of a model or a batch that no
+        device here has the memory for.
       DataError: data missing or inconsistent.
     """
     check_config(config)
     module, mesh = of_task(config.task), make_mesh(config)
     arguments = (folder,) if config.task in ("sentence_pairs", "masked_lm") else ()
-    return dataclasses.replace(module.from_config(config, mesh, *arguments), config=config)
+    setup = dataclasses.replace(module.from_config(config, mesh, *arguments), config=config)
+    measured = setup.program.batch_of(config.eval.batch_size)
+    memory.check({**setup.program.state, "evaluation batch": measured}, mesh)
+    return setup

@@ -178,8 +178,9 @@ def check_config(config: ConfigDict) -> None:
     for key, smallest in least.items():
         if values[key] < smallest:
             raise UsageError(f"config.{key} must be >= {smallest}, got {values[key]}")
-    if config.seed >= 2**31:
-        raise UsageError(f"config.seed must be below 2**31, got {config.seed}")
+    for key, value in values.items():
+        if type(value) is int and value >= 2**31:
+            raise UsageError(f"config.{key} must be below 2**31, got {value}")
     for key in ("head.label_smoothing", "optimizer.ema_decay", "text.dropout"):
         if not 0 <= values[key] < 1:
             raise UsageError(f"config.{key} must be in [0, 1), got {values[key]}")

@@ -9,21 +9,43 @@ class Phases:
     """Adds up wall-clock seconds by phase (start, compile, data, step, eval, checkpoint).
 
     Only the training process's own time: of work that runs on behind, only the waiting counts.
+
+    Attributes:
+      current: the phase that goes on, "" between two.
+      changed: when it began, or the last one ended, as `time.monotonic` says it.
+      steady: whether step follows step: two are done since anything but reading data and steps.
+      longest_s: the longest time that reading data or a step took.
     """
 
     def __init__(self):
         self._begin = time.perf_counter()
         self._seconds: dict[str, float] = {}
+        self._steps = 0
+        self.current, self.changed = "", time.monotonic()
+        self.longest_s = 0.0
+
+    @property
+    def steady(self) -> bool:
+        """See the class."""
+        return self._steps >= 2
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Counts the time of the with-block under `name`. Phases do not nest."""
         begin = time.perf_counter()
+        steps = name in ("data", "step")
+        if not steps:
+            self._steps = 0
+        self.current, self.changed = name, time.monotonic()
         try:
             yield
         finally:
             spent = time.perf_counter() - begin
             self._seconds[name] = self._seconds.get(name, 0.0) + spent
+            if steps:
+                self.longest_s = max(self.longest_s, spent)
+            self._steps += name == "step"
+            self.current, self.changed = "", time.monotonic()
 
     def shares(self) -> dict[str, float]:
         """Fraction of the time since the start per phase; "other" is what no phase covered."""

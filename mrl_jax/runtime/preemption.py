@@ -32,6 +32,10 @@ class StopFlag:
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)
 
+    def wanted(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self._wanted
+
     def array(self, mesh: Mesh) -> jax.Array:
         """One int32 per device, 1 where this process was asked to stop; goes into the step."""
         local = np.full(mesh.size, int(self._wanted), np.int32)

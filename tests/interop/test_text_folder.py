@@ -105,6 +105,7 @@ def test_the_files_are_those_that_sentence_transformers_looks_for(folder, tmp_pa
         "config_sentence_transformers.json",
         "matryoshka.json",
         "modules.json",
+        "mrl_jax.files.json",
     ]
     modules = json.loads((tmp_path / "table" / "modules.json").read_text())
     assert [(m["idx"], m["path"], m["type"]) for m in modules] == [
