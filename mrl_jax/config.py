@@ -15,7 +15,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -334,22 +334,25 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=1, sort_keys=True)
 
 
-def digest(config: ConfigDict) -> str:
-    """Eight hex digits that name what the config computes.
+def digest(config: ConfigDict, also: Collection[str] = ()) -> str:
+    """Eight hex digits that name what the config computes, and what it says of the keys `also`.
 
     Keys at their default have no part in it, so that it stays when keys are added.
     """
-    changed = differences(default_config(), config)
+    changed = differences(default_config(), config, also)
     return hashlib.sha256("\n".join(sorted(changed)).encode()).hexdigest()[:8]
 
 
-def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """Keys that differ in a way that changes the run's result, as "key: old -> new" lines."""
+def differences(old: ConfigDict, new: ConfigDict, also: Collection[str] = ()) -> list[str]:
+    """Keys that differ in a way that changes the run's result, as "key: old -> new" lines.
+
+    Those of the keys `also` count as well.
+    """
     old_flat, new_flat = flatten(old), flatten(new)
     return [
         f"{key}: {old_flat[key]!r} -> {value!r}"
         for key, value in new_flat.items()
-        if value != old_flat[key] and not _in_groups(key, OPERATIONAL_KEYS)
+        if value != old_flat[key] and (key in also or not _in_groups(key, OPERATIONAL_KEYS))
     ]
 
 
@@ -379,13 +382,28 @@ def changed_since(then: dict[str, Any], config: ConfigDict) -> list[str]:
     return lines + [f"{key}: {then[key]!r} -> no such key" for key in sorted(unknown)]
 
 
-def sweep_of(path: str) -> Callable[[], Any]:
-    """The `sweep` function of a config file.
+def sweep_of(path: str) -> list[tuple[str | None, dict[str, Any]]]:
+    """What the sweep() of a config file yields: arguments of get_config, and overrides by key.
 
     Raises:
-      UsageError: no such file, it does not import, or it has no sweep().
+      UsageError: no such file, it does not import, or its sweep() is missing, fails or yields
+        something else.
     """
     module = _module(path)
     if not callable(getattr(module, "sweep", None)):
         raise UsageError(f"{path} has no sweep() function")
-    return module.sweep
+    try:
+        entries = list(module.sweep())
+    except Exception as error:  # as in `load`
+        raise UsageError(f"{path}: sweep(): {type(error).__name__}: {_one_line(error)}") from error
+    for entry in entries:
+        if not (
+            isinstance(entry, tuple)
+            and len(entry) == 2
+            and isinstance(entry[0], str | None)
+            and isinstance(entry[1], dict)
+        ):
+            raise UsageError(
+                f"{path}: sweep() must yield (arg, overrides) pairs, got {entry!r:.200}"
+            )
+    return entries

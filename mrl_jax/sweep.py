@@ -4,7 +4,7 @@
 e.g. ("mrl", {"seed": 1}). All runs are expanded and checked before the first starts. Each run is
 the training command in a process of its own, in a folder named after what it computes; call the
 same command again to do what is left. One failure does not stop the others. --config.key=value on
-the command line, e.g. --config.data.path=..., holds for every run.
+the command line, e.g. --config.data.path=..., holds for every run, in place of what sweep() says.
 """
 
 import concurrent.futures
@@ -21,13 +21,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from mrl_jax import cli, results, workdir
+import jax
+from ml_collections import ConfigDict
+
+from mrl_jax import cli, experiment, results, workdir
 from mrl_jax import config as configs
-from mrl_jax.errors import EXIT_PREEMPTED, Preempted, UsageError
+from mrl_jax.errors import EXIT_PREEMPTED, DataError, Preempted, UsageError
+from mrl_jax.reporting.runs import is_run, read_sweep
 from mrl_jax.runtime.phases import clock
+from mrl_jax.runtime.slots import Slot, slots
 
 SCHEMA = 1
 
@@ -43,12 +48,13 @@ class RunsFailed(UsageError):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run of a sweep."""
+    """One run of a sweep; `overrides` are those of sweep() that count."""
 
     arg: str | None
     overrides: dict[str, Any]
     folder: str
     argv: list[str]
+    config: ConfigDict
 
     @property
     def label(self) -> str:
@@ -56,68 +62,123 @@ class Run:
         return " ".join([self.arg or "run", *(f"{k}={v}" for k, v in self.overrides.items())])
 
 
-def expand(config: str, root: pathlib.Path, common: Sequence[str] = ()) -> list[Run]:
-    """All runs of the sweep, each checked against a locked config.
+def expand(
+    config: str, root: pathlib.Path, common: Sequence[str] = (), devices: int | None = None
+) -> list[Run]:
+    """All runs of the sweep, each checked as far as that is possible without its data.
+
+    A run that lies in `root` already keeps its folder, whatever keys were added since.
 
     Args:
       config: file with a sweep() function.
       root: folder of all runs.
-      common: "--config.key=value" strings for every run; what sweep() says goes before them.
+      common: "--config.key=value" strings for every run, in place of what sweep() says of the key.
+      devices: that each run will have; None where that is not known.
 
     Raises:
       UsageError: sweep() is missing or yields something else than (arg, overrides), a run has a
-        bad key or value, or two runs are the same.
+        bad key or value or cannot run, or two runs are the same.
+      DataError: a damaged model folder or tokenizer.
     """
     path, given = configs.split_config_arg(config)
     if given is not None:
         raise UsageError(f"--config {config}: a sweep chooses the argument itself; give {path}")
+    fixed = configs.parse_overrides(common)
+    there = _configs_in(root)
     runs: dict[str, Run] = {}
-    for number, entry in enumerate(configs.sweep_of(path)()):
-        if not (
-            isinstance(entry, tuple)
-            and len(entry) == 2
-            and isinstance(entry[0], str | None)
-            and isinstance(entry[1], dict)
-        ):
-            raise UsageError(f"{path}: sweep() must yield (arg, overrides) pairs, got {entry!r}")
-        arg, overrides = entry
+    checked: set[str] = set()
+    for number, (arg, overrides) in enumerate(configs.sweep_of(path)):
+        where = f"run {number} of the sweep ({arg}, {' '.join(f'{overrides}'.split()):.300})"
         with_arg = path if arg is None else f"{path}:{arg}"
-        own = [f"--config.{key}={_flag_value(value)}" for key, value in overrides.items()]
-        flags = [*common, *own]
         try:
+            own = {key: value for key, value in _plain(overrides).items() if key not in fixed}
+            flags = [*(f"--config.{key}={_as_text(own[key])}" for key in own), *common]
             resolved = configs.load(with_arg, flags)
-        except UsageError as error:
-            raise UsageError(f"run {number} of the sweep ({arg}, {overrides}): {error}") from error
-        readable = re.sub(r"[^A-Za-z0-9_=.-]+", "_", arg or "run")
-        folder = f"{readable}-{configs.digest(resolved)}"
+            _check(resolved, devices, checked)
+        except (UsageError, DataError) as error:
+            raise type(error)(f"{where}: {error}") from error
+        folder = _folder_of(arg, resolved, own, there, root)
         if folder in runs:
-            raise UsageError(f"run {number} of the sweep ({arg}, {overrides}) repeats another one")
+            replaced = [key for key in overrides if key in fixed]
+            said = f": --config.{replaced[0]} holds for every run" if replaced else ""
+            raise UsageError(f"{where} repeats another one{said}")
         argv = ["--config", with_arg, "--workdir", str(root / folder), *flags]
-        runs[folder] = Run(arg, overrides, folder, argv)
+        runs[folder] = Run(arg, own, folder, argv, resolved)
     if not runs:
         raise UsageError(f"{path}: sweep() yields no run")
     return list(runs.values())
 
 
-def _flag_value(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return f"({','.join(map(repr, value))},)"
-    return str(value)
+def _plain(overrides: dict[Any, Any]) -> dict[str, Any]:
+    """The overrides in plain Python, their keys and types checked."""
+    values = {}
+    for key, value in overrides.items():
+        configs.check_key(str(key))
+        values[key] = configs.plain(value)
+        configs.check_type(key, values[key], "sweep()")
+    return values
+
+
+def _as_text(value: Any) -> str:
+    """A value as it is written on a command line."""
+    text = value if isinstance(value, str) else repr(value)
+    if "\0" in text or (isinstance(value, tuple) and {"nan", "inf"} & {*re.findall(r"\w+", text)}):
+        raise UsageError(f"{text!r:.200} cannot be written on a command line")
+    return text
+
+
+def _check(config: ConfigDict, devices: int | None, checked: set[str]) -> None:
+    """Refuses what cannot run; of runs that differ in their seed alone, the model once."""
+    experiment.check_config(config)
+    values = {k: v for k, v in configs.flatten(config).items() if k not in ("seed", "name")}
+    if repr(values) not in checked:
+        experiment.check(config, devices)
+        checked.add(repr(values))
+
+
+def _configs_in(root: pathlib.Path) -> dict[str, ConfigDict]:
+    """The configs of the runs in a folder, by the names of theirs; without those damaged."""
+    found = {}
+    for file in sorted(root.glob(f"*/{workdir.CONFIG}")):
+        with contextlib.suppress(UsageError):
+            found[file.parent.name] = workdir.read_config(file.parent)
+    return found
+
+
+def _folder_of(
+    arg: str | None,
+    config: ConfigDict,
+    own: Collection[str],
+    there: dict[str, ConfigDict],
+    root: pathlib.Path,
+) -> str:
+    """Where the run lies or will lie: named after what it computes, and what sweep() sets.
+
+    What only the command line or the file says of how a run is carried out has no part in it.
+    """
+    readable = re.sub(r"[^A-Za-z0-9_=.-]+", "_", arg or "run")
+    name = f"{readable}-{configs.digest(config, own)}"
+    same = [
+        folder
+        for folder, config_there in there.items()
+        if folder.startswith(f"{readable}-") and not configs.differences(config_there, config, own)
+    ]
+    if name in there or not same:
+        return name
+    return max(same, key=lambda folder: workdir.is_done(root / folder))
 
 
 def _write_index(root: pathlib.Path, config: str, runs: Sequence[Run]) -> None:
-    entries = [{"dir": r.folder, "arg": r.arg, "overrides": r.overrides} for r in runs]
-    index = {"schema": SCHEMA, "config": config, "runs": entries}
-    results.write_text(root / "sweep.json", json.dumps(index, indent=1) + "\n")
+    """Writes sweep.json, with the runs that it listed before and that are still there."""
+    path = root / "sweep.json"
+    earlier = read_sweep(path) if path.exists() else {}
+    entries = {r.folder: {"dir": r.folder, "arg": r.arg, "overrides": r.overrides} for r in runs}
+    kept = [e for dir, e in earlier.items() if dir not in entries and is_run(root / dir)]
+    index = {"schema": SCHEMA, "config": config, "runs": [*kept, *entries.values()]}
+    results.write_text(path, json.dumps(index, indent=1) + "\n")
 
 
-def shares_of_cores(jobs: int) -> list[set[int]]:
-    """A part of this process's cores for each of so many jobs; empty: no part of its own."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    return [set(cores[index::jobs]) if len(cores) >= jobs else set() for index in range(jobs)]
-
-
-def _pin(child: subprocess.Popen, cores: set[int]) -> None:
+def _pin(child: subprocess.Popen, cores: Collection[int]) -> None:
     """Keeps a process that has just started to these cores.
 
     Two runs with the threads of one core each get through 1.2 to 2 times as much as two runs whose
@@ -129,17 +190,17 @@ def _pin(child: subprocess.Popen, cores: set[int]) -> None:
 
 
 class LocalBackend:
-    """Runs training processes on this machine, `jobs` at a time."""
+    """Runs training processes on this machine, as many at a time as there are slots."""
 
-    def __init__(self, root: pathlib.Path, jobs: int):
-        self._root, self._jobs = root, jobs
+    def __init__(self, root: pathlib.Path, places: Sequence[Slot]):
+        self._root, self._jobs = root, len(places)
         self._children: set[subprocess.Popen] = set()
         self._lock = threading.Lock()
         self._stopped = False
         self._environment = self._share_compilations()
-        self._shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
-        for share in shares_of_cores(jobs):
-            self._shares.put(share)
+        self._slots: queue.SimpleQueue[Slot] = queue.SimpleQueue()
+        for slot in places:
+            self._slots.put(slot)
 
     def _share_compilations(self) -> dict[str, str]:
         environment = dict(os.environ)
@@ -176,9 +237,18 @@ class LocalBackend:
         return codes
 
     def _run_one(self, run: Run) -> int:
+        slot = self._slots.get()
+        try:
+            return self._run_in(slot, run)
+        finally:
+            self._slots.put(slot)
+
+    def _run_in(self, slot: Slot, run: Run) -> int:
         folder = self._root / run.folder
-        folder.mkdir(exist_ok=True)
+        self._wait_for(folder, run)
         command = [sys.executable, "-m", "mrl_jax.train", *run.argv]
+        # Should this process be killed, the run ends as well, with its state saved.
+        attached = [sys.executable, "-m", "mrl_jax.runtime.attached", *command[2:]]
         with (folder / "log.txt").open("a") as log:
             log.write(f"$ {shlex.join(command)}\n")
             log.flush()
@@ -186,17 +256,35 @@ class LocalBackend:
                 if self._stopped:
                     return EXIT_PREEMPTED
                 child = subprocess.Popen(
-                    command, stdout=log, stderr=subprocess.STDOUT, env=self._environment
+                    attached,
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env={**self._environment, **slot.variables},
                 )
                 self._children.add(child)
-            share = self._shares.get()
+            if self._stopped:  # between the question above and the child's place among them
+                child.send_signal(signal.SIGTERM)
+            with child.stdin:
+                _pin(child, slot.cores)
+                code = child.wait()
+            with self._lock:
+                self._children.discard(child)
+        # It may have been too early in its start to listen.
+        return EXIT_PREEMPTED if self._stopped and code == -signal.SIGTERM else code
+
+    def _wait_for(self, folder: pathlib.Path, run: Run) -> None:
+        """Until no other process uses the folder: one of a sweep that was killed may still save."""
+        said = False
+        while not self._stopped:
             try:
-                _pin(child, share)
-                return child.wait()
-            finally:
-                self._shares.put(share)
-                with self._lock:
-                    self._children.discard(child)
+                with workdir.locked(folder):
+                    return
+            except workdir.InUse:
+                if not said:
+                    print(f"{run.label}: waiting for another process that uses it", flush=True)
+                said = True
+                time.sleep(0.2)
 
     def _on_signal(self, number, frame):
         del number, frame
@@ -212,32 +300,54 @@ class LocalBackend:
 BACKENDS = {"local": LocalBackend}
 
 
+def _say_kept(runs: Sequence[Run], there: dict[str, ConfigDict]) -> None:
+    """Names the keys that finished runs have other values of; they are not run again for these."""
+    changed = {
+        key
+        for run in runs
+        for key, value in configs.flatten(there.get(run.folder, run.config)).items()
+        if value != configs.flatten(run.config)[key]
+    }
+    if changed:
+        print(
+            f"runs that are done keep their own {', '.join(sorted(changed))}: these change nothing "
+            "that was learned (python -m mrl_jax.evaluate measures a run again)",
+            flush=True,
+        )
+
+
 def main(argv: Sequence[str]) -> None:
     """Runs the command line; see the module's docstring."""
     parser = cli.ArgumentParser("python -m mrl_jax.sweep", description=__doc__)
     parser.add_argument("--config", required=True, help="config file with a sweep() function")
     parser.add_argument("--root", required=True, type=pathlib.Path, help="folder of all runs")
     parser.add_argument("--backend", choices=BACKENDS, default="local", help="where runs run")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time")
+    parser.add_argument(
+        "--jobs", type=int, help="runs at a time (default: one per GPU or TPU chip, else per core)"
+    )
     arguments, common = parser.parse_known_args(argv)
-    if arguments.jobs < 1:
+    if arguments.jobs is not None and arguments.jobs < 1:
         raise UsageError(f"--jobs must be >= 1, got {arguments.jobs}")
     root = arguments.root
-    runs = expand(arguments.config, root, common)
+    places = slots(arguments.jobs)
+    jax.config.update("jax_platforms", "cpu")  # other devices are for the runs
+    runs = expand(arguments.config, root, common, places[0].devices)
     with workdir.locked(root):
         _write_index(root, arguments.config, runs)
+        done = [run for run in runs if workdir.is_done(root / run.folder)]
         todo = [run for run in runs if not workdir.is_done(root / run.folder)]
         print(
-            f"{arguments.config}: {len(runs)} runs, {len(runs) - len(todo)} done already, "
-            f"{len(todo)} to do, {arguments.jobs} at a time",
+            f"{arguments.config}: {len(runs)} runs, {len(done)} done already, "
+            f"{len(todo)} to do, {len(places)} at a time",
             flush=True,
         )
+        _say_kept(done, _configs_in(root))
         if not todo:
             return
-        codes = BACKENDS[arguments.backend](root, arguments.jobs).run(todo)
+        codes = BACKENDS[arguments.backend](root, places).run(todo)
     failed = [run for run in todo if codes[run.folder] not in (0, EXIT_PREEMPTED)]
     for run in failed:
-        log = (root / run.folder / "log.txt").read_text().strip().splitlines()
+        log = (root / run.folder / "log.txt").read_text(errors="replace").strip().splitlines()
         print(f"{run.label}: {log[-1] if log else 'no output'}", file=sys.stderr)
     if failed:
         raise RunsFailed(

@@ -25,12 +25,17 @@ DONE = "DONE"
 CHECKPOINTS = "ckpt"
 
 
+class InUse(UsageError):
+    """Another command is using the folder."""
+
+
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
     """Creates the folder and keeps other processes of this machine out of it.
 
     Raises:
-      UsageError: the folder cannot be created or written, or another command is using it.
+      UsageError: the folder cannot be created or written.
+      InUse: another command is using it.
     """
     if folder.parts and folder.parts[0].endswith(":"):
         raise UsageError(
@@ -45,7 +50,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UsageError(f"{folder} is in use by another run") from None
+            raise InUse(f"{folder} is in use by another run") from None
         _take_back(folder)
         yield
 

@@ -294,6 +294,6 @@ def test_arguments_of_the_config_file():
     assert (config.head.kind, config.nesting.dims) == ("fixed", (16,))
     with pytest.raises(UsageError, match="unknown change 'tiny'; legal is small"):
         configs.load(f"{CONFIG}:mrl_e,tiny")
-    runs = list(configs.sweep_of(str(CONFIG))())
+    runs = configs.sweep_of(str(CONFIG))
     assert runs[:2] == [("mrl_e,small", {}), ("fixed=8,small", {})]
     assert len(runs) == 6

@@ -6,12 +6,18 @@ import textwrap
 import time
 
 import commands
+import numpy as np
 import pytest
 
+from mrl_jax import config as configs
 from mrl_jax.errors import UsageError
-from mrl_jax.sweep import expand, shares_of_cores
+from mrl_jax.sweep import expand
 
 SWEEP = """
+    import pathlib
+
+    import jax.numpy as jnp
+    import numpy as np
     from mrl_jax.config import default_config
 
     def get_config(arg="separate"):
@@ -55,11 +61,34 @@ def test_digits_sweep_is_every_method_and_seed(tmp_path):
         ("yield None, {'seed': 1}; yield None, {'seed': 1}", "run 1 of the sweep (None,"),
         ("yield {'seed': 1}", "must yield (arg, overrides) pairs, got {'seed': 1}"),
         ("return []", "yields no run"),
+        ("yield None, {}; 1 / 0", "sweep(): ZeroDivisionError: division by zero"),
+        ("yield None, {'batch_size': 0}", "run 0 of the sweep (None, {'batch_size': 0}): config.b"),
+        ("yield None, {'seed': 1}; yield None, {'seed': -1}", "config.seed must be >= 0, got -1"),
+        ("yield None, {'batch_size': 12, 'optimizer.accumulate': 8}", "12 is not divisible by the"),
+        ("yield None, {'eval.batch_size': 7}", "config.eval.batch_size 7 is not divisible"),
+        ("yield None, {'mesh.tensor': 3}", "mesh data=-1, fsdp=1, tensor=3 does not fit 2 devices"),
+        ("yield None, {'nesting.dims': (2, 16)}", "nesting dim 16 is wider than the embedding (8"),
+        ("yield None, {'nesting.weights': (1,)}", "nesting weights must be one per dim"),
+        ("yield None, {'optimizer.name': 'lion'}", "optimizer name must be one of"),
+        ("yield None, {'optimizer.warmup_steps': 30}", "warmup_steps must be in [0, steps=30)"),
+        ("yield None, {'eval.measures': ('acuracy',)}", "config.eval.measures: measures are"),
+        ("yield None, {'model.name': None}", "'model.name' must be str, got None"),
+        ("yield None, {'nesting.dims': None}", "'nesting.dims' must be tuple, got None"),
+        ("yield None, {'nesting.dims': {2, 8}}", "'nesting.dims' must be tuple, got {"),
+        ("yield None, {'nesting.dims': np.int64(8)}", "'nesting.dims' must be tuple, got 8"),
+        ("yield None, {'steps': '30'}", "'steps' must be int, got '30'"),
+        ("yield None, {'steps': np.float64(30)}", "'steps' must be int, got 30.0"),
+        ("yield None, {'steps': True}", "'steps' must be int, got True"),
+        ("yield None, {'data.flip': 1}", "'data.flip' must be bool, got 1"),
+        ("yield None, {'nesting.weights': (1, np.nan)}", "cannot be written on a command line"),
+        ("yield None, {7: 1}", "unknown config key '7'"),
+        ("yield None, {'optimizer': {'name': 'sgd'}}", "'optimizer' is a group; its keys are"),
     ],
 )
 def test_every_run_is_checked_before_any_starts(tmp_path, body, message):
     with pytest.raises(UsageError) as error:
-        expand(str(write(tmp_path, body)), tmp_path / "root")
+        expand(str(write(tmp_path, body)), tmp_path / "root", devices=2)
+    assert "\n" not in str(error.value)
     assert message in str(error.value)
     assert not (tmp_path / "root").exists()
 
@@ -72,14 +101,85 @@ def test_no_sweep_or_an_argument_is_refused(tmp_path):
         expand("configs/digits.py:mrl", tmp_path)
 
 
-def test_overrides_reach_the_run_with_their_types(tmp_path):
-    path = write(tmp_path, "yield 'shared', {'nesting.dims': (4, 8), 'name': 'a b', 'seed': 2}")
-    (run,) = expand(str(path), tmp_path / "root")
-    from mrl_jax import config
+@pytest.mark.parametrize(
+    ("key", "given", "value"),
+    [
+        ("nesting.dims", "(4, 8)", (4, 8)),
+        ("nesting.dims", "2 ** np.arange(1, 4)", (2, 4, 8)),
+        ("nesting.dims", "range(2, 9, 3)", (2, 5, 8)),
+        ("nesting.weights", "()", ()),
+        ("nesting.weights", "tuple(np.linspace(0.5, 1, 2))", (0.5, 1.0)),
+        ("nesting.weights", "[np.float32(0.5), jnp.float32(2)]", (0.5, 2.0)),
+        ("name", "'a b'", "a b"),
+        ("name", "''", ""),
+        ("name", "'()'", "()"),
+        ("name", "np.str_('x=1,y')", "x=1,y"),
+        ("data.path", "pathlib.PurePosixPath('/a:b/c')", "/a:b/c"),
+        ("eval.shifts", "[pathlib.PurePosixPath('n=f')]", ("n=f",)),
+        ("seed", "np.int64(2)", 2),
+        ("seed", "jnp.int32(3)", 3),
+        ("batch_size", "np.array(16)", 16),
+        ("optimizer.learning_rate", "np.logspace(-3, -1, 3)[1]", 0.01),
+        ("optimizer.learning_rate", "np.float32(0.1)", float(np.float32(0.1))),
+        ("optimizer.learning_rate", "1", 1.0),
+        ("data.flip", "np.bool_(True)", True),
+        ("data.flip", "False", False),
+        ("sharding", "np.array([['.*', 'replicate']])", ((".*", "replicate"),)),
+    ],
+)
+def test_overrides_reach_the_run_by_value_and_type(tmp_path, key, given, value):
+    path = write(tmp_path, f"yield 'separate', {{'{key}': {given}}}")
+    (run,) = expand(str(path), tmp_path / "root", devices=1)
+    flags = [a for a in run.argv if a.startswith("--config.")]
+    found = configs.flatten(configs.load(f"{path}:separate", flags))[key]
+    assert (found, type(found)) == (value, type(value))
+    assert json.loads(json.dumps(run.overrides))[key] == json.loads(json.dumps(value))
 
-    overrides = [a for a in run.argv if a.startswith("--config.")]
-    loaded = config.load(f"{path}:shared", overrides)
-    assert (loaded.nesting.dims, loaded.name, loaded.seed) == ((4, 8), "a b", 2)
+
+def test_the_command_line_holds_for_every_run(tmp_path):
+    path = write(tmp_path, "yield None, {'steps': 40, 'seed': 1}; yield None, {'seed': 2}")
+    runs = expand(str(path), tmp_path, ["--config.steps", "9"])
+    assert [(run.config.steps, run.overrides) for run in runs] == [
+        (9, {"seed": 1}),
+        (9, {"seed": 2}),
+    ]
+    for run in runs:
+        flags = run.argv[run.argv.index("--workdir") + 2 :]
+        assert configs.load(str(path), flags) == run.config
+    with pytest.raises(
+        UsageError, match=r"repeats another one: --config\.seed holds for every run"
+    ):
+        expand(str(path), tmp_path, ["--config.seed=0", "--config.steps=9"])
+
+
+def folders(path, root, *common):
+    return [run.folder for run in expand(str(path), root, common)]
+
+
+def test_folders_are_named_after_what_a_run_computes(tmp_path):
+    path = write(tmp_path, "yield None, {'seed': 1}; yield None, {'seed': 2}")
+    names = folders(path, tmp_path)
+    assert len({*names}) == 2
+    assert folders(path, tmp_path, "--config.log_every=7", "--config.data.path=x") == names
+    assert not {*names} & {*folders(path, tmp_path, "--config.batch_size=64")}
+    # What sweep() itself sets is what its runs differ in, whatever it is.
+    path = write(tmp_path, "yield None, {'data.path': 'a'}; yield None, {'data.path': 'b'}")
+    assert len({*folders(path, tmp_path)}) == 2
+
+
+def test_a_run_keeps_the_folder_that_it_has(tmp_path):
+    path = write(tmp_path, "yield None, {'seed': 1}; yield None, {'seed': 2}")
+    runs = expand(str(path), tmp_path)
+    # An older release called folders otherwise, and had fewer keys.
+    content = json.loads(configs.to_json(runs[1].config))
+    del content["adaptor"], content["log_every"]
+    for name in ("run-0123abcd", "other-0123abcd"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(content))
+    assert folders(path, tmp_path) == [runs[0].folder, "run-0123abcd"]
+    (tmp_path / runs[0].folder).mkdir()
+    (tmp_path / runs[0].folder / "config.json").write_text("{")
+    assert folders(path, tmp_path) == [runs[0].folder, "run-0123abcd"]
 
 
 @pytest.mark.slow
@@ -107,6 +207,15 @@ def test_one_failure_does_not_stop_the_others_and_all_is_resumable(tmp_path):
     assert "0 to do" in commands.succeed(sweep(path, root))
     index = json.loads((root / "sweep.json").read_text())
     assert [run["overrides"] for run in index["runs"]] == [{}, {}, {"seed": 1}]
+
+    # Keys that change nothing find what is done; other runs stand beside it.
+    output = commands.succeed(sweep(path, root, "--config.log_every=7"))
+    assert "0 to do" in output
+    assert "runs that are done keep their own log_every" in output
+    path = write(tmp_path, "yield 'separate', {'steps': 6}")
+    assert "1 to do" in commands.succeed(sweep(path, root))
+    index = json.loads((root / "sweep.json").read_text())
+    assert [run["overrides"] for run in index["runs"]] == [{}, {}, {"seed": 1}, {"steps": 6}]
     report = commands.succeed(commands.command("mrl_jax.report", root))
     assert "MRL-E" in report
     assert (root / "report.html").stat().st_size > 10_000
@@ -137,8 +246,39 @@ def test_a_signal_reaches_the_runs_and_the_sweep_can_go_on(tmp_path):
     assert "--jobs must be >= 1, got 0" in line
 
 
+@pytest.mark.slow
+def test_killed_the_sweep_takes_its_runs_along_and_the_next_one_waits_for_them(tmp_path):
+    path, root = write(tmp_path, "yield 'separate', {'steps': 100000}"), tmp_path / "root"
+    (run,) = expand(str(path), root)
+    process = subprocess.Popen(
+        sweep(path, root), cwd=commands.ROOT, env=commands.environment(), stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list(root.glob("*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    # At once, while the run still saves.
+    following = subprocess.Popen(
+        sweep(path, root),
+        cwd=commands.ROOT,
+        env=commands.environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    log = root / run.folder / "log.txt"
+    while "resuming from step" not in log.read_text() and time.monotonic() < deadline + 60:
+        time.sleep(0.05)
+    following.send_signal(signal.SIGTERM)
+    output, _ = following.communicate(timeout=120)
+    assert following.returncode == 75, output
+    text = log.read_text()
+    assert "stopped by a signal after step" in text.partition("resuming from step")[0]
+    assert "in use" not in text
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system pins no processes")
-def test_runs_at_a_time_share_the_cores(tmp_path, monkeypatch):
+def test_runs_at_a_time_share_the_cores(tmp_path):
     path, root = (
         write(tmp_path, "yield 'separate', {'steps': 6}; yield 'shared', {}"),
         tmp_path / "r",
@@ -152,8 +292,3 @@ def test_runs_at_a_time_share_the_cores(tmp_path, monkeypatch):
     for log in root.glob("*/log.txt"):
         (line,) = (x for x in log.read_text().splitlines() if x.startswith("cores"))
         assert int(line.split()[1]) in {max(1, cores // 2), max(1, (cores + 1) // 2)}
-
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 4, 6, 7})
-    assert shares_of_cores(2) == [{0, 4, 7}, {2, 6}]
-    assert shares_of_cores(1) == [{0, 2, 4, 6, 7}]
-    assert shares_of_cores(6) == [set()] * 6

@@ -104,7 +104,7 @@ def measure(subject: Subject, split: str) -> Finding:
         "image": _images(subject.dataset.splits[split], rows),
         "class_bg": predicted_gn[:, rows].T.astype(np.int32),
     }
-    divisor = batch_divisor(subject.mesh)
+    divisor = batch_divisor(subject.mesh.shape)
     size = math.ceil(MOST_IMAGES / divisor) * divisor
     (batch,) = padded_batches(arrays, size, batch_sharding(subject.mesh))
     maps = grad_cam(subject.task, subject.mesh, dims)

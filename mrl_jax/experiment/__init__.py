@@ -7,14 +7,14 @@ from types import ModuleType
 from ml_collections import ConfigDict
 
 from mrl_jax.experiment import images
-from mrl_jax.experiment.common import Experiment, check_config, make_mesh
+from mrl_jax.experiment.common import Experiment, check_config, check_mesh, make_mesh
 from mrl_jax.runtime import memory
 
-__all__ = ["Experiment", "check_config", "from_config", "make_mesh", "of_task"]
+__all__ = ["Experiment", "check", "check_config", "from_config", "make_mesh", "of_task"]
 
 
 def of_task(task: str) -> ModuleType:
-    """The module that builds experiments of a task: `from_config` and `planned_program`."""
+    """What builds experiments of a task: `check`, `from_config` and `planned_program`."""
     if task == "sentence_pairs":
         from mrl_jax.experiment import sentences  # needs packages that images do not
 
@@ -28,6 +28,23 @@ def of_task(task: str) -> ModuleType:
 
         return adaptor
     return images
+
+
+def check(config: ConfigDict, devices: int | None) -> None:
+    """Refuses a config that cannot run, as far as that shows before any data are read.
+
+    Args:
+      config: of a run.
+      devices: how many the run will have; None where that is not known.
+
+    Raises:
+      UsageError: names the config key and what would be legal.
+      DataError: a damaged model folder or tokenizer.
+    """
+    check_config(config)
+    of_task(config.task).check(config)
+    if devices is not None:
+        check_mesh(config, devices)
 
 
 def from_config(config: ConfigDict, folder: pathlib.Path | None = None) -> Experiment:

@@ -16,7 +16,7 @@ from mrl_jax.evaluators.adaptor import AdaptorEvaluation, fitted_on
 from mrl_jax.evaluators.spaces import axes_about_origin
 from mrl_jax.experiment import common
 from mrl_jax.experiment.common import Experiment, config_errors, named_paths
-from mrl_jax.nesting import parse_dims
+from mrl_jax.nesting import Nesting, parse_dims
 from mrl_jax.program import Program
 from mrl_jax.tasks.adaptor import AdaptorTask
 
@@ -39,11 +39,13 @@ def make_adaptor(kind: str, hidden: int, width: int) -> nn.Module:
     return adaptors.Linear(width) if kind == "linear" else adaptors.Rotation()
 
 
-def _task(config: ConfigDict, data: VectorData, mesh: Mesh | None) -> AdaptorTask:
+def check(config: ConfigDict) -> None:
+    """What `from_config` refuses before it reads vectors; raises as that."""
     a = config.adaptor
     with config_errors("nesting"):
-        nesting = parse_dims(config.nesting.dims, config.nesting.weights, data.width)
+        nesting = Nesting(config.nesting.dims, config.nesting.weights or None)
     common.check_without_head(config, nesting)
+    common.evaluated_dims(config, nesting)
     if config.optimizer.accumulate > 1:
         raise UsageError(
             "config.optimizer.accumulate: vectors are compared with those of their batch, which "
@@ -52,6 +54,16 @@ def _task(config: ConfigDict, data: VectorData, mesh: Mesh | None) -> AdaptorTas
     with config_errors("adaptor"):
         if a.start not in STARTS:
             raise ValueError(f"start must be one of {', '.join(STARTS)}; got {a.start!r}")
+        make_adaptor(a.kind, a.hidden, nesting.width)
+    named_paths("eval.sts", config.eval.sts, set(vectors.SPLITS))
+    common.make_optimizer(config)
+
+
+def _task(config: ConfigDict, data: VectorData, mesh: Mesh | None) -> AdaptorTask:
+    a = config.adaptor
+    with config_errors("nesting"):
+        nesting = parse_dims(config.nesting.dims, config.nesting.weights, data.width)
+    with config_errors("adaptor"):
         return AdaptorTask(
             make_adaptor(a.kind, a.hidden, data.width),
             nesting,
@@ -74,7 +86,7 @@ def from_config(config: ConfigDict, mesh: Mesh) -> Experiment:
       UsageError: names the config key and what would be legal.
       DataError: data missing or inconsistent.
     """
-    common.make_optimizer(config)
+    check(config)
     data = vectors.load(config.data.path, config.data.files)
     task = _task(config, data, mesh)
     program = common.make_program(config, task, mesh, model_group="adaptor")
@@ -104,6 +116,7 @@ def planned_program(config: ConfigDict, mesh: Mesh) -> Program:
       UsageError: names the config key and what would be legal.
       DataError: data missing or inconsistent.
     """
+    check(config)
     data = vectors.load(config.data.path, config.data.files)
     return common.make_program(config, _task(config, data, mesh), mesh, model_group="adaptor")
 

@@ -259,14 +259,19 @@ def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, op
 
 
 def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of a config over these devices (all of them); checks the batch sizes against it.
+    """The mesh of a config over these devices (all of them); raises as `check_mesh`."""
+    check_mesh(config, jax.device_count() if devices is None else len(devices))
+    return meshes.make_mesh(**config.mesh, devices=devices)
+
+
+def check_mesh(config: ConfigDict, devices: int) -> None:
+    """Checks the mesh of a config, and its batch sizes, against the number of devices.
 
     Raises:
       UsageError: sizes that do not fit.
     """
     with config_errors("mesh"):
-        mesh = meshes.make_mesh(**config.mesh, devices=devices)
-    divisor = meshes.batch_divisor(mesh)
+        divisor = meshes.batch_divisor(meshes.axis_sizes(devices, **config.mesh))
     accumulate = config.optimizer.accumulate
     for key, size, parts in (
         ("batch_size", config.batch_size, divisor * accumulate),
@@ -277,7 +282,6 @@ def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
                 f"config.{key} {size} is not divisible by the {parts} parts that it is split into"
                 f" (mesh data x fsdp{' x optimizer.accumulate' * (parts > divisor)})"
             )
-    return mesh
 
 
 def make_program(config: ConfigDict, task: Task, mesh: Mesh, *, model_group: str) -> Program:

@@ -1,6 +1,5 @@
 """From a config to image classification: data, model and measurements."""
 
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -111,6 +110,16 @@ def open_data(config: ConfigDict) -> data.Dataset:
     return dataset
 
 
+def check(config: ConfigDict) -> None:
+    """What `from_config` refuses before it opens the data; raises as that."""
+    task = make_task(config, classes=2, image_shape=(32, 32, 3), mesh=None)
+    common.evaluated_dims(config, task.nesting)
+    with config_errors("eval.measures"):
+        chosen(config.eval.measures)
+    parse_shifts(config.eval.shifts)
+    common.make_optimizer(config)
+
+
 def from_config(config: ConfigDict, mesh: Mesh) -> Experiment:
     """Builds and checks an experiment; nothing is compiled yet.
 
@@ -119,18 +128,13 @@ def from_config(config: ConfigDict, mesh: Mesh) -> Experiment:
       DataError: data missing or inconsistent.
     """
     # What is wrong with the model should show before minutes are spent on reading data.
-    task = make_task(config, classes=2, image_shape=(32, 32, 3), mesh=None)
-    dims = common.evaluated_dims(config, task.nesting)
-    with config_errors("eval.measures"):
-        chosen(config.eval.measures)
-    folders = parse_shifts(config.eval.shifts)
-    common.make_optimizer(config)
+    check(config)
     dataset = open_data(config)
     program = make_program(
         config, classes=len(dataset.class_names), image_shape=dataset.image_shape, mesh=mesh
     )
     remarks = Remarks()
-    evaluation = _evaluation(config, program, dataset, dims, folders, remarks)
+    evaluation = _evaluation(config, program, dataset, remarks)
     weights = pretrained(config.weights, program) if config.weights else None
     notes = (*dataset.notes, *remarks.lines())
     return Experiment(program, dataset, evaluation, weights, note="\n".join(notes))
@@ -178,11 +182,10 @@ def _evaluation(
     config: ConfigDict,
     program: Program,
     dataset: data.Dataset,
-    dims: tuple[int, ...],
-    folders: dict[str, pathlib.Path],
     remarks: Remarks,
 ) -> Evaluation:
     d, e = config.data, config.eval
+    folders = parse_shifts(e.shifts)
     height, _, channels = dataset.image_shape
     if folders and channels != 3:
         raise UsageError(f"eval.shifts are RGB images, those of {dataset.name} are grey")
@@ -203,7 +206,7 @@ def _evaluation(
         program.task,
         program.mesh,
         dataset,
-        dims=dims,
+        dims=common.evaluated_dims(config, program.task.nesting),
         batch_size=e.batch_size,
         seed=config.seed,
         measures=e.measures,

@@ -84,6 +84,19 @@ def _task(config: ConfigDict, found: _Encoder, mesh: Mesh | None) -> MaskedLM:
     return MaskedLM(found.backbone, nesting, found.max_length, predictions, mesh)
 
 
+def _checked(config: ConfigDict, run: pathlib.Path | None) -> _Encoder:
+    """The encoder, after all that can be refused before texts are read."""
+    found = _encoder(config, run)
+    common.evaluated_dims(config, _task(config, found, None).nesting)
+    common.make_optimizer(config)
+    return found
+
+
+def check(config: ConfigDict) -> None:
+    """What `from_config` refuses before it reads texts; raises as that."""
+    _checked(config, None)
+
+
 def from_config(config: ConfigDict, mesh: Mesh, run: pathlib.Path | None = None) -> Experiment:
     """Builds and checks an experiment; nothing is compiled yet.
 
@@ -97,9 +110,7 @@ def from_config(config: ConfigDict, mesh: Mesh, run: pathlib.Path | None = None)
       DataError: data missing or inconsistent.
     """
     # What is wrong with the model should show before minutes are spent on reading texts.
-    found = _encoder(config, run)
-    dims = common.evaluated_dims(config, _task(config, found, None).nesting)
-    common.make_optimizer(config)
+    found = _checked(config, run)
     name, documents = open_documents(config.data.path, config.data.files)
     cache = config.data.cache
     if found.tokenizer is None:
@@ -120,7 +131,7 @@ def from_config(config: ConfigDict, mesh: Mesh, run: pathlib.Path | None = None)
         task,
         mesh,
         dataset.splits,
-        dims=dims,
+        dims=common.evaluated_dims(config, task.nesting),
         batch_size=config.eval.batch_size,
         seed=config.seed,
         projections=config.eval.projections,

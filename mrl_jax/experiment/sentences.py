@@ -28,7 +28,7 @@ from mrl_jax.experiment import common
 from mrl_jax.experiment.common import Experiment, config_errors
 from mrl_jax.interop.text_folder import UNLIMITED, TextFolder, read_text_folder
 from mrl_jax.models.text import Bert, SentenceEncoder, Static
-from mrl_jax.nesting import parse_dims
+from mrl_jax.nesting import Nesting, parse_dims
 from mrl_jax.program import Program
 from mrl_jax.tasks.sentence_pairs import NEEDS, SentencePairs
 from mrl_jax.tokenization import Tokenizer
@@ -167,29 +167,51 @@ def _with_vocabulary(config: ConfigDict, found: _Encoder, data: texts.TextData) 
     return found._replace(encoder=found.encoder.clone(backbone=backbone), tokenizer=tokenizer)
 
 
-def _task(
-    config: ConfigDict,
-    found: _Encoder,
-    split: texts.TextSplit,
-    teacher: TextFolder | None,
-    mesh: Mesh | None,
-) -> SentencePairs:
-    p = config.pairs
+def _checked(config: ConfigDict, run: pathlib.Path | None) -> tuple[_Encoder, Nesting]:
+    """Encoder and nesting, after all that can be refused before texts are read."""
+    found, p = _encoder(config, run), config.pairs
     with config_errors("nesting"):
         nesting = parse_dims(config.nesting.dims, config.nesting.weights, found.encoder.out_dim)
     common.check_without_head(config, nesting)
+    common.evaluated_dims(config, nesting)
     if config.optimizer.accumulate > 1:
         raise UsageError(
             "config.optimizer.accumulate: parts of a batch would not be told from each other; "
             "config.pairs.micro_batch saves the memory and keeps the loss"
         )
     with config_errors("pairs"):
+        if p.loss not in NEEDS:
+            raise ValueError(f"loss must be one of {', '.join(NEEDS)}; got {p.loss!r}")
         if not p.score_max > 0:
             raise ValueError(f"score_max must be > 0, got {p.score_max}")
         if p.micro_batch and config.batch_size % p.micro_batch:
             raise ValueError(
                 f"micro_batch {p.micro_batch} does not divide the batch_size {config.batch_size}"
             )
+    with config_errors("eval.layers"):
+        check_layers(config.eval.layers, found.encoder.layers)
+    taken = set(SPLITS)
+    for kind in ("sts", "retrieval", "classification", "clustering"):
+        common.named_paths(f"eval.{kind}", config.eval[kind], taken)
+    common.make_optimizer(config)
+    return found, nesting
+
+
+def check(config: ConfigDict) -> None:
+    """What `from_config` refuses before it reads texts; raises as that."""
+    _checked(config, None)
+
+
+def _task(
+    config: ConfigDict,
+    found: _Encoder,
+    nesting: Nesting,
+    split: texts.TextSplit,
+    teacher: TextFolder | None,
+    mesh: Mesh | None,
+) -> SentencePairs:
+    p = config.pairs
+    with config_errors("pairs"):
         if split.score_n is not None and NEEDS.get(p.loss, "score") != "score":
             raise ValueError(
                 f"loss {p.loss} has no use for a score, but there is one: data.drop=label=0 would "
@@ -263,12 +285,11 @@ def from_config(config: ConfigDict, mesh: Mesh, run: pathlib.Path | None = None)
       DataError: data missing or inconsistent.
     """
     # What is wrong with the model should show before minutes are spent on reading texts.
-    found = _encoder(config, run)
-    common.make_optimizer(config)
+    found, nesting = _checked(config, run)
     teacher = read_text_folder(config.pairs.teacher) if config.pairs.teacher else None
     data = _open(config)
     found = _with_vocabulary(config, found, data)
-    task = _task(config, found, data.splits["train"], teacher, mesh)
+    task = _task(config, found, nesting, data.splits["train"], teacher, mesh)
     program = common.make_program(config, task, mesh, model_group="text")
     train = _train_texts(config, found, data.splits["train"], teacher)
     reading = f"{found.tokenizer.content} {found.tokenizer.marks} {found.max_length}"
@@ -293,10 +314,11 @@ def planned_program(config: ConfigDict, mesh: Mesh) -> Program:
       UsageError: names the config key and what would be legal.
       DataError: data missing or inconsistent.
     """
+    found, nesting = _checked(config, None)
     data = _open(config)
-    found = _with_vocabulary(config, _encoder(config), data)
+    found = _with_vocabulary(config, found, data)
     teacher = read_text_folder(config.pairs.teacher) if config.pairs.teacher else None
-    task = _task(config, found, data.splits["train"], teacher, mesh)
+    task = _task(config, found, nesting, data.splits["train"], teacher, mesh)
     return common.make_program(config, task, mesh, model_group="text")
 
 

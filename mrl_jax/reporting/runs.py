@@ -141,32 +141,37 @@ def _finished(folder: pathlib.Path) -> bool:
     return (folder / "DONE").is_file() and (folder / "results.json").is_file()
 
 
-def _is_run(folder: pathlib.Path) -> bool:
+def is_run(folder: pathlib.Path) -> bool:
+    """Whether something of a run, finished or not, lies in the folder."""
     return any((folder / name).is_file() for name in ("config.json", "results.json", "DONE"))
 
 
-def _sweep_folders(path: pathlib.Path) -> list[str]:
+def read_sweep(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """The runs that a sweep.json lists, by folder.
+
+    Raises:
+      DataError: it is damaged, or lists a folder that lies elsewhere.
+    """
     values = read_json(path)
     check_schema(values, path)
-    folders = []
+    runs = {}
     for i, entry in enumerate(field(values, "runs", list, str(path))):
         name = field(entry, "dir", str, f"{path}: runs[{i}]")
         relative = pathlib.PurePath(name)
         if not name or relative.is_absolute() or ".." in relative.parts:
             raise DataError(f"{path}: runs[{i}]: dir must lie inside the sweep, got {name!r}")
-        if name in folders:
+        if name in runs:
             raise DataError(f"{path}: runs[{i}]: dir {name!r} is listed twice")
-        folders.append(name)
-    if not folders:
+        runs[name] = entry
+    if not runs:
         raise DataError(f"{path}: lists no runs")
-    return folders
+    return runs
 
 
 def read_study(root: pathlib.Path) -> Study:
     """The finished runs of `root`: a run folder, a sweep root, or a folder of run folders.
 
-    Where `root` holds a sweep.json exactly the runs it lists are read; others lying there belong
-    to earlier sweeps.
+    Where `root` holds a sweep.json exactly the runs it lists are read.
 
     Raises:
       UsageError: `root` is not a folder.
@@ -176,14 +181,14 @@ def read_study(root: pathlib.Path) -> Study:
         raise UsageError(f"{root}: no such folder")
     title = root.resolve().name
     if (root / "sweep.json").exists():
-        names = _sweep_folders(root / "sweep.json")
+        names = list(read_sweep(root / "sweep.json"))
         missing = f"{root / 'sweep.json'}: none of the {len(names)} runs it lists has finished"
-    elif _is_run(root):
+    elif is_run(root):
         if not _finished(root):
             raise DataError(f"{root}: this run has not finished: it lacks results.json or DONE")
         return Study(title, (read_run(root, title),), ())
     else:
-        names = sorted(folder.name for folder in root.iterdir() if _is_run(folder))
+        names = sorted(folder.name for folder in root.iterdir() if is_run(folder))
         missing = f"{root}: holds no finished run (a folder with results.json and DONE)"
     done = [name for name in names if _finished(root / name)]
     if not done:

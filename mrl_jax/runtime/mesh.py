@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,25 +14,31 @@ BATCH_AXES = ("data", "fsdp")
 Rules = Sequence[tuple[str, str]]
 
 
-def make_mesh(
-    data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[Any] | None = None
-) -> Mesh:
-    """A mesh over devices (all of all processes); one size may be -1, which takes what is left.
+def axis_sizes(count: int, data: int = -1, fsdp: int = 1, tensor: int = 1) -> dict[str, int]:
+    """The axes of a mesh over `count` devices; one size may be -1, which takes what is left.
 
     Raises:
       ValueError: sizes that are not positive or do not multiply to the number of devices.
     """
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
-    devices = jax.devices() if devices is None else devices
     written = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size < 1 for axis, size in sizes.items() if axis not in free):
         raise ValueError(f"mesh sizes must be positive, at most one of them -1; got {written}")
     fixed = math.prod(size for axis, size in sizes.items() if axis not in free)
-    if free and len(devices) % fixed == 0:
-        sizes[free[0]] = len(devices) // fixed
-    if math.prod(sizes.values()) != len(devices):
-        raise ValueError(f"mesh {written} does not fit {len(devices)} devices")
+    if free and count % fixed == 0:
+        sizes[free[0]] = count // fixed
+    if math.prod(sizes.values()) != count:
+        raise ValueError(f"mesh {written} does not fit {count} devices")
+    return sizes
+
+
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh over devices (all of all processes), with sizes and errors as of `axis_sizes`."""
+    devices = jax.devices() if devices is None else devices
+    sizes = axis_sizes(len(devices), data, fsdp, tensor)
     # Explicit axes, the default since jax 0.9, refuse class-sharded heads and prefix slices.
     types = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
@@ -53,9 +59,9 @@ def one_per_device(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
-def batch_divisor(mesh: Mesh) -> int:
-    """Batch sizes must be multiples of this."""
-    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+def batch_divisor(sizes: Mapping[str, int]) -> int:
+    """Batch sizes must be multiples of this, for a mesh with these sizes of its axes."""
+    return math.prod(sizes[axis] for axis in BATCH_AXES)
 
 
 def path_name(path: tuple) -> str:

@@ -23,7 +23,7 @@ def test_free_axis_takes_the_devices_that_are_left():
     mesh = make_mesh(data=-1, fsdp=2, tensor=2)
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
     assert set(mesh.axis_types) == {AxisType.Auto}
-    assert batch_divisor(mesh) == 4
+    assert batch_divisor(mesh.shape) == 4
 
 
 @pytest.mark.parametrize(
