@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from mrl_jax import printing
 from mrl_jax.runtime import numerics
 
 SCHEMA = 1
@@ -121,12 +122,11 @@ def not_measured(skipped: dict[str, str]) -> list[str]:
 def _block(results: Sequence[Result]) -> str:
     names = list(dict.fromkeys(r.name for r in results))
     values = {(r.name, r.dim): r for r in results}
-    width = max(14, *(len(name) + 2 for name in names))
-    lines = ["  dim" + "".join(f"{name:>{width}}" for name in names)]
-    for dim in sorted({r.dim for r in results}):
-        cells = []
-        for name in names:
-            r = values.get((name, dim))
-            cells.append(f"{100 * r.value:.2f} +- {100 * r.stderr:.2f}" if r else "")
-        lines.append(f"{dim:5d}" + "".join(f"{cell:>{width}}" for cell in cells))
-    return "\n".join(lines)
+
+    def cell(name: str, dim: int) -> str:
+        r = values.get((name, dim))
+        return f"{100 * r.value:.2f} +- {100 * r.stderr:.2f}" if r else ""
+
+    dims = sorted({r.dim for r in results})
+    rows = [(str(dim), *(cell(name, dim) for name in names)) for dim in dims]
+    return printing.table(("dim", *names), rows)

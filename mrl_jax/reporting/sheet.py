@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+from mrl_jax import printing
 from mrl_jax.reporting.headline import count, listing, percent, rests_on
 from mrl_jax.reporting.statistics import Summary
 from mrl_jax.reporting.tables import SIGNIFICANCE, Comparison, Table
@@ -204,21 +205,15 @@ def of_tables(tables: Sequence[Table]) -> list[Sheet]:
 def to_text(sheet: Sheet) -> str:
     """The sheet for a terminal: ASCII, aligned columns, * for the best of a row."""
     # A long label is written over several lines: "FF-64, first m dims" over two.
-    labels = [label.replace(", ", ",\n").split("\n") for label in sheet.columns]
-    height = max(map(len, labels))
-    grid = [[""] * (height - len(label)) + label for label in labels]
-    grid = [list(line) for line in zip(*grid, strict=True)]
+    heads = [",\n".join(map(plain, label.split(", "))) for label in sheet.columns]
+    rows = []
     for row in sheet.rows:
         cells = [
             f"{cell.text}{' *' if cell.best else '  '} {cell.below}".rstrip() if cell.text else ""
             for cell in row.cells
         ]
-        grid.append([row.head, *cells])
-    grid = [[plain(text) for text in line] for line in grid]
-    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-    lines = ["  ".join(t.rjust(w) for t, w in zip(line, widths, strict=True)) for line in grid]
-    lines.insert(height, "-" * len(lines[0]))
-    return "\n".join(line.rstrip() for line in (plain(sheet.title), *lines))
+        rows.append([plain(text) for text in (row.head, *cells)])
+    return f"{plain(sheet.title)}\n{printing.table(heads, rows)}"
 
 
 def plain(text: str) -> str:

@@ -11,7 +11,7 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from mrl_jax import outputs
+from mrl_jax import outputs, printing
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.search import frontier, planner, ranks, trial
 from mrl_jax.search.index import Index
@@ -142,8 +142,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         ("one by one", f"{latency} ms"),
         ("bytes", _bytes(index)),
     )
-    for name, value in rows:
-        print(f"{name:14} {value}")
+    print(printing.pairs(rows))
 
 
 def add(arguments: argparse.Namespace) -> None:

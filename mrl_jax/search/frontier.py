@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from mrl_jax import results
+from mrl_jax import printing, results
 from mrl_jax.reporting import plots
 from mrl_jax.reporting.plots import Chart, Line
 from mrl_jax.search import plan as plans
@@ -75,8 +75,8 @@ def _unbeaten(points: Sequence[Point]) -> list[Point]:
 
 def table(proposal: Proposal, k: int) -> str:
     """The frontier as text; a star marks the plan."""
-    heads = (f"  recall@{k}", f"{LEVEL:.0%} interval", "QPS", "p50 ms", "p99 ms", "B/row", "plan")
-    lines = [_line(heads)]
+    heads = (f"recall@{k}", f"{LEVEL:.0%} interval", "QPS", "p50 ms", "p99 ms", "B/row", "plan")
+    rows = []
     unbeaten = _unbeaten(proposal.points)
     for point in proposal.points:
         if not (point in unbeaten or point.role or point is proposal.chosen):
@@ -94,14 +94,8 @@ def table(proposal: Proposal, k: int) -> str:
             f"{of_row:,.0f}",
             described(point.plan) + role,
         )
-        lines.append(_line(cells))
-    return "\n".join(lines)
-
-
-def _line(cells: Sequence[str]) -> str:
-    widths = (11, 14, 9, 8, 8, 7)
-    padded = [f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=False)]
-    return "  ".join([*padded, cells[-1]])
+        rows.append(cells)
+    return printing.table(heads, rows, left={len(heads) - 1})
 
 
 def chart(proposal: Proposal, k: int) -> bytes:

@@ -231,7 +231,7 @@ def test_no_numbers_no_table(study):
 def test_text_table_is_aligned_ascii(study):
     text = sheet.to_text(sheet.of_table(tables.build(study, "test", "top1")))
     assert text.isascii()
-    assert re.search(r"^ +2  80\.00 \+- 1\.00 \*", text, re.MULTILINE)
+    assert re.search(r"^ +2   80\.00 \+- 1\.00 \*", text, re.MULTILINE)
     assert "+10.00 [+7.52, +12.48]   better (Holm)" in text
     assert re.search(r"^ *3 o ", text, re.MULTILINE)
 

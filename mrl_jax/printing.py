@@ -1,0 +1,41 @@
+"""Tables as text, the same on a terminal, in a log file and without either."""
+
+import io
+from collections.abc import Collection, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+# A line under the heads, blanks between columns, and nothing but ASCII.
+_LINES = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+_WIDE = 10_000  # characters: cells are never broken or cut
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int] = ()) -> str:
+    """The rows below the heads, in columns that never touch.
+
+    Args:
+      heads: of the columns; may have several lines.
+      rows: as many cells each.
+      left: numbers of the columns that are words, and begin at the left; numbers end at the right.
+    """
+    made = Table(box=_LINES, show_edge=False, pad_edge=False, header_style="", padding=(0, 1))
+    for number, head in enumerate(heads):
+        side = "left" if number in left else "right"
+        made.add_column(Text(head), justify=side, vertical="bottom", no_wrap=True)
+    return _printed(made, rows)
+
+
+def pairs(rows: Sequence[tuple[str, str]]) -> str:
+    """A name and what is said of it in every line."""
+    return _printed(Table.grid(padding=(0, 2)), rows)
+
+
+def _printed(made: Table, rows: Sequence[Sequence[str]]) -> str:
+    for row in rows:
+        made.add_row(*map(Text, row))
+    written = io.StringIO()
+    Console(file=written, width=_WIDE, color_system=None, force_terminal=False).print(made)
+    return "\n".join(line.rstrip() for line in written.getvalue().splitlines())
