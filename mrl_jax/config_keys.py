@@ -50,6 +50,7 @@ TASKS = ("classification", "sentence_pairs", "masked_lm", "adaptor")
 TASKS_OF = {
     "text.mask_rate": ("masked_lm",),
     "text.pooling": ("sentence_pairs",),
+    "text.prompts": ("sentence_pairs",),
     "text.width": ("sentence_pairs",),
     "text": ("sentence_pairs", "masked_lm"),
     "pairs": ("sentence_pairs",),
@@ -167,6 +168,11 @@ def default_config() -> ConfigDict:
     # Tokens of a text, the rest is cut off, or of masked_lm's sequences; 0 = as many as the folder
     # takes, 256 of a table without a limit, 128 of a fresh encoder
     c.text.max_length = 0
+    # sentence_pairs: what is put before texts in training and measuring, and goes with the model:
+    # ("query=find: ", "document=", "default="). Queries are the anchors of pairs and triplets and
+    # those of eval.retrieval, documents what is found for them; default is for all other texts.
+    # () = the folder's own prompts, ("default=",) = none
+    c.text.prompts = ()
     c.text.mask_rate = 0.15  # masked_lm: share of a sequence's tokens that are to be predicted
     c.text.dropout = 0.0  # of a network that is trained from scratch, or of a folder's
 

@@ -62,13 +62,15 @@ def write(
     step: int,
     data: str,
     read: dict[str, str],
+    prompts: dict[str, str],
     results: Sequence[Result],
     skipped: dict[str, str],
 ) -> None:
     """Writes results.json atomically: the numbers, and what it takes to get them again.
 
-    `data` is the fingerprint of the data set that was measured; `read` has digests of what was read
-    beside it, `skipped` why measures are missing, see `evaluators.Finding`.
+    `data` is the fingerprint of the data set that was measured. `read` has digests of what was read
+    beside it, `prompts` what texts had before them and `skipped` why measures are missing, see
+    `evaluators.Finding`.
     """
     content = {
         "schema": SCHEMA,
@@ -83,6 +85,7 @@ def write(
         "step": step,
         "data": data,
         "read": read,
+        "prompts": prompts,
         "environment": numerics.environment(),
         "settings": numerics.settings(),
         "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",

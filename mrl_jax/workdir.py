@@ -136,6 +136,7 @@ def record_finding(
         step=step,
         data=data,
         read=finding.read,
+        prompts=finding.prompts,
         results=finding.results,
         skipped=finding.skipped,
     )

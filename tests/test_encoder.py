@@ -93,6 +93,8 @@ def test_prompts_go_before_the_text():
     usual = Encoder(dataclasses.replace(folder, default_prompt="query"))
     np.testing.assert_allclose(usual.encode(["cat"]), prompted, atol=1e-6)
     np.testing.assert_allclose(usual.encode(["cat"], prompt_name=""), bare, atol=1e-6)
+    empty = Encoder(dataclasses.replace(usual.folder, prompts={"query": "two ", "document": ""}))
+    np.testing.assert_allclose(empty.encode(["cat"], prompt_name="document"), bare, atol=1e-6)
     with pytest.raises(UsageError, match="no prompt 'q'; legal: query, passage"):
         encoder.encode(["cat"], prompt_name="q")
     with pytest.raises(UsageError, match="legal: none, the folder has no prompts"):

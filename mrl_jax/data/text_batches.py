@@ -25,22 +25,25 @@ class TrainTexts:
 
     Attributes:
       split: texts.
-      tokens: gives the token ids of its texts, at most `longest` of each.
+      tokens: gives the token ids of its texts as they are on a side, at most `longest` of each.
       longest: tokens of a text.
       score_max: scores are divided by it.
-      teacher: gives an embedding of each of its texts [texts, any]; None: there are none.
+      teacher: gives an embedding of each of its texts as it is on a side [texts, any]; None: there
+        are none.
     """
 
     split: TextSplit
-    tokens: Callable[[], Tokens]
+    tokens: Callable[[str], Tokens]
     longest: int
     score_max: float = 1.0
-    teacher: Callable[[], np.ndarray] | None = None
+    teacher: Callable[[str], np.ndarray] | None = None
 
     def batches(self, batch_size: int, seed: int, sharding: jax.sharding.Sharding) -> "TextBatches":
         """Training batches by step."""
-        teacher_td = self.teacher() if self.teacher else None
-        return TextBatches(self, self.tokens(), teacher_td, batch_size, seed, sharding)
+        sides = tuple(self.split.sides) or ("anchor", "positive")  # of groups
+        teacher = {side: self.teacher(side) for side in sides} if self.teacher else {}
+        tokens = {side: self.tokens(side) for side in sides}
+        return TextBatches(self, tokens, teacher, batch_size, seed, sharding)
 
 
 class TextBatches:
@@ -54,14 +57,14 @@ class TextBatches:
     def __init__(
         self,
         source: TrainTexts,
-        tokens: Tokens,
-        teacher_td: np.ndarray | None,
+        tokens: dict[str, Tokens],
+        teacher: dict[str, np.ndarray],
         batch_size: int,
         seed: int,
         sharding: jax.sharding.Sharding,
     ):
         self._source, self._split = source, source.split
-        self._tokens, self._teacher_td = tokens, teacher_td
+        self._tokens, self._teacher = tokens, teacher
         self._batch_size, self._seed, self._sharding = batch_size, seed, sharding
         self._window: tuple[int, list[dict[str, np.ndarray]]] = (-1, [])
 
@@ -77,7 +80,7 @@ class TextBatches:
         rows = self._window[1][place]
         text_b = {name: rows[name] for name in rows if name != "row"}
         longest = {
-            side: padded_length(int(self._tokens.lengths[text].max()), self._source.longest)
+            side: padded_length(int(self._tokens[side].lengths[text].max()), self._source.longest)
             for side, text in text_b.items()
         }
         top = max(longest.values())
@@ -85,11 +88,11 @@ class TextBatches:
         for side, text in text_b.items():
             # Sides of one length go through the encoder together, and make fewer programs.
             length = top if 2 * longest[side] >= top else longest[side]
-            batch[f"{side}_tokens"] = self._tokens.padded(text, length)
-            batch[f"{side}_lengths"] = self._tokens.lengths[text]
+            batch[f"{side}_tokens"] = self._tokens[side].padded(text, length)
+            batch[f"{side}_lengths"] = self._tokens[side].lengths[text]
             batch[f"{side}_id"] = self._split.same_t[text]
-            if self._teacher_td is not None:
-                batch[f"{side}_teacher"] = self._teacher_td[text]
+            if self._teacher:
+                batch[f"{side}_teacher"] = self._teacher[side][text]
         if self._split.score_n is not None:
             batch["score"] = self._split.score_n[rows["row"]] / np.float32(self._source.score_max)
         return batch
@@ -104,7 +107,7 @@ class TextBatches:
         else:
             columns = self._draw(rows, random)
         # The longest side says what a batch is padded to; the others decide between equals.
-        lengths = [self._tokens.lengths[text] for text in columns.values()]
+        lengths = [self._tokens[side].lengths[text] for side, text in columns.items()]
         # Within an epoch: else both copies of an example would stand beside each other.
         epochs = (window * size + np.arange(size)) // split.examples
         order = np.lexsort((sum(lengths), np.max(lengths, axis=0), epochs)).reshape(

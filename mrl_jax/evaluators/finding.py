@@ -63,6 +63,7 @@ class Finding:
     files: content by name, e.g. "test_cascade.json".
     read: digests of what was read beside the run's data, by the config key below `eval` and, of a
       set, its name: "hierarchy", "sts.stsb". Runs measured the same where these are equal.
+    prompts: what texts had before them, by `prompts.Role`; {} where that was nothing.
     skipped: why something could not be measured, by "{split}/{measure}" or the name of a data set.
     unread: errors of data that could not be read; a person has to mend those.
     """
@@ -71,6 +72,7 @@ class Finding:
     examples: dict[str, Examples] = dataclasses.field(default_factory=dict)
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
     read: dict[str, str] = dataclasses.field(default_factory=dict)
+    prompts: dict[str, str] = dataclasses.field(default_factory=dict)
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
     unread: list[DataError] = dataclasses.field(default_factory=list)
 
@@ -80,6 +82,7 @@ class Finding:
         self.examples.update(other.examples)
         self.files.update(other.files)
         self.read.update(other.read)
+        self.prompts.update(other.prompts)
         self.skipped.update(other.skipped)
         self.unread.extend(other.unread)
 

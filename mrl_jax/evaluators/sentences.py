@@ -23,10 +23,12 @@ from mrl_jax.evaluators import (
     text_sts,
 )
 from mrl_jax.evaluators.finding import Finding, digest_of, refusals
+from mrl_jax.prompts import Role, by_role
 from mrl_jax.runtime.mesh import batch_sharding, replicated
 from mrl_jax.tasks.sentence_pairs import SentencePairs
 from mrl_jax.tokenization import Tokenizer, pad, padded_length
 
+NO_PROMPTS = MappingProxyType(by_role({}, ""))
 # Texts of the train split that PCA is fitted on.
 FITTED_ON = 20_000
 
@@ -44,6 +46,7 @@ class SentenceEvaluation:
       data: whose splits are measured.
       dims: prefixes to measure; those beyond the trained width are left out.
       batch_size: texts per step, a multiple of what the mesh splits the batch into.
+      prompts: what is put before a text by its role, see `mrl_jax.prompts`.
       seed: of random choices inside evaluators.
       sts: further sets of scored pairs by name.
       retrieval: collections by name.
@@ -63,6 +66,7 @@ class SentenceEvaluation:
         *,
         dims: tuple[int, ...],
         batch_size: int,
+        prompts: Mapping[Role, str] = NO_PROMPTS,
         seed: int = 0,
         sts: Mapping[str, TextSplit] = MappingProxyType({}),
         retrieval: Mapping[str, Collection] = MappingProxyType({}),
@@ -74,7 +78,7 @@ class SentenceEvaluation:
     ):
         self._task, self._mesh, self._tokenizer, self._data = task, mesh, tokenizer, data
         self._dims = tuple(m for m in dims if m <= task.nesting.width)
-        self._batch_size, self._seed = batch_size, seed
+        self._batch_size, self._prompts, self._seed = batch_size, prompts, seed
         self._sts, self._retrieval, self._projections = sts, retrieval, projections
         self._classification, self._clustering = classification, clustering
         self._layers, self._ignore_identical_ids = layers, ignore_identical_ids
@@ -117,11 +121,13 @@ class SentenceEvaluation:
     def run(self, params: Any, model_state: Any, splits: tuple[str, ...]) -> Finding:
         """All that was asked for, on these splits."""
 
-        def embed(texts: Sequence[str], depth: int | None = None) -> np.ndarray:
-            """The trained dims of texts, after so many layers."""
+        def embed(
+            texts: Sequence[str], depth: int | None = None, role: Role = "default"
+        ) -> np.ndarray:
+            """The trained dims of texts with their prompt, after so many layers."""
             z_nd = embed_texts(
                 functools.partial(self._embed, params, model_state, depth=depth),
-                texts,
+                [self._prompts[role] + text for text in texts],
                 self._tokenizer,
                 max_length=self._task.max_length,
                 batch_size=self._batch_size,
@@ -129,11 +135,15 @@ class SentenceEvaluation:
             )
             return z_nd[:, : self._task.nesting.width]
 
-        found, options = Finding(read=dict(self._read)), {"seed": self._seed}
+        prompts = dict(self._prompts) if any(self._prompts.values()) else {}
+        found = Finding(read=dict(self._read), prompts=prompts)
+        options: dict[str, Any] = {"seed": self._seed}
         if self._projections:
             texts = self._data.splits["train"].texts
             fitted = texts[:: max(1, len(texts) // FITTED_ON)][:FITTED_ON]
-            options["spaces"] = text_common.rivals(embed(fitted), self._seed)
+            # What is searched, where texts have an order.
+            role = "document" if _is_asked(self._data.splits["train"]) else "default"
+            options["spaces"] = text_common.rivals(embed(fitted, role=role), self._seed)
         found.add(self._at_depth(embed, splits, options))
         for name, (train, test) in self._classification.items():
             told = functools.partial(text_classification.measure, embed, name, train, test)
@@ -162,10 +172,13 @@ class SentenceEvaluation:
         for name, split in self._sts.items():
             found.attempt(name, functools.partial(self._scored, embed, name, split, options))
         for name, collection in self._retrieval.items():
-            retrieved = functools.partial(text_retrieval.measure, embed, name, collection)
+            documents = functools.partial(embed, role="document")
+            queries = functools.partial(embed, role="query")
+            retrieved = functools.partial(text_retrieval.measure, documents, name, collection)
             ignored = name in self._ignore_identical_ids
             about = {"mesh": self._mesh, "ignore_identical_ids": ignored, **options}
-            found.attempt(name, functools.partial(retrieved, self._dims, **about))
+            told = functools.partial(retrieved, self._dims, embed_queries=queries, **about)
+            found.attempt(name, told)
         return found
 
     def _scored(self, embed, name: str, split: TextSplit, options: dict) -> Finding:
@@ -173,8 +186,17 @@ class SentenceEvaluation:
 
     def _matched(self, embed, name: str, split: TextSplit) -> Finding:
         matching.check(*_ids(split))
-        z_td, (a_n, b_n) = embed(split.texts), split.pairs()
-        return matching.measure(z_td[a_n], z_td[b_n], *_ids(split), name, self._dims)
+        a_n, b_n = split.pairs()
+        a, b = ("query", "document") if _is_asked(split) else ("default", "default")
+        if self._prompts[a] == self._prompts[b]:
+            z_td = embed(split.texts, role=a)
+            z_ad, z_bd = z_td[a_n], z_td[b_n]
+        else:
+            z_ad, z_bd = (
+                embed([split.texts[i] for i in text_n], role=role)
+                for text_n, role in ((a_n, a), (b_n, b))
+            )
+        return matching.measure(z_ad, z_bd, *_ids(split), name, self._dims)
 
 
 def _ids(split: TextSplit) -> tuple[np.ndarray, np.ndarray]:
@@ -187,6 +209,11 @@ def _sides(split: TextSplit) -> tuple[list[str], list[str]]:
     """The two texts of every row."""
     first, second = ([split.texts[i] for i in text_n] for text_n in split.pairs())
     return first, second
+
+
+def _is_asked(split: TextSplit) -> bool:
+    """Whether the first of two texts is a query, and the other a document."""
+    return split.kind in ("pairs", "triplets")
 
 
 def embed_texts(

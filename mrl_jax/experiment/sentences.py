@@ -4,7 +4,9 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +14,11 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mrl_jax import workdir
+from mrl_jax import prompts, workdir
 from mrl_jax.data import beir
 from mrl_jax.data import text as texts
 from mrl_jax.data.labelled_text import LABELLED, LabelledTexts, read_labelled
+from mrl_jax.data.strings import Strings
 from mrl_jax.data.text_batches import TrainTexts
 from mrl_jax.data.text_columns import Columns, parse_columns
 from mrl_jax.data.text_files import SPLITS, find_files, first_columns, read_rows
@@ -75,21 +78,31 @@ class Texts:
 
 
 class _Encoder(NamedTuple):
-    """What is to be trained: the module, and the folder it comes from unless it is fresh."""
+    """What is to be trained: the module, its prompts, and its folder unless it is fresh."""
 
     encoder: SentenceEncoder
     tokenizer: Tokenizer | None  # None: to be made of the texts
     max_length: int
+    prompts: dict[str, str]
+    default_prompt: str = ""
     folder: TextFolder | None = None
 
     def trained(self, params: Any, dims: tuple[int, ...]) -> TextFolder:
         """The encoder with trained parameters and all that belongs to it."""
+        # Those that others would not look for under the name that they have here.
+        by_role = prompts.by_role(self.prompts, self.default_prompt)
+        stated = {role: by_role[role] for role in ("query", "document") if by_role[role]}
         # The losses compare directions: lengths say nothing unless the folder knows better.
-        whole = TextFolder(self.encoder, params, self.tokenizer, self.max_length, {}, dims, True)
-        if self.folder is None:
-            return whole
-        kept = {name: getattr(self.folder, name) for name in ("prompts", "default_prompt")}
-        return dataclasses.replace(whole, normalize=self.folder.normalize, **kept)
+        return TextFolder(
+            self.encoder,
+            params,
+            self.tokenizer,
+            self.max_length,
+            {**stated, **self.prompts},
+            dims,
+            self.folder.normalize if self.folder else True,
+            self.default_prompt,
+        )
 
 
 def tokenizer_of(config: ConfigDict, run: pathlib.Path | None) -> Tokenizer | None:
@@ -109,7 +122,7 @@ def _encoder(config: ConfigDict, run: pathlib.Path | None = None) -> _Encoder:
     with config_errors("text"):
         if t.width < 0 or t.max_length < 0:
             raise ValueError(f"width and max_length must be >= 0, got {t.width}, {t.max_length}")
-        tokenizer = tokenizer_of(config, run)
+        tokenizer, said = tokenizer_of(config, run), _prompts(config)
         if t.encoder not in (STATIC, *FRESH):
             return _from_folder(config, tokenizer)
         rows = tokenizer.vocab_size if tokenizer else t.vocab_size
@@ -119,13 +132,21 @@ def _encoder(config: ConfigDict, run: pathlib.Path | None = None) -> _Encoder:
                 raise ValueError("width: a static table needs so many dims")
             if t.dropout or pooling != "mean":
                 raise ValueError("a static table has no dropout and no pooling but the mean")
-            return _Encoder(SentenceEncoder(Static(rows, t.width)), tokenizer, length)
+            return _Encoder(SentenceEncoder(Static(rows, t.width)), tokenizer, length, *said)
         width, layers, heads, hidden = FRESH[t.encoder]
         drop = {"dropout": t.dropout, "attention_dropout": t.dropout}
         backbone = Bert(rows, width, layers, heads, hidden, **drop)
         if length > backbone.max_tokens:
             raise ValueError(f"max_length {length}: {t.encoder} has {backbone.max_tokens}")
-        return _Encoder(SentenceEncoder(backbone, pooling, t.width), tokenizer, length)
+        return _Encoder(SentenceEncoder(backbone, pooling, t.width), tokenizer, length, *said)
+
+
+def _prompts(config: ConfigDict, folder: TextFolder | None = None) -> tuple[dict[str, str], str]:
+    """The prompts by name and the name of the default one: those of the config, or the folder's."""
+    said = prompts.parse(config.text.prompts)
+    if said or folder is None:
+        return said, "default" if "default" in said else ""
+    return folder.prompts, folder.default_prompt
 
 
 def _from_folder(config: ConfigDict, tokenizer: Tokenizer | None) -> _Encoder:
@@ -152,7 +173,8 @@ def _from_folder(config: ConfigDict, tokenizer: Tokenizer | None) -> _Encoder:
     length = t.max_length or own
     if length > folder.max_length:
         raise ValueError(f"max_length {length}: {t.encoder} takes at most {folder.max_length}")
-    return _Encoder(encoder.clone(**changes), folder.tokenizer, length, folder)
+    said = _prompts(config, folder)
+    return _Encoder(encoder.clone(**changes), folder.tokenizer, length, *said, folder)
 
 
 def _with_vocabulary(config: ConfigDict, found: _Encoder, data: texts.TextData) -> _Encoder:
@@ -253,23 +275,119 @@ def _digest(folder: TextFolder, about: str) -> str:
     return digest.hexdigest()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Prompted:
+    """Texts with the prompt of some sides before them; those of other sides only are empty."""
+
+    texts: Strings
+    prompt: str
+    there_t: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, rows: slice) -> list[str]:
+        there_b = self.there_t[rows]
+        return [
+            self.prompt + text if there else ""
+            for text, there in zip(self.texts[rows], there_b, strict=True)
+        ]
+
+    def __iter__(self) -> Iterator[str]:
+        return (
+            self.prompt + text if there else ""
+            for text, there in zip(self.texts, self.there_t, strict=True)
+        )
+
+
+def _with_prompt(
+    split: texts.TextSplit, prompt_of: dict[str, str], prompt: str
+) -> tuple[Strings | _Prompted, str]:
+    """The texts of those sides that have this prompt, and what they follow from, for a cache."""
+    sides = [side for side, its in prompt_of.items() if its == prompt]
+    everywhere = len(sides) == len(prompt_of)
+    if everywhere and not prompt:
+        return split.texts, split.source
+    there_t = np.full(len(split.texts), everywhere)
+    for side in sides if not everywhere else ():
+        there_t[split.sides[side]] = True
+    return _Prompted(split.texts, prompt, there_t), f"{split.source} {sides} {prompt!r}"
+
+
+def _side_prompts(split: texts.TextSplit, folder: _Encoder | TextFolder) -> dict[str, str]:
+    """What goes before the texts of each side."""
+    by_role = prompts.by_role(folder.prompts, folder.default_prompt)
+    return prompts.by_side(by_role, split.kind, tuple(split.sides) or ("anchor", "positive"))
+
+
 def _train_texts(
     config: ConfigDict, found: _Encoder, split: texts.TextSplit, teacher: TextFolder | None
 ) -> TrainTexts:
-    cache = config.data.cache
+    cache, prompt_of = config.data.cache, _side_prompts(split, found)
 
-    def tokens():
-        kept = {"cache": cache, "source": split.source, "total": len(split.texts)}
-        return tokens_of(split.texts, found.tokenizer, found.max_length, **kept)
+    @functools.cache  # sides with the same prompt share their tokens
+    def tokens(prompt: str):
+        asked, source = _with_prompt(split, prompt_of, prompt)
+        kept = {"cache": cache, "source": source, "total": len(asked)}
+        return tokens_of(asked, found.tokenizer, found.max_length, **kept)
 
-    def vectors():
+    longest, score_max = found.max_length, config.pairs.score_max
+    if teacher is None:
+        return TrainTexts(split, lambda side: tokens(prompt_of[side]), longest, score_max)
+
+    # All of its dims, also where it is served with fewer.
+    teacher = dataclasses.replace(teacher, truncate_dim=None, trained_dims=())
+    taught_of = _side_prompts(split, teacher)
+
+    @functools.cache
+    def vectors(prompt: str):
+        asked, source = _with_prompt(split, taught_of, prompt)
         about = dataclasses.replace(teacher, params=None, tokenizer=None)
-        source = f"{split.source} {_digest(teacher, str(about))}" if cache else ""
-        return vectors_of(split.texts, Encoder(teacher).encode, cache=cache, source=source)
+        source = f"{source} {_digest(teacher, str(about))}" if cache else ""
+        embed = functools.partial(Encoder(teacher).encode, prompt_name="")
+        return vectors_of(asked, embed, cache=cache, source=source)
 
     return TrainTexts(
-        split, tokens, found.max_length, config.pairs.score_max, vectors if teacher else None
+        split,
+        lambda side: tokens(prompt_of[side]),
+        longest,
+        score_max,
+        lambda side: vectors(taught_of[side]),
     )
+
+
+def _read_as(found: _Encoder, split: texts.TextSplit) -> str:
+    """What token ids of training texts follow from, beside the texts."""
+    reading = f"{found.tokenizer.content} {found.tokenizer.marks} {found.max_length}"
+    before = _side_prompts(split, found)
+    # Not where there are none: checkpoints of older releases know of none.
+    return f"{reading} {json.dumps(before, sort_keys=True)}" if any(before.values()) else reading
+
+
+def _taught_by(teacher: TextFolder, split: texts.TextSplit) -> str:
+    """Hex digits over all that a teacher's embeddings follow from."""
+    # Not all fields of its module: these may be others in another release.
+    about = {
+        "pooling": teacher.encoder.pooling,
+        "max_length": teacher.max_length,
+        "prompts": _side_prompts(split, teacher),
+    }
+    return _digest(teacher, json.dumps(about, sort_keys=True))
+
+
+def _notes(found: _Encoder, teacher: TextFolder | None) -> list[str]:
+    """Lines for the log on what is done to texts."""
+    lines = [f"texts are cut after {found.max_length} tokens"]
+    for who, folder in (("", found), ("teacher: ", teacher)):
+        if folder and any(folder.prompts.values()):
+            by_role = prompts.by_role(folder.prompts, folder.default_prompt)
+            said = ", ".join(f"{role} {prompt!r}" for role, prompt in by_role.items())
+            lines.append(f"{who}prompts: {said}")
+    if teacher:
+        width, limit = teacher.encoder.out_dim, teacher.max_length
+        cut = f"texts cut after {limit} tokens" if limit < UNLIMITED else "whole texts"
+        lines.append(f"teacher: {width} dims of {cut}")
+    return lines
 
 
 def from_config(config: ConfigDict, mesh: Mesh, run: pathlib.Path | None = None) -> Experiment:
@@ -292,12 +410,11 @@ def from_config(config: ConfigDict, mesh: Mesh, run: pathlib.Path | None = None)
     task = _task(config, found, nesting, data.splits["train"], teacher, mesh)
     program = common.make_program(config, task, mesh, model_group="text")
     train = _train_texts(config, found, data.splits["train"], teacher)
-    reading = f"{found.tokenizer.content} {found.tokenizer.marks} {found.max_length}"
-    # Not all that is said about the teacher: that has another form in another release.
-    taught_by = _digest(teacher, "") if teacher else ""
+    reading = _read_as(found, data.splits["train"])
+    taught_by = _taught_by(teacher, data.splits["train"]) if teacher else ""
     dataset = Texts(data, {**data.splits, "train": train}, reading, taught_by)
-    evaluation, lines = _evaluation(config, task, mesh, found.tokenizer, data)
-    note = "\n".join([data.summary(), *lines])
+    evaluation, lines = _evaluation(config, task, mesh, found, data)
+    note = "\n".join([data.summary(), *_notes(found, teacher), *lines])
     weights = None
     if found.folder is not None:
         # A new projection stays fresh.
@@ -323,7 +440,7 @@ def planned_program(config: ConfigDict, mesh: Mesh) -> Program:
 
 
 def _evaluation(
-    config: ConfigDict, task: SentencePairs, mesh: Mesh, tokenizer: Tokenizer, data: texts.TextData
+    config: ConfigDict, task: SentencePairs, mesh: Mesh, found: _Encoder, data: texts.TextData
 ) -> tuple[SentenceEvaluation, list[str]]:
     """The measurements, and lines on their data for the log."""
     e, taken = config.eval, set(SPLITS)
@@ -351,8 +468,9 @@ def _evaluation(
     evaluation = SentenceEvaluation(
         task,
         mesh,
-        tokenizer,
+        found.tokenizer,
         data,
+        prompts=prompts.by_role(found.prompts, found.default_prompt),
         dims=common.evaluated_dims(config, task.nesting),
         batch_size=e.batch_size,
         seed=config.seed,

@@ -3,6 +3,8 @@
 import json
 from collections.abc import Mapping, Sequence
 
+from mrl_jax.prompts import Role
+
 Scores = Mapping[str, Mapping[int, float]]
 
 _FRONT = """---
@@ -40,6 +42,7 @@ def card(
     max_length: int,
     trained_dims: Sequence[int],
     prompts: Mapping[str, str],
+    used: Mapping[Role, str],
     scores: Scores,
 ) -> str:
     """The text of README.md.
@@ -50,12 +53,13 @@ def card(
       max_length: tokens after which a text is cut; 0: never.
       trained_dims: prefixes that were trained, () where unknown.
       prompts: name -> text.
+      used: those that texts of each role had in training and for the scores.
       scores: see `table`.
     """
     dims = ", ".join(map(str, trained_dims)) if trained_dims else "not known"
     example = max((dim for dim in trained_dims if dim < width), default=width)
     limit = f"at most {max_length} tokens of it" if max_length else "all of it"
-    name, prompt = next(iter(prompts.items()), ("", ""))
+    name = next((name for name, text in prompts.items() if text), "")
     with_prompt = f", prompt_name={json.dumps(name)}" if name else ""
     parts = [
         f"{_FRONT}\n# {title}\n",
@@ -74,9 +78,13 @@ def card(
         f'z = Encoder.load("PATH").encode(["a text", "another one"], dim={example}{with_prompt})\n'
         "```\n",
     ]
-    if prompt:
+    if name:
         rows = "".join(f"- `{name}`: {json.dumps(text)}\n" for name, text in prompts.items())
-        parts.append(f"## Prompts\n\n{rows}")
+        before = {role: json.dumps(text) if text else "nothing" for role, text in used.items()}
+        parts.append(
+            f"## Prompts\n\n{rows}\nTraining and scores: {before['query']} before queries, "
+            f"{before['document']} before documents, {before['default']} before other texts.\n"
+        )
     if scores:
         parts.append(f"## Scores\n\n{table(scores)}")
     return "\n".join(parts)

@@ -10,7 +10,7 @@ from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from mrl_jax import outputs
+from mrl_jax import outputs, prompts
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.interop.layouts import FORMS
 from mrl_jax.interop.sentence_card import Scores, card
@@ -133,6 +133,7 @@ def _write(root: pathlib.Path, title: str, folder: TextFolder, scores: Scores) -
         max_length=folder.max_length if folder.max_length < UNLIMITED else 0,
         trained_dims=folder.trained_dims,
         prompts=folder.prompts,
+        used=prompts.by_role(folder.prompts, folder.default_prompt),
         scores=scores,
     )
     (root / "README.md").write_text(readme, "utf-8")

@@ -120,10 +120,9 @@ def read_text_folder(path: str | os.PathLike) -> TextFolder:
             f"the table {backbone.vocab_size} rows"
         )
     settings = read_json(root / SETTINGS) if (root / SETTINGS).exists() else {}
-    prompts = {name: text for name, text in (settings.get("prompts") or {}).items() if text}
-    if prompts and not _includes_prompt(folders.get("Pooling")):
+    prompts, default_prompt = _prompts(settings, root / SETTINGS)
+    if any(prompts.values()) and not _includes_prompt(folders.get("Pooling")):
         raise UsageError(f"{root}: pooling without the prompt is not known; legal: include_prompt")
-    default_prompt = settings.get("default_prompt_name") or ""
     dims = read_json(root / MATRYOSHKA).get("dims", []) if (root / MATRYOSHKA).exists() else []
     truncate_dim = settings.get("truncate_dim")
     for dim in (*dims, *([] if truncate_dim is None else [truncate_dim])):
@@ -137,9 +136,21 @@ def read_text_folder(path: str | os.PathLike) -> TextFolder:
         prompts,
         tuple(dims),
         "Normalize" in folders,
-        default_prompt if default_prompt in prompts else "",
+        default_prompt,
         truncate_dim,
     )
+
+
+def _prompts(settings: dict[str, Any], where: pathlib.Path) -> tuple[dict[str, str], str]:
+    """The prompts by name, and the name of the default one, "" for none."""
+    prompts, default = settings.get("prompts") or {}, settings.get("default_prompt_name") or ""
+    prompts = {name: "" if text is None else text for name, text in dict(prompts).items()}
+    if not all(isinstance(text, str) for text in prompts.values()):
+        raise DataError(f"{where}: prompts must be texts, got {prompts!r:.60}")
+    if default and default not in prompts:
+        legal = ", ".join(prompts) or "none, there are no prompts"
+        raise DataError(f"{where}: default_prompt_name {default!r:.60}; legal: {legal}")
+    return prompts, default
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def test_a_split_and_its_batches_are_the_same(tmp_path, kind, name, write):
         assert split.kind == kind
         source = TrainTexts(
             split,
-            lambda split=split, where=where: tokens_of(
+            lambda side, split=split, where=where: tokens_of(
                 split.texts, tokenizer, 9, cache=where, source=split.source
             ),
             9,

@@ -131,6 +131,7 @@ def test_the_card_tells_dims_scores_prompts_and_how_to_cut(tmp_path):
         "normalize_embeddings=True",
         'prompt_name="query"',
         '- `query`: "find: "',
+        'Training and scores: "find: " before queries, nothing before documents, nothing before',
         "| dims | STS-B | nDCG@10 |\n| --- | --- | --- |\n"
         "| 32 | 0.8123 | 0.3000 |\n| 4 | 0.7000 |  |\n",
     ):
@@ -262,6 +263,13 @@ def test_pickles_and_parts_are_refused(folder):
         ("2_Dense/config.json", {"out_features": 17}, UsageError, r"wrong shape: linear.*\[17\]"),
         (
             "config_sentence_transformers.json",
+            {"default_prompt_name": "query"},
+            DataError,
+            "default_prompt_name 'query'; legal: none",
+        ),
+        ("config_sentence_transformers.json", {"prompts": {"query": 3}}, DataError, "be texts"),
+        (
+            "config_sentence_transformers.json",
             {"truncate_dim": 17},
             DataError,
             "dim 17, .* 1 to 16",
@@ -282,7 +290,10 @@ def test_prompts_that_are_not_pooled_are_refused(folder):
     with pytest.raises(UsageError, match="pooling without the prompt"):
         read_text_folder(folder)
     change(folder / "1_Pooling" / "config.json", include_prompt=True)
-    assert read_text_folder(folder).prompts == {"query": "q: "}
+    found = read_text_folder(folder)
+    assert found.prompts == {"query": "q: ", "document": ""}
+    write_sentence_folder(folder.parent / "again", found)
+    assert read_text_folder(folder.parent / "again").prompts == found.prompts
 
 
 @pytest.mark.parametrize(
