@@ -196,11 +196,14 @@ def check_writable(out: pathlib.Path) -> None:
       UsageError: says why.
     """
     try:
+        str(out).encode()
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
         raise UsageError(f"cannot write into --out {out}: {error.strerror}") from error
+    except UnicodeEncodeError:
+        raise UsageError(f"--out {str(out)!a} is not UTF-8: give another folder") from None
 
 
 def _report(name: str, path: pathlib.Path, flags: str) -> None:

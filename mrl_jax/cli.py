@@ -63,6 +63,8 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     as well, for those who debug the stack itself.
     """
     sys.unraisablehook = _drop_orbax_echoes
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
     try:
         main(sys.argv[1:])
     except errors.USER_ERRORS as error:

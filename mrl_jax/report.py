@@ -78,11 +78,14 @@ def main(argv: Sequence[str]) -> None:
     study = runs.read_study(args.root)
     report, tables = document.compose(study)
 
-    # The page comes first.
-    files = {PAGE: markdown.render(report).encode()}
+    # A path or a class may have a name that is no Unicode. The page comes first.
+    texts = {
+        PAGE: markdown.render(report),
+        "results.csv": results_csv(study),
+        "report.html": page.render(report),
+    }
+    files = {name: text.encode(errors="backslashreplace") for name, text in texts.items()}
     files |= {figure.file: figure.draw(plots.LIGHT) for figure in report.figures}
-    files["results.csv"] = results_csv(study).encode()
-    files["report.html"] = page.render(report).encode()
     out = args.out or args.root
     write_files(out, files)
 

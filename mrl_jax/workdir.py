@@ -34,13 +34,18 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
     """Creates the folder and keeps other processes of this machine out of it.
 
     Raises:
-      UsageError: the folder cannot be created or written.
+      UsageError: the folder cannot be created or written, or has a name that is no Unicode, which
+        checkpoints need.
       InUse: another command is using it.
     """
     if folder.parts and folder.parts[0].endswith(":"):
         raise UsageError(
             f"{folder} looks like a bucket's address: mount the bucket and give the folder"
         )
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{str(folder)!a} is not UTF-8: give another folder") from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
