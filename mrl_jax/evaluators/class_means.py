@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from mrl_jax.evaluators.ranking import ROUNDING
+
 SCHEMA = 1
 # Cosines held at a time: queries x classes.
 _MAX_COSINES = 2**20
@@ -29,7 +31,7 @@ def nearest_is_own(
     """Whether a query's nearest mean is the one of its class, at every prefix.
 
     All prefixes come from one pass over the dims, by running sums of block products. Another mean
-    that is exactly as near makes the answer no, and so does NaN.
+    that is as near but for rounding makes the answer no, and so does NaN.
 
     Args:
       query_nd: [N, D] embeddings.
@@ -52,13 +54,16 @@ def nearest_is_own(
             query_bd, own_b = query_nd[part].astype(np.float32), own_n[part]
             each_b = np.arange(len(own_b))
             running_bc = np.zeros((len(query_bd), len(mean_cd)), np.float32)
+            square_b = np.zeros(len(query_bd), np.float32)
             for g, (lo, hi) in enumerate(blocks):
                 running_bc += query_bd[:, lo:hi] @ mean_cd[:, lo:hi].T
-                # The query's own norm scales all its cosines alike, so it is not needed.
+                square_b += np.square(query_bd[:, lo:hi]).sum(1)
+                # The query's own norm scales all its cosines alike.
                 cosine_bc = running_bc / norm_cg[:, g]
                 own_cosine_b = cosine_bc[each_b, own_b]
                 cosine_bc[each_b, own_b] = -np.inf
-                right_gn[g, part] = own_cosine_b > cosine_bc.max(1)
+                surely_b = cosine_bc.max(1) + ROUNDING * np.sqrt(square_b)
+                right_gn[g, part] = own_cosine_b > surely_b
     return right_gn
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from mrl_jax.evaluators.finding import Finding, Unmeasurable
+from mrl_jax.evaluators.ranking import ROUNDING
 
 _MAX_SCORES = 2**24  # numbers held at a time
 
@@ -28,8 +29,8 @@ def measure(
     """ "{split}/match": of N pairs, how often the nearest b of an a, by cosine, is its own.
 
     A b that may not be told apart from the pair (an equal id, or an a of an equal id) does not
-    compete. What is not surely farther than the own b counts as ahead of it: ties, so that
-    constant embeddings are not right by luck, and NaN.
+    compete. What is not surely farther than the own b, beyond rounding, counts as ahead of it:
+    ties, so that constant embeddings are not right by luck, and NaN.
 
     Args:
       a_nd: embeddings [N, D], of any length.
@@ -57,7 +58,8 @@ def measure(
             own_b1 = np.take_along_axis(
                 cosine_bn, np.arange(len(a_nd))[rows, None], axis=1
             ) * np.where(squares_a[rows, dim - 1 : dim] > 0, 1, np.nan)
-            right_gn[g, rows] = ((cosine_bn < own_b1) | same_bn).all(1)
+            surely_b1 = own_b1 - ROUNDING * np.sqrt(squares_a[rows, dim - 1 : dim])
+            right_gn[g, rows] = ((cosine_bn < surely_b1) | same_bn).all(1)
     found = Finding()
     found.add_right(f"{split}/match", dims, right_gn)
     return found

@@ -7,9 +7,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mrl_jax.evaluators.finding import Finding, Unmeasurable
+from mrl_jax.evaluators.ranking import nearest, tied
 from mrl_jax.evaluators.text_common import unit_rows
 from mrl_jax.results import Result
-from mrl_jax.search import top_k
 
 NEAREST = 10
 QUERIES = 2000  # rows whose neighbours are looked for
@@ -83,21 +83,21 @@ def measure(
 
 def _nearest(z_nd: np.ndarray, row_q: np.ndarray, dims: tuple[int, ...], mesh) -> np.ndarray:
     """The nearest other rows at every prefix, [G, Q, NEAREST]."""
-    row_gqk, _ = top_k(z_nd, z_nd[row_q], dims, NEAREST + 1, mesh=mesh)
+    row_gqk = nearest(z_nd, z_nd[row_q], dims, NEAREST + 1, mesh=mesh)
     # The row itself goes behind all others; where equal rows have taken its place, the last goes.
     order_gqk = np.argsort(row_gqk == row_q[:, None], axis=-1, kind="stable")
     return np.take_along_axis(row_gqk, order_gqk, -1)[..., :NEAREST]
 
 
 def _cosines(z_nd: np.ndarray, pair_2p, dims: Sequence[int]) -> Iterable[np.ndarray]:
-    """Of every pair, at every prefix, [P] float64."""
+    """Of every pair, at every prefix, [P] float64; equal where only rounding tells them apart."""
     a_pd, b_pd = (z_nd[row_p].astype(np.float64) for row_p in pair_2p)
     dot_pd, a2_pd, b2_pd = (
         np.cumsum(x * y, 1) for x, y in ((a_pd, b_pd), (a_pd,) * 2, (b_pd,) * 2)
     )
     for dim in dims:
         length_p = np.sqrt(a2_pd[:, dim - 1] * b2_pd[:, dim - 1])
-        yield dot_pd[:, dim - 1] / np.where(length_p > 0, length_p, 1)
+        yield tied(dot_pd[:, dim - 1] / np.where(length_p > 0, length_p, 1))
 
 
 def _jackknife(x_p: np.ndarray, y_p: np.ndarray) -> float:
@@ -111,7 +111,7 @@ def _jackknife(x_p: np.ndarray, y_p: np.ndarray) -> float:
 def _spearman(x_p: np.ndarray, y_p: np.ndarray) -> float:
     from scipy.stats import rankdata
 
-    ranks = [rankdata(np.round(v, 12)) for v in (x_p, y_p)]
+    ranks = [rankdata(v) for v in (x_p, y_p)]
     if any(rank_p.std() == 0 for rank_p in ranks):
         return 0.0
     return float(np.corrcoef(*ranks)[0, 1])

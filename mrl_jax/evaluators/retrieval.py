@@ -1,5 +1,7 @@
 """Neighbours among the train split by cosine: k-NN accuracy, mAP, precision and recall.
 
+Of examples that are equally near the one that comes first in the split is taken first.
+
 The paper's Table 2 (1-NN) and figures of mAP (arXiv 2205.13147, section 4.3.1, appendices E and F),
 at every prefix, with the untrained rivals of the embedding beside it.
 """
@@ -11,9 +13,9 @@ import numpy as np
 
 from mrl_jax.errors import NonFiniteError
 from mrl_jax.evaluators.finding import Finding
+from mrl_jax.evaluators.ranking import nearest
 from mrl_jax.evaluators.subject import Subject
 from mrl_jax.results import Result
-from mrl_jax.search import top_k
 
 SPACES = ("", "_pca", "_random", "_rotation", "_svd")
 VOTERS = 20
@@ -80,7 +82,7 @@ def _nearest(
         dims = space.dims(subject.dims)
         if not dims:
             continue  # of a space with fewer coordinates than the shortest prefix
-        row_gnk, _ = top_k(
+        row_gnk = nearest(
             space.project(database.z_nd),
             space.project(query.z_nd),
             dims,

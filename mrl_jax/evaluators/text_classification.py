@@ -7,9 +7,9 @@ import numpy as np
 from mrl_jax.data.labelled_text import LabelledTexts
 from mrl_jax.errors import shown
 from mrl_jax.evaluators.finding import Finding, Unmeasurable
+from mrl_jax.evaluators.ranking import nearest
 from mrl_jax.evaluators.spaces import Space
 from mrl_jax.evaluators.text_common import Embed, embedded, in_spaces, itself, unit_rows
-from mrl_jax.search import top_k
 
 VOTERS = 10
 _ITERATIONS = 1000
@@ -75,7 +75,7 @@ def measure(
             model.fit(unit_rows(train_ne[:, :dim], name), train_label_n)
             right.append(model.predict(unit_rows(test_ne[:, :dim], name)) == label_n)
         found.add_right(f"{name}/logreg{suffix}", there, np.stack(right))
-        row_gnk, _ = top_k(train_ne, test_ne, there, min(VOTERS, len(train_label_n)))
+        row_gnk = nearest(train_ne, test_ne, there, min(VOTERS, len(train_label_n)))
         voted_gn = np.stack([_majority(label_nk) for label_nk in train_label_n[row_gnk]])
         found.add_right(f"{name}/knn{VOTERS}{suffix}", there, voted_gn == label_n)
     return found

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from mrl_jax.data.beir import Collection, grades_at
 from mrl_jax.evaluators.finding import Finding
+from mrl_jax.evaluators.ranking import nearest
 from mrl_jax.evaluators.spaces import Space
 from mrl_jax.evaluators.text_common import (
     RESAMPLES,
@@ -19,7 +20,6 @@ from mrl_jax.evaluators.text_common import (
     resamples,
 )
 from mrl_jax.results import Result
-from mrl_jax.search import top_k
 
 CUTOFF = 10  # of nDCG and MRR, and of the first recall
 DEPTH = 100  # documents looked at
@@ -112,7 +112,7 @@ def _ranked(x_nd, x_bd, own_b: np.ndarray, dims: tuple[int, ...], mesh) -> np.nd
     """The documents of every query, best first, [G, B, k], without its own."""
     spare = int((own_b >= 0).any())
     k = min(DEPTH + spare, len(x_nd))
-    row_gbk, _ = top_k(x_nd, x_bd, dims, k, mesh=mesh)
+    row_gbk = nearest(x_nd, x_bd, dims, k, mesh=mesh)
     if not spare:
         return row_gbk
     # What is not kept goes behind all others; where it was not found, the last one is too many.

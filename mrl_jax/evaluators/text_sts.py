@@ -7,6 +7,7 @@ import numpy as np
 
 from mrl_jax.errors import DataError
 from mrl_jax.evaluators.finding import Finding, Unmeasurable
+from mrl_jax.evaluators.ranking import tied
 from mrl_jax.evaluators.spaces import Space
 from mrl_jax.evaluators.text_common import (
     RESAMPLES,
@@ -53,10 +54,11 @@ def measure(
     """Semantic textual similarity, from one embedding of every text.
 
     "{name}/spearman" and "{name}/pearson" correlate cosines of prefixes with scores; 0 where all
-    cosines are equal. "{name}/retention" is the share of the Spearman correlation at full width
-    that is left; it is not given where that is not surely above 0. Standard errors come from
-    `RESAMPLES` bootstrap resamples of the pairs, of which retention takes both correlations from
-    the same one. "{name}_sts.json" has the 95 % intervals.
+    cosines are equal, as they are where only rounding tells them apart, see `ranking.tied`.
+    "{name}/retention" is the share of the Spearman correlation at full width that is left; it is
+    not given where that is not surely above 0. Standard errors come from `RESAMPLES` bootstrap
+    resamples of the pairs, of which retention takes both correlations from the same one.
+    "{name}_sts.json" has the 95 % intervals.
 
     Args:
       embed: N texts -> [N, D], of any length.
@@ -109,9 +111,9 @@ def measure(
 
 
 def _cosines(z_nd: np.ndarray, n: int) -> np.ndarray:
-    """Of rows i and n + i, [n]."""
+    """Of rows i and n + i, [n]; equal where only rounding tells them apart."""
     unit_nd = unit_rows(z_nd.astype(np.float64), "pairs")
-    return (unit_nd[:n] * unit_nd[n:]).sum(1)
+    return tied((unit_nd[:n] * unit_nd[n:]).sum(1))
 
 
 def _correlations(cosines: dict, score_n: np.ndarray, weight_rn: np.ndarray) -> dict:

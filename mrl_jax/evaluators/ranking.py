@@ -1,0 +1,58 @@
+"""Order among cosines that are known up to rounding: what is equal but for it is equal."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jax.sharding import Mesh
+
+from mrl_jax.search import top_k
+
+# Embeddings have seven digits (float32), of which a network's sums cost some: the cosine of two
+# texts differs by up to this with the place in a batch and the processor. What lies nearer together
+# would be ordered by chance, or by what a processor does to the last bit.
+ROUNDING = 1e-6
+
+
+def tied(x_n: np.ndarray) -> np.ndarray:
+    """The same numbers [n], where those within `ROUNDING` are all replaced by their mean.
+
+    From the smallest up, each group reaches as far as `ROUNDING` from its first number: however
+    dense numbers lie, none is moved by more than that.
+    """
+    order_n = np.argsort(x_n, kind="stable")
+    rising_n = x_n[order_n]
+    gaps = np.flatnonzero(np.diff(rising_n) > ROUNDING) + 1
+    first_r, last_r = np.r_[0, gaps], np.r_[gaps, len(x_n)]  # runs without a gap
+    starts = first_r.tolist()
+    for run in np.flatnonzero(rising_n[last_r - 1] - rising_n[first_r] > ROUNDING):
+        run_n, start = rising_n[first_r[run] : last_r[run]], 0
+        while (start := int(np.searchsorted(run_n, run_n[start] + ROUNDING, "right"))) < len(run_n):
+            starts.append(int(first_r[run]) + start)
+    starts.sort()
+    size_v = np.diff(starts, append=len(x_n))
+    mean_v = np.add.reduceat(rising_n, starts) / size_v
+    found_n = np.empty_like(rising_n)
+    found_n[order_n] = np.repeat(mean_v, size_v)
+    return found_n
+
+
+def nearest(
+    database_nd: np.ndarray,
+    query_bd: np.ndarray,
+    dims: Sequence[int],
+    k: int,
+    *,
+    mesh: Mesh | None = None,
+) -> np.ndarray:
+    """The k rows of largest cosine at every prefix, [G, B, k]; equally near ones by row number.
+
+    As `search.top_k`. At one dim, where all cosines are 1 or -1, that of signs is exactly that.
+    """
+    dims = tuple(dims)
+    if dims[0] > 1:
+        return top_k(database_nd, query_bd, dims, k, mesh=mesh)[0]
+    signs = np.sign(database_nd[:, :1]), np.sign(query_bd[:, :1])
+    found = [top_k(*signs, (1,), k, mesh=mesh)[0]]
+    if len(dims) > 1:
+        found.append(top_k(database_nd, query_bd, dims[1:], k, mesh=mesh)[0])
+    return np.concatenate(found)
