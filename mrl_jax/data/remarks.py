@@ -1,6 +1,7 @@
 """What a person should know of data that were opened: nothing is left out without a word."""
 
 import collections
+import contextlib
 import os
 import pathlib
 import unicodedata
@@ -90,3 +91,17 @@ def entries(folder: pathlib.Path | str, remarks: Remarks) -> Iterator[os.DirEntr
                         f"cannot read {entry.path}: {error.strerror} (it is a link to {target})"
                     ) from error
             yield entry
+
+
+def left_in(folder: str, read: Iterable[pathlib.Path]) -> list[str]:
+    """Lines on what lies in a folder beside what is read of it; [] without a folder.
+
+    Raises:
+      DataError: a link to what is not there, as a split of a disk that is not mounted.
+    """
+    remarks, known = Remarks(), set(read)
+    with contextlib.suppress(PermissionError):  # a folder may be read without being listed
+        for entry in entries(folder, remarks) if folder else ():
+            if pathlib.Path(entry.path) not in known:
+                remarks.add("not read, none of the splits", entry.path)
+    return remarks.lines()

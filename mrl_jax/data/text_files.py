@@ -16,6 +16,7 @@ from mrl_jax.errors import DataError, UsageError, listed, shown
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".tsv", ".tsv.gz", ".txt", ".txt.gz", ".parquet")
 SPLITS = ("train", "val", "test")
+VALIDATION = ("dev", "validation", "valid")  # what a val split is called as well
 FALSE = ("", "0", "false", "False")
 _BUFFER = 1 << 20  # bytes that are read at a time
 
@@ -221,7 +222,7 @@ def find_files(path: str, files: Sequence[str]) -> dict[str, list[pathlib.Path]]
     """The files of each split: those that are listed, or what lies in a folder.
 
     Args:
-      path: folder with train.*, val.* (or dev.*, validation.*) and test.*; "" with `files`.
+      path: folder with train.*, val.* (or what else of `VALIDATION`) and test.*; "" with `files`.
       files: "SPLIT=FILE" strings; a split may have several.
 
     Raises:
@@ -243,7 +244,7 @@ def find_files(path: str, files: Sequence[str]) -> dict[str, list[pathlib.Path]]
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder")
         for split in SPLITS:
-            names = (split, "dev", "validation") if split == "val" else (split,)
+            names = (split, *VALIDATION) if split == "val" else (split,)
             here = [folder / f"{name}{suffix}" for name in names for suffix in SUFFIXES]
             here = [file for file in here if file.is_file()]
             if len(here) > 1:

@@ -106,7 +106,10 @@ def from_config(config: ConfigDict, mesh: Mesh) -> Experiment:
             "starts from the principal axes of the train vectors",
             _turn(program, data, config.seed),
         )
-    return Experiment(program, data, evaluation, start, note=data.summary())
+    places = vectors.find_vectors(config.data.path, config.data.files)
+    lines = common.unread({part: [place] for part, place in places.items()}, config)
+    note = "\n".join([data.summary(), *lines])
+    return Experiment(program, data, evaluation, start, note=note)
 
 
 def planned_program(config: ConfigDict, mesh: Mesh) -> Program:

@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
+import itertools
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mrl_jax import config as configs
+from mrl_jax.data.remarks import left_in
 from mrl_jax.errors import CheckpointError, UsageError
 from mrl_jax.evaluators.finding import Finding
 from mrl_jax.nesting import Nesting
@@ -236,6 +238,15 @@ def named_paths(key: str, entries: Sequence[str], taken: set[str]) -> dict[str, 
         taken.add(name)
         found[name] = pathlib.Path(path)
     return found
+
+
+def unread(files: Mapping[str, Sequence[pathlib.Path]], config: ConfigDict) -> list[str]:
+    """Lines on what lies in the folder of the data beside these files, which are read.
+
+    Raises:
+      DataError: a link to what is not there.
+    """
+    return left_in(config.data.path, itertools.chain.from_iterable(files.values()))
 
 
 def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:

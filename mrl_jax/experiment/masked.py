@@ -142,6 +142,8 @@ def from_config(config: ConfigDict, mesh: Mesh, run: pathlib.Path | None = None)
     note = dataset.summary()
     if unread := unread_columns(documents):
         note += f"; columns that are not read: {listed(unread)}"
+    files = {split: texts.files for split, texts in documents.items()}
+    note = "\n".join([note, *common.unread(files, config)])
     as_folder = functools.partial(_as_folder, found)
     return Experiment(
         program, dataset, evaluation, weights, as_folder, found.tokenizer, note

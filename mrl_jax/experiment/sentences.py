@@ -414,6 +414,7 @@ def from_config(config: ConfigDict, mesh: Mesh, run: pathlib.Path | None = None)
     taught_by = _taught_by(teacher, data.splits["train"]) if teacher else ""
     dataset = Texts(data, {**data.splits, "train": train}, reading, taught_by)
     evaluation, lines = _evaluation(config, task, mesh, found, data)
+    lines += common.unread(find_files(config.data.path, config.data.files), config)
     note = "\n".join([data.summary(), *_notes(found, teacher), *lines])
     weights = None
     if found.folder is not None:

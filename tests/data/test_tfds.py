@@ -1,5 +1,6 @@
 """Which examples of a data set of TFDS a split is, and that no two splits share any."""
 
+import hashlib
 import io
 
 import numpy as np
@@ -89,6 +90,15 @@ def test_a_split_without_labels_is_named(tmp_path):
     assert data.notes[1:] == (
         "not read, without labels: 1, the first is split test (2 images)",
     )
+
+
+def test_checkpoints_of_older_releases_had_test_as_val(two):
+    data = opened(two)
+    digest = hashlib.sha256(repr(data.class_names).encode())
+    for name in ("test", "train", "val"):
+        digest.update(name.encode())
+        data.splits["test" if name == "val" else name].update(digest)
+    assert data.fingerprint() == digest.hexdigest()[:16]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -143,6 +143,8 @@ def test_texts_vectors_and_documents(tmp_path):
     words = tmp_path / "tokenizer.json"
     text_models.tokenizer().raw.save(str(words))
 
+    notes = {}
+
     def facts():
         small = ("head.kind=fixed", "nesting.dims=(8,)", "batch_size=8", "optimizer.decay_mask=.*")
         small += ('sharding=((".*","replicate"),)',)
@@ -152,12 +154,21 @@ def test_texts_vectors_and_documents(tmp_path):
             ("masked_lm", (f"data.path={tmp_path}/words", *bert)),
             ("adaptor", (f"data.path={tmp_path}/vectors",)),
         ):
-            dataset = set_up(f"task={task}", *small, *keys).dataset
+            setup = set_up(f"task={task}", *small, *keys)
+            notes[task] = [line for line in setup.note.splitlines() if "not read" in line]
+            dataset = setup.dataset
             yield dataset.training_fingerprint(), dataset.fingerprint()
 
     write("train", pairs[:16])
     write("val", pairs[16:])
+    (tmp_path / "words" / "train2.txt").write_text("more")
+    (tmp_path / "vectors" / "notes.md").write_text("of nobody")
     first = list(facts())
+    assert notes == {
+        "sentence_pairs": [],
+        "masked_lm": [f"not read, none of the splits: 1, the first is {tmp_path}/words/train2.txt"],
+        "adaptor": [f"not read, none of the splits: 1, the first is {tmp_path}/vectors/notes.md"],
+    }
     write("test", pairs[12:])
     write("val", pairs[18:])
     second = list(facts())
@@ -167,3 +178,18 @@ def test_texts_vectors_and_documents(tmp_path):
     ):
         assert train == again != changed
         assert all_splits != others
+
+
+def test_a_split_of_texts_that_leads_nowhere_is_no_missing_split(tmp_path):
+    rows = [json.dumps({"anchor": a, "positive": a[2:]}) for a in text_models.SENTENCES]
+    for split in ("train", "valid"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
+    (tmp_path / "test.jsonl").symlink_to("/mnt/not_mounted/test.jsonl")
+    words = tmp_path.with_name("tokenizer.json")
+    text_models.tokenizer(marks=False).raw.save(str(words))
+    keys = ("task=sentence_pairs", "text.width=64", f"text.tokenizer={words}")
+    keys += (f"data.path={tmp_path}", "optimizer.decay_mask=.*", 'sharding=((".*","replicate"),)')
+    with pytest.raises(DataError, match=r"cannot read .*test.jsonl: No such file .*a link to"):
+        set_up(*keys)
+    (tmp_path / "test.jsonl").unlink()
+    assert sorted(set_up(*keys).dataset.splits) == ["train", "val"]
