@@ -20,9 +20,11 @@ _COLLECTIVE = re.compile(
     r"= (?P<result>.*?) (?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|"
     r"collective-permute|ragged-all-to-all)(?P<start>-start)?\(.*"
 )
-# What XLA:TPU says of a program that is too large for the memory of a chip.
+# What XLA:TPU says of a program that is too large for the memory of a chip, one or the other way:
+# "memory required for HLO temporaries (23.94G) exceeds available HBM (15.75G)", "Used 24.30G of
+# 15.75G hbm".
 _USED = re.compile(
-    r"Used (?P<used>[0-9.]+)(?P<used_unit>[KMGT]?) of (?P<limit>[0-9.]+)(?P<limit_unit>[KMGT]?) hbm"
+    r"([0-9.]+)([KMGT]?)\)? (?:exceeds available HBM \(|of )([0-9.]+)([KMGT]?)(?:\)| hbm)"
 )
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _TRIED = 3  # layouts at most that are compiled to find one that fits
@@ -119,6 +121,15 @@ class TooLargeError(Exception):
         self.needed, self.limit = needed, limit
 
 
+def out_of_memory(said: str) -> tuple[int, int] | None:
+    """Bytes that a program needs and a chip has, from XLA:TPU's error; None of another error."""
+    found = _USED.search(said)
+    if not found:
+        return None
+    used, used_unit, limit, limit_unit = found.groups()
+    return round(float(used) * _UNITS[used_unit]), round(float(limit) * _UNITS[limit_unit])
+
+
 def compile_step(program: Program) -> Any:
     """The compiled step of the largest batch.
 
@@ -128,13 +139,10 @@ def compile_step(program: Program) -> Any:
     try:
         return program.compile(program.largest_batch)
     except jax.errors.JaxRuntimeError as error:
-        found = _USED.search(str(error))
-        if not found:
+        found = out_of_memory(str(error))
+        if found is None:
             raise
-        used, limit = (
-            round(float(found[name]) * _UNITS[found[f"{name}_unit"]]) for name in ("used", "limit")
-        )
-        raise TooLargeError(used, limit) from None
+        raise TooLargeError(*found) from None
 
 
 def other_layouts(program: Program) -> list[dict[str, int]]:

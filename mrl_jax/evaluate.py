@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import jax
 
 from mrl_jax import cli, results, trained, workdir
-from mrl_jax.runtime import distributed
+from mrl_jax.runtime import distributed, memory, watchdog
+from mrl_jax.runtime.phases import Phases
 
 
 def main(argv: Sequence[str]) -> None:
@@ -32,7 +33,13 @@ def main(argv: Sequence[str]) -> None:
     first = jax.process_index() == 0
     with workdir.locked(folder) if first else contextlib.nullcontext():
         config, setup, state = trained.restored(folder, overrides, arguments.step)
-        found = setup.evaluate(state)
+        phases = Phases()
+        with (
+            memory.exhausted(),
+            watchdog.watching(phases, config.hang_minutes, lambda: False),
+            phases("eval"),
+        ):
+            found = setup.evaluate(state)
         if first:
             workdir.record_finding(
                 folder,

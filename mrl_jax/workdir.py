@@ -23,6 +23,7 @@ EVALUATION = "evaluation"  # folder of what results.json does not hold
 EXAMPLES = "examples.npz"
 DONE = "DONE"
 CHECKPOINTS = "ckpt"
+_WRITTEN = (RESULTS, EVALUATION, DONE, TOKENIZER, "metrics.jsonl")
 
 
 class InUse(UsageError):
@@ -48,7 +49,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
         raise UsageError(f"{str(folder)!a} is not UTF-8: give another folder") from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = (folder / ".lock").open("a")
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror}") from error
     with lock:
@@ -84,20 +85,33 @@ def check_same_run(folder: pathlib.Path, config: ConfigDict) -> None:
     Keys that only say how a run is carried out (mesh, logging, checkpoints) may differ.
 
     Raises:
-      UsageError: names up to three keys that differ.
+      UsageError: names up to three keys that differ, or a file of something else that the run would
+        replace.
     """
     if (folder / CONFIG).exists():
         old = read_config(folder)
     elif is_done(folder):
         old = configs.from_run(read_results(folder)["config"], where=str(folder / RESULTS))
-    else:
+    elif _is_run(folder):
         return  # what checkpoints remember is compared when they are read
+    else:
+        others = [name for name in _WRITTEN if (folder / name).exists()]
+        if others:
+            raise UsageError(
+                f"{folder} holds {others[0]} and no run: give another folder as --workdir"
+            )
+        return
     changed = configs.differences(old, config)
     if changed:
         raise UsageError(
             f"{folder} holds another run ({'; '.join(changed[:3])}): "
             "use another --workdir or remove this one"
         )
+
+
+def _is_run(folder: pathlib.Path) -> bool:
+    """Whether a run has begun here: checkpoints have their folder before anything else is there."""
+    return (folder / CONFIG).exists() or (folder / CHECKPOINTS).exists()
 
 
 def record_config(folder: pathlib.Path, config: ConfigDict) -> None:
@@ -159,8 +173,10 @@ def _places(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
 
 
 def _take_back(folder: pathlib.Path) -> None:
-    """Undoes a `record_finding` that was cut short."""
+    """Undoes a `record_finding` that was cut short, and touches nothing of another kind."""
     place, part, old, new_results = _places(folder)
+    if not (_is_run(folder) or new_results.exists() or (folder / RESULTS).exists()):
+        return
     if old.exists() and new_results.exists():
         shutil.rmtree(place, ignore_errors=True)
         old.rename(place)

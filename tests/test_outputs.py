@@ -13,7 +13,8 @@ import threading
 import numpy as np
 import pytest
 
-from mrl_jax import outputs
+from mrl_jax import config as configs
+from mrl_jax import outputs, workdir
 from mrl_jax.cascade.policy import Policy
 from mrl_jax.errors import UsageError
 
@@ -88,7 +89,8 @@ def test_devices_and_sockets_stay(tmp_path):
 def test_standard_output_is_written_into(tmp_path):
     # In a process of its own, whose standard output pytest does not hold.
     call = """
-from mrl_jax import outputs
+from mrl_jax import config as configs
+from mrl_jax import outputs, workdir
 import pathlib, sys
 for place in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
     print("before")
@@ -131,7 +133,8 @@ def test_a_folder_is_replaced_only_where_nothing_in_it_is_of_others(tmp_path):
 
 KILLED = """
 import json, os, pathlib, signal, sys
-from mrl_jax import outputs
+from mrl_jax import config as configs
+from mrl_jax import outputs, workdir
 place = pathlib.Path(sys.argv[1])
 
 def replace(text, left):
@@ -179,3 +182,22 @@ def test_a_policy_replaces_policies_only(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UsageError, match=r"config\.json was not written by this command"):
         policy.save(tmp_path / "config.json")
+
+
+def test_a_new_run_takes_no_folder_whose_files_it_would_replace(tmp_path):
+    config = configs.default_config()
+    for name in ("evaluation", "evaluation.old", "evaluation.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes.md").write_text("mine")
+    (tmp_path / ".lock").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with workdir.locked(tmp_path):
+        with pytest.raises(UsageError, match="holds evaluation and no run"):
+            workdir.check_same_run(tmp_path, config)
+        (tmp_path / "evaluation").rename(tmp_path / "mine")
+        workdir.check_same_run(tmp_path, config)
+        (tmp_path / "mine").rename(tmp_path / "evaluation")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / ".lock").read_text() == "mine"
+    (tmp_path / "ckpt").mkdir()  # of a run whose config.json is lost
+    workdir.check_same_run(tmp_path, config)
