@@ -181,12 +181,21 @@ class Artefacts:
             about, where = self.shift(split)
             asked = [field(about, "data", str, where), field(about, "classes", list, where)]
             return json.dumps(asked)
+        return self.superclasses(split) if metric.startswith("superclass") else ""
+
+    def superclasses(self, split: str) -> str:
+        """What was noted of the superclasses of a split, as JSON; "" where nothing was.
+
+        Raises:
+          DataError: the file is damaged.
+        """
         name = f"{split}_superclass.json"
-        if metric.startswith("superclass") and (values := self.table(name)) is not None:
-            groups = field(values, "superclasses", list, self.where(name))
-            keys = (("name", (str, NoneType)), ("classes", int), ("n", int))
-            return json.dumps([[field(g, *key, self.where(name)) for key in keys] for g in groups])
-        return ""
+        values = self.table(name)
+        if values is None:
+            return ""
+        groups = field(values, "superclasses", list, self.where(name))
+        keys = (("name", (str, NoneType)), ("classes", int), ("n", int))
+        return json.dumps([[field(g, *key, self.where(name)) for key in keys] for g in groups])
 
     def image(self, name: str) -> bytes | None:
         """The PNG file `name`; None without it.

@@ -68,13 +68,18 @@ def prefix_sentence(table: Table, curve: Curve) -> str | None:
     return f"{text}."
 
 
+def _one_seed(comparisons: Sequence[Comparison]) -> str:
+    even = all(comparison.is_even(dim) for comparison in comparisons for dim in comparison.by_dim)
+    return "one seed each" if even else "the one seed that both have"
+
+
 def rests_on(comparisons: Sequence[Comparison]) -> str:
     """What verdicts speak of, in short: other seeds, other examples, or these networks alone."""
     differences = [d for c in comparisons for d, _ in c.by_dim.values()]
     units = {c.unit for c in comparisons if c.unit}
     noun = f"{max(d.units for d in differences):,} {listing(sorted(units))}" if units else ""
     if all(d.n == 1 for d in differences):
-        return f"these trained networks, one seed each, on the same {noun}"
+        return f"these trained networks, {_one_seed(comparisons)}, on the same {noun}"
     seeds = f"{max(d.n for d in differences)} seeds"
     return f"{seeds} and {noun}" if noun else seeds
 
@@ -110,9 +115,15 @@ def comparison_sentence(comparison: Comparison) -> str:
     if not comparison.has_verdicts and comparison.one_seed:
         higher = [dim for dim, difference in differences.items() if difference.mean > 1e-9]
         lower = [dim for dim, difference in differences.items() if difference.mean < -1e-9]
+        found = [
+            f"{word} at {spans(dims, every)}"
+            for word, dims in (("higher", higher), ("lower", lower))
+            if dims
+        ]
+        where = " and ".join(found) or f"equal at {spans(every, every)}"
         return (
-            f"{text} is higher at {spans(higher, every)} and lower at {spans(lower, every)} dims; "
-            "with one seed each, whether that is more than chance is unknown."
+            f"{text} is {where} dims; with {_one_seed([comparison])}, whether that is more than "
+            "chance is unknown."
         )
     if comparison.unit:
         text += f" ({rests_on([comparison])})"

@@ -3,18 +3,20 @@
 import dataclasses
 import json
 import math
+import pathlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from mrl_jax.config import OPERATIONAL_KEYS
 from mrl_jax.errors import DataError
 from mrl_jax.reporting.artefacts import Units
-from mrl_jax.reporting.runs import Run
+from mrl_jax.reporting.runs import Result, Run
 
 # Keys that name or carry out a run without changing what is trained, and those that the label
 # of a method tells anyway.
-NOT_A_VARIANT = (*OPERATIONAL_KEYS, "name", "seed", "eval", "head.kind")
+NOT_A_VARIANT = (*OPERATIONAL_KEYS, "name", "seed", "eval.dims", "head.kind")
+READ = "read."  # begins the keys of a variant that are no config keys: what was read
 SLIM = "slim"
 ONE_DIM = ("fixed", SLIM)
 NAMES = {"separate": "MRL", "shared": "MRL-E", "fixed": "FF", SLIM: "Slim"}
@@ -46,6 +48,10 @@ class Method:
     def curve_label(self) -> str:
         """Of the curve it is a part of: FF-8 is the point at 8 dims of FF-m."""
         return f"{NAMES[self.kind]}-m{self.suffix}" if self.kind in ONE_DIM else self.label
+
+    def measured(self, split: str, metric: str) -> list[Result]:
+        """The results of this name of all runs."""
+        return [r for _, run in sorted(self.runs.items()) for r in run.measured(split, metric)]
 
     def values(self, split: str, metric: str) -> dict[int, dict[int, float]]:
         """Measured values as {dim: {seed: value}}."""
@@ -131,7 +137,73 @@ def _variants(runs: Sequence[Run], kinds: Sequence[str]) -> list[Variant]:
     return [tuple((k, values[k]) for k in varying if k in values) for values in relevant]
 
 
-def _suffix(variant: Variant, variants: Sequence[Variant]) -> str:
+def _grouped_by(variant: Variant) -> Variant:
+    """A variant without what not all kinds of methods have."""
+    own = ("nesting.", "model.width", "model.embedding_dim")
+    return tuple(item for item in variant if not item[0].startswith(own))
+
+
+def _with_read(runs: Sequence[Run], variants: Sequence[Variant]) -> list[Variant]:
+    """The variants, with what runs of one variant have read where they do not agree in it.
+
+    Texts that are cut at other lengths, say, are other data as well, but the variant says so.
+    """
+    data = [{"data": run.data} if run.data else {} for run in runs]
+    digests = [{**of_data, **run.read} for of_data, run in zip(data, runs, strict=True)]
+    read = _comparable(digests, [run.places for run in runs])
+    varying = []
+    for key in dict.fromkeys(key for of_run in read for key in of_run):
+        found = defaultdict(set)
+        for of_run, variant in zip(read, variants, strict=True):
+            if key in of_run:
+                found[_grouped_by(variant)].add(of_run[key])
+        if any(len(values) > 1 for values in found.values()):
+            varying.append(key)
+    named = {key: _names(key, read, runs) for key in varying}
+    return [
+        (*variant, *((READ + key, named[key][of_run[key]]) for key in varying if key in of_run))
+        for of_run, variant in zip(read, variants, strict=True)
+    ]
+
+
+def _comparable(
+    digests: Sequence[dict[str, str]], places: Sequence[dict[str, str]]
+) -> list[dict[str, str]]:
+    """What runs read, by digest where all that read it have one, else by where it lay."""
+    without = {
+        key
+        for of_run, at in zip(digests, places, strict=True)
+        for key in at.keys() - of_run.keys()
+        if key != "data"  # may lie anywhere
+    }
+    return [
+        {**of_run, **{key: at[key] for key in at if key in without}}
+        for of_run, at in zip(digests, places, strict=True)
+    ]
+
+
+def _names(key: str, read: Sequence[dict[str, str]], runs: Sequence[Run]) -> dict[str, str]:
+    """JSON text for each value of a key: the file's or folder's name, where it tells them apart."""
+    names = defaultdict(set)
+    for of_run, run in zip(read, runs, strict=True):
+        if key in of_run:
+            names[of_run[key]].add(pathlib.PurePath(run.places.get(key, "")).name)
+    told = [next(iter(found)) for found in names.values() if len(found) == 1]
+    apart = len({*told}) == len(names) and all(told)
+    length = next(n for n in (8, 16, 32, 64, 4096) if len({v[:n] for v in names}) == len(names))
+    return {
+        value: json.dumps(next(iter(found)) if apart else value[:length])
+        for value, found in names.items()
+    }
+
+
+def read_of(variant: Variant) -> Variant:
+    """The part of a variant that says what was read."""
+    return tuple(item for item in variant if item[0].startswith(READ))
+
+
+def suffix(variant: Variant, variants: Collection[Variant]) -> str:
+    """What tells a variant from others in a label, as ", learning_rate=0.1"."""
     keys = {key for other in variants for key, _ in other}
     last = [key.rpartition(".")[2] for key in keys]
     parts = []
@@ -156,13 +228,13 @@ def group(runs: Sequence[Run]) -> list[Method]:
       DataError: two runs of the same method have the same seed; names both.
     """
     kinds = _kinds(runs)
-    variants = _variants(runs, kinds)
+    variants = _with_read(runs, _variants(runs, kinds))
     methods: dict[tuple, Method] = {}
     for run, kind, variant in zip(runs, kinds, variants, strict=True):
         dims = run.dims if kind in ONE_DIM else ()  # nested dims are part of the variant
         key = (kind, dims, variant)
         if key not in methods:
-            methods[key] = Method(kind, run.dims, variant, _suffix(variant, variants), {})
+            methods[key] = Method(kind, run.dims, variant, suffix(variant, variants), {})
         method = methods[key]
         if run.seed in method.runs:
             raise DataError(
@@ -183,16 +255,16 @@ def baseline(method: Method, methods: Sequence[Method], kind: str = "fixed") -> 
     """The FF (or Slim) that `method` is to be compared with, by dim; [] where there are none.
 
     Those that share its variant (nesting keys aside, which they have not); else, where all of them
-    are of one variant, those, if they were trained on the same data.
+    are of one variant, those, if they were trained and measured on the same data.
     """
 
-    def keys(variant: Variant, prefix: str, inside: bool) -> Variant:
+    def keys(variant: Variant, prefix: str | tuple[str, ...], inside: bool) -> Variant:
         return tuple(item for item in variant if item[0].startswith(prefix) == inside)
 
     fixed = [m for m in methods if m.kind == kind]
     wanted = keys(method.variant, "nesting.", False)
     same = [m for m in fixed if m.variant == wanted]
     if not same and len({m.variant for m in fixed}) == 1:
-        data = keys(method.variant, "data.", True)
-        same = [m for m in fixed if keys(m.variant, "data.", True) == data]
+        data = keys(method.variant, ("data.", READ), True)
+        same = [m for m in fixed if keys(m.variant, ("data.", READ), True) == data]
     return same

@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import hashlib
 import math
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from mrl_jax import config as config_lib
@@ -37,6 +39,8 @@ class Run:
       data: fingerprint of what was measured; "" in files that are older than it.
       artefacts: what its evaluators left beside results.json.
       skipped: why measures are missing, by their name.
+      read: digests of what was measured beside the data, by what it is, as far as they are known.
+      places: where that and the data lay.
     """
 
     folder: str
@@ -53,6 +57,8 @@ class Run:
     data: str = ""
     artefacts: Artefacts = NO_ARTEFACTS
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    read: dict[str, str] = dataclasses.field(default_factory=dict)
+    places: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def _by_name(self) -> dict[tuple[str, str], list[Result]]:
@@ -93,6 +99,39 @@ def _read_result(values: Any, where: str) -> Result:
     return Result(split, metric, dim, float(value), float(stderr), n)
 
 
+# Config keys of test sets beside the data, each a list of "NAME=PATH".
+_SETS = ("shifts", "sts", "retrieval", "classification", "clustering")
+
+
+def _places(config: dict[str, Any], results: Sequence[Result]) -> dict[str, str]:
+    """Where lay what was measured, by what it is."""
+    measured = {result.split for result in results}
+    places = {"data": str(config.get("data.path") or "")}
+    if any(result.metric.startswith("superclass") for result in results):
+        places["hierarchy"] = str(config.get("eval.hierarchy") or "")
+    for kind in _SETS:
+        for entry in config.get(f"eval.{kind}") or ():
+            name, _, path = str(entry).partition("=")
+            if name in measured:
+                places[f"{kind}.{name}"] = path
+    return places
+
+
+def _read(
+    values: dict[str, Any], artefacts: Artefacts, results: Sequence[Result], where: str
+) -> dict[str, str]:
+    """Digests of what was measured; of older runs as far as evaluators left some beside."""
+    read = dict(field(values, "read", dict, where)) if "read" in values else {}
+    if not all(isinstance(digest, str) for digest in read.values()):
+        raise DataError(f"{where}: field 'read' must hold texts, got {read!r:.80}")
+    for name in sorted({result.split for result in results}):
+        if about := artefacts.shift(name):
+            read.setdefault(f"shifts.{name}", field(about[0], "data", str, about[1]))
+        if "hierarchy" not in read and (groups := artefacts.superclasses(name)):
+            read[f"superclasses.{name}"] = hashlib.sha256(groups.encode()).hexdigest()[:16]
+    return read
+
+
 def read_run(folder: pathlib.Path, name: str) -> Run:
     """The finished run in `folder`, called `name` in the study.
 
@@ -118,21 +157,25 @@ def read_run(folder: pathlib.Path, name: str) -> Run:
         seen.add(key)
         results.append(result)
     versions = field(values, "versions", dict, where)
+    # Runs of different age compare by the same keys.
+    config = config_lib.flatten(config_lib.with_defaults(values["config"]))
+    artefacts = Artefacts(folder / "evaluation")
     return Run(
         folder=name,
         name=field(values, "run", str, where),
         kind=kind,
         dims=tuple(dims),
         seed=field(values, "config.seed", int, where),
-        # Runs of different age compare by the same keys.
-        config=config_lib.flatten(config_lib.with_defaults(values["config"])),
+        config=config,
         commit=field(values, "commit", str, where),
         versions={key: str(version) for key, version in versions.items()},
         command=field(values, "command", str, where),
         device=field(values, "device", str, where),
         results=tuple(results),
         data=field(values, "data", str, where) if "data" in values else "",
-        artefacts=Artefacts(folder / "evaluation"),
+        artefacts=artefacts,
+        read=_read(values, artefacts, results, where),
+        places=_places(config, results),
         skipped=field(values, "skipped", dict, where) if "skipped" in values else {},
     )
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from mrl_jax import printing
+from mrl_jax.reporting import methods
 from mrl_jax.reporting.headline import count, listing, percent, rests_on
 from mrl_jax.reporting.statistics import Summary
 from mrl_jax.reporting.tables import SIGNIFICANCE, Comparison, Table
@@ -65,8 +66,11 @@ def _difference_cell(comparison: Comparison, dim: int, usual_n: int) -> Cell:
     below = difference.verdict
     if below in ("better", "worse") and p <= SIGNIFICANCE:
         below += f" {HOLM}"
-    # The verdict "one seed" says it already.
-    if 1 < difference.n != usual_n:
+    if not comparison.is_even(dim):
+        seeds = comparison.seeds(dim)
+        only = f"{'seed' if len(seeds) == 1 else 'seeds'} {listing(seeds)} only"
+        below = only if difference.verdict == "one seed" else f"{below}, {only}"
+    elif 1 < difference.n != usual_n:  # the verdict "one seed" says it already
         below += f", n = {difference.n}"
     for verdict in ("better", "worse"):
         if dim in comparison.dims_of_networks(verdict) and difference.verdict != verdict:
@@ -81,9 +85,14 @@ def _cell_notes(table: Table) -> list[str]:
         else "one seed (n = 1), so no spread"
     )
     word = "lowest" if table.about.lower_is_better else "highest"
+    among = (
+        ", among the columns that were measured on the same"
+        if len({methods.read_of(curve.variant) for curve in table.curves}) > 1
+        else ""
+    )
     notes = [
         f"Cells: {table.about.noun} in percent, {over}, unless another n is given. "
-        f"Bold: {word} mean of its row, which need not be a real difference."
+        f"Bold: {word} mean of its row{among}, which need not be a real difference."
     ]
     low, high = (percent(error) for error in table.stderr)
     errors = f"{low}" if low == high else f"{low} to {high}"

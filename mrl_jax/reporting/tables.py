@@ -9,6 +9,7 @@ from mrl_jax.reporting import methods as methods_lib
 from mrl_jax.reporting import metrics, statistics
 from mrl_jax.reporting.artefacts import DRAWS, Units
 from mrl_jax.reporting.methods import Method
+from mrl_jax.reporting.runs import Result
 from mrl_jax.reporting.statistics import Difference, Summary
 
 SPLIT_NAMES = {"val": "validation", "test": "test"}
@@ -34,6 +35,7 @@ class Curve:
       values: {dim: {seed: value}}.
       units: by dim and then by seed, what the values are the means of, where known.
       same: dims at which this is the embedding it is made of, and no rival.
+      results: the numbers that the values are.
     """
 
     label: str
@@ -44,6 +46,7 @@ class Curve:
     units: Callable[[int], Mapping[int, Units]] = _unknown
     same: frozenset[int] = frozenset()
     short: str = ""
+    results: tuple[Result, ...] = ()
 
     def summary(self, dim: int) -> Summary | None:
         """Mean and spread over seeds at `dim`; None where nothing was measured."""
@@ -92,6 +95,14 @@ class Comparison:
         entries = (*self.by_dim.values(), *self.networks.values())
         return any(difference.low is not None for difference, _ in entries)
 
+    def seeds(self, dim: int) -> tuple[int, ...]:
+        """The seeds that both sides have at a dim: what is compared."""
+        return tuple(sorted(self.curve.values[dim].keys() & self.against.values[dim].keys()))
+
+    def is_even(self, dim: int) -> bool:
+        """Whether no side has a seed at a dim that the other lacks."""
+        return self.curve.values[dim].keys() == self.against.values[dim].keys()
+
     @property
     def one_seed(self) -> bool:
         """Whether it rests on one pair of networks at every dim."""
@@ -105,8 +116,6 @@ class Table:
     Attributes:
       comparisons: of MRL with FF-m, Holm's correction over the dims of each.
       rivals: of MRL with all other baselines, one correction for all of them together.
-      n_seeds: what most cells average over.
-      stderr: smallest and largest standard error of one run's value.
     """
 
     metric: str
@@ -115,10 +124,24 @@ class Table:
     comparisons: tuple[Comparison, ...]
     dims: tuple[int, ...]
     trained: frozenset[int]
-    n_seeds: int
-    n_examples: tuple[int, ...]
-    stderr: tuple[float, float]
     rivals: tuple[Comparison, ...] = ()
+
+    @property
+    def n_seeds(self) -> int:
+        """What most cells average over."""
+        seeds = Counter(len(values) for curve in self.curves for values in curve.values.values())
+        return max(seeds, key=lambda n: (seeds[n], n))
+
+    @property
+    def n_examples(self) -> tuple[int, ...]:
+        """On how many examples the values rest, those of one number once."""
+        return tuple(sorted({result.n for curve in self.curves for result in curve.results}))
+
+    @property
+    def stderr(self) -> tuple[float, float]:
+        """The smallest and the largest standard error of one run's value."""
+        errors = [result.stderr for curve in self.curves for result in curve.results]
+        return min(errors), max(errors)
 
     @property
     def about(self) -> metrics.Metric:
@@ -142,17 +165,23 @@ class Table:
         return dataclasses.replace(self, curves=tuple(c for c in self.curves if c.role in roles))
 
     def best(self, dim: int) -> list[str]:
-        """Labels of the curves with the best mean at `dim`, all that tie; [] without rivals."""
+        """Labels of the curves with the best mean at `dim`, all that tie; [] without rivals.
+
+        Curves that were measured on something else are no rivals.
+        """
         sign = -1 if self.about.lower_is_better else 1
-        means = {
-            curve.label: sign * curve.summary(dim).mean
-            for curve in self.curves
-            if dim in curve.values and dim not in curve.same
-        }
-        if len(means) < 2:
-            return []
-        # Equal values may differ in the last float digit.
-        return [label for label, mean in means.items() if mean >= max(means.values()) - 1e-9]
+        contests: dict[methods_lib.Variant, dict[str, float]] = {}
+        for curve in self.curves:
+            if dim in curve.values and dim not in curve.same:
+                contest = contests.setdefault(methods_lib.read_of(curve.variant), {})
+                contest[curve.label] = sign * curve.summary(dim).mean
+        return [
+            label
+            for means in contests.values()
+            for label, mean in means.items()
+            # Equal values may differ in the last float digit.
+            if len(means) > 1 and mean >= max(means.values()) - 1e-9
+        ]
 
 
 def names(methods: Sequence[Method], split: str) -> list[str]:
@@ -177,6 +206,7 @@ def _own_curve(method: Method, split: str, metric: str) -> Curve:
         frozenset(method.dims),
         method.values(split, metric),
         lambda dim: method.units(split, metric, dim),
+        results=tuple(method.measured(split, metric)),
     )
 
 
@@ -201,6 +231,12 @@ def _family_curve(family: Sequence[Method], split: str, metric: str) -> Curve:
         frozenset(values),
         values,
         lambda dim: members[dim].units(split, metric, dim),
+        results=tuple(
+            result
+            for dim, member in members.items()
+            for result in member.measured(split, metric)
+            if result.dim == dim
+        ),
     )
 
 
@@ -232,22 +268,34 @@ def _derived_curves(family: Sequence[Method], split: str, metric: str) -> list[C
                 lambda dim, name=name: widest.units(split, name, dim),
                 same,
                 rival.label + widest.suffix,
+                tuple(widest.measured(split, name)),
             )
         )
     return curves
 
 
 def _frozen_curves(methods: Sequence[Method], split: str, metric: str) -> list[Curve]:
-    """What the vectors that adaptors are made for give without any: the same for all of these."""
-    for method in methods:
-        if all(run.config.get("task") == "adaptor" for run in method.runs.values()):
-            found = {rival: method.values(split, metric + s) for s, rival in metrics.RIVALS.items()}
-            return [
-                Curve(f"frozen vectors, {r.label}", r.role, (), frozenset(), values, short=r.label)
-                for r, values in found.items()
-                if values
-            ]
-    return []
+    """What the vectors that adaptors are made for give without any, once for the same vectors."""
+    adaptors = [
+        m for m in methods if all(r.config.get("task") == "adaptor" for r in m.runs.values())
+    ]
+    first: dict[methods_lib.Variant, Method] = {}
+    for method in adaptors:
+        first.setdefault(methods_lib.read_of(method.variant), method)
+    return [
+        Curve(
+            f"frozen vectors, {rival.label}{methods_lib.suffix(read, first)}",
+            rival.role,
+            read,
+            frozenset(),
+            values,
+            short=rival.label,
+            results=tuple(method.measured(split, metric + name)),
+        )
+        for read, method in first.items()
+        for name, rival in metrics.RIVALS.items()
+        if (values := method.values(split, metric + name))
+    ]
 
 
 def _shared_units(a: Curve, b: Curve, dim: int) -> dict[int, tuple[Units, Units]]:
@@ -347,15 +395,6 @@ def build(methods: Sequence[Method], split: str, metric: str) -> Table | None:
     if not curves:
         return None
     comparisons, rivals = _comparisons(methods, curves, split, metric)
-    measured = {metric, *(metric + suffix for suffix in metrics.RIVALS)}
-    results = [
-        result
-        for method in methods
-        for run in method.runs.values()
-        for name in measured
-        for result in run.measured(split, name)
-    ]
-    seeds = Counter(len(values) for curve in curves for values in curve.values.values())
     return Table(
         metric=metric,
         split=split,
@@ -363,8 +402,5 @@ def build(methods: Sequence[Method], split: str, metric: str) -> Table | None:
         comparisons=comparisons,
         dims=tuple(sorted({dim for curve in curves for dim in curve.values})),
         trained=frozenset().union(*(m.dims for m in methods)),
-        n_seeds=max(seeds, key=lambda n: (seeds[n], n)),
-        n_examples=tuple(sorted({result.n for result in results})),
-        stderr=(min(r.stderr for r in results), max(r.stderr for r in results)),
         rivals=rivals,
     )

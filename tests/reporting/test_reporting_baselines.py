@@ -107,11 +107,16 @@ def test_several_seeds_are_judged_by_seeds_and_examples(tmp_path):
     assert "paired by seed and by examples" not in " ".join(notes)
 
 
-@pytest.mark.parametrize("data", [("d1", "d2"), ("", "")])
-def test_other_or_unknown_examples_are_never_paired(tmp_path, data):
-    table = tables.build(methods.group(judged_pair(tmp_path, data=data)), "test", "top1")
+def test_unknown_examples_are_never_paired(tmp_path):
+    table = tables.build(methods.group(judged_pair(tmp_path, data=("", ""))), "test", "top1")
     difference, _ = table.comparisons[0].by_dim[2]
     assert (difference.units, difference.verdict) == (0, "one seed")
+
+
+def test_other_data_are_never_compared(tmp_path):
+    table = tables.build(methods.group(judged_pair(tmp_path, data=("d1", "d2"))), "test", "top1")
+    assert table.comparisons == table.rivals == ()
+    assert table.best(2) == []
 
 
 def test_examples_that_are_not_those_of_the_result_are_refused(tmp_path):

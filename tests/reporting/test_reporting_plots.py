@@ -13,7 +13,7 @@ from mrl_jax.reporting.tables import Curve, Table
 
 
 def make_table(curves):
-    return Table("top1", "test", tuple(curves), (), (2, 3, 4), frozenset({2, 4}), 2, (100,), (0, 0))
+    return Table("top1", "test", tuple(curves), (), (2, 3, 4), frozenset({2, 4}))
 
 
 def make_curve(label, role="mrl", trained=(2, 4), level=0.8):
@@ -71,7 +71,7 @@ def test_many_curves_leave_out_what_was_not_trained():
 
 def test_a_single_dim_can_be_drawn():
     curve = Curve("FF-m", "ff", (), frozenset({8}), {8: {0: 0.9}})
-    table = Table("top1", "test", (curve,), (), (8,), frozenset({8}), 1, (100,), (0, 0))
+    table = Table("top1", "test", (curve,), (), (8,), frozenset({8}))
     assert draw(table).startswith(b"\x89PNG")
 
 
