@@ -1,9 +1,10 @@
 """Measures a trained run again: `python -m mrl_jax.evaluate --workdir DIR`.
 
-Restores the newest checkpoint and runs the same evaluators as the end of training, on the same
-splits; the numbers are identical. Rewrites results.json and the folder evaluation beside it. Keys
-that do not change the model may be given anew: --config.eval.measures=all measures all there is,
-others are --config.eval.dims=4,8,12, --config.mesh.tensor=1 or --config.data.path=...
+Restores the newest checkpoint, or that of --step, and runs the same evaluators as the end of
+training, on the same splits; the numbers are identical. Rewrites results.json and the folder
+evaluation beside it. Keys that do not change the model may be given anew:
+--config.eval.measures=all measures all there is, others are --config.eval.dims=4,8,12,
+--config.mesh.tensor=1 or --config.data.path=...
 """
 
 import contextlib

@@ -14,6 +14,12 @@ DEFAULTS = {
     "jax_default_matmul_precision": None,
 }
 
+UNFIT = {
+    "jax_enable_x64": (True,),
+    "jax_numpy_dtype_promotion": ("strict",),
+    "jax_transfer_guard": ("disallow", "disallow_explicit"),
+}
+
 
 def settings() -> dict[str, str | bool | int | None]:
     """What this process computes by; processes of one run must have the same."""
@@ -36,12 +42,15 @@ def check() -> None:
     """Refuses settings that no run works with.
 
     Raises:
-      UsageError: numbers of 64 bits are switched on.
+      UsageError: names the first of them.
     """
-    if jax.config.jax_enable_x64:
-        raise UsageError(
-            "JAX computes with 64 bits here (JAX_ENABLE_X64): runs are made for 32, unset it"
-        )
+    for name, unfit in UNFIT.items():
+        value = getattr(jax.config, name)
+        if value in unfit:
+            raise UsageError(
+                f"JAX is set to {name}={value} ({name.upper()} in the environment?): "
+                "runs do not work with that, unset it"
+            )
 
 
 def environment() -> dict[str, str]:

@@ -77,8 +77,16 @@ def test_another_config_is_named(setup):
     assert configs.changed_since(facts["config"], configs.override(setup.config, free)) == []
 
 
-def test_64_bits_are_refused(setup):
-    with jax.enable_x64(True), pytest.raises(UsageError, match="JAX_ENABLE_X64"):
+@pytest.mark.parametrize(
+    ("scope", "named"),
+    [
+        (lambda: jax.enable_x64(True), "JAX_ENABLE_X64"),
+        (lambda: jax.numpy_dtype_promotion("strict"), "JAX_NUMPY_DTYPE_PROMOTION"),
+        (lambda: jax.transfer_guard("disallow"), "JAX_TRANSFER_GUARD"),
+    ],
+)
+def test_settings_that_no_run_works_with_are_refused(setup, scope, named):
+    with scope(), pytest.raises(UsageError, match=named):
         experiment.from_config(setup.config)
 
 
