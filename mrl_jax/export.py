@@ -26,7 +26,7 @@ import numpy as np
 from flax import traverse_util
 from jax import export
 
-from mrl_jax import cli, outputs, trained, workdir
+from mrl_jax import cli, outputs, prompts, trained, workdir
 from mrl_jax import results as result_files
 from mrl_jax.adaptors import Rotation
 from mrl_jax.errors import DataError, UsageError
@@ -198,6 +198,9 @@ def main(argv: Sequence[str]) -> None:
             "dims": list(task.nesting.dims),
             "format": form,
         }
+        if setup.text_folder:
+            folder = setup.text_folder(evaluated(state)[0])
+            about["prompts"] = prompts.by_role(folder.prompts, folder.default_prompt)
         write_plain(out, form, setup, state, about)
     print(f"step {int(state['step'])}, {width} dims, as {form} in {out}")
 

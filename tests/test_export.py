@@ -96,6 +96,8 @@ def test_graphs_give_the_embeddings_of_the_run(text_run, image_run, tmp_path, fo
         commands.succeed(export(run, out, form))
         about = json.loads((out / "about.json").read_text())
         assert (about["format"], about["dims"]) == (form, [2, 4, 8])
+        nothing = dict.fromkeys(("query", "document", "default"), "")
+        assert about.get("prompts") == (nothing if run is text_run else None)
         for b in (1, 3):
             arrays = {name: np.asarray(x)[:b] for name, x in batch.items()}
             if form == "onnx":
