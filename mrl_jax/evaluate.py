@@ -34,6 +34,8 @@ def main(argv: Sequence[str]) -> None:
     first = jax.process_index() == 0
     with workdir.locked(folder) if first else contextlib.nullcontext():
         config, setup, state = trained.restored(folder, overrides, arguments.step)
+        if first and setup.note:
+            print(setup.note)
         phases = Phases()
         with (
             memory.exhausted(),

@@ -86,6 +86,7 @@ def _renamed(path: pathlib.Path, folders: list[str], class_names: Sequence[str])
             raise DataError(
                 f"{path} maps {folder!r} to {name!r}; "
                 f"legal are training classes, such as {class_names[0]!r}, and null"
+                f"{same_letters(name, class_names) if isinstance(name, str) else ''}"
             )
         renamed[folder] = name
     return renamed

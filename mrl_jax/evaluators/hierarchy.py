@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mrl_jax.data.remarks import composed, same_letters
 from mrl_jax.errors import DataError
 from mrl_jax.evaluators import wordnet
 
@@ -40,16 +41,18 @@ def read(path: str, class_names: Sequence[str]) -> Hierarchy:
     """The superclasses of these classes, see the module; those without a class are left out.
 
     Raises:
-      DataError: a file that is missing or of no such format, a class in two superclasses, no
-        class with a superclass, all classes in one.
+      DataError: a file that is missing or of no such format, a class in two superclasses, or one
+        whose name has another Unicode form; no class with a superclass, all classes in one.
     """
     file, colon, ids = path.rpartition(":")
     if colon and not os.path.exists(path):  # pathlib's raises at names as long as thirty ids
         pairs = wordnet.lowest_above(pathlib.Path(file), ids.split(","), class_names)
     else:
         file, pairs = path, _listed(pathlib.Path(path))
-    known, group_of = set(class_names), {}
+    known, forms, group_of = set(class_names), set(map(composed, class_names)), {}
     for name, group in pairs:
+        if name not in known and composed(name) in forms:
+            raise DataError(f"{file} has {name!r}, no class{same_letters(name, class_names)}")
         if name in known and group_of.setdefault(name, group) != group:
             raise DataError(
                 f"{file} has class {name!r} in two superclasses, {group_of[name]!r} and {group!r}"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mrl_jax.data.labelled_text import LabelledTexts
+from mrl_jax.data.remarks import same_letters
 from mrl_jax.errors import shown
 from mrl_jax.evaluators.finding import Finding, Unmeasurable
 from mrl_jax.evaluators.ranking import nearest
@@ -28,7 +29,10 @@ def check(train: LabelledTexts, test: LabelledTexts) -> None:
             f"{len(classes)} and {len(test.texts)}"
         )
     if unknown := sorted(set(test.labels) - classes):
-        raise Unmeasurable(f"no training text has the test label {shown(unknown[0])}")
+        raise Unmeasurable(
+            f"no training text has the test label {shown(unknown[0])}"
+            f"{same_letters(unknown[0], classes)}"
+        )
 
 
 def measure(

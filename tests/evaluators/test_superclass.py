@@ -74,6 +74,13 @@ def test_wrong_files_are_refused(tmp_path, name, text, message):
     assert str(tmp_path / name) in str(caught.value)
 
 
+def test_names_of_another_unicode_form_are_named(tmp_path):
+    names = ("caf\u00e9", "dog")
+    text = json.dumps({"cafe\u0301": "place", "dog": "animal"})
+    with pytest.raises(DataError, match=r"'caf\\xe9' has the same letters in another Unicode form"):
+        read(put(tmp_path / "a.json", text), names)
+
+
 def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "a.json").write_bytes(b"\xff\xfe")
     for path, problem in (

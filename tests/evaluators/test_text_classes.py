@@ -104,7 +104,8 @@ def test_v_measure_is_that_of_scikit_learn():
     [
         ((["a", "b"], ["x", "x"]), (["c"], ["x"]), "needs 2 classes or more .* got 1 and 1"),
         ((["a", "b"], ["x", "y"]), ([], []), "got 2 and 0"),
-        ((["a", "b"], ["x", "y"]), (["c"], ["z"]), "no training text has the test label 'z'"),
+        ((["a", "b"], ["x", "y"]), (["c"], ["z"]), "no training text has the test label 'z'$"),
+        ((["a", "b"], ["\u00e9", "y"]), (["c"], ["e\u0301"]), "has the same letters in another"),
     ],
 )
 def test_texts_that_cannot_be_classified_are_refused(train, test, message):
