@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from mrl_jax import experiment
+from mrl_jax import experiment, printing
 from mrl_jax.errors import UsageError
 from mrl_jax.program import Program
 from mrl_jax.runtime import flops as counted
@@ -222,8 +222,7 @@ def report(config: ConfigDict, topology: str = "") -> str:
         (f"collective {kind}", f"{count} with {size / 2**20:.2f} MiB per device")
         for kind, (count, size) in found.items()
     ] or [("collectives", "none")]
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{name.ljust(width)}  {value}" for name, value in rows]
+    lines = [printing.pairs(rows)]
     params = jax.tree_util.tree_leaves_with_path(program.state["params"])
     split = [
         f"  {path_name(path)} {leaf.shape} {leaf.sharding.spec}"

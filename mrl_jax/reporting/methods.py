@@ -15,7 +15,14 @@ from mrl_jax.reporting.runs import Result, Run
 
 # Keys that name or carry out a run without changing what is trained, and those that the label
 # of a method tells anyway.
-NOT_A_VARIANT = (*OPERATIONAL_KEYS, "name", "seed", "eval.dims", "head.kind")
+NOT_A_VARIANT = (
+    *(key for key in OPERATIONAL_KEYS if not key.startswith("eval.")),
+    *("name", "seed", "head.kind"),
+    # What these add has names of its own, and of sets there are digests.
+    *("eval.every", "eval.batch_size", "eval.measures", "eval.dims", "eval.layers"),
+    *("eval.projections", "eval.hierarchy", "eval.shifts", "eval.sts", "eval.retrieval"),
+    *("eval.classification", "eval.clustering"),
+)
 READ = "read."  # begins the keys of a variant that are no config keys: what was read
 SLIM = "slim"
 ONE_DIM = ("fixed", SLIM)

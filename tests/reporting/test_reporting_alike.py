@@ -77,8 +77,12 @@ def test_what_the_config_says_already_is_not_said_again():
 
 
 def test_evaluation_keys_that_change_numbers_are_part_of_a_method():
-    found = [reading("separate", s, data="d", **{"eval.own_id": bool(s)}) for s in (0, 1)]
-    assert labels(*found) == {"MRL, own_id=false": [0], "MRL, own_id=true": [1]}
+    key = "eval.ignore_identical_ids"
+    found = [reading("separate", s, data="d", **{key: ["q"] * s}) for s in (0, 1)]
+    assert labels(*found) == {
+        "MRL, ignore_identical_ids=[]": [0],
+        'MRL, ignore_identical_ids=["q"]': [1],
+    }
     found = [reading("separate", s, data="d", **{"eval.dims": [2, s]}) for s in (0, 1)]
     assert labels(*found) == {"MRL": [0, 1]}
 
