@@ -27,6 +27,9 @@ def _with_home(word: str) -> str:
     return re.sub(r"(?:^|(?<=[=,]))~[\w.-]*(?=/|$)", lambda home: os.path.expanduser(home[0]), word)
 
 
+LONGEST = 2000  # letters of an error: what is quoted may be a file
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse whose errors are one `UsageError` line instead of a usage page.
 
@@ -73,7 +76,7 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
         # The exit code stands. A SIGTERM that comes while Python shuts down must not change it:
         # launchers send one to all processes as soon as the first has ended.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        line = " ".join(str(error).split())
+        line = errors.cut(str(error), LONGEST)
         print(f"error: {line}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     except OSError as error:

@@ -5,7 +5,6 @@ code (see `cli.run`). Anything else is a bug and keeps its traceback.
 """
 
 import reprlib
-import textwrap
 from collections.abc import Iterable
 
 EXIT_DONE = 0
@@ -48,8 +47,9 @@ class Preempted(Exception):
 
 
 _MOST = 10
+_LONGEST = 60
 _SHOWN = reprlib.Repr()
-_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 60
+_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = _LONGEST
 
 
 def shown(value: object) -> str:
@@ -57,10 +57,16 @@ def shown(value: object) -> str:
     return _SHOWN.repr(value)
 
 
+def cut(text: str, longest: int) -> str:
+    """A text of at most so many letters, or its beginning and "..."; in one line."""
+    text = " ".join(text.split())
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
 def listed(values: Iterable[object]) -> str:
     """Names as an error message lists them: the first ten, each cut where it is long."""
     values = list(values)
-    names = [textwrap.shorten(str(value), 60, placeholder="...") for value in values[:_MOST]]
+    names = [cut(str(value), _LONGEST) for value in values[:_MOST]]
     more = len(values) - _MOST
     return ", ".join(names) + (f" and {more:,} more" if more > 0 else "")
 

@@ -32,6 +32,7 @@ def _restore(monkeypatch):
     [
         (errors.UsageError("bad\n  key"), 2, "error: bad key"),
         (errors.DataError("no data"), 3, "error: no data"),
+        (errors.DataError("word " * 10**6), 3, "error: " + "word " * 399 + "wo..."),
         (errors.CheckpointError("torn"), 4, "error: torn"),
         (errors.NonFiniteError("step 3"), 5, "error: step 3"),
         (errors.Preempted("stopped"), 75, "error: stopped"),

@@ -24,7 +24,7 @@ from mrl_jax.data.images import IMAGE_SUFFIXES
 from mrl_jax.data.remarks import Remarks, same_letters
 from mrl_jax.data.sources import Split, decoded
 from mrl_jax.data.stream import Stream
-from mrl_jax.errors import DataError, UsageError
+from mrl_jax.errors import DataError, UsageError, shown
 
 CLASSES = "classes.json"
 # What must be there; None = every training class.
@@ -53,10 +53,11 @@ def parse_shifts(entries: Sequence[str]) -> dict[str, pathlib.Path]:
     for entry in entries:
         name, equals, folder = entry.partition("=")
         if not equals or not folder:
-            raise UsageError(f"eval.shifts must be NAME=FOLDER,..., got {entry!r}")
+            raise UsageError(f"eval.shifts must be NAME=FOLDER,..., got {shown(entry)}")
         if not re.fullmatch("[A-Za-z0-9_-]+", name):
             raise UsageError(
-                f"eval.shifts: a name has letters, digits, - and _ only, got {name!r} in {entry!r}"
+                "eval.shifts: a name has letters, digits, - and _ only, got "
+                f"{shown(name)} in {shown(entry)}"
             )
         if name in SPLITS:
             raise UsageError(f"eval.shifts: {name} is a split of the data set, take another name")
@@ -81,10 +82,10 @@ def _renamed(path: pathlib.Path, folders: list[str], class_names: Sequence[str])
     for folder, name in pairs:
         if folder not in folders or folder in renamed:
             problem = "is there twice" if folder in renamed else "is no folder beside it"
-            raise DataError(f"{path}: {folder!r} {problem}")
+            raise DataError(f"{path}: {shown(folder)} {problem}")
         if name is not None and name not in class_names:
             raise DataError(
-                f"{path} maps {folder!r} to {name!r}; "
+                f"{path} maps {shown(folder)} to {shown(name)}; "
                 f"legal are training classes, such as {class_names[0]!r}, and null"
                 f"{same_letters(name, class_names) if isinstance(name, str) else ''}"
             )

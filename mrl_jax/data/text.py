@@ -245,12 +245,12 @@ def _check_same(row: Row, columns: Columns, layout: Layout, first: str) -> None:
     """Refuses a row that says less, or more, than the one at `first`: no part of it is dropped."""
     for column in layout.columns:
         if column not in row.values:
-            raise DataError(f"{row.where}: column {column} is missing, which {first} has")
+            raise DataError(f"{row.where}: column {listed([column])} is missing, which {first} has")
     for column in columns.layout(tuple(row.values), row.where).columns:
         if column not in layout.columns:
             raise DataError(
-                f"{row.where}: has a column {column}, which {first} has not; all rows of a split "
-                "must have the same"
+                f"{row.where}: has a column {listed([column])}, which {first} has not; all "
+                "rows of a split must have the same"
             )
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from mrl_jax.errors import DataError, UsageError, listed
+from mrl_jax.errors import DataError, UsageError, listed, shown
 
 NAMES = {
     "anchor": (
@@ -99,7 +99,9 @@ class Columns:
             given, wanted = {}, []
         for name in wanted:
             if name not in names:
-                raise DataError(f"{where}: column {name} is missing; found {listed(names)}")
+                raise DataError(
+                    f"{where}: column {listed([name])} is missing; found {listed(names)}"
+                )
         free = self.unread(names, Layout(negatives=tuple(wanted)))
         found = {
             role: given.get(role) or tuple(name for name in free if _plain(name) in known)
@@ -113,9 +115,10 @@ class Columns:
         for role, suspect in _SUSPECTS.items() if layout.texts is None else ():
             for name in self.unread(names, layout):
                 if suspect.search(_plain(name)) and not (role == "score" and layout.score):
+                    short = listed([name])
                     raise DataError(
-                        f"{where}: {name} looks like a {role}: data.columns={role}={name} reads "
-                        f"it as one, data.columns=ignore={name} leaves it out"
+                        f"{where}: {short} looks like a {role}: data.columns={role}={short} reads "
+                        f"it as one, data.columns=ignore={short} leaves it out"
                     )
         return layout
 
@@ -136,9 +139,9 @@ class Columns:
         if texts is not None:
             if len(layout.columns) > 1:
                 raise DataError(
-                    f"{where}: {texts} is a list of texts that all go together, beside which "
-                    f"{listed(layout.columns[1:])} means nothing: data.columns=ignore=NAME leaves "
-                    "a column out"
+                    f"{where}: {listed([texts])} is a list of texts that all go together, beside "
+                    f"which {listed(layout.columns[1:])} means nothing: data.columns=ignore=NAME "
+                    "leaves a column out"
                 )
             return layout
         if anchor is None or positive is None:
@@ -162,7 +165,7 @@ def parse_columns(entries: Sequence[str], drop: Sequence[str] = ()) -> Columns:
         if not equals or role not in (*NAMES, IGNORE) or not column:
             raise UsageError(
                 f"data.columns must be ROLE=COLUMN, ROLE one of {', '.join((*NAMES, IGNORE))}; "
-                f"got {entry!r}"
+                f"got {shown(entry)}"
             )
         given[role] = (*given.get(role, ()), column)
     return Columns(given, tuple(condition.partition("=")[0] for condition in drop))

@@ -236,7 +236,8 @@ def find_files(path: str, files: Sequence[str]) -> dict[str, list[pathlib.Path]]
         split, equals, file = entry.partition("=")
         if not equals or split not in SPLITS or not file:
             raise UsageError(
-                f"data.files must be SPLIT=FILE, SPLIT one of {', '.join(SPLITS)}; got {entry!r}"
+                f"data.files must be SPLIT=FILE, SPLIT one of {', '.join(SPLITS)}; "
+                f"got {shown(entry)}"
             )
         found.setdefault(split, []).append(pathlib.Path(file))
     if path:

@@ -21,7 +21,7 @@ import numpy as np
 
 from mrl_jax.data.loader import put, train_rows
 from mrl_jax.data.text_files import SPLITS
-from mrl_jax.errors import DataError, UsageError
+from mrl_jax.errors import DataError, UsageError, shown
 from mrl_jax.search.vectors import Vectors, open_vectors
 
 POSITIVES = "_positives"
@@ -132,7 +132,7 @@ def find_vectors(path: str, files: Sequence[str]) -> dict[str, pathlib.Path]:
         if not equals or part not in PARTS or not place or part in found:
             raise UsageError(
                 f"data.files must be PART=PLACE, PART one of {', '.join(PARTS)}, each once; "
-                f"got {entry!r}"
+                f"got {shown(entry)}"
             )
         found[part] = pathlib.Path(place)
     if path:

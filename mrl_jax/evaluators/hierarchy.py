@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mrl_jax.data.remarks import composed, same_letters
-from mrl_jax.errors import DataError
+from mrl_jax.errors import DataError, shown
 from mrl_jax.evaluators import wordnet
 
 
@@ -55,7 +55,8 @@ def read(path: str, class_names: Sequence[str]) -> Hierarchy:
             raise DataError(f"{file} has {name!r}, no class{same_letters(name, class_names)}")
         if name in known and group_of.setdefault(name, group) != group:
             raise DataError(
-                f"{file} has class {name!r} in two superclasses, {group_of[name]!r} and {group!r}"
+                f"{file} has class {shown(name)} in two superclasses, {shown(group_of[name])} and "
+                f"{shown(group)}"
             )
     if not group_of:
         raise DataError(
@@ -64,7 +65,7 @@ def read(path: str, class_names: Sequence[str]) -> Hierarchy:
         )
     groups = tuple(sorted(set(group_of.values())))
     if len(groups) == 1 and len(group_of) == len(class_names):
-        raise DataError(f"{file} has all classes in one superclass, {groups[0]!r}")
+        raise DataError(f"{file} has all classes in one superclass, {shown(groups[0])}")
     index = {group: i for i, group in enumerate(groups)}
     group_c = [index[group_of[name]] if name in group_of else -1 for name in class_names]
     return Hierarchy(groups, np.array(group_c, np.int32))
@@ -106,7 +107,7 @@ def _json_pairs(path: pathlib.Path, text: str) -> Iterator[tuple[str, str]]:
         elif isinstance(value, list) and all(isinstance(name, str) for name in value):
             yield from ((name, key) for name in value)
         else:
-            raise DataError(f"{path} must be {layout}; {key!r} has neither")
+            raise DataError(f"{path} must be {layout}; {shown(key)} has neither")
 
 
 def _table_pairs(path: pathlib.Path, text: str, kind: str) -> Iterator[tuple[str, str]]:
@@ -116,5 +117,7 @@ def _table_pairs(path: pathlib.Path, text: str, kind: str) -> Iterator[tuple[str
         if not any(fields) or (number == 1 and fields == ["class", "superclass"]):
             continue
         if len(fields) != 2 or not all(fields):
-            raise DataError(f"{path}, line {number}: must be class and superclass, got {row}")
+            raise DataError(
+                f"{path}, line {number}: must be class and superclass, got {shown(row)}"
+            )
         yield fields[0], fields[1]

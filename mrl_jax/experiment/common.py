@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from mrl_jax import config as configs
 from mrl_jax.data.remarks import left_in
-from mrl_jax.errors import CheckpointError, UsageError
+from mrl_jax.errors import CheckpointError, UsageError, shown
 from mrl_jax.evaluators.finding import Finding
 from mrl_jax.nesting import Nesting
 from mrl_jax.program import Program
@@ -231,7 +231,7 @@ def named_paths(key: str, entries: Sequence[str], taken: set[str]) -> dict[str, 
         if not equals or not path or not re.fullmatch("[A-Za-z0-9_-]+", name):
             raise UsageError(
                 f"config.{key} must be NAME=PATH,... with letters, digits, - and _ in the name; "
-                f"got {entry!r}"
+                f"got {shown(entry)}"
             )
         if name in taken:
             raise UsageError(f"config.{key}: the name {name} is taken, take another one")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mrl_jax.errors import DataError
+from mrl_jax.errors import DataError, shown
 
 SCHEMA = 1
 EXAMPLES = "examples.npz"
@@ -41,12 +41,13 @@ def field(values: Any, key: str, types: type | tuple[type, ...], where: str) -> 
     """
     for part in key.split("."):
         if not isinstance(values, dict) or part not in values:
-            raise DataError(f"{where}: field {key!r} is missing")
+            raise DataError(f"{where}: field {shown(key)} is missing")
         values = values[part]
     # bool is an int to Python; True as a seed or a dim is a slip.
     if not isinstance(values, types) or isinstance(values, bool):
         names = [t.__name__ for t in (types if isinstance(types, tuple) else (types,))]
-        raise DataError(f"{where}: field {key!r} must be {' or '.join(names)}, got {values!r:.80}")
+        legal = " or ".join(names)
+        raise DataError(f"{where}: field {shown(key)} must be {legal}, got {shown(values)}")
     return values
 
 
@@ -58,7 +59,7 @@ def fractions(values: Any, where: str) -> np.ndarray:
     """
     good = isinstance(values, list) and values and all(type(v) in (int, float) for v in values)
     if not good or not all(0 <= v <= 1 for v in values):
-        raise DataError(f"{where}: a list of fractions in [0, 1] is damaged: {values!r:.60}")
+        raise DataError(f"{where}: a list of fractions in [0, 1] is damaged: {shown(values)}")
     return np.array(values, np.float64)
 
 
@@ -66,7 +67,7 @@ def check_schema(values: Any, path: pathlib.Path) -> None:
     """Raises a DataError unless this is the content of a file of our schema."""
     schema = values.get("schema") if isinstance(values, dict) else None
     if schema != SCHEMA or isinstance(schema, bool):
-        raise DataError(f"{path}: schema must be {SCHEMA}, got {schema!r}")
+        raise DataError(f"{path}: schema must be {SCHEMA}, got {shown(schema)}")
 
 
 class Units(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mrl_jax import config as config_lib
-from mrl_jax.errors import DataError, UsageError
+from mrl_jax.errors import DataError, UsageError, shown
 from mrl_jax.reporting import metrics
 from mrl_jax.reporting.artefacts import Artefacts, check_schema, field, read_json
 
@@ -85,7 +85,7 @@ def _read_result(values: Any, where: str) -> Result:
     name = field(values, "name", str, where)
     split, slash, metric = name.partition("/")
     if not (split and slash and metric):
-        raise DataError(f"{where}: name must be split/metric such as test/top1, got {name!r}")
+        raise DataError(f"{where}: name must be split/metric such as test/top1, got {shown(name)}")
     dim, n = (field(values, key, int, where) for key in ("dim", "n"))
     value, stderr = (field(values, key, (int, float), where) for key in ("value", "stderr"))
     if dim < 1 or n < 1:
@@ -144,7 +144,8 @@ def read_run(folder: pathlib.Path, name: str) -> Run:
     where = str(path)
     kind = field(values, "config.head.kind", str, where)
     if kind not in KINDS:
-        raise DataError(f"{path}: config.head.kind must be one of {', '.join(KINDS)}; got {kind!r}")
+        legal = ", ".join(KINDS)
+        raise DataError(f"{path}: config.head.kind must be one of {legal}; got {shown(kind)}")
     dims = field(values, "config.nesting.dims", list, where)
     if not dims or any(type(m) is not int or m < 1 for m in dims) or sorted({*dims}) != dims:
         raise DataError(f"{path}: config.nesting.dims must be increasing integers, got {dims}")
@@ -202,9 +203,9 @@ def read_sweep(path: pathlib.Path) -> dict[str, dict[str, Any]]:
         name = field(entry, "dir", str, f"{path}: runs[{i}]")
         relative = pathlib.PurePath(name)
         if not name or relative.is_absolute() or ".." in relative.parts:
-            raise DataError(f"{path}: runs[{i}]: dir must lie inside the sweep, got {name!r}")
+            raise DataError(f"{path}: runs[{i}]: dir must lie inside the sweep, got {shown(name)}")
         if name in runs:
-            raise DataError(f"{path}: runs[{i}]: dir {name!r} is listed twice")
+            raise DataError(f"{path}: runs[{i}]: dir {shown(name)} is listed twice")
         runs[name] = entry
     if not runs:
         raise DataError(f"{path}: lists no runs")

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mrl_jax.errors import DataError, UsageError
+from mrl_jax.errors import DataError, UsageError, shown
 from mrl_jax.search import shards
 
 _SAMPLED = 8192  # rows of a sample in memory at a time beside what is kept of them
@@ -51,7 +51,9 @@ class _Parquet:
             self._metadata, schema = file.metadata, file.schema_arrow
             types = {name: str(schema.field(name).type) for name in schema.names}
             if types.get("id") != "int64" or not types.get("vector", "").startswith("fixed_size"):
-                raise DataError(f"{path} must have columns id (int64) and vector, it has {types}")
+                raise DataError(
+                    f"{path} must have columns id (int64) and vector, it has {shown(types)}"
+                )
             self.width = schema.field("vector").type.list_size
             self.ids_n = file.read(["id"])["id"].to_numpy()
         self.rows, self.dtype = self._metadata.num_rows, np.dtype(np.float32)
@@ -106,7 +108,7 @@ def _read_lists(path: pathlib.Path) -> tuple[_Array, np.ndarray | None]:
             types = {f.name: str(f.type) for f in schema}
             raise DataError(
                 f"{path} must have one column of lists of floating point numbers, or one of them "
-                f"called vector; it has {types}"
+                f"called vector; it has {shown(types)}"
             )
         column = file.read(lists)[lists[0]].combine_chunks()
         has_ids = "id" in schema.names and str(schema.field("id").type) == "int64"

@@ -141,6 +141,30 @@ def test_damaged_files_name_the_line(tmp_path, content, message):
     assert "\n" not in str(error.value)
 
 
+PASSAGE = "word " * 200_000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "columns"),
+    [
+        ("t.jsonl", json.dumps({"query": "q", "pos": [PASSAGE] * 3}), ()),
+        ("t.jsonl", json.dumps({"texts": PASSAGE}), ()),
+        ("t.jsonl", json.dumps({"query": "q", "answer": "a", "score": PASSAGE}), ()),
+        ("t.jsonl", json.dumps({PASSAGE: 1, **{f"c{i}": 1 for i in range(10_000)}}), ()),
+        ("t.jsonl", json.dumps({"query": "q"}), (f"score={PASSAGE}",)),
+        ("t.jsonl", f'{{"{PASSAGE}": 1, "{PASSAGE}": 2}}', ()),
+        ("t.tsv", f"q\t{PASSAGE}\t{PASSAGE}\n" * 2, ()),
+        ("t.tsv", f"{PASSAGE}\t{PASSAGE}\n", ()),
+        ("t.tsv", "anchor\tpositive\r" + "a\tb\r" * 100_000, ()),
+    ],
+)
+def test_messages_quote_little_of_large_rows(tmp_path, name, content, columns):
+    (tmp_path / name).write_text(content, newline="")
+    with pytest.raises(DataError) as error:
+        only(tmp_path / name, columns=columns)
+    assert len(str(error.value)) < 1000 + 2 * len(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
