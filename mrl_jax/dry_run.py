@@ -2,6 +2,7 @@
 
 import collections
 import math
+import os
 import re
 from typing import Any
 
@@ -27,6 +28,16 @@ _USED = re.compile(
     r"([0-9.]+)([KMGT]?)\)? (?:exceeds available HBM \(|of )([0-9.]+)([KMGT]?)(?:\)| hbm)"
 )
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+# Where libtpu only compiles it need not ask the cloud which machine this is, warn that nobody says
+# so, or keep other processes from doing the same.
+_NO_TPU_HERE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 _TRIED = 3  # layouts at most that are compiled to find one that fits
 _SHOWN = 5  # arrays that are named
 _CHANNEL = re.compile(r"channel_id=(\d+)")
@@ -57,6 +68,9 @@ def topology_devices(name: str) -> list[Any]:
     """
     from jax.experimental import topologies
 
+    if jax.default_backend() != "tpu":
+        for variable, value in _NO_TPU_HERE.items():
+            os.environ.setdefault(variable, value)
     try:
         return list(topologies.get_topology_desc(name, platform="tpu").devices)
     except Exception as error:  # what fails, and how, depends on libtpu's version

@@ -20,6 +20,9 @@ _TIMES_LONGEST = 20
 # Starting, compiling, measuring and saving take as long as they take, and so does the step in
 # which other processes are waited for that still do so.
 _TIMES_SLOW = 60
+# Who waits for others in a step gives them time to say where they hang: their traces are wanted,
+# and JAX aborts them as soon as the first process is gone.
+_LATER_S = 10
 _STOP_S, _STOP_TIMES_LONGEST = 5, 3
 
 _last_beat = 0.0
@@ -66,6 +69,8 @@ def _watch(
         allowed = max(limit_s, _TIMES_LONGEST * phases.longest_s)
         if not phases.steady:
             allowed = _TIMES_SLOW * limit_s
+        if phases.current != "data":
+            allowed += _LATER_S
         if limit_s and now - last > allowed:
             _end(f"nothing was done for {now - last:.0f} s, in {doing}", EXIT_HUNG)
         if not wanted():
