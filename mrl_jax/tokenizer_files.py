@@ -55,7 +55,7 @@ _CLASS_OF = {
 }
 
 _HEEDED = {
-    *("tokenizer_class", "model_max_length", "padding_side", "truncation_side"),
+    *("tokenizer_class", "model_max_length", "max_len", "padding_side", "truncation_side"),
     *("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space"),
     *("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens"),
     *("bos_token", "eos_token", *SPECIAL),
@@ -69,7 +69,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 # Settings that change no token of a text that is alone, whatever they say.
 _HARMLESS = {
     *("backend", "chat_template", "clean_up_tokenization_spaces", "device_map", "errors"),
-    *("from_slow", "full_tokenizer_file", "is_local", "legacy", "local_files_only", "max_len"),
+    *("from_slow", "full_tokenizer_file", "is_local", "legacy", "local_files_only"),
     *("max_length", "merges_file", "model_input_names", "name_or_path", "pad_to_multiple_of"),
     *("pad_token_type_id", "processor_class", "return_token_type_ids", "sp_model_kwargs"),
     *("spaces_between_special_tokens", "special_tokens_map_file", "stride", "tokenizer_file"),

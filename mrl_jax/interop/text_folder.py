@@ -237,7 +237,8 @@ def _read_transformer(folder: pathlib.Path) -> tuple[Any, Tree, Tokenizer, int]:
     check_padding(bert, tokenizer, str(folder))
     limit, tokens_file = settings.get("max_seq_length"), folder / "tokenizer_config.json"
     if limit is None and tokens_file.exists():
-        limit = read_json(tokens_file).get("model_max_length")
+        tokens = read_json(tokens_file)
+        limit = tokens.get("model_max_length", tokens.get("max_len"))  # the older name
     longest = _limit(bert.max_tokens if limit is None else limit, folder)
     return bert, params, tokenizer, min(longest, bert.max_tokens)
 

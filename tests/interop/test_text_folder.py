@@ -183,6 +183,8 @@ def test_the_limit_is_the_folders_wherever_it_stands(folder):
         change(folder / "sentence_bert_config.json", max_seq_length=sentence)
         change(folder / "tokenizer_config.json", model_max_length=tokens)
         assert read_text_folder(folder).max_length == expected
+    change(folder / "tokenizer_config.json", model_max_length=None, max_len=9)
+    assert read_text_folder(folder).max_length == 9
 
 
 def drop(name):
