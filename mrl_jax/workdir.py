@@ -23,7 +23,8 @@ EVALUATION = "evaluation"  # folder of what results.json does not hold
 EXAMPLES = "examples.npz"
 DONE = "DONE"
 CHECKPOINTS = "ckpt"
-_WRITTEN = (RESULTS, EVALUATION, DONE, TOKENIZER, "metrics.jsonl")
+# What a new run does not replace. DONE alone says nothing: it may be what is left of a run.
+_WRITTEN = (RESULTS, EVALUATION, TOKENIZER, "metrics.jsonl")
 
 
 class InUse(UsageError):
@@ -168,7 +169,8 @@ def record_finding(
 
 def _places(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
     """The folder of the evaluation, where a new one is made, where the old one waits; results."""
-    names = (EVALUATION, f"{EVALUATION}.tmp", f"{EVALUATION}.old", f"{RESULTS}.new")
+    # With a dot: "evaluation.old" may be a copy that somebody keeps.
+    names = (EVALUATION, f".{EVALUATION}.new", f".{EVALUATION}.old", f".{RESULTS}.new")
     return tuple(folder / name for name in names)
 
 

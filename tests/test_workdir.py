@@ -34,25 +34,25 @@ def test_results_and_evaluation_are_exchanged_together(tmp_path):
     for step in (3, 5):
         record(tmp_path, step)
         assert recorded(tmp_path) == {step}
-    assert names(tmp_path) == {"results.json", "evaluation"}
+    (tmp_path / "evaluation.old").mkdir()  # a copy that somebody keeps
     with pytest.raises(OSError, match="no_such_folder"):  # stands for a full disk
         record(tmp_path, 7, **{"no_such_folder/file": b""})
     assert recorded(tmp_path) == {5}
     with workdir.locked(tmp_path):
-        assert names(tmp_path) == {"results.json", "evaluation"}
+        assert names(tmp_path) == {"results.json", "evaluation", "evaluation.old"}
 
 
 @pytest.mark.parametrize(
     ("moves", "left"),
     [
         ((), 3),
-        ((("evaluation", "evaluation.old"),), 3),
-        ((("evaluation", "evaluation.old"), ("evaluation.tmp", "evaluation")), 3),
+        ((("evaluation", ".evaluation.old"),), 3),
+        ((("evaluation", ".evaluation.old"), (".evaluation.new", "evaluation")), 3),
         (
             (
-                ("evaluation", "evaluation.old"),
-                ("evaluation.tmp", "evaluation"),
-                ("results.json.new", "results.json"),
+                ("evaluation", ".evaluation.old"),
+                (".evaluation.new", "evaluation"),
+                (".results.json.new", "results.json"),
             ),
             5,
         ),
@@ -64,8 +64,8 @@ def test_a_kill_between_the_moves_leaves_one_or_the_other(tmp_path, moves, left)
         folder.mkdir()
         record(folder, step)
     # All is made, nothing has moved yet.
-    (other / "evaluation").rename(run / "evaluation.tmp")
-    (other / "results.json").rename(run / "results.json.new")
+    (other / "evaluation").rename(run / ".evaluation.new")
+    (other / "results.json").rename(run / ".results.json.new")
     for source, target in moves:
         (run / source).replace(run / target)
     with workdir.locked(run):
@@ -77,6 +77,7 @@ def test_done_is_what_has_results(tmp_path):
     assert not workdir.is_done(tmp_path)
     (tmp_path / "DONE").write_text("step 60\n")
     assert not workdir.is_done(tmp_path)
+    workdir.check_same_run(tmp_path, CONFIG)
     for torn in ("", "{", "[]", '{"config": {}}', "\0\0"):
         (tmp_path / "results.json").write_text(torn)
         assert not workdir.is_done(tmp_path)
