@@ -211,10 +211,17 @@ class LocalBackend:
         return environment
 
     def run(self, runs: Sequence[Run]) -> dict[str, int]:
-        """Runs all of them; exit code by folder. Prints a line with the time left per run."""
+        """Runs all of them; exit code by folder. Prints a line with the time left per run.
+
+        SIGTERM, SIGINT and SIGHUP let those that run save their state, and no other begin.
+        """
         codes: dict[str, int] = {}
         begin = time.monotonic()
-        previous = signal.signal(signal.SIGTERM, self._on_signal)
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        previous = {number: signal.getsignal(number) for number in numbers}
+        for number, handler in previous.items():
+            if handler is not signal.SIG_IGN:  # nohup
+                signal.signal(number, self._on_signal)
         try:
             with concurrent.futures.ThreadPoolExecutor(self._jobs) as pool:
                 futures = {pool.submit(self._run_one, run): run for run in runs}
@@ -229,11 +236,9 @@ class LocalBackend:
                         f"(elapsed {clock(spent)}, ETA {clock(left)})",
                         flush=True,
                     )
-        except KeyboardInterrupt:
-            self._stop()
-            raise
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
         return codes
 
     def _run_one(self, run: Run) -> int:
@@ -245,7 +250,8 @@ class LocalBackend:
 
     def _run_in(self, slot: Slot, run: Run) -> int:
         folder = self._root / run.folder
-        self._wait_for(folder, run)
+        if not self._is_free(folder, run):
+            return EXIT_PREEMPTED
         command = [sys.executable, "-m", "mrl_jax.train", *run.argv]
         # Should this process be killed, the run ends as well, with its state saved.
         attached = [sys.executable, "-m", "mrl_jax.runtime.attached", *command[2:]]
@@ -273,25 +279,25 @@ class LocalBackend:
         # It may have been too early in its start to listen.
         return EXIT_PREEMPTED if self._stopped and code == -signal.SIGTERM else code
 
-    def _wait_for(self, folder: pathlib.Path, run: Run) -> None:
-        """Until no other process uses the folder: one of a sweep that was killed may still save."""
+    def _is_free(self, folder: pathlib.Path, run: Run) -> bool:
+        """Waits until no other process uses the folder; False if this one is stopped before.
+
+        A run of a sweep that was killed may still save its state.
+        """
         said = False
         while not self._stopped:
             try:
                 with workdir.locked(folder):
-                    return
+                    return True
             except workdir.InUse:
                 if not said:
                     print(f"{run.label}: waiting for another process that uses it", flush=True)
                 said = True
                 time.sleep(0.2)
+        return False
 
     def _on_signal(self, number, frame):
         del number, frame
-        self._stop()
-
-    def _stop(self) -> None:
-        """Passes the wish to stop on: running trainings save their state and exit with 75."""
         self._stopped = True
         for child in list(self._children):
             child.send_signal(signal.SIGTERM)

@@ -222,7 +222,8 @@ def test_one_failure_does_not_stop_the_others_and_all_is_resumable(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_reaches_the_runs_and_the_sweep_can_go_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_the_runs_and_the_sweep_can_go_on(tmp_path, number):
     path = write(tmp_path, "yield 'separate', {'steps': 100000}; yield 'shared', {}")
     root = tmp_path / "root"
     process = subprocess.Popen(
@@ -233,10 +234,10 @@ def test_a_signal_reaches_the_runs_and_the_sweep_can_go_on(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not list(root.glob("*/metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
     assert "the same command continues" in errors
