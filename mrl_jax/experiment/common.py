@@ -77,7 +77,7 @@ class Experiment:
       text_folder: of text, a function of trained parameters on the host that puts the encoder
         together with its tokenizer (an `interop.text_folder.TextFolder`); None of anything else.
       tokenizer: of text, what the run folder keeps; None of anything else.
-      note: a line on the data, for the log; "" for none.
+      note: lines on the data, for the log; "" for none.
       config: of the run.
     """
 
