@@ -12,9 +12,10 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
-import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import jax
 import numpy as np
@@ -217,9 +218,10 @@ def read_scored(path: pathlib.Path, width: int) -> ScoredVectors:
       DataError: no such file or arrays, another width, no numbers, NaN or infinity; names the file.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # Of a torn file np.load would leave its own handle open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             a_nd, b_nd, score_n = (arrays[name] for name in ("a", "b", "score"))
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error, BadZipFile) as error:
         raise DataError(f"{path} must be .npz with arrays a, b and score: {error}") from error
     shapes, n = (a_nd.shape, b_nd.shape, score_n.shape), score_n.size
     if shapes != ((n, width), (n, width), (n,)):
@@ -231,7 +233,7 @@ def read_scored(path: pathlib.Path, width: int) -> ScoredVectors:
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
         found = ScoredVectors(np.float32(a_nd), np.float32(b_nd), np.float64(score_n))
     for name, x_nd in zip(("a", "b", "score"), found, strict=True):
-        finite_n = np.isfinite(x_nd.reshape(n, -1)).all(1)
+        finite_n = np.isfinite(x_nd).all(axis=tuple(range(1, x_nd.ndim)))
         if not finite_n.all():
             raise DataError(f"{path}: row {finite_n.argmin()} of {name} holds NaN or infinity")
     return found

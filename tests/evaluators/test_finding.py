@@ -99,6 +99,22 @@ def test_scores_that_a_person_must_mend_are_refused_at_once(tmp_path, name, scor
         read_scored(tmp_path / "s.npz", 4)
 
 
+def test_scored_vectors_may_be_none_but_not_torn(tmp_path):
+    path, x_nd = tmp_path / "s.npz", np.zeros((0, 4), np.float32)
+    np.savez(path, a=x_nd, b=x_nd, score=[])
+    assert len(read_scored(path, 4).score_n) == 0
+    x_nd = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    np.savez_compressed(path, a=x_nd, b=x_nd, score=np.arange(50))
+    whole = bytearray(path.read_bytes())
+    for place in (len(whole) // 3, 2 * len(whole) // 3):
+        path.write_bytes(whole[:place])
+        with pytest.raises(DataError, match=r"s\.npz must be \.npz with arrays"):
+            read_scored(path, 4)
+        path.write_bytes(whole[:place] + b"\xff\xff\xff" + whole[place + 3 :])
+        with pytest.raises(DataError, match=r"s\.npz must be \.npz with arrays"):
+            read_scored(path, 4)
+
+
 def test_texts_are_measured_by_what_there_is_enough_of(tmp_path):
     pairs = [f"a man {i}\tsome man {i}" for i in range(9)]
 
