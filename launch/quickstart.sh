@@ -3,6 +3,9 @@
 # Needs Python >= 3.11 (PYTHON=... chooses one), a network the first time, 2 GiB of disk.
 # Call it again to continue where it stopped.
 
+# Any other shell gets one line here instead of syntax errors further down.
+[ -n "${BASH_VERSION:-}" ] || { echo "error: start this with bash: bash $0" >&2; exit 2; }
+
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 

@@ -2,6 +2,9 @@
 # Style check and tests in .venv: bash launch/test.sh [pytest arguments, paths from the root]
 # Leaves out the tests marked slow unless CI=true; needs no network once .venv is there.
 
+# Any other shell gets one line here instead of syntax errors further down.
+[ -n "${BASH_VERSION:-}" ] || { echo "error: start this with bash: bash $0" >&2; exit 2; }
+
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 

@@ -5,6 +5,8 @@
 # The workdir lies on storage that all workers mount (NFS, or a bucket through gcsfuse).
 # Every worker has the repository in REPOSITORY (default mrl_jax, relative to its home) with its
 # packages in .venv there. --dry_run prints the command and runs nothing.
+# Any other shell gets one line here instead of syntax errors further down.
+[ -n "${BASH_VERSION:-}" ] || { echo "error: start this with bash: bash $0" >&2; exit 2; }
 set -euo pipefail
 
 dry_run=false

@@ -7,9 +7,17 @@ those of `pair_losses`. The commands `mrl_jax.train`, `evaluate`, `sweep` and `r
 into a run: data, mesh, checkpoints, metrics, plots.
 """
 
-from mrl_jax import kernels, losses, pair_losses
-from mrl_jax.heads import NestedHead
-from mrl_jax.lift import nested
-from mrl_jax.nesting import Nesting
+import importlib
+from typing import Any
 
 __all__ = ["NestedHead", "Nesting", "kernels", "losses", "nested", "pair_losses"]
+
+_MODULES = {"NestedHead": "heads", "Nesting": "nesting", "nested": "lift"}
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: importing JAX takes seconds, and commands listen to signals before that.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_MODULES.get(name, name)}")
+    return getattr(module, name) if name in _MODULES else module
