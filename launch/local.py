@@ -4,7 +4,8 @@ python launch/local.py --processes 2 -- python -m mrl_jax.train --config FILE --
 
 Every process gets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; its output lines
 start with "[i] ". The first process that fails ends the job: the others get SIGTERM, and SIGKILL
-when the grace is over. SIGTERM and SIGINT are passed on; a second SIGINT kills at once. The exit
+when the grace is over. SIGTERM, SIGHUP and SIGINT are passed on; a second SIGINT kills at once.
+The job goes on when nobody reads its output any more (`| head`, a terminal that was left). The exit
 code is that of the process that failed first (128 + n for signal n); 75, preempted with the state
 saved, only if no process failed in another way.
 """
@@ -93,6 +94,11 @@ def _start(arguments: argparse.Namespace, index: int, port: int) -> subprocess.P
     )
 
 
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
 def _kill_group(child: subprocess.Popen) -> None:
     # macOS answers PermissionError for a group of which only a zombie is left.
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -103,13 +109,10 @@ def _copy_output(child: subprocess.Popen, index: int, lock: threading.Lock) -> N
     prefix, out = f"[{index}] ".encode(), sys.stdout.buffer
     with child.stdout:
         for line in child.stdout:
-            try:
-                with lock:
-                    out.write(prefix + line.removesuffix(b"\n") + b"\n")
-                    out.flush()
-            except BrokenPipeError:
-                # Nobody reads any more (`| head`): end, but drain what comes until then.
-                child.terminate()
+            # Nobody may read any more; the child must be able to write all the same.
+            with lock, contextlib.suppress(OSError):
+                out.write(prefix + line.removesuffix(b"\n") + b"\n")
+                out.flush()
 
 
 def _wait(child: subprocess.Popen, index: int, events: queue.SimpleQueue) -> None:
@@ -147,7 +150,7 @@ def _supervise(children: list[subprocess.Popen], events: queue.SimpleQueue, grac
         if not code or (code == _PREEMPTED and number not in (0, _PREEMPTED, _DIED_OF_SIGTERM)):
             code = number
             if code:
-                print(f"process {index} ended with exit code {code}", file=sys.stderr, flush=True)
+                _say(f"process {index} ended with exit code {code}")
     return code
 
 
@@ -155,9 +158,10 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command line; see the module's docstring. Returns the exit code."""
     arguments = _parse(argv)
     events: queue.SimpleQueue = queue.SimpleQueue()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         # SimpleQueue.put is safe in a handler. Events are acted on once all have started.
-        signal.signal(number, lambda number, frame: events.put((None, number)))
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # by nohup
+            signal.signal(number, lambda number, frame: events.put((None, number)))
     port = _free_port()
     children: list[subprocess.Popen] = []
     try:
@@ -178,7 +182,7 @@ def main(argv: Sequence[str]) -> int:
             thread.join()
         return code
     except OSError as error:
-        print(f"error: cannot start {arguments.command[0]}: {error}", file=sys.stderr, flush=True)
+        _say(f"error: cannot start {arguments.command[0]}: {error}")
         return 2
     finally:
         for child in children:
@@ -187,4 +191,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    # Without Python's own end, which gives 120 where nobody reads the last output.
+    os._exit(main(sys.argv[1:]))

@@ -16,6 +16,11 @@ training; --short_side makes larger ones smaller, which makes reading them faste
 of images and classes per split and the fingerprint that checkpoints of streamed runs remember.
 """
 
+from mrl_jax import cli
+
+if __name__ == "__main__":
+    cli.start()  # before the imports below, which take seconds
+
 import argparse
 import hashlib
 import io
@@ -25,7 +30,6 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
-from mrl_jax import cli
 from mrl_jax.data import load
 from mrl_jax.data.folder import open_folder
 from mrl_jax.data.images import decode, dimensions, fit_short_side

@@ -1,16 +1,17 @@
 """What every command shares: one-line errors, the documented exit codes, clean log lines."""
 
 import argparse
+import contextlib
 import errno
 import os
 import pathlib
 import re
-import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from mrl_jax import errors
+from mrl_jax.runtime import preemption, streams
 
 
 def _path(text: str) -> pathlib.Path:
@@ -52,11 +53,80 @@ class ArgumentParser(argparse.ArgumentParser):
         raise errors.UsageError(f"{message} (see {self.prog} --help)")
 
 
+def _check_jax() -> None:
+    """Refuses what the environment says of JAX and JAX does not understand.
+
+    Raises:
+      UsageError: names the variable.
+    """
+    try:
+        import jax  # noqa: F401
+    except (ValueError, RuntimeError) as error:  # of jaxlib: another version, another processor
+        raise errors.UsageError(f"JAX cannot be started: {error}") from error
+
+
+def start(preemptible: bool = False) -> None:
+    """Makes this process ready to run a command; call it before the imports that take seconds.
+
+    Args:
+      preemptible: the command goes on where it was when it is called again, so that signals end
+        it with exit code 75, see `preemption`. Its results are files; what it prints is a log.
+    """
+    streams.keep(log=preemptible)
+    if preemptible:
+        preemption.listen()
+    with _errors_as_one_line():
+        _check_jax()
+
+
 def _drop_orbax_echoes(unraisable) -> None:
     # When a read or write fails, Orbax closes its event loop under the others in flight, which
     # then complain. The failure itself reaches the user as one line.
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
+
+
+def _end(line: str, code: int) -> NoReturn:
+    print(f"error: {errors.cut(line, LONGEST)}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def _errors_as_one_line() -> Iterator[None]:
+    try:
+        yield
+    except errors.USER_ERRORS as error:
+        if os.environ.get("MRL_JAX_TRACEBACK") == "1":
+            raise
+        _end(str(error), error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        where = error.filename or "a file"
+        _end(f"cannot write {where}: {error.strerror}", errors.EXIT_CHECKPOINT)
+    except (RuntimeError, AssertionError):
+        # What JAX raises without a device depends on where it is asked for one first.
+        reason = _no_device()
+        if reason is None:
+            raise
+        _end(reason, errors.EXIT_USAGE)
+    except KeyboardInterrupt:
+        _end("interrupted", errors.EXIT_INTERRUPTED)
+
+
+def _no_device() -> str | None:
+    """Why JAX has no device to compute on; None where it has."""
+    if "jax" not in sys.modules:
+        return None
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        platforms = os.environ.get("JAX_PLATFORMS")
+        where = f"of JAX_PLATFORMS={platforms}" if platforms else "to compute on"
+        return f"JAX finds no device {where}: {str(error) or 'no plugin'}"
+    return None
 
 
 def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
@@ -68,24 +138,9 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     sys.unraisablehook = _drop_orbax_echoes
     if sys.stdout is not None:
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
-    try:
-        main(sys.argv[1:])
-    except errors.USER_ERRORS as error:
-        if os.environ.get("MRL_JAX_TRACEBACK") == "1":
-            raise
-        # The exit code stands. A SIGTERM that comes while Python shuts down must not change it:
-        # launchers send one to all processes as soon as the first has ended.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        line = errors.cut(str(error), LONGEST)
-        print(f"error: {line}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-            raise
-        where = error.filename or "a file"
-        print(f"error: cannot write {where}: {error.strerror}", file=sys.stderr, flush=True)
-        sys.exit(errors.EXIT_CHECKPOINT)
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr, flush=True)
-        sys.exit(130)
+    with _errors_as_one_line():
+        try:
+            main(sys.argv[1:])
+        finally:
+            preemption.ignore()
     sys.exit(errors.EXIT_DONE)

@@ -9,6 +9,11 @@ kept, damaged ones written again. Keys that do not change the model may be given
 --config.eval.batch_size=512, --config.mesh.tensor=1 or --config.data.path=...
 """
 
+from mrl_jax import cli
+
+if __name__ == "__main__":
+    cli.start(preemptible=True)  # before the imports below, which take seconds
+
 import contextlib
 import functools
 import pathlib
@@ -21,7 +26,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from mrl_jax import cli, embedder, errors, workdir
+from mrl_jax import embedder, errors, workdir
 from mrl_jax.embedder import Embedder, Request
 from mrl_jax.runtime import distributed
 from mrl_jax.search.shards import Format

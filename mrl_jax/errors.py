@@ -14,6 +14,7 @@ EXIT_CHECKPOINT = 4
 EXIT_NON_FINITE = 5
 EXIT_HUNG = 76  # nothing was done any more, see `runtime.watchdog`
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: the state is saved, start the same command again
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 class UsageError(ValueError):

@@ -7,6 +7,11 @@ evaluation beside it. Keys that do not change the model may be given anew:
 --config.mesh.tensor=1 or --config.data.path=...
 """
 
+from mrl_jax import cli
+
+if __name__ == "__main__":
+    cli.start(preemptible=True)  # before the imports below, which take seconds
+
 import contextlib
 import pathlib
 import shlex
@@ -14,7 +19,7 @@ from collections.abc import Sequence
 
 import jax
 
-from mrl_jax import cli, results, trained, workdir
+from mrl_jax import results, trained, workdir
 from mrl_jax.runtime import distributed, memory, watchdog
 from mrl_jax.runtime.phases import Phases
 

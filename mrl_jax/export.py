@@ -12,6 +12,11 @@ Takes the newest checkpoint of a run. FORMAT is one of
 Embeddings come out whole and as they are: cut a prefix, then scale it to unit length.
 """
 
+from mrl_jax import cli
+
+if __name__ == "__main__":
+    cli.start()  # before the imports below, which take seconds
+
 import dataclasses
 import json
 import logging
@@ -26,7 +31,7 @@ import numpy as np
 from flax import traverse_util
 from jax import export
 
-from mrl_jax import cli, outputs, prompts, trained, workdir
+from mrl_jax import outputs, prompts, trained, workdir
 from mrl_jax import results as result_files
 from mrl_jax.adaptors import Rotation
 from mrl_jax.errors import DataError, UsageError

@@ -87,7 +87,7 @@ class Program:
     def compile(self, batch: Batch) -> Any:
         """The training step: (state, batch, key, stop) -> (state, metrics).
 
-        The state is donated; `stop` is what `StopFlag.array` gives, the metrics hold its sum.
+        The state is donated; `stop` is what `mesh.votes` gives, the metrics hold its sum.
 
         Args:
           batch: arrays, or their shapes with dtype and sharding; only batches of these shapes can

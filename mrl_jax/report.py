@@ -4,12 +4,17 @@ R is one run folder, the root of a sweep, or a folder that holds run folders. Wr
 report.html, results.csv with every number, and a PNG per plot, and prints accuracy by dimension.
 """
 
+from mrl_jax import cli
+
+if __name__ == "__main__":
+    cli.start()  # before the imports below, which take seconds
+
 import csv
 import io
 import pathlib
 from collections.abc import Sequence
 
-from mrl_jax import cli, outputs
+from mrl_jax import outputs
 from mrl_jax.reporting import document, markdown, methods, page, plots, runs, sheet
 from mrl_jax.reporting.runs import Study
 

@@ -7,6 +7,11 @@ same command again to do what is left. One failure does not stop the others. --c
 the command line, e.g. --config.data.path=..., holds for every run, in place of what sweep() says.
 """
 
+from mrl_jax import cli
+
+if __name__ == "__main__":
+    cli.start(preemptible=True)  # before the imports below, which take seconds
+
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -27,10 +32,11 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from mrl_jax import cli, experiment, results, workdir
 from mrl_jax import config as configs
+from mrl_jax import experiment, results, workdir
 from mrl_jax.errors import EXIT_PREEMPTED, DataError, Preempted, UsageError
 from mrl_jax.reporting.runs import is_run, read_sweep
+from mrl_jax.runtime import preemption
 from mrl_jax.runtime.phases import clock
 from mrl_jax.runtime.slots import Slot, slots
 
@@ -213,32 +219,24 @@ class LocalBackend:
     def run(self, runs: Sequence[Run]) -> dict[str, int]:
         """Runs all of them; exit code by folder. Prints a line with the time left per run.
 
-        SIGTERM, SIGINT and SIGHUP let those that run save their state, and no other begin.
+        A signal lets those that run save their state, and no other begin.
         """
         codes: dict[str, int] = {}
         begin = time.monotonic()
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        previous = {number: signal.getsignal(number) for number in numbers}
-        for number, handler in previous.items():
-            if handler is not signal.SIG_IGN:  # nohup
-                signal.signal(number, self._on_signal)
-        try:
-            with concurrent.futures.ThreadPoolExecutor(self._jobs) as pool:
-                futures = {pool.submit(self._run_one, run): run for run in runs}
-                for future in concurrent.futures.as_completed(futures):
-                    run = futures[future]
-                    codes[run.folder] = code = future.result()
-                    spent = time.monotonic() - begin
-                    left = spent / len(codes) * (len(runs) - len(codes))
-                    outcome = "done" if code == 0 else f"FAILED with exit code {code}"
-                    print(
-                        f"[{len(codes):>3}/{len(runs)}] {run.label}: {outcome}  "
-                        f"(elapsed {clock(spent)}, ETA {clock(left)})",
-                        flush=True,
-                    )
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        preemption.hold(self._stop)
+        with concurrent.futures.ThreadPoolExecutor(self._jobs) as pool:
+            futures = {pool.submit(self._run_one, run): run for run in runs}
+            for future in concurrent.futures.as_completed(futures):
+                run = futures[future]
+                codes[run.folder] = code = future.result()
+                spent = time.monotonic() - begin
+                left = spent / len(codes) * (len(runs) - len(codes))
+                outcome = "done" if code == 0 else f"FAILED with exit code {code}"
+                print(
+                    f"[{len(codes):>3}/{len(runs)}] {run.label}: {outcome}  "
+                    f"(elapsed {clock(spent)}, ETA {clock(left)})",
+                    flush=True,
+                )
         return codes
 
     def _run_one(self, run: Run) -> int:
@@ -296,8 +294,8 @@ class LocalBackend:
                 time.sleep(0.2)
         return False
 
-    def _on_signal(self, number, frame):
-        del number, frame
+    def _stop(self) -> None:
+        """Passes the wish to stop on: running trainings save their state and exit with 75."""
         self._stopped = True
         for child in list(self._children):
             child.send_signal(signal.SIGTERM)

@@ -5,6 +5,11 @@ initialise, train, measure. The same command continues a run that was stopped; w
 is then bit for bit what an uninterrupted run computes.
 """
 
+from mrl_jax import cli
+
+if __name__ == "__main__":
+    cli.start(preemptible=True)  # before the imports below, which take seconds
+
 import contextlib
 import math
 import pathlib
@@ -17,15 +22,15 @@ import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from mrl_jax import cli, dry_run, experiment, results, workdir
 from mrl_jax import config as configs
+from mrl_jax import dry_run, experiment, results, workdir
 from mrl_jax.errors import NonFiniteError, Preempted
 from mrl_jax.experiment import Experiment
 from mrl_jax.results import Result
-from mrl_jax.runtime import distributed, memory, watchdog
+from mrl_jax.runtime import distributed, memory, preemption, watchdog
+from mrl_jax.runtime import mesh as meshes
 from mrl_jax.runtime.checkpoint import Checkpoints
 from mrl_jax.runtime.phases import Phases, Rate, clock
-from mrl_jax.runtime.preemption import StopFlag
 from mrl_jax.runtime.writer import MetricWriter
 
 
@@ -65,11 +70,9 @@ class Training:
         setup: Experiment,
         folder: pathlib.Path,
         *,
-        stop: StopFlag,
         phases: Phases,
     ):
-        self.config, self.experiment, self.folder = config, setup, folder
-        self.stop, self.phases = stop, phases
+        self.config, self.experiment, self.folder, self.phases = config, setup, folder, phases
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
         self.stopping = False
         self.program = setup.program
@@ -129,7 +132,7 @@ class Training:
 
         Raises:
           NonFiniteError: naming step and granularity.
-          Preempted: after SIGTERM on any process, with the state saved.
+          Preempted: after a signal to any process, with the state saved.
           CheckpointError: a checkpoint could not be written.
         """
         config = self.config
@@ -138,8 +141,12 @@ class Training:
             self.evaluate_val(self.begin)
         for number in range(self.begin, config.steps):
             with self.phases("data"):
-                batch, stop = self.batches(number), self.stop.array(self.program.mesh)
+                batch = self.batches(number)
             update = self.update_for(number, batch)
+            # A scheduler may signal one process only, and processes are never at the same line of
+            # code. So the wish to stop travels through the step, and all act on the same sum.
+            preemption.hold()
+            stop = meshes.votes(self.program.mesh, preemption.wanted())
             with self.phases("step"), jax.transfer_guard("disallow"):
                 self.state, metrics = update(self.state, batch, self.key, stop)
                 # The device works on this step while the host reads the numbers of the one before.
@@ -147,14 +154,22 @@ class Training:
                 self.digest(previous)
             done = number + 1
             last = done == config.steps
-            if self.stopping or last or done % config.checkpoint.every == 0:
+            measured = self.is_validated(done)
+            # What is measured is saved before, so that a signal can end the measuring at once.
+            if self.stopping or last or measured or done % config.checkpoint.every == 0:
                 self.save(done)
             if self.stopping and not last:
                 self.checkpoints.wait()
                 raise Preempted(f"stopped by a signal after step {done}, state saved")
-            if self.is_validated(done):
+            if measured:
                 self.evaluate_val(done)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Waits until the state is on disk, as all processes see it: now it can be left alone."""
         self.checkpoints.wait()
+        distributed.barrier("saved")
+        preemption.release()
 
     def digest(self, record: tuple[int, dict[str, jax.Array]] | None) -> None:
         """Reads, checks and now and then writes the metrics of a step that is already done."""
@@ -200,6 +215,8 @@ class Training:
 
     def evaluate_val(self, done: int) -> None:
         """Evaluates the val split in the middle of training."""
+        with self.phases("checkpoint"), self.paused():
+            self.let_go()
         with self.phases("eval"), self.paused():
             found = self.experiment.evaluate(self.state, ("val",))
             self.writer.write(done, by_name(found.results))
@@ -266,7 +283,7 @@ def main(argv: Sequence[str]) -> None:
         parser.error("--topology needs --dry_run")
     if arguments.workdir is None:
         parser.error("the following arguments are required: --workdir")
-    phases, stop = Phases(), StopFlag()
+    phases = Phases()
     with phases("start"):
         joined = distributed.initialize(detect=arguments.distributed)
     folder = arguments.workdir
@@ -286,9 +303,9 @@ def main(argv: Sequence[str]) -> None:
             say(line)
         with (
             memory.exhausted(),
-            watchdog.watching(phases, config.hang_minutes, stop.wanted),
+            watchdog.watching(phases, config.hang_minutes, preemption.wanted),
         ):
-            training = Training(config, setup, folder, stop=stop, phases=phases)
+            training = Training(config, setup, folder, phases=phases)
             try:
                 # Not before: what cannot even start does not take the folder.
                 if first:

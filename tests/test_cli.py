@@ -1,10 +1,14 @@
 import errno
 import os
 import pathlib
+import re
+import subprocess
 
+import commands
 import pytest
 
-from mrl_jax import cli, errors
+from mrl_jax import __main__, cli, errors
+from mrl_jax.runtime import preemption
 
 
 def raising(error):
@@ -22,9 +26,10 @@ def _restore(monkeypatch):
     import sys
 
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in preemption.SIGNALS}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
@@ -90,3 +95,67 @@ def test_an_empty_path_is_refused():
     parser.add_argument("--workdir", type=pathlib.Path)
     with pytest.raises(errors.UsageError, match="--workdir: the path is empty"):
         parser.parse_args(["--workdir", ""])
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_the_package_lists_its_commands(arguments):
+    lines = commands.succeed(commands.command("mrl_jax", *arguments)).splitlines()
+    listed = [re.search(r"python -m mrl_jax\.(\w+)", line)[1] for line in lines[2:]]
+    assert listed == list(__main__.COMMANDS)
+
+
+def test_a_command_is_a_module():
+    line = commands.fail(commands.command("mrl_jax", "train", "--config", "x"), 2)
+    assert line.endswith("commands are called python -m mrl_jax.train")
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"JAX_PLATFORMS": "nosuch"}, "no device of JAX_PLATFORMS=nosuch: Unable to initialize"),
+        ({"JAX_NUM_CPU_DEVICES": "abc"}, "JAX cannot be started: Invalid value"),
+    ],
+)
+def test_what_the_environment_says_of_jax_is_refused_in_one_line(variables, words):
+    program = (
+        "from mrl_jax import cli\ncli.start()\nimport jax\ncli.run(lambda argv: jax.devices())"
+    )
+    assert words in commands.fail([commands.sys.executable, "-c", program], 2, **variables)
+
+
+def started(program, log=False, **streams):
+    start = f"from mrl_jax.runtime import streams\nstreams.keep(log={log})\nimport os, sys\n"
+    return subprocess.run(
+        [commands.sys.executable, "-c", start + program],
+        env={**os.environ, "PYTHONPATH": str(commands.ROOT)},
+        timeout=30,
+        **streams,
+    ).returncode
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_gone_ends_nothing(monkeypatch, unbuffered):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = "print('x' * 100_000); print('x', file=sys.stderr); sys.exit(7)"
+    assert started(program, stdout=writer, stderr=writer) == 7
+    os.close(writer)
+
+
+def test_closed_streams_do_not_become_files(tmp_path):
+    program = (
+        "os.close(1); os.close(2); sys.stdout = sys.stderr = None; streams.keep(log=True)\n"
+        f"file = open({str(tmp_path / 'file')!r}, 'w')\n"
+        "print('x'); os.write(2, b'x'); sys.exit(file.fileno() > 2)"
+    )
+    assert started(program) == 1
+    assert (tmp_path / "file").read_text() == ""
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_log_may_be_lost_for_want_of_room_and_results_may_not():
+    with open("/dev/full", "w") as full:
+        assert started("print('x' * 100_000); sys.exit(7)", log=True, stdout=full) == 7
+        program = "print('x' * 100_000); sys.exit(7)"
+        assert started(program, stdout=full, stderr=subprocess.DEVNULL) == 1

@@ -235,7 +235,9 @@ def test_a_signal_reaches_the_runs_and_the_sweep_can_go_on(tmp_path, number):
         text=True,
     )
     deadline = time.monotonic() + 180
-    while not list(root.glob("*/metrics.jsonl")) and time.monotonic() < deadline:
+    # Before the first step there is nothing to save.
+    while not any(p.stat().st_size for p in root.glob("*/metrics.jsonl")):
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)

@@ -7,9 +7,13 @@ and DIR under the same paths. When a worker dies its shard is done again; when t
 start it again. Either command goes on in a folder of the other.
 """
 
+from mrl_jax import cli
+
+if __name__ == "__main__":
+    cli.start()  # before the imports below, which take seconds
+
 from collections.abc import Sequence
 
-from mrl_jax import cli
 from mrl_jax import embed as local
 from mrl_jax.engines import ray
 

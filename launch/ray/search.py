@@ -7,6 +7,11 @@ Vectors and queries are .npy files [N, D] or folders of mrl_jax.embed, under the
 nodes. FOUND.npz gets dims [G], ids [G, Q, k] int64 and scores [G, Q, k] float32, the best first.
 """
 
+from mrl_jax import cli
+
+if __name__ == "__main__":
+    cli.start()  # before the imports below, which take seconds
+
 import io
 import pathlib
 from collections.abc import Sequence
@@ -14,7 +19,7 @@ from typing import get_args
 
 import numpy as np
 
-from mrl_jax import cli, outputs
+from mrl_jax import outputs
 from mrl_jax.engines import ray
 from mrl_jax.errors import UsageError
 from mrl_jax.search.exact import Metric

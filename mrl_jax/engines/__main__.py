@@ -5,6 +5,11 @@ Vectors are a .npy file [N, D] or a folder that `mrl_jax.embed` wrote. A schedul
 ~/.pgpass, and in MILVUS_TOKEN.
 """
 
+from mrl_jax import cli
+
+if __name__ == "__main__":
+    cli.start()  # before the imports below, which take seconds
+
 import argparse
 import contextlib
 import io
@@ -16,7 +21,7 @@ from typing import get_args
 
 import numpy as np
 
-from mrl_jax import cli, outputs
+from mrl_jax import outputs
 from mrl_jax.engines import parquet
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.search.exact import Metric

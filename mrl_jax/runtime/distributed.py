@@ -2,12 +2,15 @@
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
+from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
 from mrl_jax.errors import UsageError
+from mrl_jax.runtime import preemption
 
 COORDINATOR = "JAX_COORDINATOR_ADDRESS"
 COUNT = "JAX_NUM_PROCESSES"
@@ -77,7 +80,7 @@ def initialize(*, detect: bool = False, timeout_s: int = 300) -> str:
     """
     environment = os.environ
     # JAX's own preemption notice reaches only runs that count their steps from zero without gaps;
-    # `preemption.StopFlag` does it for all.
+    # `preemption` does it for all.
     jax.config.update("jax_enable_preemption_service", False)
     arguments = _from_environment(environment)
     how = "environment variables"
@@ -100,6 +103,9 @@ def initialize(*, detect: bool = False, timeout_s: int = 300) -> str:
         )
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"cannot join the process group ({how}): {error}") from error
+    client = _client()
+    if client is not None:
+        preemption.share(client, jax.process_index())
     return f"process {jax.process_index()} of {jax.process_count()} ({how})"
 
 
@@ -108,3 +114,15 @@ def of_first_process(number: int) -> int:
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _client() -> Any:
+    """The client of the group's coordinator, which holds values of all; None in one process."""
+    # No public function of JAX gives it. Orbax takes it in the same way.
+    return global_state.client

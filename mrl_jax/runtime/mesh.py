@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -57,6 +58,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def one_per_device(mesh: Mesh) -> NamedSharding:
     """The first dimension is split over all axes."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+def votes(mesh: Mesh, voted: bool) -> jax.Array:
+    """One int32 per device, 1 on those of a process that votes; their sum is known to all."""
+    local = np.full(mesh.size, int(voted), np.int32)
+    return jax.make_array_from_callback(local.shape, one_per_device(mesh), lambda at: local[at])
 
 
 def batch_divisor(sizes: Mapping[str, int]) -> int:

@@ -15,6 +15,7 @@ DEFAULTS = {
 }
 
 UNFIT = {
+    "jax_disable_jit": (True,),
     "jax_enable_x64": (True,),
     "jax_numpy_dtype_promotion": ("strict",),
     "jax_transfer_guard": ("disallow", "disallow_explicit"),

@@ -6,11 +6,15 @@ search; `query` asks it, `evaluate` measures it, `add`, `delete` and `compact` c
 reads all of it and compares checksums.
 """
 
+from mrl_jax import cli
+
+if __name__ == "__main__":
+    cli.start()  # before the imports below, which take seconds
+
 import pathlib
 from collections.abc import Sequence
 from typing import get_args
 
-from mrl_jax import cli
 from mrl_jax.search import commands
 from mrl_jax.search.exact import Metric
 

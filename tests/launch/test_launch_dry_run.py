@@ -114,6 +114,14 @@ def test_tpu_asks_for_what_is_missing(fakes, missing):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.skipif(shutil.which("dash") is None, reason="sh is bash where there is no dash")
+@pytest.mark.parametrize("script", ["quickstart.sh", "test.sh", "tpu_vm.sh", "slurm.sbatch"])
+def test_another_shell_gets_one_line(script):
+    done = subprocess.run(["dash", LAUNCH / script], capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: start this with bash: bash {LAUNCH / script}\n"
+
+
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_shellcheck_finds_nothing():
     scripts = [*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch", LAUNCH.parent / ".ci" / "run"]

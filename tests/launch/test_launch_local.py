@@ -127,7 +127,7 @@ def test_a_process_that_ignores_sigterm_is_killed_after_the_grace():
     assert 1.4 < time.monotonic() - begin < 10
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_signals_are_passed_on_and_preemption_keeps_its_code(number):
     launcher = start_and_await_ready(SAVES_ON_SIGTERM.replace("SIGTERM", number.name))
     launcher.send_signal(number)
@@ -188,12 +188,21 @@ def test_children_end_when_the_launcher_is_killed(tmp_path):
     assert all(map(gone, pids))
 
 
-def test_a_closed_pipe_ends_the_job():
-    launcher = start_and_await_ready(
-        "print('ready', flush=True)\nwhile True: print('x' * 1000, flush=True)", processes=1
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_closed_pipe_is_no_reason_to_end(tmp_path, stream):
+    """More lines than a pipe holds, and still the exit code of the command."""
+    program = (
+        "import pathlib, sys\nprint('ready', flush=True)\nsys.stdin.read()\n"
+        "for _ in range(1000): print('x' * 1000, flush=True)\n"
+        f"pathlib.Path({str(tmp_path / 'done')!r}).touch(); sys.exit(3)"
     )
-    launcher.stdout.close()
-    assert launcher.wait(timeout=20) == 143
+    launcher = subprocess.Popen(
+        command(program, processes=1), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    getattr(launcher, stream).close()
+    launcher.communicate(timeout=20)
+    assert launcher.returncode == 3
+    assert (tmp_path / "done").exists()
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,7 @@ def test_another_config_is_named(setup):
         (lambda: jax.enable_x64(True), "JAX_ENABLE_X64"),
         (lambda: jax.numpy_dtype_promotion("strict"), "JAX_NUMPY_DTYPE_PROMOTION"),
         (lambda: jax.transfer_guard("disallow"), "JAX_TRANSFER_GUARD"),
+        (jax.disable_jit, "JAX_DISABLE_JIT"),
     ],
 )
 def test_settings_that_no_run_works_with_are_refused(setup, scope, named):
