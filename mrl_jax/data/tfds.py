@@ -228,6 +228,8 @@ def open_tfds(
         if _read(source, 0, f"{label}:{part}[0]")[1] >= 0:
             about = _identity(builder, part), _places(builder, part)
             records[split] = TfdsRecords(source, len(classes), label, part, *about)
+        elif parts:
+            raise DataError(f"data.splits: the examples of {split}={part} have no labels")
         else:
             remarks.add("not read, without labels", f"split {part} ({len(source):,} images)")
     if "train" not in records or len(records) < 2:

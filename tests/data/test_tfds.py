@@ -90,6 +90,8 @@ def test_a_split_without_labels_is_named(tmp_path):
     assert data.notes[1:] == (
         "not read, without labels: 1, the first is split test (2 images)",
     )
+    with pytest.raises(DataError, match="the examples of test=test have no labels"):
+        opened(path, "train=train", "val=validation", "test=test")
 
 
 def test_checkpoints_of_older_releases_had_test_as_val(two):
