@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from mrl_jax.errors import UsageError
 
-MANIFEST = "mrl_jax.files.json"  # sha256 of every other file of a folder that is replaced whole
+# Folders in a folder that is replaced whole, and the sha256 of every other file in it.
+MANIFEST = "mrl_jax.files.json"
 
 Own = Callable[[pathlib.Path], bool]
 
@@ -141,15 +142,16 @@ def foreign(folder: pathlib.Path) -> str:
     Everything in a folder without a list of its files is foreign.
     """
     try:
-        listed = json.loads((folder / MANIFEST).read_text())["sha256"]
+        content = json.loads((folder / MANIFEST).read_text())
+        listed, folders = dict(content["sha256"]), set(content["folders"])
     except (OSError, ValueError, KeyError, TypeError):
-        listed = {}
+        listed, folders = {}, set()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or not (path.is_dir() or path.is_file()):
             return name
         if path.is_dir():
-            known = any(file.startswith(f"{name}/") for file in listed)
+            known = name in folders
         else:
             known = name == MANIFEST if name not in listed else sha256(path) == listed[name]
         if not known:
@@ -184,12 +186,15 @@ def replaced(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _beside(folder) as new:
         yield new
-        files = {
-            path.relative_to(new).as_posix(): sha256(path)
-            for path in sorted(new.rglob("*"))
-            if path.is_file()
-        }
-        (new / MANIFEST).write_text(json.dumps({"sha256": files}, indent=1) + "\n")
+        files, folders = {}, []
+        for path in sorted(new.rglob("*")):
+            name = path.relative_to(new).as_posix()
+            if path.is_dir():
+                folders.append(name)
+            else:
+                files[name] = sha256(path)
+        content = {"sha256": files, "folders": folders}
+        (new / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
         if folder.exists():
             _exchange(new, folder)
         else:

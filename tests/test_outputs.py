@@ -108,6 +108,7 @@ def test_a_folder_is_replaced_only_where_nothing_in_it_is_of_others(tmp_path):
         with outputs.replaced(place) as new:
             (new / "inner").mkdir()
             (new / "inner" / "weights").write_text(text)
+            (new / "empty").mkdir()
             (new / "README.md").write_text("card")
 
     write("old")

@@ -6,6 +6,7 @@ to signals as well, so that this thread also ends a process that was asked to st
 
 import contextlib
 import faulthandler
+import math
 import os
 import sys
 import threading
@@ -23,7 +24,8 @@ _TIMES_SLOW = 60
 # Who waits for others in a step gives them time to say where they hang: their traces are wanted,
 # and JAX aborts them as soon as the first process is gone.
 _LATER_S = 10
-_STOP_S, _STOP_TIMES_LONGEST = 5, 3
+_STOP_S, _STOP_TIMES_LONGEST, _STOP_SLOW_S = 5, 3, 60
+_LOSE_NOTHING = ("start", "compile", "data", "step")  # unlike saving
 
 _last_beat = 0.0
 
@@ -44,7 +46,8 @@ def watching(phases: Phases, minutes: float, wanted: Callable[[], bool]) -> Iter
         times the longest step so far; sixty times as long where no step is to be expected.
         0 = for ever.
       wanted: whether the process was asked to stop. It ends with code 75 where no step is finished
-        for five seconds and three times the longest step.
+        for five seconds and three times the longest step, or for a minute where it starts, compiles
+        or has just done so; saving is let finish.
     """
     beat()
     over = threading.Event()
@@ -76,8 +79,12 @@ def _watch(
         if not wanted():
             continue
         asked = asked or now
-        waited = now - max(asked, last)
-        if phases.steady and waited > _STOP_S + _STOP_TIMES_LONGEST * phases.longest_s:
+        waited, patience = now - max(asked, last), math.inf
+        if phases.steady:
+            patience = _STOP_S + _STOP_TIMES_LONGEST * phases.longest_s
+        elif phases.current in _LOSE_NOTHING:
+            patience = _STOP_SLOW_S
+        if waited > patience:
             _end(
                 f"asked to stop, and nothing was done for {waited:.0f} s, in {doing}; "
                 "what was saved last stays",
