@@ -68,9 +68,20 @@ def prefix_sentence(table: Table, curve: Curve) -> str | None:
     return f"{text}."
 
 
+def _is_even(comparison: Comparison) -> bool:
+    return all(map(comparison.is_even, comparison.by_dim))
+
+
 def _one_seed(comparisons: Sequence[Comparison]) -> str:
-    even = all(comparison.is_even(dim) for comparison in comparisons for dim in comparison.by_dim)
-    return "one seed each" if even else "the one seed that both have"
+    return "one seed each" if all(map(_is_even, comparisons)) else "the one seed that both have"
+
+
+def _paired(comparison: Comparison) -> str:
+    """Which seeds are compared, where the means of a table are of others as well."""
+    if _is_even(comparison):
+        return ""
+    seeds = sorted({seed for dim in comparison.by_dim for seed in comparison.seeds(dim)})
+    return f" (seed{'s' if len(seeds) > 1 else ''} {listing(seeds)} only, which both have)"
 
 
 def rests_on(comparisons: Sequence[Comparison]) -> str:
@@ -111,7 +122,7 @@ def comparison_sentence(comparison: Comparison) -> str:
     """MRL against FF-m: the verdicts, what they rest on, and what Holm's correction leaves."""
     differences = {dim: difference for dim, (difference, _) in comparison.by_dim.items()}
     every = list(differences)
-    text = f"{comparison.curve.label} against FF-m trained at that dim alone"
+    text = f"{comparison.curve.label} against FF-m trained at that dim alone{_paired(comparison)}"
     if not comparison.has_verdicts and comparison.one_seed:
         higher = [dim for dim, difference in differences.items() if difference.mean > 1e-9]
         lower = [dim for dim, difference in differences.items() if difference.mean < -1e-9]
@@ -187,7 +198,8 @@ def lead(table: Table) -> str:
     text = prefix_sentence(table, curve) or ""
     for comparison in (c for c in table.comparisons if c.curve.label == curve.label):
         if comparison.has_verdicts:
-            text += f" Against FF-m: {'; '.join(_after_holm(comparison)) or 'no clear difference'}"
+            found = "; ".join(_after_holm(comparison)) or "no clear difference"
+            text += f" Against FF-m{_paired(comparison)}: {found}"
             more = _of_networks(comparison)
             text += f" (these networks alone: {more})." if more else "."
     against = [c for c in table.rivals if c.curve.label == curve.label]

@@ -160,7 +160,8 @@ def test_of_unequal_seeds_those_that_pair_are_named(judged, tmp_path):
     assert row.cells[-1].below == ("better ‡, seed 1 only" if judged else "seed 1 only")
     said = headline.comparison_sentence(comparison)
     assert "one seed each" not in said
-    assert "the one seed that both have" in said
+    assert "that dim alone (seed 1 only, which both have)" in said
+    assert ("(seed 1 only, which both have): better at 2" in headline.lead(table)) == judged
 
 
 def test_sentences_name_no_empty_list_of_dims():
