@@ -10,7 +10,7 @@ from evaluators.subjects import random_dataset, random_params, task_of
 from mrl_jax import config as configs
 from mrl_jax import experiment
 from mrl_jax.data.vectors import read_scored
-from mrl_jax.errors import DataError
+from mrl_jax.errors import DataError, UsageError
 from mrl_jax.evaluators import Evaluation
 from mrl_jax.evaluators.finding import Finding, Unmeasurable, digest_of
 from mrl_jax.results import Result
@@ -139,6 +139,31 @@ def test_texts_are_measured_by_what_there_is_enough_of(tmp_path):
         "few": "needs 3 pairs or more, got 2",
         "new": "no training text has the test label 'z'",
     }
+
+
+def test_what_is_not_read_and_what_is_hidden_is_told_at_the_start(tmp_path):
+    rows = "".join(f"a man {i}\tsome man {i}\t{i}\n" for i in range(9))
+    (tmp_path / "train.tsv").write_text("anchor\tpositive\tid\n" + rows)
+    (tmp_path / "s.tsv").write_text("sentence_A\tsentence_B\trelatedness_score\tgenre\n" + "".join(
+        f"{line}\tnews\n" for line in rows.splitlines()))  # fmt: skip
+    (tmp_path / "c.tsv").write_text("text\tlabel\tid\n" + rows)
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "1", "text": "a", "metadata": {}}\n')
+    (tmp_path / "queries.jsonl").write_text('{"_id": "1", "text": "b"}\n')
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n1\t1\t1\n")
+    keys = (
+        *(f"data.path={tmp_path}", "text.width=4", "text.vocab_size=60"),
+        *(f"eval.sts=s={tmp_path / 's.tsv'}", f"eval.clustering=c={tmp_path / 'c.tsv'}"),
+        f"eval.retrieval=mine={tmp_path}",
+    )
+    setup = built("static_sentence.py", *keys, "eval.ignore_identical_ids=mine")
+    told = setup.note.splitlines()
+    assert told[0].endswith("; columns that are not read: id")
+    assert "mine: documents with the id of a query are not shown to it" in told
+    for name, column in (("s", "genre"), ("c", "id"), ("mine", "metadata")):
+        assert f"{name}: columns that are not read: {column}" in told
+    with pytest.raises(UsageError, match=r"ignore_identical_ids: other is none of .* [(]mine[)]"):
+        built("static_sentence.py", *keys, "eval.ignore_identical_ids=other")
 
 
 def test_digests_tell_contents_apart_and_not_where_they_lie():
