@@ -258,43 +258,101 @@ def add_block(
 
 
 @_compile
+def _compare(metric, vector_d, norm, query_d, query_norm):
+    """The metric's own score of a row. Summed in one order: equal rows get equal scores."""
+    total = np.float32(0)
+    if metric == L2:
+        for d in range(len(query_d)):
+            difference = vector_d[d] - query_d[d]
+            total -= difference * difference
+        return total
+    for d in range(len(query_d)):
+        total += vector_d[d] * query_d[d]
+    if metric == COSINE:
+        total /= norm * query_norm
+    return total
+
+
+@_compile
+def _insert(score, row, count, row_k, score_k):
+    """Puts a row among the `count` best so far, of equal ones the smaller row first."""
+    at = min(count, len(row_k))
+    while at > 0 and (
+        score_k[at - 1] < score or (score_k[at - 1] == score and row_k[at - 1] > row)
+    ):
+        if at < len(row_k):
+            score_k[at], row_k[at] = score_k[at - 1], row_k[at - 1]
+        at -= 1
+    if at < len(row_k):
+        score_k[at], row_k[at] = score, row
+
+
+@_compile
 def compare_vectors(
-    metric, vector_nd, norm_n, row_n, query_bd, query_norm_b, k, score_bc, place_bc, count_b,
+    metric, vector_nd, norm_n, row_n, query_bd, query_norm_b, score_bc, place_bc, count_b,
     row_bk, score_bk,
 ):  # fmt: skip
     """Compares candidates by whole vectors: rows [B, k], best first, and the metric's own scores.
 
-    Of equal ones the smaller row is first. What there is less than k of is filled by `NO_ROW`.
+    Of equal ones the smaller row is first. What there is less than k of stays as it is.
     """
-    dims = query_bd.shape[1]
     for b in range(len(count_b)):
-        count, query_d = count_b[b], query_bd[b]
-        score_c, place_c = score_bc[b], place_bc[b]
-        for j in range(count):
-            row = row_n[place_c[j]]
-            vector_d = vector_nd[row]
-            total = np.float32(0)
-            if metric == L2:
-                for d in range(dims):
-                    difference = vector_d[d] - query_d[d]
-                    total -= difference * difference
-            else:
-                for d in range(dims):
-                    total += vector_d[d] * query_d[d]
-                if metric == COSINE:
-                    total /= norm_n[row] * query_norm_b[b]
-            score_c[j], place_c[j] = total, row
-        for j in range(k):
-            row_bk[b, j], score_bk[b, j] = NO_ROW, -np.inf
-        for j in range(count):
+        for j in range(count_b[b]):
             # Insertion: k is small beside what a comparison costs.
-            score, row, at = score_c[j], place_c[j], min(j, k)
-            while at > 0 and (
-                score_bk[b, at - 1] < score
-                or (score_bk[b, at - 1] == score and row_bk[b, at - 1] > row)
-            ):
-                if at < k:
-                    score_bk[b, at], row_bk[b, at] = score_bk[b, at - 1], row_bk[b, at - 1]
-                at -= 1
-            if at < k:
-                score_bk[b, at], row_bk[b, at] = score, row
+            row = row_n[place_bc[b, j]]
+            score = _compare(metric, vector_nd[row], norm_n[row], query_bd[b], query_norm_b[b])
+            _insert(score, row, j, row_bk[b], score_bk[b])
+
+
+@_compile
+def _at_most(metric, product_n, norm_n, query_norm, rounding, most_n):
+    """What rows may score whose products are rounded by so much of the product of both norms."""
+    for j in range(len(product_n)):
+        norm = norm_n[j]
+        if metric == COSINE:
+            most_n[j] = product_n[j] / (norm * query_norm) + rounding
+        elif metric == L2:
+            both = norm + query_norm
+            most_n[j] = np.float32(2) * product_n[j] - norm * norm - query_norm * query_norm
+            most_n[j] += rounding * both * both
+        else:
+            most_n[j] = product_n[j] + rounding * norm * query_norm
+
+
+@_compile
+def compare_products(
+    metric, product_bn, first, vector_nd, norm_n, alive_n, query_bd, query_norm_b, count_b,
+    row_bk, score_bk,
+):  # fmt: skip
+    """Takes in rows from `first` on, whose products with all queries are known but for rounding.
+
+    A matrix product rounds equal rows differently, by where they are and what the processor can.
+    So it only tells which rows cannot be among the best; the others are compared as
+    `compare_vectors` does. `count_b` rows of each query's have been taken in.
+    """
+    rows = product_bn.shape[1]
+    # Sums of products of float32 are as exact in any order, here and in the product.
+    rounding = np.float32((2 * query_bd.shape[1] + 16) * 2.0**-24)
+    last = row_bk.shape[1] - 1
+    norm_r, most_n = norm_n[first : first + rows], np.empty(rows, np.float32)
+    for b in range(len(product_bn)):
+        _at_most(metric, product_bn[b], norm_r, query_norm_b[b], rounding, most_n)
+        for start in range(0, rows, _TOGETHER):
+            end = min(start + _TOGETHER, rows)
+            # Most rows are too far; of many at a time that is seen fastest.
+            bound, above = score_bk[b, last], np.int32(0)
+            if end - start == _TOGETHER:
+                for j in range(_TOGETHER):
+                    above += np.int32(most_n[start + j] > bound)
+            else:
+                above = np.int32(1)
+            if above == 0:
+                continue
+            for j in range(start, end):
+                row = first + j
+                if most_n[j] > score_bk[b, last] and alive_n[row]:
+                    score = _compare(
+                        metric, vector_nd[row], norm_n[row], query_bd[b], query_norm_b[b]
+                    )
+                    _insert(score, row, count_b[b], row_bk[b], score_bk[b])
+                    count_b[b] += 1

@@ -15,7 +15,6 @@ TILE = 1024  # rows of a list where there are no clusters, and of one matrix pro
 # exact for so many dims: it adds whole numbers up to 127 * 127 * dims < 2^24.
 DENSE_QUERIES, DENSE_DIMS = 64, 1040
 BLOCK_FILES = ("codes", "gains", "prefix_norms")
-_SPARE = 16  # rows compared again beyond k, where a matrix product found them
 
 
 class Source(Protocol):
@@ -188,18 +187,18 @@ class Segment:
     def search(self, queries: Queries, keeps: tuple[int, ...], k: int, parameters: str):
         """Rows [B, k] int64, `NO_ROW` for none, and scores [B, k]; the stages keep `keeps`."""
         b, metric = len(queries.query_bd), loops.METRICS[self._plan.metric]
+        row_bk, score_bk = np.full((b, k), loops.NO_ROW), np.full((b, k), -np.inf, np.float32)
+        if not keeps:
+            self._compare_all(queries, row_bk, score_bk)
+            return row_bk, score_bk
         keeps = tuple(min(keep, self.rows) for keep in keeps)
-        first = keeps[0] if keeps else min(k + _SPARE, self.rows)
+        first = keeps[0]
         score_bc = np.empty((b, 2 * first + 64), np.float32)
         place_bc = np.empty(score_bc.shape, np.int64)
         count_b, bound_b = np.zeros(b, np.int64), np.full(b, -np.inf, np.float32)
         found = score_bc, place_bc, count_b, bound_b
-        row_n = self._row_n
         if self._plan.factory:
             self._ask_faiss(queries, first, parameters, *found)
-        elif not keeps:
-            self._compare_all(queries, first, *found)
-            row_n = np.arange(self.rows, dtype=np.int32)
         else:
             self._scan(queries, first, *found)
         loops.keep_best(score_bc, place_bc, count_b, first)
@@ -211,9 +210,8 @@ class Segment:
                 queries.gain_gb[g], hi - lo, keeps[g], score_bc, place_bc, count_b,
             )  # fmt: skip
             norm_before_n = block.norm_n
-        row_bk, score_bk = np.empty((b, k), np.int64), np.empty((b, k), np.float32)
         loops.compare_vectors(
-            metric, self.vectors, self._norm_n, row_n, queries.query_bd, queries.norm_b, k,
+            metric, self.vectors, self._norm_n, self._row_n, queries.query_bd, queries.norm_b,
             score_bc, place_bc, count_b, row_bk, score_bk,
         )  # fmt: skip
         return row_bk, score_bk
@@ -244,13 +242,15 @@ class Segment:
             self._bounds_l, list_bp, code_bw, gain_b, hi - lo, keep, *found,
         )  # fmt: skip
 
-    def _compare_all(self, queries: Queries, keep: int, *found: np.ndarray) -> None:
-        query_bd = queries.query_bd
-        ones_n, ones_b = np.ones(self.rows, np.float32), np.ones(len(query_bd), np.float32)
-        alive_n = self.alive
+    def _compare_all(self, queries: Queries, row_bk: np.ndarray, score_bk: np.ndarray) -> None:
+        query_bd, alive_n = queries.query_bd, self.alive
+        count_b = np.zeros(len(query_bd), np.int64)
         for i in range(0, self.rows, TILE):
             product_bn = query_bd @ self.vectors[i : i + TILE, : query_bd.shape[1]].T
-            self._take(product_bn, i, ones_n, self._norm_n, alive_n, ones_b, keep, *found)
+            loops.compare_products(
+                loops.METRICS[self._plan.metric], product_bn, i, self.vectors, self._norm_n,
+                alive_n, query_bd, queries.norm_b, count_b, row_bk, score_bk,
+            )  # fmt: skip
 
     def _take(self, product_bn, first: int, *about: np.ndarray) -> None:
         loops.take_products(loops.METRICS[self._plan.metric], product_bn, first, *about)

@@ -206,6 +206,33 @@ def test_one_row_many_times(structure, tmp_path):
 
 
 @pytest.mark.parametrize("metric", METRICS)
+def test_equal_rows_of_an_exact_search_in_a_batch_and_alone(metric, tmp_path):
+    """Which of them are found does not depend on how a matrix product rounds each."""
+    generator = np.random.default_rng(0)
+    distinct_nd = generator.standard_normal((20, 96)).astype(np.float32)
+    z_nd = distinct_nd[generator.integers(0, 20, 3000)]
+    query_bd = distinct_nd + generator.normal(0, 0.1, (20, 96)).astype(np.float32)
+    plan = Plan(Schedule.exact(96), metric)
+    index = Index.build(tmp_path / "index", store(tmp_path, z_nd), plan)
+    wanted_bk = best(similar(z_nd, query_bd, metric), 10)
+    np.testing.assert_array_equal(index.search(query_bd, 10)[0], wanted_bk)
+    alone = [index.search(query_bd[b : b + 1], 10)[0] for b in range(20)]
+    np.testing.assert_array_equal(np.concatenate(alone), wanted_bk)
+
+
+def test_exact_search_far_from_the_origin(tmp_path):
+    """Products are rounded by more than distances differ: what is near is compared by itself."""
+    generator = np.random.default_rng(0)
+    z_nd, query_bd = (
+        (1000 + generator.standard_normal((n, 64))).astype(np.float32) for n in (2000, 30)
+    )
+    index = Index.build(
+        tmp_path / "index", store(tmp_path, z_nd), Plan(Schedule.exact(64), "l2")
+    )
+    check(index.search(query_bd, 10), similar(z_nd, query_bd, "l2"))
+
+
+@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_zeros(structure, metric, tmp_path):
     plan = STRUCTURES[structure]
