@@ -121,8 +121,7 @@ def of_kind(kind):
     return KINDS[kind], {"kind": kind}
 
 
-@pytest.mark.parametrize("extra", [0, 4])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "extra"), [("info_nce", 0), ("symmetric", 4), ("sigmoid", 0)])
 def test_values_and_gradients_equal_those_of_every_prefix_by_itself(kind, extra):
     scalars, options = of_kind(kind)
     arrays = problem(extra=extra) | scalars
@@ -154,7 +153,8 @@ def test_one_temperature_and_bias_per_granularity_are_learned(kind):
     close(found, expected)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# A symmetric loss has the rows' InfoNCE in it.
+@pytest.mark.parametrize("kind", ["symmetric", "sigmoid"])
 def test_padding_is_neither_row_nor_negative_and_may_be_nan(kind):
     scalars, options = of_kind(kind)
     arrays = problem(extra=3) | scalars
@@ -175,7 +175,7 @@ def test_padding_alone_has_loss_and_gradients_zero(kind):
         np.testing.assert_array_equal(x, 0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["info_nce", "sigmoid"])
 def test_columns_left_out_row_by_row_but_never_the_own_one(kind):
     scalars, options = of_kind(kind)
     arrays = problem(extra=3) | scalars
@@ -186,7 +186,7 @@ def test_columns_left_out_row_by_row_but_never_the_own_one(kind):
     close(ours(arrays, NESTING, mask=jnp.asarray(mask), **options), expected)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["symmetric", "sigmoid"])
 def test_padding_and_columns_left_out_go_together(kind):
     scalars, options = of_kind(kind)
     arrays = problem(extra=3) | scalars
@@ -218,7 +218,7 @@ def test_bfloat16_embeddings(kind):
     close(found[0], expected[0], relative=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["symmetric", "sigmoid"])
 def test_the_gradient_through_per_granularity_values_is_the_same(kind):
     scalars, options = of_kind(kind)
     options.pop("kind", None)

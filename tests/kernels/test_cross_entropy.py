@@ -94,16 +94,19 @@ def small_pieces(monkeypatch, elements=24, tile=2, rows=1024):
 SLOW = pytest.mark.slow
 
 
+CHUNKS = "class tiles of row chunks"
+
+
 @pytest.mark.parametrize(
-    "cut",
+    ("form", "kind", "cut"),
     [
-        pytest.param("whole", marks=SLOW),
-        pytest.param("class tiles", marks=SLOW),
-        "class tiles of row chunks",
+        *((form, kind, CHUNKS) for form in FORMS for kind in ("shared", "separate")),
+        pytest.param("blockwise", "separate", "class tiles", marks=SLOW),
+        pytest.param("streamed", "shared", "class tiles", marks=SLOW),
+        pytest.param("blockwise", "separate", "whole", marks=SLOW),
+        pytest.param("streamed", "shared", "whole", marks=SLOW),
     ],
 )
-@pytest.mark.parametrize("kind", ["shared", "separate"])
-@pytest.mark.parametrize("form", FORMS)
 def test_equals_the_definition(form, kind, cut, monkeypatch):
     if cut != "whole":
         small_pieces(monkeypatch, rows=1024 if cut == "class tiles" else 4)
@@ -120,8 +123,14 @@ def test_equals_the_definition(form, kind, cut, monkeypatch):
     close(jax.jit(loss)(params, z_bd, labels_b), expected[0])  # without gradients: another path
 
 
-@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"normalize": "prefix"}])
-@pytest.mark.parametrize(("form", "kind"), [("blockwise", "shared"), ("streamed", "separate")])
+@pytest.mark.parametrize(
+    ("form", "kind", "options"),
+    [
+        ("blockwise", "shared", {}),
+        ("blockwise", "shared", {"normalize": "prefix"}),
+        ("streamed", "separate", {"label_smoothing": 0.1}),
+    ],
+)
 def test_options_one_by_one(form, kind, options):
     _, params, z_bd, labels_b = problem(kind=kind)
     loss = functools.partial(fused, nesting=NESTING, form=form, **options)

@@ -90,17 +90,23 @@ def train(sizes, kind, model, form):
     return np.array(losses), grads, split
 
 
-@pytest.mark.parametrize(
-    ("kind", "model", "form"),
-    [
-        pytest.param("separate", "mlp", "plain", marks=pytest.mark.slow),
-        ("separate", "mlp", "blockwise"),
-        ("shared", "mlp", "streamed"),
-        pytest.param("shared", "cnn", "plain", marks=pytest.mark.slow),
-        pytest.param("shared", "cnn", "blockwise", marks=pytest.mark.slow),
-    ],
-)
-@pytest.mark.parametrize("layout", LAYOUTS)
+SLOW = pytest.mark.slow
+# Every layout with both kinds of heads, and every form of the loss on split heads and parameters.
+CASES = [
+    ("8 data", "separate", "mlp", "blockwise"),
+    ("4x2 data x fsdp", "shared", "mlp", "streamed"),
+    ("4x2 data x tensor", "separate", "mlp", "blockwise"),
+    ("2x2x2", "separate", "mlp", "blockwise"),
+    ("2x2x2", "shared", "mlp", "streamed"),
+    pytest.param("4x2 data x tensor", "shared", "mlp", "streamed", marks=SLOW),
+    pytest.param("4x2 data x fsdp", "separate", "mlp", "plain", marks=SLOW),
+    pytest.param("2x2x2", "separate", "mlp", "plain", marks=SLOW),
+    pytest.param("8 data", "shared", "cnn", "plain", marks=SLOW),
+    pytest.param("2x2x2", "shared", "cnn", "blockwise", marks=SLOW),
+]
+
+
+@pytest.mark.parametrize(("layout", "kind", "model", "form"), CASES)
 def test_layout_equals_one_device_with_the_plain_loss(layout, kind, model, form):
     losses, grads, split = train(LAYOUTS[layout], kind, model, form)
     one_losses, one_grads, _ = train((1, 1, 1), kind, model, "plain")
