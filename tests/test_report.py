@@ -187,7 +187,7 @@ def test_folder_of_runs_and_out(root, tmp_path):
 def test_one_run(root, capsys):
     report.main([str(root / "separate8-1")])
     printed = capsys.readouterr().out
-    assert re.search(r"^ *4  81\.00$", printed, re.MULTILINE)
+    assert re.search(r"^ *4 +81\.00$", printed, re.MULTILINE)
     markdown = (root / "separate8-1" / "report.md").read_text()
     assert "MRL reaches 91.00% at its full 8 dims" in markdown
     assert "one seed (n = 1)" in markdown
