@@ -231,7 +231,8 @@ class LocalBackend:
                 codes[run.folder] = code = future.result()
                 spent = time.monotonic() - begin
                 left = spent / len(codes) * (len(runs) - len(codes))
-                outcome = "done" if code == 0 else f"FAILED with exit code {code}"
+                ends = {0: "done", EXIT_PREEMPTED: "stopped"}
+                outcome = ends.get(code, f"FAILED with exit code {code}")
                 print(
                     f"[{len(codes):>3}/{len(runs)}] {run.label}: {outcome}  "
                     f"(elapsed {clock(spent)}, ETA {clock(left)})",

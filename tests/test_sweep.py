@@ -240,8 +240,10 @@ def test_a_signal_reaches_the_runs_and_the_sweep_can_go_on(tmp_path, number):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
+    assert output.count(": stopped") == 2
+    assert "FAILED" not in output
     assert "the same command continues" in errors
     saved = list(root.glob("*/ckpt/*"))
     assert len(saved) == 1  # the first run saved its state, the second never began
