@@ -64,22 +64,28 @@ def watching(phases: Phases, minutes: float, wanted: Callable[[], bool]) -> Iter
 def _watch(
     phases: Phases, limit_s: float, wanted: Callable[[], bool], over: threading.Event
 ) -> None:
-    asked = None
-    while not over.wait(min(1.0, limit_s / 4 or 1.0)):
+    interval_s = min(1.0, limit_s / 4 or 1.0)
+    before, seen, idle, waited = time.monotonic(), None, 0.0, 0.0
+    while not over.wait(interval_s):
         now = time.monotonic()
+        # Without the time for which the whole process was suspended.
+        passed, before = min(now - before, 2 * interval_s), now
         last = max(_last_beat, phases.changed)
+        if last != seen:
+            seen, idle, waited = last, 0.0, 0.0
+        idle += passed
         doing = phases.current or "what is between the phases"
         allowed = max(limit_s, _TIMES_LONGEST * phases.longest_s)
         if not phases.steady:
             allowed = _TIMES_SLOW * limit_s
         if phases.current != "data":
             allowed += _LATER_S
-        if limit_s and now - last > allowed:
-            _end(f"nothing was done for {now - last:.0f} s, in {doing}", EXIT_HUNG)
+        if limit_s and idle > allowed:
+            _end(f"nothing was done for {idle:.0f} s, in {doing}", EXIT_HUNG)
         if not wanted():
             continue
-        asked = asked or now
-        waited, patience = now - max(asked, last), math.inf
+        waited += passed
+        patience = math.inf
         if phases.steady:
             patience = _STOP_S + _STOP_TIMES_LONGEST * phases.longest_s
         elif phases.current in _LOSE_NOTHING:
