@@ -20,4 +20,5 @@ prepare dev
 step "ruff check ."
 "$venv_python" -m ruff check .
 step "pytest"
-exec "$venv_python" -m pytest -n "$workers" ${selection[@]+"${selection[@]}"} "$@"
+# Each process begins with tests that stand together: they share what is trained for them.
+exec "$venv_python" -m pytest -n "$workers" --dist worksteal ${selection[@]+"${selection[@]}"} "$@"

@@ -7,6 +7,10 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Programs of tests are small and run a few times: most of their time would go into making them
+# fast. HLO stays as it is, only LLVM does less. Commands that tests start are told by the variable.
+jax.config.update("jax_disable_most_optimizations", True)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)
