@@ -26,9 +26,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+from mrl_jax import config as configs
 from mrl_jax import embedder, errors, workdir
 from mrl_jax.embedder import Embedder, Request
-from mrl_jax.runtime import distributed
+from mrl_jax.runtime import agreement, distributed
 from mrl_jax.search.shards import Format
 
 
@@ -67,6 +68,9 @@ def main(argv: Sequence[str]) -> None:
     )
     arguments, overrides = parser.parse_known_args(argv)
     distributed.initialize(detect=arguments.distributed)
+    config = configs.override(workdir.read_config(arguments.workdir), overrides)
+    asked = {name: str(value) for name, value in vars(arguments).items()}
+    agreement.check("program", {**asked, **agreement.of_program(config)})
     first, out = jax.process_index() == 0, arguments.out
     embed = Embedder(request(arguments, overrides))
     manifest = embed.plan(arguments.format, arguments.shard_rows)

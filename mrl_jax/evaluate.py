@@ -19,8 +19,9 @@ from collections.abc import Sequence
 
 import jax
 
+from mrl_jax import config as configs
 from mrl_jax import results, trained, workdir
-from mrl_jax.runtime import distributed, memory, watchdog
+from mrl_jax.runtime import agreement, distributed, memory, watchdog
 from mrl_jax.runtime.phases import Phases
 
 
@@ -34,8 +35,10 @@ def main(argv: Sequence[str]) -> None:
     )
     arguments, overrides = parser.parse_known_args(argv)
     folder = arguments.workdir
-    workdir.read_config(folder)  # a folder without a run is refused before it is locked
+    # A folder without a run is refused before it is locked.
+    config = configs.override(workdir.read_config(folder), overrides)
     distributed.initialize(detect=arguments.distributed)
+    agreement.check("program", {"--step": arguments.step, **agreement.of_program(config)})
     first = jax.process_index() == 0
     with workdir.locked(folder) if first else contextlib.nullcontext():
         config, setup, state = trained.restored(folder, overrides, arguments.step)

@@ -38,19 +38,26 @@ def proportion(name: str, dim: int, hits: int, n: int) -> Result:
 
 
 def commit() -> str:
-    """The commit of the code that runs, marked if files differ from it; "unknown" without git."""
-    here = pathlib.Path(__file__).parent
+    """The commit of the code that runs, marked if files differ from it.
+
+    "unknown" where no repository holds the package: without git, or where one only lies around it.
+    """
+    here = pathlib.Path(__file__)
+    # Hooks and scripts of git speak of another repository in these.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
 
     def git(*arguments):
+        command = ["git", "--no-optional-locks", *arguments]
         return subprocess.run(
-            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
+            command, cwd=here.parent, env=environment, capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", here.name)
         head = git("rev-parse", "--short=12", "HEAD")
         changed = git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"  # installed without its repository
+        return "unknown"
     return f"{head}-dirty" if changed else head
 
 

@@ -27,7 +27,7 @@ from mrl_jax import dry_run, experiment, results, workdir
 from mrl_jax.errors import NonFiniteError, Preempted
 from mrl_jax.experiment import Experiment
 from mrl_jax.results import Result
-from mrl_jax.runtime import distributed, memory, preemption, watchdog
+from mrl_jax.runtime import agreement, distributed, memory, preemption, watchdog
 from mrl_jax.runtime import mesh as meshes
 from mrl_jax.runtime.checkpoint import Checkpoints
 from mrl_jax.runtime.phases import Phases, Rate, clock
@@ -286,6 +286,7 @@ def main(argv: Sequence[str]) -> None:
     phases = Phases()
     with phases("start"):
         joined = distributed.initialize(detect=arguments.distributed)
+        agreement.check("program", agreement.of_program(config))
     folder = arguments.workdir
     first = jax.process_index() == 0
     # One lock per run: the first process holds it for all.
@@ -297,6 +298,7 @@ def main(argv: Sequence[str]) -> None:
         say(f"{config.name}: {joined}, {jax.devices()[0].device_kind} x{jax.device_count()}")
         with phases("start"):
             setup = experiment.from_config(config, folder)
+            agreement.check("read", {"data": setup.dataset.training_fingerprint()})
         if setup.note:
             say(setup.note)
         for line in results.not_measured(setup.check()):

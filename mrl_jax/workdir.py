@@ -1,7 +1,6 @@
 """The folder of one run: who may use it, what it holds, whether it is finished."""
 
 import contextlib
-import fcntl
 import json
 import pathlib
 import shutil
@@ -15,6 +14,7 @@ from mrl_jax import config as configs
 from mrl_jax import results
 from mrl_jax.errors import UsageError
 from mrl_jax.evaluators import Finding
+from mrl_jax.runtime import locks
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"  # of text, the one that the run started with
@@ -54,10 +54,8 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror}") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InUse(f"{folder} is in use by another run") from None
+        if not locks.taken(lock):
+            raise InUse(f"{folder} is in use by another run")
         _take_back(folder)
         yield
 

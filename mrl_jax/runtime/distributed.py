@@ -60,6 +60,16 @@ def _devices_of_a_lone_task(environment: Mapping[str, str]) -> list[int] | None:
     return list(range(len(visible.split(","))))
 
 
+def _port_of_step(environment: Mapping[str, str]) -> int:
+    """Where the first task of a Slurm step listens, so that steps of one job do not meet.
+
+    JAX itself takes the port from the number of the job alone. Steps are far apart so that they do
+    not meet those of the jobs that follow, either.
+    """
+    job, step = (int(environment.get(f"SLURM_{name}_ID", "0")) for name in ("JOB", "STEP"))
+    return 61440 + (job + 1031 * step) % 4096
+
+
 def initialize(*, detect: bool = False, timeout_s: int = 300) -> str:
     """Joins this process to its group, before anything else touches a device.
 
@@ -94,6 +104,7 @@ def initialize(*, detect: bool = False, timeout_s: int = 300) -> str:
             return "one process"
         arguments, how = {}, found[0] if found else "detected by jax"
         if found == ["slurm"]:
+            environment.setdefault("JAX_COORDINATOR_PORT", str(_port_of_step(environment)))
             arguments["local_device_ids"] = _devices_of_a_lone_task(environment)
     try:
         # Only the CPU backend looks at this; without it CPU processes cannot exchange arrays.

@@ -11,7 +11,6 @@ was stopped, and is removed by the next that writes.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +25,7 @@ import numpy as np
 from mrl_jax import results
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.outputs import sha256
+from mrl_jax.runtime import locks
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -217,8 +217,6 @@ def writing(folder: pathlib.Path) -> Iterator[None]:
     with written(folder):
         lock = (folder / LOCK).open("a")
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{folder} is being changed by another command") from None
+        if not locks.taken(lock):
+            raise UsageError(f"{folder} is being changed by another command")
         yield

@@ -1,7 +1,11 @@
 import pytest
 
 from mrl_jax.errors import UsageError
-from mrl_jax.runtime.distributed import _devices_of_a_lone_task, _from_environment
+from mrl_jax.runtime.distributed import (
+    _devices_of_a_lone_task,
+    _from_environment,
+    _port_of_step,
+)
 
 GROUP = {
     "JAX_COORDINATOR_ADDRESS": "host:1234",
@@ -51,3 +55,14 @@ def test_half_a_description_is_refused(change, message):
 def test_a_lone_slurm_task_takes_all_gpus_of_its_node(tasks, gpus, expected):
     environment = {"SLURM_STEP_TASKS_PER_NODE": tasks, "CUDA_VISIBLE_DEVICES": gpus}
     assert _devices_of_a_lone_task(environment) == expected
+
+
+def test_steps_of_a_slurm_job_do_not_meet():
+    """Nor do they meet the first steps of the jobs that follow on the same node."""
+    ports = {
+        _port_of_step({"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)})
+        for job in range(4_000, 4_100)
+        for step in range(4 if job == 4_000 else 1)
+    }
+    assert len(ports) == 103
+    assert 61_440 <= min(ports) <= max(ports) <= 65_535

@@ -1,0 +1,26 @@
+import errno
+import fcntl
+import os
+
+import pytest
+
+from mrl_jax.errors import UsageError
+from mrl_jax.runtime import locks
+from mrl_jax.workdir import locked
+
+
+def test_a_locked_folder_is_refused(tmp_path):
+    with locked(tmp_path), pytest.raises(UsageError, match="in use"), locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_without_locks_is_said_once(tmp_path, monkeypatch, capsys, number):
+    def flock(file, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with (tmp_path / "lock").open("a") as file:
+        assert locks.taken(file)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {tmp_path / 'lock'} cannot be locked ({os.strerror(number)})")
