@@ -40,10 +40,10 @@ def proportion(name: str, dim: int, hits: int, n: int) -> Result:
 def commit() -> str:
     """The commit of the code that runs, marked if files differ from it.
 
-    "unknown" where no repository holds the package: without git, or where one only lies around it.
+    "unknown" without git, or where no repository tracks the package, even if one surrounds it.
     """
     here = pathlib.Path(__file__)
-    # Hooks and scripts of git speak of another repository in these.
+    # Git sets these for its hooks and scripts, and they may point to another repository.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
 
     def git(*arguments):
@@ -75,9 +75,9 @@ def write(
 ) -> None:
     """Writes results.json atomically: the numbers, and what it takes to get them again.
 
-    `data` is the fingerprint of the data set that was measured. `read` has digests of what was read
-    beside it, `prompts` what texts had before them and `skipped` why measures are missing, see
-    `evaluators.Finding`.
+    `data` is the fingerprint of the data set that was measured. `read` holds digests of everything
+    else that was read, `prompts` what was put before texts, and `skipped` why measures are missing;
+    see `evaluators.Finding`.
     """
     content = {
         "schema": SCHEMA,
@@ -100,6 +100,11 @@ def write(
         "skipped": skipped,
     }
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def by_name(results: Sequence[Result]) -> dict[str, float]:
+    """Results as scalars called "val/top1/0064"."""
+    return {f"{r.name}/{r.dim:04d}": r.value for r in results}
 
 
 def headline(results: Sequence[Result]) -> list[Result]:

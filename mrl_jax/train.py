@@ -11,26 +11,24 @@ if __name__ == "__main__":
     cli.start(preemptible=True)  # before the imports below, which take seconds
 
 import contextlib
-import math
 import pathlib
 import shlex
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from mrl_jax import config as configs
 from mrl_jax import dry_run, experiment, results, workdir
-from mrl_jax.errors import NonFiniteError, Preempted
+from mrl_jax.errors import Preempted
 from mrl_jax.experiment import Experiment
-from mrl_jax.results import Result
 from mrl_jax.runtime import agreement, distributed, memory, preemption, watchdog
 from mrl_jax.runtime import mesh as meshes
 from mrl_jax.runtime.checkpoint import Checkpoints
 from mrl_jax.runtime.phases import Phases, Rate, clock
+from mrl_jax.runtime.step import check_finite
 from mrl_jax.runtime.writer import MetricWriter
 
 
@@ -38,27 +36,6 @@ def say(text: str) -> None:
     """Prints on the first process only."""
     if jax.process_index() == 0:
         print(text, flush=True)
-
-
-def check_finite(at_step: int, metrics: dict[str, np.ndarray], dims: Sequence[int]) -> None:
-    """Stops a run whose numbers are no longer numbers.
-
-    Raises:
-      NonFiniteError: names the step and the granularities whose loss is NaN or infinite.
-    """
-    bad = [
-        str(dim) for dim, loss in zip(dims, metrics["loss_g"], strict=True) if not np.isfinite(loss)
-    ]
-    if bad:
-        raise NonFiniteError(f"step {at_step}: loss is not finite at granularity {', '.join(bad)}")
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(metrics[name]):
-            raise NonFiniteError(f"step {at_step}: {name} is not finite ({metrics[name]})")
-
-
-def by_name(results_list: Sequence[Result]) -> dict[str, float]:
-    """Results as scalars called "val/top1/0064"."""
-    return {f"{r.name}/{r.dim:04d}": r.value for r in results_list}
 
 
 class Training:
@@ -79,7 +56,7 @@ class Training:
         memory.check({**self.program.state, "batch": self.program.largest_batch}, self.program.mesh)
         with phases("start"):
             self.checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, config.checkpoint.keep)
-            # First, as it may change how keys are made.
+            # Before the key: the facts of a checkpoint may change how keys are made.
             restored = self.checkpoints.restore(self.program.state, setup.use_facts)
             self.key = self.program.run_key(config.seed)
             self.state = restored[0] if restored else self.fresh_state()
@@ -119,7 +96,7 @@ class Training:
         return self.updates[shape]
 
     def paused(self) -> contextlib.AbstractContextManager[None]:
-        """Keeps the time of a with-block out of the rate of steps, which begins with the first."""
+        """Keeps the time of a with-block out of the measured speed, once there are steps."""
         return self.rate.paused() if self.updates else contextlib.nullcontext()
 
     def is_validated(self, done: int) -> bool:
@@ -143,8 +120,8 @@ class Training:
             with self.phases("data"):
                 batch = self.batches(number)
             update = self.update_for(number, batch)
-            # A scheduler may signal one process only, and processes are never at the same line of
-            # code. So the wish to stop travels through the step, and all act on the same sum.
+            # A scheduler may signal only one process, and no two processes are at the same line of
+            # code. So each passes its wish to stop into the step, and all act on the same sum.
             preemption.hold()
             stop = meshes.votes(self.program.mesh, preemption.wanted())
             with self.phases("step"), jax.transfer_guard("disallow"):
@@ -155,7 +132,7 @@ class Training:
             done = number + 1
             last = done == config.steps
             measured = self.is_validated(done)
-            # What is measured is saved before, so that a signal can end the measuring at once.
+            # Saved before it is measured, so that a signal can end the evaluation immediately.
             if self.stopping or last or measured or done % config.checkpoint.every == 0:
                 self.save(done)
             if self.stopping and not last:
@@ -166,7 +143,7 @@ class Training:
         self.let_go()
 
     def let_go(self) -> None:
-        """Waits until the state is on disk, as all processes see it: now it can be left alone."""
+        """Waits until every process has the state on disk; from then on a signal ends the run."""
         self.checkpoints.wait()
         distributed.barrier("saved")
         preemption.release()
@@ -219,26 +196,24 @@ class Training:
             self.let_go()
         with self.phases("eval"), self.paused():
             found = self.experiment.evaluate(self.state, ("val",))
-            self.writer.write(done, by_name(found.results))
+            self.writer.write(done, results.by_name(found.results))
         for line in results.not_measured(found.skipped):
             say(f"step {done:>6} {line}")
-        main = results.headline(found.results)
-        for best in [r for r in main if r.name == main[0].name][-1:]:
-            say(
-                f"step {done:>6} {best.name} at {best.dim} dims {best.value:.2%} "
-                f"+- {best.stderr:.2%}"
-            )
+        if main := results.headline(found.results):
+            best = [r for r in main if r.name == main[0].name][-1]
+            text = f"{best.name} at {best.dim} dims {best.value:.2%} +- {best.stderr:.2%}"
+            say(f"step {done:>6} {text}")
 
     def finish(self, command: str) -> None:
         """Final evaluation, results.json and DONE.
 
         Raises:
-          DataError: data could not be read. All other numbers are in results.json, and the same
-            command measures again.
+          DataError: some data could not be read. The other numbers are in results.json, and the
+            same command repeats the evaluation.
         """
         with self.phases("eval"):
             found = self.experiment.evaluate(self.state)
-        self.writer.write(self.config.steps, by_name(found.results))
+        self.writer.write(self.config.steps, results.by_name(found.results))
         self.checkpoints.close()
         if jax.process_index() == 0:
             workdir.record_finding(
@@ -303,13 +278,11 @@ def main(argv: Sequence[str]) -> None:
             say(setup.note)
         for line in results.not_measured(setup.check()):
             say(line)
-        with (
-            memory.exhausted(),
-            watchdog.watching(phases, config.hang_minutes, preemption.wanted),
-        ):
+        watched = watchdog.watching(phases, config.hang_minutes, preemption.wanted)
+        with memory.exhausted(), watched:
             training = Training(config, setup, folder, phases=phases)
             try:
-                # Not before: what cannot even start does not take the folder.
+                # Only now: a run that cannot even start does not claim the folder.
                 if first:
                     workdir.record_config(folder, config)
                     if setup.tokenizer:

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from mrl_jax.errors import NonFiniteError
-from mrl_jax.train import check_finite
+from mrl_jax.runtime.step import check_finite
 
 
 def records(workdir: pathlib.Path):

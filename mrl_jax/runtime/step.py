@@ -1,11 +1,15 @@
-"""The train state, one plain pytree, and the pure function that advances it by a step."""
+"""The train state, one plain pytree, the pure function that advances it, and its check."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from mrl_jax.errors import NonFiniteError
 from mrl_jax.tasks import Task
 
 State = dict[str, Any]
@@ -44,6 +48,22 @@ def evaluated(state: State) -> tuple[Any, Any]:
     """(parameters, model state) to measure and to hand out: moving averages where there are any."""
     params, model_state = (state.get(f"ema_{name}", state[name]) for name in AVERAGED)
     return params, model_state
+
+
+def check_finite(at_step: int, metrics: dict[str, np.ndarray], dims: Sequence[int]) -> None:
+    """Stops a run whose numbers are no longer numbers.
+
+    Raises:
+      NonFiniteError: names the step and the granularities whose loss is NaN or infinite.
+    """
+    bad = [
+        str(dim) for dim, loss in zip(dims, metrics["loss_g"], strict=True) if not np.isfinite(loss)
+    ]
+    if bad:
+        raise NonFiniteError(f"step {at_step}: loss is not finite at granularity {', '.join(bad)}")
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(metrics[name]):
+            raise NonFiniteError(f"step {at_step}: {name} is not finite ({metrics[name]})")
 
 
 def _gradients(task: Task, state: State, batch: dict[str, jax.Array], key: jax.Array):
