@@ -12,7 +12,7 @@ COMMANDS = ("train", "evaluate", "sweep", "report", "embed", "export", "search",
 
 
 def summary(command: str) -> str:
-    """What a command does and how it is called, without importing it, which takes seconds."""
+    """What a command does and how it is called; read without importing it, which takes seconds."""
     module = importlib.util.find_spec(f"mrl_jax.{command}")
     path = pathlib.Path(module.origin)
     if module.submodule_search_locations:
@@ -24,11 +24,11 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command line; see the module's docstring.
 
     Raises:
-      UsageError: there are arguments; a command is a module of its own.
+      UsageError: there are arguments; every command is a module of its own.
     """
     if argv not in ([], ["--help"], ["-h"]):
         known = next((name for name in argv if name in COMMANDS), "COMMAND")
-        raise UsageError(f"unexpected {argv[0]!r}: commands are called python -m mrl_jax.{known}")
+        raise UsageError(f"unexpected {argv[0]!r}: call a command as python -m mrl_jax.{known}")
     print("Commands (each explains itself with --help):\n")
     for command in COMMANDS:
         print(f"  {summary(command)}")

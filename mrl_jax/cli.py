@@ -16,25 +16,25 @@ from mrl_jax.runtime import preemption, streams
 
 def _path(text: str) -> pathlib.Path:
     if not text:
-        raise argparse.ArgumentTypeError("the path is empty (is a variable of the shell unset?)")
+        raise argparse.ArgumentTypeError("the path is empty (is a shell variable unset?)")
     return pathlib.Path(text)
 
 
 def _with_home(word: str) -> str:
-    """A word of a command line with a home folder for every "~" or "~user" that begins a path.
+    """A command-line word with the home folder in place of each "~" or "~user" that begins a path.
 
-    Shells do so at the start of a word only: to them --out=~/x begins with "--out".
+    Shells expand these only at the start of a word, and not in --out=~/x.
     """
     return re.sub(r"(?:^|(?<=[=,]))~[\w.-]*(?=/|$)", lambda home: os.path.expanduser(home[0]), word)
 
 
-LONGEST = 2000  # letters of an error: what is quoted may be a file
+LONGEST = 2000  # characters of an error message, which may quote a whole file
 
 
 class ArgumentParser(argparse.ArgumentParser):
     """argparse whose errors are one `UsageError` line instead of a usage page.
 
-    In all arguments "~" is the home folder; those of `type=pathlib.Path` are never empty.
+    "~" stands for the home folder in every argument; those of `type=pathlib.Path` are never empty.
     """
 
     def __init__(self, *arguments: Any, **options: Any):
@@ -44,7 +44,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As of argparse, with the home folder for "~"."""
+        """As in argparse, with the home folder in place of "~"."""
         words = sys.argv[1:] if args is None else args
         return super().parse_known_args([_with_home(word) for word in words], namespace)
 
@@ -54,14 +54,14 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def _check_jax() -> None:
-    """Refuses what the environment says of JAX and JAX does not understand.
+    """Refuses an environment in which JAX cannot be imported.
 
     Raises:
-      UsageError: names the variable.
+      UsageError: with JAX's own reason, such as a variable that it does not understand.
     """
     try:
         import jax  # noqa: F401
-    except (ValueError, RuntimeError) as error:  # of jaxlib: another version, another processor
+    except (ValueError, RuntimeError) as error:  # a bad variable; a jaxlib that does not fit
         raise errors.UsageError(f"JAX cannot be started: {error}") from error
 
 
@@ -69,8 +69,8 @@ def start(preemptible: bool = False) -> None:
     """Makes this process ready to run a command; call it before the imports that take seconds.
 
     Args:
-      preemptible: the command goes on where it was when it is called again, so that signals end
-        it with exit code 75, see `preemption`. Its results are files; what it prints is a log.
+      preemptible: the command continues when it is called again, so a signal ends it with exit
+        code 75, see `preemption`. Its results are files; what it prints is only a log.
     """
     streams.keep(log=preemptible)
     if preemptible:
@@ -105,7 +105,7 @@ def _errors_as_one_line() -> Iterator[None]:
         where = error.filename or "a file"
         _end(f"cannot write {where}: {error.strerror}", errors.EXIT_CHECKPOINT)
     except (RuntimeError, AssertionError):
-        # What JAX raises without a device depends on where it is asked for one first.
+        # What JAX raises when it has no device depends on the call that first needs one.
         reason = _no_device()
         if reason is None:
             raise
@@ -115,7 +115,7 @@ def _errors_as_one_line() -> Iterator[None]:
 
 
 def _no_device() -> str | None:
-    """Why JAX has no device to compute on; None where it has."""
+    """Why JAX has no device to compute on; None if it has one."""
     if "jax" not in sys.modules:
         return None
     import jax
@@ -124,7 +124,7 @@ def _no_device() -> str | None:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
         platforms = os.environ.get("JAX_PLATFORMS")
-        where = f"of JAX_PLATFORMS={platforms}" if platforms else "to compute on"
+        where = f"for JAX_PLATFORMS={platforms}" if platforms else "to compute on"
         return f"JAX finds no device {where}: {str(error) or 'no plugin'}"
     return None
 

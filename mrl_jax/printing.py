@@ -1,4 +1,4 @@
-"""Tables as text, the same on a terminal, in a log file and without either."""
+"""Tables as text, the same on a terminal and in a log file."""
 
 import io
 from collections.abc import Collection, Sequence
@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-# A line under the heads, blanks between columns, and nothing but ASCII.
+# A line below the heads, blanks between columns, and only ASCII.
 _LINES = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 _WIDE = 10_000  # characters: cells are never broken or cut
 
@@ -19,7 +19,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[
     Args:
       heads: of the columns; may have several lines.
       rows: as many cells each.
-      left: numbers of the columns that are words, and begin at the left; numbers end at the right.
+      left: indices of the columns of words, which are aligned left; all others are aligned right.
     """
     made = Table(box=_LINES, show_edge=False, pad_edge=False, header_style="", padding=(0, 1))
     for number, head in enumerate(heads):
@@ -29,7 +29,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[
 
 
 def pairs(rows: Sequence[tuple[str, str]]) -> str:
-    """A name and what is said of it in every line."""
+    """Two columns without heads: a name and its value on each line."""
     return _printed(Table.grid(padding=(0, 2)), rows)
 
 

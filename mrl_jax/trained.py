@@ -16,12 +16,12 @@ from mrl_jax.runtime.checkpoint import Checkpoints
 def restored(
     folder: pathlib.Path, overrides: Sequence[str] = (), step: int | None = None
 ) -> tuple[ConfigDict, Experiment, Any]:
-    """The config of a run, what it computes, and its state at the newest checkpoint, or at `step`.
+    """The config of a run, its experiment, and its state at the newest checkpoint or at `step`.
 
     Args:
       folder: of the run.
       overrides: "--config.key=value" strings, of keys that do not change the model.
-      step: that of an older checkpoint.
+      step: of an older checkpoint.
 
     Raises:
       UsageError: no run, or a key that would make it another one.

@@ -17,13 +17,13 @@ from mrl_jax.evaluators import Finding
 from mrl_jax.runtime import locks
 
 CONFIG = "config.json"
-TOKENIZER = "tokenizer.json"  # of text, the one that the run started with
+TOKENIZER = "tokenizer.json"  # for text: the one that the run started with
 RESULTS = "results.json"
 EVALUATION = "evaluation"  # folder of what results.json does not hold
 EXAMPLES = "examples.npz"
 DONE = "DONE"
 CHECKPOINTS = "ckpt"
-# What a new run does not replace. DONE alone says nothing: it may be what is left of a run.
+# What a new run must not replace. DONE alone does not count: it may be left over from a run.
 _WRITTEN = (RESULTS, EVALUATION, TOKENIZER, "metrics.jsonl")
 
 
@@ -36,8 +36,8 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
     """Creates the folder and keeps other processes of this machine out of it.
 
     Raises:
-      UsageError: the folder cannot be created or written, or has a name that is no Unicode, which
-        checkpoints need.
+      UsageError: the folder cannot be created or written, or its name is not Unicode, as
+        checkpoints need it to be.
       InUse: another command is using it.
     """
     if folder.parts and folder.parts[0].endswith(":"):
@@ -61,7 +61,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
 
 
 def read_config(folder: pathlib.Path) -> ConfigDict:
-    """The config of the run in `folder`; keys that the run is older than have their defaults.
+    """The config of the run in `folder`, with defaults for keys that were added since.
 
     Raises:
       UsageError: there is no run, or its config is damaged or of another version.
@@ -84,20 +84,20 @@ def check_same_run(folder: pathlib.Path, config: ConfigDict) -> None:
     Keys that only say how a run is carried out (mesh, logging, checkpoints) may differ.
 
     Raises:
-      UsageError: names up to three keys that differ, or a file of something else that the run would
-        replace.
+      UsageError: names up to three keys that differ, or a file that the run would replace and
+        that no run wrote.
     """
     if (folder / CONFIG).exists():
         old = read_config(folder)
     elif is_done(folder):
         old = configs.from_run(read_results(folder)["config"], where=str(folder / RESULTS))
     elif _is_run(folder):
-        return  # what checkpoints remember is compared when they are read
+        return  # the config is compared with the checkpoint's facts when it is read
     else:
         others = [name for name in _WRITTEN if (folder / name).exists()]
         if others:
             raise UsageError(
-                f"{folder} holds {others[0]} and no run: give another folder as --workdir"
+                f"{folder} holds {others[0]} but no run: give another folder as --workdir"
             )
         return
     changed = configs.differences(old, config)
@@ -109,7 +109,7 @@ def check_same_run(folder: pathlib.Path, config: ConfigDict) -> None:
 
 
 def _is_run(folder: pathlib.Path) -> bool:
-    """Whether a run has begun here: checkpoints have their folder before anything else is there."""
+    """Whether a run has begun here; the folder of checkpoints is the first thing it makes."""
     return (folder / CONFIG).exists() or (folder / CHECKPOINTS).exists()
 
 
@@ -119,7 +119,7 @@ def record_config(folder: pathlib.Path, config: ConfigDict) -> None:
 
 
 def record_tokenizer(folder: pathlib.Path, content: str) -> None:
-    """Writes tokenizer.json, which all that is done with the run from now on reads."""
+    """Writes tokenizer.json, which every command that uses the run reads from now on."""
     results.write_text(folder / TOKENIZER, content)
 
 
@@ -132,11 +132,12 @@ def record_finding(
     step: int,
     data: str,
 ) -> None:
-    """Writes results.json, and beside it the folder `evaluation`, in place of earlier ones.
+    """Writes results.json and, beside it, the folder `evaluation`, in place of earlier ones.
 
     The folder holds the files of the finding and examples.npz: for every name of a result whether
     each example was right, [G, N] bool, and under NAME/dims the G prefixes. Both are whole before
-    either takes its place; if the process is killed between the two, `locked` takes back the first.
+    either is moved into place; if the process is killed between the two moves, `locked` undoes the
+    first.
     """
     _take_back(folder)
     place, part, old, new_results = _places(folder)
@@ -166,14 +167,14 @@ def record_finding(
 
 
 def _places(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
-    """The folder of the evaluation, where a new one is made, where the old one waits; results."""
-    # With a dot: "evaluation.old" may be a copy that somebody keeps.
+    """Paths of the evaluation, of its next version, of its previous one, and of new results."""
+    # With a dot: "evaluation.old" may be a copy that a user keeps.
     names = (EVALUATION, f".{EVALUATION}.new", f".{EVALUATION}.old", f".{RESULTS}.new")
     return tuple(folder / name for name in names)
 
 
 def _take_back(folder: pathlib.Path) -> None:
-    """Undoes a `record_finding` that was cut short, and touches nothing of another kind."""
+    """Undoes a `record_finding` that was interrupted, and touches nothing else."""
     place, part, old, new_results = _places(folder)
     if not (_is_run(folder) or new_results.exists() or (folder / RESULTS).exists()):
         return
@@ -186,7 +187,7 @@ def _take_back(folder: pathlib.Path) -> None:
 
 
 def read_results(folder: pathlib.Path) -> dict[str, Any] | None:
-    """What results.json holds; None where there is none, or it is damaged."""
+    """The content of results.json; None if it is missing or damaged."""
     try:
         content = json.loads((folder / RESULTS).read_text())
     except (OSError, ValueError):

@@ -106,13 +106,13 @@ def test_the_package_lists_its_commands(arguments):
 
 def test_a_command_is_a_module():
     line = commands.fail(commands.command("mrl_jax", "train", "--config", "x"), 2)
-    assert line.endswith("commands are called python -m mrl_jax.train")
+    assert line.endswith("call a command as python -m mrl_jax.train")
 
 
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"JAX_PLATFORMS": "nosuch"}, "no device of JAX_PLATFORMS=nosuch: Unable to initialize"),
+        ({"JAX_PLATFORMS": "nosuch"}, "no device for JAX_PLATFORMS=nosuch: Unable to initialize"),
         ({"JAX_NUM_CPU_DEVICES": "abc"}, "JAX cannot be started: Invalid value"),
     ],
 )

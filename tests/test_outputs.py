@@ -193,7 +193,7 @@ def test_a_new_run_takes_no_folder_whose_files_it_would_replace(tmp_path):
     (tmp_path / ".lock").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
     with workdir.locked(tmp_path):
-        with pytest.raises(UsageError, match="holds evaluation and no run"):
+        with pytest.raises(UsageError, match="holds evaluation but no run"):
             workdir.check_same_run(tmp_path, config)
         (tmp_path / "evaluation").rename(tmp_path / "mine")
         workdir.check_same_run(tmp_path, config)

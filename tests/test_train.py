@@ -187,7 +187,7 @@ def test_what_a_kill_took_is_made_again_and_nothing_twice(finished, tmp_path):
     assert "jax_default_prng_impl: rbg -> threefry2x32; jax_threefry_part" in output
     assert results_of(workdir)["environment"].items() >= elsewhere.items()
     assert results_of(workdir)["settings"] == results_of(finished[0])["settings"]
-    assert "holds 1 lines that are no records" in output
+    assert "holds 1 line that is not a record" in output
     written = records(workdir)
     assert [r["step"] for r in written] == [*range(1, 51), 50, *range(51, 61), 60]
     assert {name.partition("/")[0] for name in written[50]} == {"step", "val"}

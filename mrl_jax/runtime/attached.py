@@ -1,8 +1,8 @@
-"""Runs a module for another process, and stops it when that process is gone.
+"""Runs a module on behalf of a parent process, and stops it when the parent is gone.
 
 `python -m mrl_jax.runtime.attached MODULE ARGUMENTS` is `python -m MODULE ARGUMENTS` with a pipe as
-its standard input, whose other end the starter keeps open. The system closes that end however the
-starter ends, by SIGKILL too. The module then gets a SIGTERM: a training saves its state.
+its standard input, the other end of which the parent keeps open. The system closes that end however
+the parent ends, even by SIGKILL. The module then gets SIGTERM, on which training saves its state.
 """
 
 import os
@@ -14,7 +14,7 @@ import threading
 
 def _stop_with_starter() -> None:
     while os.read(sys.stdin.fileno(), 1024):
-        pass  # nobody writes; what counts is the end
+        pass  # nothing is ever written; only the end of the pipe matters
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -3,9 +3,9 @@
 Orbax writes asynchronously, commits by rename and restores onto any mesh. It does not notice a
 flipped bit in array data, never falls back to an older step, and saves NaNs without complaint.
 So every checkpoint carries a checksum of each array (see `checksum`) inside the same commit;
-what is restored must reproduce it. The description that holds them has a checksum itself: a
-checkpoint whose description is intact and does not fit belongs to another model, one whose
-description is not is damaged.
+what is restored must reproduce it. The description that holds them has a checksum of its own: a
+checkpoint with an intact description that does not fit belongs to another model, and one whose
+description is not intact is damaged.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from mrl_jax.runtime.checksum import describe
 from mrl_jax.runtime.distributed import of_first_process
 from mrl_jax.runtime.mesh import path_name
 
-# A list of a folder in which a trainer replaces its only checkpoint may show neither.
+# While a trainer replaces its only checkpoint, a listing may show neither the old nor the new one.
 LOOKS, PAUSE_S = 5, 0.2
 
 UseFacts = Callable[[dict[str, Any]], None]
@@ -86,7 +86,7 @@ def _everywhere(ok: bool) -> bool:
 
 
 def _look(read: Callable[[], Any]) -> Any:
-    """What `read` sees in the folder; again where a step vanishes while Orbax looks at it."""
+    """Returns `read()`, trying again if a step vanishes while Orbax is looking at it."""
     for _ in range(LOOKS - 1):
         try:
             return read()
@@ -169,17 +169,17 @@ class Checkpoints:
         self._manager.close()
 
     def restore(self, state: Any, use_facts: UseFacts) -> tuple[Any, dict[str, Any]] | None:
-        """The newest intact checkpoint as (state, facts), or None where there is none at all.
+        """The newest intact checkpoint as (state, facts), or None if there are no checkpoints.
 
-        Damaged ones that are newer are moved out of the way, so that their steps can be saved
-        again. Where all are damaged they stay: a run never starts over by itself.
+        Newer ones that are damaged are moved out of the way, so that their steps can be saved
+        again. If all are damaged they stay: a run never starts over by itself.
 
         Args:
           state: abstract state (shapes, dtypes, shardings); sets where arrays are put, which may
             be another mesh than the one they were saved from.
-          use_facts: raises where the facts are not those of this run. It comes before the arrays
-            are read: what changed with the facts, such as the size of a vocabulary, then needs
-            no explanation.
+          use_facts: raises if the facts are not those of this run. It is called before the arrays
+            are read, so that an error names the cause and not its consequences, such as arrays
+            of another size after a change of vocabulary.
 
         Raises:
           CheckpointError: what `use_facts` raises; the checkpoint belongs to another model (up
@@ -201,13 +201,13 @@ class Checkpoints:
     def read(
         self, state: Any, use_facts: UseFacts, step: int | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """The newest checkpoint, or that of `step`, as (state, facts); beside a trainer as well.
+        """The newest checkpoint, or that of `step`, as (state, facts), even while a trainer runs.
 
-        A trainer deletes checkpoints when it has written newer ones: those are read then.
+        A trainer deletes checkpoints once it has written newer ones, which are then read instead.
 
         Raises:
-          CheckpointError: as `restore`; there is no checkpoint, or the one that was asked for is
-            damaged (an older one that is intact is named).
+          CheckpointError: as for `restore`; or there is no checkpoint, or the one to be read is
+            damaged (the message names an older one that is intact).
         """
         if step is not None:
             if step not in self.steps():
@@ -224,7 +224,7 @@ class Checkpoints:
             newest, problem = max(damaged.items())
             raise CheckpointError(
                 f"checkpoint {self._directory / str(newest)} is damaged ({problem}); step {step} "
-                f"is intact and taken by --step {step}"
+                f"is intact and can be used with --step {step}"
             )
         return found
 
@@ -233,11 +233,11 @@ class Checkpoints:
     ) -> tuple[int | None, Any, dict[int, str]]:
         """The newest step that can be read, what it holds, and what is wrong with newer ones.
 
-        That there is no further step is believed after so many looks.
+        Only after `looks` listings without another step does it conclude that there is none.
         """
         problems: dict[int, str] = {}
         while True:
-            # Anew every time: beside a trainer steps come and go.
+            # Listed again every time: steps come and go while a trainer runs.
             _look(self._manager.reload)
             steps = self.steps()
             step = of_first_process(max((s for s in steps if s not in problems), default=-1))
@@ -251,7 +251,8 @@ class Checkpoints:
             if found is not None:
                 break
             problems[step] = problem
-        damaged = {s: problem for s, problem in problems.items() if s in steps and s > step}
+        # All processes must set the same steps aside, whatever each file system shows.
+        damaged = {s: p for s, p in problems.items() if s > step and of_first_process(s in steps)}
         if step < 0 and damaged:
             raise CheckpointError(
                 f"every checkpoint in {self._directory} is damaged "
@@ -262,7 +263,7 @@ class Checkpoints:
     def _read(
         self, step: int, state: Any, use_facts: UseFacts
     ) -> tuple[tuple[Any, dict[str, Any]] | None, str]:
-        """(state, facts) of a step, or None and what is wrong with it; the same everywhere."""
+        """(state, facts) of a step, or None and what is wrong with it, on all processes alike."""
         restored, meta, problem = None, self._read_meta(step), None
         if meta is None:
             problem = "its description is unreadable"
@@ -286,12 +287,12 @@ class Checkpoints:
             meta = self._manager.restore(step, args=args)["meta"]
             if not _intact(meta, step):
                 return None
-        except Exception:  # whatever is wrong with the files, the step is of no use
+        except Exception:  # whatever is wrong with the files, the step cannot be used
             return None
         if meta["schema"] not in (1, SCHEMA):
             raise CheckpointError(
-                f"checkpoint {self._directory / str(step)} is of a newer release "
-                f"(schema {meta['schema']}, {SCHEMA} is read)"
+                f"checkpoint {self._directory / str(step)} was written by a newer release "
+                f"(schema {meta['schema']}; this one reads up to {SCHEMA})"
             )
         return meta
 
@@ -325,7 +326,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             print(
                 f"warning: checkpoint {path} is damaged ({problem}); it is moved to {target}, and "
-                f"step {used} is used"
+                f"step {used} is used instead"
             )
             shutil.rmtree(target, ignore_errors=True)
             target.parent.mkdir(exist_ok=True)

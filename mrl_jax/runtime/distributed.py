@@ -61,10 +61,10 @@ def _devices_of_a_lone_task(environment: Mapping[str, str]) -> list[int] | None:
 
 
 def _port_of_step(environment: Mapping[str, str]) -> int:
-    """Where the first task of a Slurm step listens, so that steps of one job do not meet.
+    """The port at which the first task of a Slurm step listens, different for each step of a job.
 
-    JAX itself takes the port from the number of the job alone. Steps are far apart so that they do
-    not meet those of the jobs that follow, either.
+    JAX itself derives the port from the job's number alone. Steps are far apart so that they do not
+    collide with steps of the jobs that follow, either.
     """
     job, step = (int(environment.get(f"SLURM_{name}_ID", "0")) for name in ("JOB", "STEP"))
     return 61440 + (job + 1031 * step) % 4096
@@ -121,19 +121,19 @@ def initialize(*, detect: bool = False, timeout_s: int = 300) -> str:
 
 
 def of_first_process(number: int) -> int:
-    """The number that the first process brings, on all of them."""
+    """The first process's number, on all processes; each of them must call this."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def barrier(name: str) -> None:
-    """Waits until all processes are here."""
+    """Waits until all processes have come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def _client() -> Any:
-    """The client of the group's coordinator, which holds values of all; None in one process."""
-    # No public function of JAX gives it. Orbax takes it in the same way.
+    """The client of the group's coordinator, which stores values for all; None without a group."""
+    # No public function of JAX returns it. Orbax gets it in the same way.
     return global_state.client

@@ -1,4 +1,4 @@
-"""Forks of a process that JAX runs in: they lack JAX's threads, and wait for them for ever."""
+"""Forks of a process that uses JAX: they lack JAX's threads, and wait for them for ever."""
 
 import os
 
@@ -18,13 +18,13 @@ os.register_at_fork(after_in_child=_note)
 
 
 def check_not_forked() -> None:
-    """Refuses to compute in such a process.
+    """Refuses to compute in a fork of a process that had used JAX.
 
     Raises:
-      UsageError: says how workers can be started instead.
+      UsageError: says how to start workers instead.
     """
     if _forked:
         raise UsageError(
             "this process is a fork of one in which JAX was in use, and would hang: start workers "
-            "by multiprocessing.get_context('spawn'), or fork before anything is loaded"
+            "with multiprocessing.get_context('spawn'), or fork before anything is loaded"
         )

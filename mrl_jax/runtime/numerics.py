@@ -1,4 +1,4 @@
-"""Settings of JAX that decide what a run computes and that its surroundings may set."""
+"""JAX settings that change what a run computes, and that the environment may set."""
 
 import os
 
@@ -6,7 +6,7 @@ import jax
 
 from mrl_jax.errors import UsageError
 
-# What runs used before their checkpoints remembered it: the defaults of JAX 0.10.
+# The defaults of JAX 0.10, which runs used before checkpoints recorded these settings.
 DEFAULTS = {
     "jax_default_prng_impl": "threefry2x32",
     "jax_threefry_partitionable": True,
@@ -14,6 +14,7 @@ DEFAULTS = {
     "jax_default_matmul_precision": None,
 }
 
+# Values with which no run works.
 UNFIT = {
     "jax_disable_jit": (True,),
     "jax_enable_x64": (True,),
@@ -23,12 +24,12 @@ UNFIT = {
 
 
 def settings() -> dict[str, str | bool | int | None]:
-    """What this process computes by; processes of one run must have the same."""
+    """The settings of this process; all processes of a run must have the same."""
     return {name: getattr(jax.config, name) for name in DEFAULTS}
 
 
 def pin(wanted: dict[str, str | bool | int | None]) -> list[str]:
-    """Makes these the settings of this process; "name: before -> now" of those that it changes.
+    """Applies these settings to this process; returns "name: before -> now" for each change.
 
     Call it before anything is traced.
     """
@@ -40,22 +41,22 @@ def pin(wanted: dict[str, str | bool | int | None]) -> list[str]:
 
 
 def check() -> None:
-    """Refuses settings that no run works with.
+    """Refuses settings with which no run works.
 
     Raises:
-      UsageError: names the first of them.
+      UsageError: names the first one found.
     """
     for name, unfit in UNFIT.items():
         value = getattr(jax.config, name)
         if value in unfit:
             raise UsageError(
-                f"JAX is set to {name}={value} ({name.upper()} in the environment?): "
-                "runs do not work with that, unset it"
+                f"JAX is set to {name}={value} ({name.upper()} in the environment?), with which "
+                "runs do not work: unset it"
             )
 
 
 def environment() -> dict[str, str]:
-    """The variables of the environment that JAX and XLA read."""
+    """The environment variables that JAX and XLA read."""
     return {
         name: value
         for name, value in sorted(os.environ.items())

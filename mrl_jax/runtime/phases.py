@@ -11,10 +11,10 @@ class Phases:
     Only the training process's own time: of work that runs on behind, only the waiting counts.
 
     Attributes:
-      current: the phase that goes on, "" between two.
-      changed: when it began, or the last one ended, as `time.monotonic` says it.
-      steady: whether step follows step: two are done since anything but reading data and steps.
-      longest_s: the longest time that reading data or a step took.
+      current: the phase in progress, "" between two.
+      changed: when it began, or the last one ended, in seconds of `time.monotonic`.
+      steady: whether two steps have been done since any phase other than "data" and "step".
+      longest_s: the longest time that reading a batch or a step has taken.
     """
 
     def __init__(self):

@@ -1,10 +1,11 @@
 """Noticing that a command should stop, by a signal, from its first lines to its last.
 
-Where nothing would be lost, while a command starts, measures or embeds, a signal ends it at once
-with exit code 75. Where something would be, in training, the command holds the signal, saves and
-exits with 75 by itself. Schedulers signal before JAX is even imported, so this module and what it
-imports is the standard library alone, and they signal processes that wait inside a library for
-minutes, where Python's own handlers do not run: a thread acts instead.
+Where nothing would be lost, while a command starts, measures or embeds, a signal ends it
+immediately with exit code 75. Where something would be, in training, the command holds the signal,
+saves and then exits with 75 itself. Schedulers may signal before JAX is even imported, so this
+module imports only the standard library and modules that do the same. They may also signal a
+process that waits inside a library for minutes, where Python does not run handlers: a thread acts
+instead.
 """
 
 import contextlib
@@ -19,22 +20,22 @@ from mrl_jax.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
 SIGNALS = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT]
 if "OMPI_COMM_WORLD_SIZE" in os.environ:
-    # Open MPI's mpirun announces with SIGCONT that it will end us: a second later it sends
-    # SIGTERM, another second later SIGKILL, which alone would leave no time to save.
+    # Open MPI's mpirun announces with SIGCONT that it will end this process: it sends SIGTERM a
+    # second later and SIGKILL another second later. SIGTERM alone would leave no time to save.
     SIGNALS.append(signal.SIGCONT)
-_LEAVING = "mrl_jax/leaving"  # key and barrier of a group that ends
+_LEAVING = "mrl_jax/leaving"  # names the key and the barrier by which a group ends together
 
 _lock = threading.RLock()
-_came: set[int] = set()  # signals
-_held: Callable[[], None] | None = None  # called when one comes; None: it ends the process
-_group: tuple[Any, int] | None = None  # JAX's client of the group's coordinator, our number in it
+_came: set[int] = set()  # signals received so far
+_held: Callable[[], None] | None = None  # called on a signal; None: the signal ends the process
+_group: tuple[Any, int] | None = None  # client of the group's coordinator, and our index in it
 
 
 def listen() -> None:
-    """Takes over the signals of this process, which is a command; call it first thing.
+    """Takes over the signals of this process, which runs a command; call it first.
 
-    SIGHUP stays ignored where it is, under `nohup`. SIGTERM may come again and again (launchers
-    repeat it); a second SIGINT ends the process.
+    SIGHUP stays ignored where it is ignored already, as under `nohup`. SIGTERM may come repeatedly
+    (launchers do that); a second SIGINT ends the process.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -42,21 +43,21 @@ def listen() -> None:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda number, frame: None)
             signal.siginterrupt(number, False)  # libraries need not expect interrupted calls
-    # Signals are written here as they come, whatever the main thread is doing.
+    # Each signal is written here on arrival, whatever the main thread is doing.
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     os.register_at_fork(after_in_child=_forget)
     threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True).start()
 
 
 def hold(call: Callable[[], None] = lambda: None) -> None:
-    """From now on a signal only calls this, in another thread, and is `wanted`."""
+    """From now on a signal does not end the process: it calls this, in another thread."""
     global _held
     with _lock:
         _held = call
 
 
 def release() -> None:
-    """From now on nothing would be lost: a signal, also one that has come, ends the process."""
+    """From now on nothing would be lost: a signal, even one already received, ends the process."""
     global _held
     with _lock:
         _held = None
@@ -70,7 +71,7 @@ def wanted() -> bool:
 
 
 def ignore() -> None:
-    """The exit code of this process stands: signals no longer change it.
+    """Ignores signals from now on, as the exit code of this process is settled.
 
     Launchers send one to all processes as soon as the first has ended.
     """
@@ -80,9 +81,9 @@ def ignore() -> None:
 
 
 def share(client: Any, index: int) -> None:
-    """Joins the processes of a group: when one of them leaves at once, so do all.
+    """Binds the processes of a group together: when a signal ends one of them, all end.
 
-    They could not go on without it, and would wait for it for ever or die of its end.
+    The others could not go on without it: they would wait for it for ever, or be aborted.
 
     Args:
       client: of the group's coordinator, a JAX DistributedRuntimeClient.
@@ -116,21 +117,21 @@ def _watch_group() -> None:
         time.sleep(1)
         try:
             client.key_value_try_get(_LEAVING)
-        except Exception:  # nobody is leaving; or the group has come to its end
+        except Exception:  # no process is leaving, or the group is gone
             continue
         with _lock:
             _leave()
 
 
 def _leave() -> None:
-    """Ends this process and its group. The lock is held, so that nothing else ends it before."""
-    _say("error: stopped by a signal; the same command goes on")
+    """Ends this process and its group. The caller holds the lock, so that this happens once."""
+    _say("error: stopped by a signal; the same command continues")
     if _group is not None:
         client, index = _group
         try:
             client.key_value_set(_LEAVING, "", allow_overwrite=True)
             client.wait_at_barrier(_LEAVING, 5000)
-        except Exception:  # a process that is gone already, or too busy to hear of it
+        except Exception:  # a process is gone already, or too busy to answer
             pass
         if index == 0:
             # The coordinator goes last: JAX aborts a process that loses it.
@@ -139,13 +140,13 @@ def _leave() -> None:
 
 
 def _say(line: str) -> None:
-    # Not by print(): the main thread may hold the stream.
+    # Not with print(): the main thread may hold the stream's lock.
     with contextlib.suppress(OSError):
         os.write(2, f"{line}\n".encode())
 
 
 def _forget() -> None:
-    """A forked child is no command: signals end it as they end any process."""
+    """In a forked child, which runs no command, signals act as in any process."""
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:

@@ -1,7 +1,7 @@
 """Which part of this machine each of several jobs gets: processor cores, and GPUs or TPU chips.
 
-Devices are found without JAX: a process that asks it opens all of them, and keeps most of their
-memory from the jobs.
+Devices are found without JAX: a process that asks JAX for them opens them all, and takes most of
+the memory that the jobs need.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 from mrl_jax.errors import UsageError
 
-# Of a GPU's memory; what JAX takes where a process has it alone.
+# The share of a GPU's memory that JAX takes when it has the GPU to itself.
 _MEMORY = 0.75
 _FRACTIONS = {"XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"}
 _HOST_DEVICES = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
@@ -27,9 +27,9 @@ class Slot:
     """A part of this machine, for one job at a time.
 
     Attributes:
-      cores: that its threads are kept to; empty: all.
-      variables: of the environment, which show JAX the devices of the slot.
-      devices: how many JAX will find; None where that is not known.
+      cores: to which its threads are bound; empty for no binding.
+      variables: environment variables that show JAX only the devices of the slot.
+      devices: how many JAX will find; None if that is not known.
     """
 
     cores: frozenset[int]
@@ -38,13 +38,13 @@ class Slot:
 
 
 def slots(jobs: int | None = None) -> list[Slot]:
-    """The parts of this machine for so many jobs; None: one job per GPU or TPU chip, else per core.
+    """Divides this machine among `jobs` jobs; None means one per GPU or TPU chip, else per core.
 
-    All jobs get equally many cores and devices; more jobs than there are share them, as evenly as
-    can be. A GPU or TPU that the user has hidden stays hidden.
+    All jobs get the same number of cores and devices. If there are more jobs than devices, they
+    share them as evenly as possible. A GPU or TPU that the user has hidden stays hidden.
 
     Raises:
-      UsageError: more jobs than TPU chips, which no two processes can share.
+      UsageError: more jobs than TPU chips, which two processes cannot share.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     gpus, chips = _gpus(), []
@@ -63,7 +63,7 @@ def slots(jobs: int | None = None) -> list[Slot]:
             for variables, _ in shown:
                 variables["XLA_CLIENT_MEM_FRACTION"] = f"{_MEMORY / most:.3f}"
     elif chips and jobs > 1:
-        # As for several processes on one TPU machine that know nothing of each other.
+        # The settings for independent processes on one TPU machine.
         one = {"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}
         shown = [({**one, "TPU_VISIBLE_CHIPS": chip}, None) for chip in chips[:jobs]]
     else:
@@ -76,7 +76,7 @@ def slots(jobs: int | None = None) -> list[Slot]:
 
 
 def _shares(items: list[str], jobs: int) -> list[list[str]]:
-    """As many of the items for each job, neighbours together; else each has one, in turn."""
+    """Equally many neighbouring items for each job; one each, in turn, if there are too few."""
     each = len(items) // jobs
     if not each:
         return [[items[index % len(items)]] for index in range(jobs)]
@@ -90,7 +90,7 @@ def _may_use(platform: str) -> bool:
 
 
 def _gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES may hold here, one by one."""
+    """The GPUs that JAX may use, each as CUDA_VISIBLE_DEVICES would name it."""
     plugins = importlib.metadata.entry_points(group="jax_plugins")
     asked = "JAX_PLATFORMS" in os.environ and (_may_use("cuda") or _may_use("gpu"))
     if not (_may_use("cuda") or _may_use("gpu")):
@@ -99,7 +99,7 @@ def _gpus() -> list[str]:
         return []
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
-        # CUDA, too, stops at the first that is none.
+        # Like CUDA, which stops at the first name that is not a device.
         names = (name.strip() for name in given.split(","))
         return list(dict.fromkeys(itertools.takewhile(lambda n: n and n != "-1", names)))
     try:
@@ -113,7 +113,7 @@ def _gpus() -> list[str]:
 
 
 def _in_listing(listed: str) -> list[str]:
-    """The ids in what `nvidia-smi -L` prints; of a GPU that is divided, those of its parts."""
+    """The ids that `nvidia-smi -L` prints; for a GPU divided by MIG, those of its instances."""
     gpus: list[list[str]] = []
     for line in listed.splitlines():
         found = re.search(r"\(UUID: (\S+)\)", line)
@@ -130,13 +130,13 @@ def _tpu_chips() -> list[str]:
     given = os.environ.get("TPU_VISIBLE_CHIPS") or os.environ.get("TPU_VISIBLE_DEVICES")
     if given:
         return given.split(",")
-    # Older generations are accel0, accel1, ...; from v5 on they are groups of vfio.
+    # Older generations are accel0, accel1, ...; from v5 on they are VFIO groups.
     found = [*pathlib.Path("/dev").glob("accel[0-9]*"), *pathlib.Path("/dev/vfio").glob("[0-9]*")]
     return [str(index) for index, _ in enumerate(found)]
 
 
 def _host_devices() -> int:
-    """How many devices the processor counts as."""
+    """How many CPU devices JAX will find."""
     forced = _HOST_DEVICES.search(os.environ.get("XLA_FLAGS", ""))
     asked = os.environ.get("JAX_NUM_CPU_DEVICES") or (forced[1] if forced else "1")
     return int(asked) if asked.isdecimal() and int(asked) else 1

@@ -14,11 +14,11 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from mrl_jax.errors import CheckpointError
 
-TRAINING = ("train/", "time/")  # what names of numbers of training begin with
+TRAINING = ("train/", "time/")  # prefixes of the numbers that training itself writes
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """The record in a line, or None where the line is none."""
+    """The record in a line, or None if the line is not a record."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -32,14 +32,15 @@ def _measures(record: dict[str, Any]) -> bool:
 
 
 def _resume(path: pathlib.Path, done: int, *, measured_anew: bool) -> bool:
-    """Leaves the records of the first `done` steps; whether the last of them has a measurement.
+    """Keeps the records of the first `done` steps; returns whether the last has a measurement.
 
-    What is no record (torn by a crash, or from elsewhere) goes to a file beside, with a warning.
+    Lines that are not records (torn by a crash, or written by something else) are moved to a file
+    next to it, with a warning.
 
     Args:
       path: of the file.
       done: steps that the restored state has seen.
-      measured_anew: the measurement after these steps will be made again, so it is left out.
+      measured_anew: the measurement after these steps will be repeated, so its record is dropped.
     """
     if not path.exists():
         return False
@@ -51,14 +52,15 @@ def _resume(path: pathlib.Path, done: int, *, measured_anew: bool) -> bool:
         elif record["step"] < done or (record["step"] == done and not _measures(record)):
             kept.append(line)
         elif record["step"] == done and not measured_anew:
-            # Twice where an older release was killed between two lines.
+            # Older releases, killed at the wrong moment, measured the same step twice.
             kept += [] if measured else [line]
             measured = True
     if foreign:
         aside = path.with_suffix(".damaged")
         with aside.open("ab") as file:
             file.writelines(line + b"\n" for line in foreign)
-        print(f"warning: {path} holds {len(foreign)} lines that are no records: moved to {aside}")
+        lines = "line that is not a record" if len(foreign) == 1 else "lines that are not records"
+        print(f"warning: {path} holds {len(foreign)} {lines}, moved to {aside}")
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(b"".join(line + b"\n" for line in kept))
     os.replace(temporary, path)
@@ -73,7 +75,8 @@ class MetricWriter:
     training waits for it for ever.
 
     Attributes:
-      measured: the first process found a measurement after the step that the run resumes from.
+      measured: whether the step that the run resumes from has a measurement already; known to
+        the first process only.
     """
 
     def __init__(
@@ -85,7 +88,7 @@ class MetricWriter:
           workdir: folder of the run.
           resumed_step: of the restored state, 0 for a fresh run.
           active: this is the first process.
-          measured_anew: the measurement after `resumed_step` will be written again.
+          measured_anew: the measurement after `resumed_step` will be repeated.
         """
         self.measured = False
         self._lines = self._events = None

@@ -138,7 +138,7 @@ def test_checkpoints_of_the_first_schema_and_of_newer_ones(saved):
     assert_bit_equal(state, wanted)
     newer = {**meta, "schema": 3}
     path.write_text(json.dumps({**newer, "checksum": _checksum(newer)}))
-    with pytest.raises(CheckpointError, match=r"3 is of a newer release \(schema 3, 2 is read\)"):
+    with pytest.raises(CheckpointError, match=r"3 was written by a newer release \(schema 3; this"):
         Checkpoints(saved, keep=2).restore(abstract(wanted), any_facts)
     assert Checkpoints(saved, keep=2).steps() == [2, 3]
 

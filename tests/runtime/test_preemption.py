@@ -37,7 +37,7 @@ def end(process, *numbers):
 def test_where_nothing_is_lost_a_signal_ends_at_once_with_75(number):
     process = start(READY + "time.sleep(60)")
     code, errors = end(process, getattr(signal, number))
-    assert (code, errors) == (75, ["error: stopped by a signal; the same command goes on"])
+    assert (code, errors) == (75, ["error: stopped by a signal; the same command continues"])
 
 
 def test_a_main_thread_inside_a_library_is_no_hindrance():

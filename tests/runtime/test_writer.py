@@ -70,7 +70,7 @@ def test_lines_that_are_no_records_are_set_aside_alone(tmp_path, capsys, line):
     MetricWriter(tmp_path, 20, active=True).close()
     assert path.read_bytes() == b"\n".join((*RECORDS, b""))
     assert (tmp_path / "metrics.damaged").read_bytes() == (line + b"\n") * 2
-    assert "metrics.jsonl holds 2 lines that are no records" in capsys.readouterr().out
+    assert "metrics.jsonl holds 2 lines that are not records" in capsys.readouterr().out
 
 
 def test_a_last_record_without_a_line_break_stays(tmp_path):
