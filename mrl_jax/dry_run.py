@@ -186,6 +186,8 @@ def _fitting(config: ConfigDict, topology: str, own: Program, error: TooLargeErr
     # What is not of the state, most of it activations, is cut by more parts of the batch alone.
     rest, tried = max(error.needed - _state_bytes(own), 0), 0
     for keys in other_layouts(own):
+        if tried == _TRIED:
+            break
         other = config.copy_and_resolve_references()
         other.update_from_flattened_dict(keys)
         try:
@@ -193,7 +195,7 @@ def _fitting(config: ConfigDict, topology: str, own: Program, error: TooLargeErr
         except UsageError:  # a dimension that does not divide by so many
             continue
         parts = program.accumulate / own.accumulate
-        if _state_bytes(program) + rest / parts > error.limit or tried == _TRIED:
+        if _state_bytes(program) + rest / parts > error.limit:
             continue
         tried += 1
         try:

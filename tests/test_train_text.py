@@ -168,7 +168,7 @@ def test_evaluated_again_the_numbers_are_the_same_and_more_can_be_asked(
     )
     skipped = test_train.results_of(workdir)["skipped"]
     assert skipped == {
-        "equal": "all 7 scores are equal (5), which orders nothing",
+        "equal": "all 7 scores are equal (5)",
         "one": "needs 2 classes or more, and as many different texts, got 1 classes of 3 texts",
     }
     for name, reason in skipped.items():

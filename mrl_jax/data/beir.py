@@ -56,8 +56,8 @@ def load(folder: str | pathlib.Path, split: str = "test") -> Collection:
     documents, queries = _texts(corpus), _texts(asked)
     if not {*_JUDGED} <= {*(there := first_columns(qrels))}:
         raise DataError(
-            f"{qrels} line 1 must name the columns {', '.join(_JUDGED)}, and judgements follow; "
-            f"it has {listed(there) if there else 'no second line'}"
+            f"{qrels} line 1 must name the columns {', '.join(_JUDGED)}, and judgements must "
+            f"follow; it has {listed(there) if there else 'no second line'}"
         )
     document_number, query_number = ({i: n for n, i in enumerate(t)} for t in (documents, queries))
     grades: dict[tuple[int, int], int] = {}
@@ -87,7 +87,7 @@ def load(folder: str | pathlib.Path, split: str = "test") -> Collection:
 
 
 def unread(folder: str | pathlib.Path, split: str = "test") -> list[str]:
-    """The columns of a collection that nothing reads.
+    """The columns of a collection that are not read.
 
     Raises:
       DataError: as `load`.
@@ -98,7 +98,7 @@ def unread(folder: str | pathlib.Path, split: str = "test") -> list[str]:
 
 
 def _files(folder: pathlib.Path, split: str) -> tuple[pathlib.Path, pathlib.Path, pathlib.Path]:
-    """Documents, queries and judgements."""
+    """The files of the documents, the queries and the judgements."""
     return (
         _find(folder, "corpus.jsonl"),
         _find(folder, f"queries.{split}.jsonl", "queries.jsonl"),

@@ -28,6 +28,26 @@ class Record(NamedTuple):
     where: str
 
 
+class File(NamedTuple):
+    """What is kept of an image file's `stat_result`, which is far larger; there may be millions.
+
+    Attributes:
+      size: bytes.
+      modified: when it was last written, in nanoseconds.
+      place: device and inode in 64 bits: equal for links to one file.
+    """
+
+    size: int
+    modified: int
+    place: int
+
+    @classmethod
+    def of(cls, about: os.stat_result) -> "File":
+        """From the result of `os.stat`."""
+        place = (about.st_dev << 48 ^ about.st_ino) & _UINT64
+        return cls(about.st_size, about.st_mtime_ns, place)
+
+
 @dataclasses.dataclass(frozen=True)
 class FolderRecords:
     """The image files of one split, in order of class and name.
@@ -38,7 +58,7 @@ class FolderRecords:
       size: [N] bytes of each.
       modified: [N] int64, when each was last written, in nanoseconds.
       label: [N] int32, index of the class.
-      place: [N] uint64, where each lies: equal for links to one file.
+      place: [N] uint64, the device and inode of each: equal for links to one file.
     """
 
     root: pathlib.Path
@@ -49,23 +69,20 @@ class FolderRecords:
     place: np.ndarray
 
     @classmethod
-    def of(
-        cls, root: pathlib.Path, found: Sequence[tuple[str, os.stat_result, int]]
-    ) -> "FolderRecords":
-        """From (name, what the system says of it, class), one after another."""
-        names, about, label = zip(*found, strict=True)
+    def of(cls, root: pathlib.Path, found: Sequence[tuple[str, File, int]]) -> "FolderRecords":
+        """From the name, the file and the class of each image, in order."""
         return cls(
             root,
-            names,
-            np.array([a.st_size for a in about], np.int64),
-            np.array([a.st_mtime_ns for a in about], np.int64),
-            np.array(label, np.int32),
-            np.array([(a.st_dev << 48 ^ a.st_ino) & _UINT64 for a in about], np.uint64),
+            tuple(name for name, _, _ in found),
+            np.array([file.size for _, file, _ in found], np.int64),
+            np.array([file.modified for _, file, _ in found], np.int64),
+            np.array([label for _, _, label in found], np.int32),
+            np.array([file.place for _, file, _ in found], np.uint64),
         )
 
     @property
     def part(self) -> str:
-        """Which part of the data they are, for messages."""
+        """The name of the split, for messages."""
         return self.root.name
 
     def __len__(self) -> int:
@@ -80,7 +97,7 @@ class FolderRecords:
         return Record(data, int(self.label[row]), str(path))
 
     def order(self) -> str:
-        """Hex digits over names and classes, one after another."""
+        """Hex digits over the names and classes of all images, in order."""
         digest = hashlib.sha256("\0".join(self.names).encode("utf-8", "surrogateescape"))
         digest.update(self.label.astype("<i4"))
         return digest.hexdigest()
@@ -105,15 +122,15 @@ def listing() -> Iterator[None]:
 def class_folders(
     root: pathlib.Path, remarks: Remarks, besides: Collection[str] = ()
 ) -> list[str]:
-    """Class folders, by name.
+    """The names of the class folders, sorted.
 
     Args:
-      root: what they lie in.
-      remarks: is told what lies there as well, unless it is one of `besides`.
+      root: the folder that holds them.
+      remarks: collects everything else in it, except the files in `besides`.
       besides: names of files that the caller reads.
 
     Raises:
-      DataError: an image beside them, or a link to what is not there.
+      DataError: an image lies beside the class folders, or a link is broken.
     """
     found = []
     for entry in entries(root, remarks):
@@ -122,7 +139,7 @@ def class_folders(
         elif pathlib.Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
             raise DataError(f"{entry.path} lies beside the class folders, not in one")
         elif entry.name not in besides:
-            remarks.add("not read, beside the class folders", entry.path)
+            remarks.add("not read (beside the class folders)", entry.path)
     return found
 
 
@@ -133,7 +150,7 @@ def _classes(root: pathlib.Path, remarks: Remarks) -> tuple[str, ...]:
     forms = collections.Counter(map(composed, classes))
     for name in classes:
         if forms[composed(name)] > 1:
-            remarks.add("warning: classes that another differs from in its Unicode form only", name)
+            remarks.add("warning: classes whose names differ only in their Unicode form", name)
     return classes
 
 
@@ -142,12 +159,12 @@ def layout(root: pathlib.Path) -> str:
     return f"expected {root}/train/CLASS/*.jpg and {root}/val/CLASS/*.jpg (test is optional)"
 
 
-def image_files(folder: pathlib.Path, remarks: Remarks) -> list[tuple[str, os.stat_result]]:
-    """Image files of one folder with what the system says of them, by name.
+def image_files(folder: pathlib.Path, remarks: Remarks) -> list[tuple[str, File]]:
+    """The image files of one folder, sorted by name.
 
     Raises:
-      DataError: a folder inside, an image of a kind that is not read, or one that is not named as
-        images are: none is left out.
+      DataError: there is a folder inside, an image of a format that is not read, or an image
+        without the file name of one: no image is left out.
     """
     found = []
     legal = ", ".join(sorted(IMAGE_SUFFIXES))
@@ -162,18 +179,20 @@ def image_files(folder: pathlib.Path, remarks: Remarks) -> list[tuple[str, os.st
             continue
         about = entry.stat()
         if not stat.S_ISREG(about.st_mode):
-            raise DataError(f"{entry.path} is no file")
-        found.append((entry.name, about))
+            raise DataError(f"{entry.path} is not a regular file")
+        found.append((entry.name, File.of(about)))
     return found
 
 
 def _records(root: pathlib.Path, classes: tuple[str, ...], remarks: Remarks) -> FolderRecords:
-    # Those of train are known, and what lies beside them was counted.
-    folders = classes if root.name == "train" else class_folders(root, remarks)
-    for name in folders:
-        if name not in classes:
+    # The train folder was listed to find the classes; listing it again would double its remarks.
+    folders = set(classes if root.name == "train" else class_folders(root, remarks))
+    known = set(classes)
+    for name in sorted(folders):
+        if name not in known:
             raise DataError(
-                f"{root} has class {name!r}, which train has not{same_letters(name, classes)}"
+                f"{root} has class {name!r}, which train does not have"
+                f"{same_letters(name, classes)}"
             )
     legal = ", ".join(sorted(IMAGE_SUFFIXES))
     found = []
@@ -183,7 +202,7 @@ def _records(root: pathlib.Path, classes: tuple[str, ...], remarks: Remarks) -> 
             raise DataError(f"class folder {root / name} has no images ({legal})")
         if not files:
             remarks.add(f"classes without images in {root.name}", name)
-        found += [(f"{name}/{file}", about, label) for file, about in files]
+        found += [(f"{name}/{file_name}", file, label) for file_name, file in files]
     if not found:
         raise DataError(f"{root} has no images ({legal})")
     return FolderRecords.of(root, found)
@@ -196,22 +215,22 @@ def open_folder(
 
     Args:
       root: with a folder for each split.
-      remarks: is told what is not read.
+      remarks: collects what is not read.
 
     Raises:
-      DataError: train or val missing, fewer than two classes, a class that train has not or has no
-        images of, a split without images, images where or of a kind that is not read, a link to
-        what is not there, anything that the system does not let us list.
+      DataError: train or val is missing, there are fewer than two classes, a class is missing from
+        train or has no images there, a split has no images, an image lies in the wrong place or is
+        of a format that is not read, a link is broken, or a folder cannot be listed.
     """
     with listing():
         found = {}
         for entry in entries(root, remarks) if root.is_dir() else ():
             if entry.name not in SPLITS:
-                remarks.add("not read, beside the splits", entry.path)
+                remarks.add("not read (beside the splits)", entry.path)
             elif entry.is_dir():
                 found[entry.name] = pathlib.Path(entry.path)
             else:
-                raise DataError(f"{entry.path} is no folder; {layout(root)}")
+                raise DataError(f"{entry.path} is not a folder; {layout(root)}")
         if "train" not in found or "val" not in found:
             raise DataError(f"image folder {root} lacks a train or val folder; {layout(root)}")
         classes = _classes(root, remarks)

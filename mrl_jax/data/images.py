@@ -6,10 +6,10 @@
 - CMYK becomes RGB; of an animation the first frame counts.
 - EXIF orientation is applied: photos stand as a viewer shows them. Torchvision and tf.data ignore
   it; of ImageNet it concerns a handful of files.
-- A file that is not JPEG, PNG, BMP, WebP or PNM by its content, that is truncated or that its
-  decoder finds broken, or that has more than `MAX_PIXELS` is refused with a `DataError` that names
-  it. The last is known from the header, before anything is decoded. Wrong bytes inside the data of
-  a JPEG are often no error to any decoder: they show as wrong pixels.
+- A file is refused with a `DataError` that names it if its content is not JPEG, PNG, BMP, WebP or
+  PNM, if it is truncated or its decoder finds it broken, or if it has more than `MAX_PIXELS`. The
+  last is known from the header, before anything is decoded. Decoders often do not notice wrong
+  bytes inside the data of a JPEG: they show as wrong pixels.
 - Any size from 1x1 on is legal: what is too small is enlarged.
 """
 
@@ -60,19 +60,18 @@ def _naming(where: str) -> Iterator[None]:
         raise
     except UnidentifiedImageError as error:
         raise DataError(
-            f"cannot read image {where}: by its content it is no JPEG, PNG, BMP or WebP, nor PGM "
-            "or PPM"
+            f"cannot read image {where}: its content is not JPEG, PNG, BMP, WebP, PGM or PPM"
         ) from error
     except Exception as error:  # decoders raise dozens of kinds for what a broken file can hold
         raise DataError(f"cannot read image {where}: {error or type(error).__name__}") from error
 
 
 def format_of(path: str) -> str | None:
-    """The format of a file that is an image by its first bytes, None of any other."""
+    """The image format that the first bytes of a file show; None if it is not an image."""
     try:
         with Image.open(path, formats=_FORMATS + _OTHER_FORMATS) as picture:
             return picture.format
-    except Exception:  # as many kinds as there are formats that it may resemble
+    except Exception:  # each format's parser raises errors of its own
         return None
 
 
@@ -92,7 +91,7 @@ def _open(data: bytes, where: str) -> Image.Image:
 
 def _turn(picture: Image.Image) -> Image.Transpose | None:
     try:
-        # ImageMagick writes EXIF into PNG as a text of this name or of this older one.
+        # ImageMagick writes EXIF into a PNG as a text chunk; Pillow does not know its older name.
         if (older := picture.info.get("Raw profile type APP1")) is not None:
             picture.info.setdefault("Raw profile type exif", older)
         return _TURNS.get(picture.getexif().get(_ORIENTATION))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from mrl_jax.data.text_files import read_rows
 from mrl_jax.errors import DataError, listed, shown
 
-LABELLED = ("text", "label")  # the columns, unless they are called otherwise
+LABELLED = ("text", "label")  # the default column names
 
 
 class LabelledTexts(NamedTuple):
@@ -17,7 +17,7 @@ class LabelledTexts(NamedTuple):
 
 
 def _label(value: Any, where: str) -> str:
-    """A class as a word: 3, 3.0 and "3" are one."""
+    """The name of a class as a string: 3, 3.0 and "3" are the same class."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, (str, int)) or not str(value).strip():
@@ -29,8 +29,8 @@ def read_labelled(path: str | pathlib.Path, text: str = "text", label: str = "la
     """The rows of a file as `LabelledTexts`; `text` and `label` say how their columns are called.
 
     Raises:
-      DataError: it is damaged or empty, a column is missing, a text is none, or a label is no word
-        and no whole number but a list, an object or NaN; names the line.
+      DataError: the file is damaged or empty, a column is missing, a text is not a string, or a
+        label is neither a string nor a whole number (a list, an object, NaN); names the line.
     """
     found = LabelledTexts([], [])
     for row in read_rows(pathlib.Path(path)):

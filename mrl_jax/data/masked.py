@@ -153,7 +153,7 @@ class MaskedText:
     reading: str
 
     def fingerprint(self, *names: str) -> str:
-        """Sixteen hex digits over the tokens of these splits, or all there are, and their use."""
+        """Sixteen hex digits over the tokens of these splits (by default all) and their use."""
         digest = hashlib.sha256(self.reading.encode())
         for name in sorted(names or self.splits):
             split = self.splits[name]
@@ -239,7 +239,7 @@ def open_documents(path: str, files: Sequence[str] = ()) -> tuple[str, dict[str,
 
 
 def unread_columns(documents: dict[str, Documents]) -> list[str]:
-    """The columns beside the text that files have, by the first row of each."""
+    """The columns other than the text, according to the first row of each file."""
     files = itertools.chain.from_iterable(of_split.files for of_split in documents.values())
     columns = dict.fromkeys(column for file in files for column in first_columns(file))
     return [column for column in columns if column != COLUMN]

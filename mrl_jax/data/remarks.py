@@ -1,4 +1,4 @@
-"""What a person should know of data that were opened: nothing is left out without a word."""
+"""What a user should know about opened data: nothing is left out without being reported."""
 
 import collections
 import contextlib
@@ -10,33 +10,33 @@ from collections.abc import Iterable, Iterator
 from mrl_jax.data.images import format_of
 from mrl_jax.errors import DataError
 
-# Files with one ending that are opened to see whether they are images.
+# Of the files with one ending, this many are opened to see whether they are images.
 _LOOKED_INTO = 20
 
 
 def printable(text: object) -> str:
-    """The text in one line of Unicode: what is no letter, sign or space is written as in Python."""
+    """The text on one line of valid Unicode: unprintable characters are escaped as in Python."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 def composed(name: str) -> str:
-    """The name with one code for each letter with an accent (NFC); macOS writes two (NFD)."""
+    """The name with one code point for each accented letter (NFC); macOS writes two (NFD)."""
     return unicodedata.normalize("NFC", name)
 
 
 def same_letters(name: str, names: Iterable[str]) -> str:
-    """What to say of a name where another one differs from it in its Unicode form only; or ""."""
+    """A hint for messages if a name differs from another only in its Unicode form, else ""."""
     for other in names:
         if other != name and composed(other) == composed(name):
             return (
-                f"; {other!a} has the same letters in another Unicode form (NFC, NFD) than "
-                f"{name!a}: give both the same name"
+                f"; {other!a} and {name!a} have the same letters in different Unicode forms "
+                "(NFC, NFD): give both the same name"
             )
     return ""
 
 
 class Remarks:
-    """Counts what is not read, and what else is odd, by kind, and keeps the first of each kind."""
+    """Counts, by kind, what is not read or is otherwise odd, and keeps the first of each kind."""
 
     def __init__(self):
         self._found: dict[str, tuple[int, str]] = {}
@@ -48,19 +48,19 @@ class Remarks:
         self._found[kind] = (count + 1, first)
 
     def add_file(self, path: str, legal: str) -> None:
-        """One more file whose name is not that of an image.
+        """One more file that is not named like an image.
 
         Raises:
-          DataError: by its content it is one. Of many files with one ending some are opened.
+          DataError: its content is an image. Only the first files with each ending are opened.
         """
         ending = os.path.splitext(path)[1].lower()
         self._looked_into[ending] += 1
         if self._looked_into[ending] <= _LOOKED_INTO and (kind := format_of(path)):
             raise DataError(
-                f"{path} is an image by its content ({kind}), but not by its name ({legal}): "
+                f"{path} is an image ({kind}), but is not named like one ({legal}): "
                 "rename it, or put it elsewhere"
             )
-        self.add("not read, not named as images are", path)
+        self.add("not read (not named like an image)", path)
 
     def lines(self) -> list[str]:
         """A line for each kind."""
@@ -71,16 +71,16 @@ class Remarks:
 
 
 def entries(folder: pathlib.Path | str, remarks: Remarks) -> Iterator[os.DirEntry]:
-    """What lies in a folder, by name; what begins with a dot belongs to programs and is not read.
+    """The entries of a folder, sorted by name; hidden ones belong to programs and are not read.
 
     Raises:
-      DataError: a link to what is not there, as of a disk that is not mounted.
+      DataError: a link is broken, for example because a disk is not mounted.
       OSError: the folder cannot be listed.
     """
     with os.scandir(folder) as found:
         for entry in sorted(found, key=lambda entry: entry.name):
             if entry.name.startswith("."):
-                remarks.add("not read, hidden", entry.path)
+                remarks.add("not read (hidden)", entry.path)
                 continue
             if entry.is_symlink():
                 try:
@@ -94,14 +94,14 @@ def entries(folder: pathlib.Path | str, remarks: Remarks) -> Iterator[os.DirEntr
 
 
 def left_in(folder: str, read: Iterable[pathlib.Path]) -> list[str]:
-    """Lines on what lies in a folder beside what is read of it; [] without a folder.
+    """Lines on the entries of a folder other than those that are read; [] for folder "".
 
     Raises:
-      DataError: a link to what is not there, as a split of a disk that is not mounted.
+      DataError: a link is broken, for example because a disk is not mounted.
     """
     remarks, known = Remarks(), set(read)
     with contextlib.suppress(PermissionError):  # a folder may be read without being listed
         for entry in entries(folder, remarks) if folder else ():
             if pathlib.Path(entry.path) not in known:
-                remarks.add("not read, none of the splits", entry.path)
+                remarks.add("not read (in no split)", entry.path)
     return remarks.lines()

@@ -120,7 +120,7 @@ def _records(root: pathlib.Path, label_of: dict[str, int], remarks: Remarks) -> 
         files = image_files(root / folder, remarks)
         if not files:
             raise DataError(f"class folder {root / folder} has no images ({legal})")
-        found += [(f"{folder}/{file}", about, label) for file, about in files]
+        found += [(f"{folder}/{file_name}", file, label) for file_name, file in files]
     if not found:
         raise DataError(f"{root} has no class folders with images ({legal})")
     return FolderRecords.of(root, found)
@@ -159,7 +159,7 @@ def open_shift(
       eval_crop: share of the short side that is kept of images.
       stream: read images while they are used, instead of keeping all of them in memory.
       threads: that decode images; 0 = one per core.
-      remarks: is told what is not read.
+      remarks: collects what is not read.
 
     Raises:
       DataError: a folder that is no training class, one without images, images where or of a kind

@@ -61,15 +61,15 @@ class Split(NamedTuple):
         digest.update(np.ascontiguousarray(self.image))
         digest.update(np.ascontiguousarray(self.label))
 
-    pin = update  # all that training reads is at hand
+    pin = update  # everything that training reads is in memory
 
     def contents(self) -> np.ndarray:
-        """A number [N] uint64 per image, equal where images are."""
+        """A number [N] uint64 per image, equal for equal images."""
         coded = [hashlib.blake2b(image, digest_size=8).digest() for image in self.image]
         return np.frombuffer(b"".join(coded), "<u8")
 
     def places(self) -> np.ndarray:
-        """As `contents`, which of a stream takes longer."""
+        """As `contents`: for images in memory, comparing pixels is cheap enough."""
         return self.contents()
 
     def batches(self, batch_size: int, seed: int, sharding: jax.sharding.Sharding) -> Batches:
@@ -91,7 +91,7 @@ class Dataset:
       name: what it is called in messages.
       splits: "train" and "val", and "test" where the source has one.
       class_names: one per class; labels index them.
-      notes: lines for the log on what there is, and on what is not read.
+      notes: lines for the log on what was found, and on what is not read.
 
     Raises:
       DataError: an empty split, images that are not uint8 of one shape, labels that are not
@@ -124,8 +124,8 @@ class Dataset:
         return digest.hexdigest()[:16]
 
     def fingerprint(self, *names: str) -> str:
-        """Sixteen hex digits over the classes and these splits, or all there are."""
-        # Older releases measured the test split in place of a val split that there was not.
+        """Sixteen hex digits over the classes and these splits (by default all)."""
+        # Older releases used the test split as val where there was no val split.
         splits = {"val": self.splits.get("test"), **self.splits}
         digest = hashlib.sha256(repr(self.class_names).encode())
         for name in sorted(names or splits):
@@ -137,7 +137,7 @@ class Dataset:
         """Sixteen hex digits over the classes and the train split; a checkpoint remembers them.
 
         Raises:
-          DataError: of a stream, see `Stream.pin`.
+          DataError: an image cannot be read, see `Stream.pin`.
         """
         return self._training_digest
 
@@ -162,7 +162,7 @@ def load(
       source: "digits", "image_folder" or "tfds".
       path: of image_folder, the folder; of tfds, where prepared data sets lie ("" = its default).
       dataset: of tfds, the data set's name.
-      parts: of tfds, which of its examples are a split, see `tfds.open_tfds`; () = by their names.
+      parts: of tfds, which examples belong to which split, see `tfds.open_tfds`; () = by name.
       image_size: of image_folder and tfds, pixels per side that images are brought to.
       eval_crop: share of the short side that is kept of images in evaluation; in memory, and in
         a stream without `random_crop`, of training images as well.
@@ -174,7 +174,7 @@ def load(
 
     Raises:
       UsageError: unknown source, or a key the source needs is empty.
-      DataError: data missing, remarksable or inconsistent; names the path.
+      DataError: data missing, unreadable or inconsistent; names the path.
     """
     if source not in ("digits", "image_folder", "tfds"):
         raise UsageError(f"data.source must be digits, image_folder or tfds; got {source!r}")
@@ -190,7 +190,7 @@ def load(
     if rand_augment and len(rand_augment) != 2:
         raise UsageError(f"data.rand_augment must be (changes, strength), got {rand_augment}")
     if parts and source != "tfds":
-        raise UsageError(f"data.splits says what splits of tfds are; data.source is {source}")
+        raise UsageError(f"data.splits is for data.source tfds only; data.source is {source}")
     if source == "digits":
         if stream:
             raise UsageError("data.stream needs image files, digits are in memory")
@@ -231,15 +231,15 @@ def load(
     notes = [f"{printable(name)}: {len(classes):,} classes, images: {', '.join(sizes)}"]
     if "val" not in splits:
         notes.append(
-            "no val split: all that is measured is test, once, at the end; "
-            "data.splits=train=train[:90%],val=train[90%:],test=test would hold some out"
+            "no val split: only test is measured, once, at the end; to hold some examples out: "
+            "data.splits=train=train[:90%],val=train[90%:],test=test"
         )
     notes += _overlaps(splits) + remarks.lines()
     return Dataset(name, splits, classes, tuple(notes))
 
 
 def _overlaps(splits: dict[str, Split | Stream]) -> list[str]:
-    """A warning for each two splits that hold the same images, as far as that is easily seen."""
+    """A warning for every pair of splits that share images, as far as that is cheap to see."""
     place_n = {name: split.places() for name, split in splits.items()}
     found = []
     for name, other in (("val", "train"), ("test", "train"), ("test", "val")):

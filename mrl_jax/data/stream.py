@@ -23,7 +23,7 @@ from mrl_jax.runtime import watchdog
 
 # Images that a thread prepares in one go: grain costs 0.25 ms per element, an image 1 to 10 ms.
 CHUNK = 16
-# Training images whose content a checkpoint remembers: half a second of decoding, as a rule.
+# How many training images a checkpoint remembers the content of: about half a second of decoding.
 PINNED = 256
 
 Batch = dict[str, jax.Array]
@@ -94,7 +94,7 @@ def assemble(
 
 def _ahead(load: Callable[[int], Any], first: int, last: int, threads: int, buffer: int):
     """load(first), load(first + 1), ... in order, prepared ahead by threads."""
-    # Loaded here: data in memory need none of it.
+    # Imported here, as data in memory do not need it.
     import grain
 
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(buffer, threads))
@@ -145,21 +145,21 @@ class Stream:
         digest.update(self.records.fingerprint().encode())
 
     def pin(self, digest: Any) -> None:
-        """Adds what must be the same when training goes on to a hash.
+        """Adds to a hash what must be unchanged when training resumes.
 
-        That is how many examples there are, in which order and of which classes, and what is in
-        some of them, spread evenly. All are not opened, and their sizes are not looked at either:
-        an image that training could not read may be mended.
+        That is the number, order and classes of the examples, and the content of some of them,
+        spread evenly. The others are not opened and their sizes are not checked: an image that
+        training could not read may be repaired.
 
         Raises:
-          DataError: one of those that are opened cannot be read.
+          DataError: one of the opened images cannot be read.
         """
         digest.update(self.records.order().encode())
         rows = np.unique(np.linspace(0, self.examples - 1, PINNED).astype(int)).tolist()
 
         def content(row):
             record = self.records[row]
-            self._evaluated(record, 0)  # or what is broken would be remembered
+            self._evaluated(record, 0)  # decoded, so that no broken image is remembered
             return hashlib.sha256(record.data).digest() + record.label.to_bytes(4, "little")
 
         with concurrent.futures.ThreadPoolExecutor(self._workers) as pool:
@@ -167,7 +167,7 @@ class Stream:
                 digest.update(found)
 
     def contents(self) -> np.ndarray:
-        """A number [N] uint64 per image, equal where the files are; reads all of them."""
+        """A number [N] uint64 per image, equal for equal files; reads all of them."""
 
         def content(row):
             return hashlib.blake2b(self.records[row].data, digest_size=8).digest()
@@ -176,7 +176,7 @@ class Stream:
             return np.frombuffer(b"".join(pool.map(content, range(self.examples))), "<u8")
 
     def places(self) -> np.ndarray:
-        """A number [N] uint64 per image, equal where it is one and the same file; reads none."""
+        """A number [N] uint64 per image, equal for the same file; reads none of them."""
         return self.records.place
 
     def batches(

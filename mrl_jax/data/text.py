@@ -34,7 +34,7 @@ class TextSplit:
       same_t: [T] int32, equal for texts that are never told apart: a text and itself, all texts of
         a group, and groups that share a text.
       repeated: rows that are the same as an earlier one.
-      unread: columns that nothing reads.
+      unread: columns that are not read.
       source: stands for all that this follows from, where it comes from a cache.
     """
 
@@ -224,7 +224,11 @@ def _split(found: Stored) -> TextSplit:
 
 
 def _write(parts: Parts, rows: Iterable[Row], columns: Columns) -> dict[str, Any] | None:
-    """The arrays and values of a split; None of no rows. All rows must have the same columns."""
+    """The arrays and values of a split; None if there are no rows.
+
+    Raises:
+      DataError: a row is wrong, or the rows do not all have the same columns.
+    """
     reader: _Groups | _Pairs | None = None
     seen: set[tuple[str, ...]] = set()
     unread: dict[str, None] = {}
@@ -242,15 +246,15 @@ def _write(parts: Parts, rows: Iterable[Row], columns: Columns) -> dict[str, Any
 
 
 def _check_same(row: Row, columns: Columns, layout: Layout, first: str) -> None:
-    """Refuses a row that says less, or more, than the one at `first`: no part of it is dropped."""
+    """Refuses a row whose read columns are not those of the row at `first`; none is dropped."""
     for column in layout.columns:
         if column not in row.values:
-            raise DataError(f"{row.where}: column {listed([column])} is missing, which {first} has")
+            raise DataError(f"{row.where}: column {listed([column])} is missing; {first} has it")
     for column in columns.layout(tuple(row.values), row.where).columns:
         if column not in layout.columns:
             raise DataError(
-                f"{row.where}: has a column {listed([column])}, which {first} has not; all "
-                "rows of a split must have the same"
+                f"{row.where}: has column {listed([column])}, which {first} does not have; all "
+                "rows of a split must have the same columns"
             )
 
 

@@ -25,11 +25,11 @@ class TrainTexts:
 
     Attributes:
       split: texts.
-      tokens: gives the token ids of its texts as they are on a side, at most `longest` of each.
+      tokens: gives, for a side, the token ids of all texts, at most `longest` of each.
       longest: tokens of a text.
       score_max: scores are divided by it.
-      teacher: gives an embedding of each of its texts as it is on a side [texts, any]; None: there
-        are none.
+      teacher: gives, for a side, the teacher's embeddings of all texts [texts, any]; None without
+        a teacher.
     """
 
     split: TextSplit
@@ -40,7 +40,7 @@ class TrainTexts:
 
     def batches(self, batch_size: int, seed: int, sharding: jax.sharding.Sharding) -> "TextBatches":
         """Training batches by step."""
-        sides = tuple(self.split.sides) or ("anchor", "positive")  # of groups
+        sides = tuple(self.split.sides) or ("anchor", "positive")  # groups are drawn as pairs
         teacher = {side: self.teacher(side) for side in sides} if self.teacher else {}
         tokens = {side: self.tokens(side) for side in sides}
         return TextBatches(self, tokens, teacher, batch_size, seed, sharding)

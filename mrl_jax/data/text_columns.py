@@ -1,9 +1,9 @@
-"""What the columns of a row of texts are for: two texts that go together, negatives, a score.
+"""The roles of the columns of a row: two texts that go together, negatives, a score.
 
-Names that data sets of sentence-transformers, SimCSE, FlagEmbedding and SICK have are known.
-Of a name only letters and digits count: "sentence_A" is "sentencea". What may change what is
-learned is never passed over: a second column for the same thing, or one that looks like a score or
-a negative and is known under no such name, is refused until `data.columns` says what it is.
+The column names of data sets of sentence-transformers, SimCSE, FlagEmbedding and SICK are known.
+Only the letters and digits of a name count: "sentence_A" is "sentencea". A column that could change
+what is learned is never ignored silently: a second column for the same role, or an unknown one that
+looks like a score or a negative, is refused until `data.columns` says what it is.
 """
 
 import dataclasses
@@ -32,8 +32,8 @@ NAMES = {
     ),
     "texts": ("texts", "captions", "sentences"),
 }
-IGNORE = "ignore"  # a role that `data.columns` may give: of nothing
-# Also negative_0, negative_1, ..., as many as there are.
+IGNORE = "ignore"  # the role that `data.columns` gives to columns without a role
+# Negatives may also be numbered: negative_0, negative_1, ...
 _NUMBERED = re.compile(r"(?:hard)?neg(?:ative)?s?(\d+)")
 _SUSPECTS = {
     "score": re.compile("score|label|simil|relat|relev|dupl|paraphras|entail|gold|rating|grade"),
@@ -42,7 +42,7 @@ _SUSPECTS = {
 
 
 class Layout(NamedTuple):
-    """The columns of a row by what they are for; `texts`, or `anchor` and `positive` at least."""
+    """The columns of a row by role; `texts`, or at least `anchor` and `positive`, are given."""
 
     texts: str | None = None
     anchor: str | None = None
@@ -52,7 +52,7 @@ class Layout(NamedTuple):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """All that are read."""
+        """All columns that are read."""
         found = (self.texts, self.anchor, self.positive, *self.negatives, self.score)
         return tuple(column for column in found if column is not None)
 
@@ -63,13 +63,13 @@ def _plain(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """How columns are called.
+    """The names of the columns.
 
     Attributes:
-      given: their names by role; roles that are not there have one of `NAMES`.
-      dropped: columns that say which rows are left out, and nothing else.
-      required: whether rows must have what is given. Else a row without any of it is read by
-        `NAMES` alone.
+      given: names by role; roles that are not given have the names in `NAMES`.
+      dropped: columns that only say which rows are left out.
+      required: whether rows must have the given columns. If not, a row that has none of them is
+        read by `NAMES` alone.
     """
 
     given: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
@@ -77,21 +77,21 @@ class Columns:
     required: bool = False
 
     def follows(self) -> dict[str, Any]:
-        """What the layouts of rows follow from, as JSON."""
+        """Everything that the layout of a row depends on, as JSON values."""
         given = {role: list(names) for role, names in self.given.items()}
         known = {role: list(names) for role, names in NAMES.items()}
         return {"given": given, "known": known, "required": self.required}
 
     def unread(self, names: Sequence[str], layout: Layout) -> list[str]:
-        """The columns of a row that nothing reads."""
+        """The columns of a row that are not read."""
         read = {*layout.columns, *self.dropped, *self.given.get(IGNORE, ())}
         return [name for name in names if name not in read]
 
     def layout(self, names: Sequence[str], where: str) -> Layout:
-        """What each column of a row is for.
+        """The role of each column of a row.
 
         Raises:
-          DataError: too little, or what might be meant in two ways; names `where` and the columns.
+          DataError: columns are missing or ambiguous; names `where` and the columns.
         """
         given = {role: columns for role, columns in self.given.items() if role != IGNORE}
         wanted = [name for columns in given.values() for name in columns]
@@ -117,8 +117,9 @@ class Columns:
                 if suspect.search(_plain(name)) and not (role == "score" and layout.score):
                     short = listed([name])
                     raise DataError(
-                        f"{where}: {short} looks like a {role}: data.columns={role}={short} reads "
-                        f"it as one, data.columns=ignore={short} leaves it out"
+                        f"{where}: column {short} looks like a {role}: "
+                        f"data.columns={role}={short} reads it as one, "
+                        f"data.columns=ignore={short} leaves it out"
                     )
         return layout
 
@@ -128,8 +129,8 @@ class Columns:
         for role in ("texts", "anchor", "positive", "score"):
             if len(found[role]) > 1:
                 raise DataError(
-                    f"{where}: {listed(found[role])} could each be the {role}: "
-                    f"data.columns={role}=NAME says which one is"
+                    f"{where}: columns {listed(found[role])} could each be the {role}: "
+                    f"data.columns={role}=NAME says which one it is"
                 )
         texts, anchor, positive, score = (
             found[role][0] if found[role] else None
@@ -139,32 +140,32 @@ class Columns:
         if texts is not None:
             if len(layout.columns) > 1:
                 raise DataError(
-                    f"{where}: {listed([texts])} is a list of texts that all go together, beside "
-                    f"which {listed(layout.columns[1:])} means nothing: data.columns=ignore=NAME "
+                    f"{where}: column {listed([texts])} is a list of texts that all go together, "
+                    f"so {listed(layout.columns[1:])} cannot be used: data.columns=ignore=NAME "
                     "leaves a column out"
                 )
             return layout
         if anchor is None or positive is None:
             raise DataError(
-                f"{where}: needs a column texts (a list), or columns anchor and positive (or "
+                f"{where}: needs a column texts (a list), or the columns anchor and positive (or "
                 f"sentence1 and sentence2, query and answer, ...); found {listed(names)}"
-                + ": data.columns=anchor=NAME,positive=NAME says what they are" * self.required
+                + ": data.columns=anchor=NAME,positive=NAME says which they are" * self.required
             )
         return layout
 
 
 def parse_columns(entries: Sequence[str], drop: Sequence[str] = ()) -> Columns:
-    """Names from "ROLE=COLUMN" strings; `drop` are the conditions of `text_files.Filter`.
+    """Column names from "ROLE=COLUMN" strings; `drop` holds the conditions of `text_files.Filter`.
 
     Raises:
-      UsageError: a string that is none.
+      UsageError: a string is not of this form.
     """
     given: dict[str, tuple[str, ...]] = {}
     for entry in entries:
         role, equals, column = entry.partition("=")
         if not equals or role not in (*NAMES, IGNORE) or not column:
             raise UsageError(
-                f"data.columns must be ROLE=COLUMN, ROLE one of {', '.join((*NAMES, IGNORE))}; "
+                f"data.columns must be ROLE=COLUMN with ROLE one of {', '.join((*NAMES, IGNORE))}; "
                 f"got {shown(entry)}"
             )
         given[role] = (*given.get(role, ()), column)

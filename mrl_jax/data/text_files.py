@@ -16,7 +16,7 @@ from mrl_jax.errors import DataError, UsageError, listed, shown
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".tsv", ".tsv.gz", ".txt", ".txt.gz", ".parquet")
 SPLITS = ("train", "val", "test")
-VALIDATION = ("dev", "validation", "valid")  # what a val split is called as well
+VALIDATION = ("dev", "validation", "valid")  # other names of the val split
 FALSE = ("", "0", "false", "False")
 _BUFFER = 1 << 20  # bytes that are read at a time
 
@@ -121,7 +121,7 @@ def read_rows(path: pathlib.Path, reading: Reading | None = None) -> Iterator[Ro
 
 
 def first_columns(path: pathlib.Path) -> list[str]:
-    """The columns of a file's first row; of a file without rows none.
+    """The columns of a file's first row; [] if it has no rows.
 
     Raises:
       UsageError, DataError: as `read_rows`.
@@ -137,9 +137,9 @@ def _lines(path: pathlib.Path, file: BinaryIO) -> Iterator[tuple[str, str]]:
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
             if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                raise DataError(f"{path} is UTF-16 text; legal is UTF-8")
+                raise DataError(f"{path} is UTF-16 text; it must be UTF-8")
         if b"\0" in line:
-            raise DataError(f"{where} holds a zero byte, which no UTF-8 text does")
+            raise DataError(f"{where} holds a zero byte: this is not a UTF-8 text file")
         try:
             yield where, line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
@@ -151,7 +151,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):  # json would keep the last one
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{shown(twice)} stands there twice")
+        raise ValueError(f"key {shown(twice)} occurs twice")
     return values
 
 
@@ -174,7 +174,7 @@ def _tsv(path: pathlib.Path, file: BinaryIO) -> Iterator[Row]:
     header = next(lines, ("", ""))[1]
     columns = header.split("\t")
     if "\r" in header:
-        raise DataError(f"{path}: lines end in a carriage return alone; legal is a line feed")
+        raise DataError(f"{path}: lines end in carriage returns; they must end in line feeds")
     if len(set(columns)) < len(columns):
         raise DataError(f"{path} line 1: two columns of the same name in {listed(columns)}")
     for where, line in lines:
@@ -222,7 +222,7 @@ def find_files(path: str, files: Sequence[str]) -> dict[str, list[pathlib.Path]]
     """The files of each split: those that are listed, or what lies in a folder.
 
     Args:
-      path: folder with train.*, val.* (or what else of `VALIDATION`) and test.*; "" with `files`.
+      path: folder with train.*, val.* (or a name in `VALIDATION`) and test.*; "" with `files`.
       files: "SPLIT=FILE" strings; a split may have several.
 
     Raises:

@@ -13,7 +13,7 @@ from mrl_jax.data.folder import Record
 from mrl_jax.data.remarks import Remarks
 from mrl_jax.errors import DataError, UsageError
 
-# What data sets call the splits; the first that there is counts.
+# The names that data sets give to splits; the first one found is used.
 _NAMES = {
     "train": ("train",),
     "val": ("validation", "val", "valid", "dev"),
@@ -28,10 +28,10 @@ class TfdsRecords:
     Attributes:
       source: random-access data source that leaves images encoded.
       classes: number of classes.
-      name: what the data set is called in messages.
-      part: which of its examples they are, as TFDS writes it.
+      name: of the data set, for messages.
+      part: which of its examples these are, as TFDS writes it.
       identity: name, version, shards and bytes, for the fingerprint.
-      place: [N] uint64, one for each example of the data set.
+      place: [N] uint64, unique to each example of the data set.
     """
 
     source: Any
@@ -52,7 +52,7 @@ class TfdsRecords:
         return Record(image, label, where)
 
     def order(self) -> str:
-        """How many examples there are; what they are called or their classes, only they say."""
+        """The number of examples; nothing else is known before they are read."""
         return str(len(self))
 
     def fingerprint(self) -> str:
@@ -97,13 +97,14 @@ def open_builder(name: str, path: str) -> Any:
 
 
 def _pieces(builder: Any, part: str) -> Sequence[Any]:
-    """The files that a part is read from, and which examples of each: skip, take."""
+    """The files that a part is read from, and the range of examples in each (skip, take)."""
     return builder.info.splits[part].file_instructions
 
 
 def _identity(builder: Any, part: str) -> str:
     info = builder.info.splits[part]
-    if part not in list(builder.info.splits):  # in the splits themselves slices are as well
+    # `in` alone would be true of slices as well.
+    if part not in list(builder.info.splits):
         pieces = _pieces(builder, part)
         slices = [(pathlib.Path(piece.filename).name, piece.skip, piece.take) for piece in pieces]
         return repr((builder.info.full_name, slices))
@@ -111,7 +112,7 @@ def _identity(builder: Any, part: str) -> str:
 
 
 def _places(builder: Any, part: str) -> np.ndarray:
-    """A number [N] uint64 for each example, the same in every part that it belongs to."""
+    """A number [N] uint64 for each example, the same in every part that contains it."""
     found = []
     for piece in _pieces(builder, part):
         name = hashlib.blake2b(str(piece.filename).encode(), digest_size=8).digest()
@@ -121,10 +122,10 @@ def _places(builder: Any, part: str) -> np.ndarray:
 
 
 def _parts(builder: Any, given: Sequence[str]) -> dict[str, str]:
-    """The part of the data set that each split is: as given, or by name.
+    """The part of the data set that makes up each split: as given, or by name.
 
     Raises:
-      UsageError: a string that is none, or a part that the data set has not.
+      UsageError: a string is not of this form, or the data set has no such part.
     """
     import tensorflow_datasets as tfds
 
@@ -140,18 +141,18 @@ def _parts(builder: Any, given: Sequence[str]) -> dict[str, str]:
         split, equals, part = entry.partition("=")
         if not equals or split not in _NAMES or not part or split in parts:
             raise UsageError(
-                f"data.splits must be SPLIT=PART, SPLIT one of {', '.join(_NAMES)}, each once, "
-                f"PART as in train[:90%]; got {entry!r}"
+                f"data.splits must be SPLIT=PART with SPLIT one of {', '.join(_NAMES)}, each at "
+                f"most once, and PART as in train[:90%]; got {entry!r}"
             )
         try:
-            # Asked piece by piece: TFDS takes one that ends before it begins for another.
+            # Checked piece by piece: TFDS reads a slice that ends before it begins as another one.
             pieces = tfds.core.ReadInstruction.from_spec(part).to_absolute(there)
             sizes_of = [there[piece.splitname].num_examples for piece in pieces]
             spans = [
                 (size if piece.to is None else piece.to) - (piece.from_ or 0)
                 for piece, size in zip(pieces, sizes_of, strict=True)
             ]
-        except Exception as error:  # several kinds, for what is not there or no part
+        except Exception as error:  # TFDS raises several kinds for bad or unknown parts
             reason = " ".join(str(error).split())[:200]
             raise UsageError(f"data.splits: {entry}: {reason} (there are {sizes})") from error
         if min(spans) < 1:
@@ -165,7 +166,7 @@ def _sizes(builder: Any) -> str:
 
 
 def _check_apart(records: dict[str, TfdsRecords]) -> None:
-    """Refuses splits that share examples: what is fitted on one is measured on another."""
+    """Refuses splits that share examples, as what is fitted on one is measured on another."""
     for split, other in itertools.combinations(records, 2):
         shared = np.isin(records[split].place, records[other].place).sum()
         if shared:
@@ -182,15 +183,15 @@ def open_tfds(
 
     Args:
       name, path: as of `open_builder`.
-      parts: "SPLIT=PART" strings, the part as TFDS writes it, "train=train[:90%]"; (): what is
-        called train; what is called validation, val, valid or dev; what is called test or eval.
-        A data set without validation examples then has no val: none are taken from the others.
-      remarks: is told which splits are not read, as those without labels (TFDS writes -1).
+      parts: "SPLIT=PART" strings with the part as TFDS writes it, such as "train=train[:90%]"; ():
+        the split called train; the one called validation, val, valid or dev; the one called test
+        or eval. Without validation examples there is then no val: no other split takes its place.
+      remarks: collects the splits that are not read, such as those without labels (label -1).
 
     Raises:
-      UsageError: parts that there are not, or that share examples.
-      DataError: not prepared, not in ArrayRecord, or without encoded images and class labels; no
-        train split, or nothing to measure on.
+      UsageError: a part does not exist, or parts share examples.
+      DataError: the data set is not prepared, not in ArrayRecord, or has no encoded images and
+        class labels; or there is no train split, or nothing to measure on.
     """
     import tensorflow_datasets as tfds
 
@@ -231,16 +232,16 @@ def open_tfds(
         elif parts:
             raise DataError(f"data.splits: the examples of {split}={part} have no labels")
         else:
-            remarks.add("not read, without labels", f"split {part} ({len(source):,} images)")
+            remarks.add("not read (without labels)", f"split {part} ({len(source):,} images)")
     if "train" not in records or len(records) < 2:
         raise DataError(
-            f"TFDS data set {label!r} needs a train and a validation or test split with labels, it "
-            f"has {_sizes(builder)}; data.splits=train=train[:90%],val=train[90%:] says which "
-            "examples are which"
+            f"TFDS data set {label!r} needs a train split and a validation or test split with "
+            f"labels, but has {_sizes(builder)}; data.splits chooses the examples of each, for "
+            "example data.splits=train=train[:90%],val=train[90%:]"
         )
     _check_apart(records)
     used = {piece.filename for part, _ in sources.values() for piece in _pieces(builder, part)}
     for name, info in builder.info.splits.items():
         if not any(piece.filename in used for piece in _pieces(builder, name)):
-            remarks.add("not read, a split beside these", f"{name} ({info.num_examples:,} images)")
+            remarks.add("not read (other splits)", f"{name} ({info.num_examples:,} images)")
     return records, classes

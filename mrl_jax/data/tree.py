@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from mrl_jax.data.folder import FolderRecords, listing
+from mrl_jax.data.folder import File, FolderRecords, listing
 from mrl_jax.data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from mrl_jax.data.remarks import Remarks, entries
 from mrl_jax.errors import DataError
@@ -18,15 +18,15 @@ def open_tree(root: pathlib.Path, remarks: Remarks | None = None) -> FolderRecor
 
     Args:
       root: the folder.
-      remarks: is told what is not read.
+      remarks: collects what is not read.
 
     Raises:
-      DataError: no image, one of a kind that is not read or not named as images are, a folder that
-        leads into itself, a link to what is not there, a name that is no text of one line, or what
-        the system does not let us list.
+      DataError: there is no image, an image is of a format that is not read or is not named like
+        one, a folder contains itself through a link, a link is broken, a name is not a single line
+        of Unicode, or a folder cannot be listed.
     """
     remarks = remarks or Remarks()
-    found: list[tuple[str, os.stat_result, int]] = []
+    found: list[tuple[str, File, int]] = []
 
     def visit(folder: pathlib.Path, above: tuple) -> None:
         about = folder.stat()
@@ -40,7 +40,7 @@ def open_tree(root: pathlib.Path, remarks: Remarks | None = None) -> FolderRecor
             elif suffix in OTHER_SUFFIXES:
                 raise DataError(f"{path} is of a kind that is not read ({_LEGAL} are)")
             elif suffix in IMAGE_SUFFIXES:
-                found.append((_name(path, root), entry.stat(), 0))
+                found.append((_name(path, root), File.of(entry.stat()), 0))
             else:
                 remarks.add_file(entry.path, _LEGAL)
 

@@ -92,7 +92,7 @@ class VectorData:
         return self.splits["train"].width
 
     def fingerprint(self, *names: str) -> str:
-        """Sixteen hex digits over the numbers, as float32, of these splits, or all there are."""
+        """Sixteen hex digits over the float32 vectors of these splits (by default all)."""
         places = [
             (f"{name} {side} {split.rows} {split.width} ".encode(), digest_n)
             for name, split in sorted(self.splits.items())
@@ -215,10 +215,11 @@ def read_scored(path: pathlib.Path, width: int) -> ScoredVectors:
     """Scored pairs from an .npz file with arrays a [N, D], b [N, D] and score [N].
 
     Raises:
-      DataError: no such file or arrays, another width, no numbers, NaN or infinity; names the file.
+      DataError: the file or an array is missing, the width differs, or there are values that are
+        not numbers, NaN or infinite; names the file.
     """
     try:
-        # Of a torn file np.load would leave its own handle open.
+        # Opened here, as np.load leaves its own handle open if the file is torn.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             a_nd, b_nd, score_n = (arrays[name] for name in ("a", "b", "score"))
     except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error, BadZipFile) as error:
@@ -229,8 +230,8 @@ def read_scored(path: pathlib.Path, width: int) -> ScoredVectors:
     if not all(np.issubdtype(x.dtype, np.floating) for x in (a_nd, b_nd)):
         raise DataError(f"{path} must hold floating point vectors, it has {a_nd.dtype}")
     if score_n.dtype.kind not in "iuf":
-        raise DataError(f"{path} must hold numbers as score, it has {score_n.dtype}")
-    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
+        raise DataError(f"{path} must hold numbers as scores, it has {score_n.dtype}")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused
         found = ScoredVectors(np.float32(a_nd), np.float32(b_nd), np.float64(score_n))
     for name, x_nd in zip(("a", "b", "score"), found, strict=True):
         finite_n = np.isfinite(x_nd).all(axis=tuple(range(1, x_nd.ndim)))

@@ -97,9 +97,9 @@ class Evaluation:
         self._context = {"seed": seed, "hierarchy": hierarchy, "shifts": shifts}
 
     def check(self, splits: tuple[str, ...]) -> dict[str, str]:
-        """What means nothing for the data, see `Finding.skipped`; of streams their size is known.
+        """What cannot be measured on these data, and why, see `Finding.skipped`.
 
-        Streams tell the labels of their images no sooner than they are read.
+        Of a stream only the size is checked, as its labels are not known before it is read.
         """
         parts = self._dataset.splits
         label = {name: part.label for name, part in parts.items() if isinstance(part, Split)}

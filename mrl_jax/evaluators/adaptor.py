@@ -68,7 +68,7 @@ class AdaptorEvaluation:
         return text_common.rivals(fitted_on(self._data, self._seed), self._seed)
 
     def check(self, splits: tuple[str, ...]) -> dict[str, str]:
-        """What means nothing for the data, see `Finding.skipped`."""
+        """What cannot be measured on these data, and why, see `Finding.skipped`."""
         checks: dict[str, Callable[[], Any]] = {}
         for name in splits:
             split = self._data.splits[name]

@@ -21,26 +21,30 @@ def _judged(subject: Subject, split: str, dims: tuple[int, ...]) -> Judged:
 
 
 def _beside(splits: Collection[str], split: str) -> bool:
-    """Whether policies of a split are fitted on another one."""
+    """Whether the policies that are measured on a split are fitted on another one."""
     return split == "test" and "val" in splits
 
 
 def check(sizes: Mapping[str, int], split: str) -> None:
-    """Refuses a single example, which cannot be divided into some to fit and some to test on.
+    """Refuses a split that is too small to be divided into a part to fit and a part to test on.
+
+    Args:
+      sizes: number of examples by split.
+      split: to measure.
 
     Raises:
-      Unmeasurable: as said; `sizes` are the examples of every split.
+      Unmeasurable: it has a single example and would have to be divided.
     """
     if sizes[split] < 2 and not _beside(sizes, split) and not (split == "val" and "test" in sizes):
-        raise Unmeasurable(f"needs 2 examples or more to fit and test on, got {sizes[split]}")
+        raise Unmeasurable(f"needs at least 2 examples to fit and test on, got {sizes[split]}")
 
 
 def measure(subject: Subject, split: str) -> Finding:
     """Policies of the trained dims, and what they give on examples they were not fitted on.
 
-    On "test" they are fitted on "val", without images that test holds as well. A data set with one
-    of the two, or with the same images in both, is divided. "val" beside a "test", and heads with
-    one trained dim among the measured ones, give nothing.
+    For "test" they are fitted on the images of "val" that are not in "test" as well. If only one of
+    the two splits exists, or both hold the same images, the measured split is divided. Nothing is
+    measured on "val" if there is a "test", or if only one measured dim was trained.
 
     "{split}_cascade.json" has the content of `cascade.study.study`, and what was fitted on;
     "{split}_cascade_policy.json" is the recommended policy, as `Policy.load` reads it.

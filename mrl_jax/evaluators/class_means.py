@@ -31,7 +31,7 @@ def nearest_is_own(
     """Whether a query's nearest mean is the one of its class, at every prefix.
 
     All prefixes come from one pass over the dims, by running sums of block products. Another mean
-    that is as near but for rounding makes the answer no, and so does NaN.
+    that is equally near within rounding makes the answer no, and so does NaN.
 
     Args:
       query_nd: [N, D] embeddings.
@@ -58,7 +58,7 @@ def nearest_is_own(
             for g, (lo, hi) in enumerate(blocks):
                 running_bc += query_bd[:, lo:hi] @ mean_cd[:, lo:hi].T
                 square_b += np.square(query_bd[:, lo:hi]).sum(1)
-                # The query's own norm scales all its cosines alike.
+                # These cosines are not divided by the query's norm, which scales them all alike.
                 cosine_bc = running_bc / norm_cg[:, g]
                 own_cosine_b = cosine_bc[each_b, own_b]
                 cosine_bc[each_b, own_b] = -np.inf

@@ -54,14 +54,14 @@ def settings(smallest: int, classes: int) -> list[Setting]:
 
 
 def check(label_n: np.ndarray) -> None:
-    """Refuses labels of which no two classes have an example to show and one to ask.
+    """Refuses labels with fewer than two classes that have both a support and a query example.
 
     Raises:
-      Unmeasurable: as said.
+      Unmeasurable: there are fewer than two such classes.
     """
     classes = len(_shared(label_n))
     if classes < 2:
-        raise Unmeasurable(f"needs 2 classes or more with 2 examples each, got {classes}")
+        raise Unmeasurable(f"needs at least 2 classes with 2 examples each, got {classes}")
 
 
 def _shared(label_n: np.ndarray) -> list[np.ndarray]:
@@ -109,14 +109,14 @@ def measure(subject: Subject, split: str) -> Finding:
     ImageNetV2. "{split}/ncm_allway_5shot": all classes at once; left out where there are no more
     than 10, as it would be the same. With C < 10 classes it is "ncm_{C}way_5shot". "_pca" and
     "_random" after it are untrained rivals. Classes with a single example take no part. k shots
-    are left out where the smallest of the others has no more than k examples: so every number of a
-    split is about the same classes; `Finding.skipped` names what was left out.
+    are left out if the smallest of the other classes has no more than k examples, so that all
+    numbers of a split are about the same classes; `Finding.skipped` names what was left out.
 
     The file "{split}_few_shot.json" holds the accuracy of every episode by metric and dim, and in
     "draws" a digest of the episodes: where two runs' are equal, they are compared in pairs.
 
     Raises:
-      Unmeasurable: fewer than two classes that have two examples.
+      Unmeasurable: fewer than two classes have two examples.
     """
     found = Finding()
     z_nd, label_n = subject.embedded(split)

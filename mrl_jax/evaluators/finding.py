@@ -13,11 +13,11 @@ from mrl_jax.results import Result, proportion
 
 
 class Unmeasurable(DataError):
-    """Sound data that a measure means nothing for: too few examples, one class, equal scores."""
+    """The data are sound, but a measure is undefined for them: one class, equal scores, ..."""
 
 
 def refusals(checks: Mapping[str, Callable[[], None]]) -> dict[str, str]:
-    """Of those checks that raise `Unmeasurable` the reason, by their names."""
+    """The reasons of those checks that raise `Unmeasurable`, by name."""
     found = {}
     for name, check in checks.items():
         try:
@@ -35,7 +35,7 @@ class Examples(NamedTuple):
 
 
 def digest_of(content: Any) -> str:
-    """Sixteen hex digits over arrays, texts, numbers, and sequences of them."""
+    """Sixteen hex digits over an array, a text, a number, or nested sequences of these."""
     digest = hashlib.sha256()
     _add(digest, content)
     return digest.hexdigest()[:16]
@@ -61,11 +61,11 @@ class Finding:
     examples: what some of them are the mean of, by the same name; runs that measured the same
       examples can be compared in pairs.
     files: content by name, e.g. "test_cascade.json".
-    read: digests of what was read beside the run's data, by the config key below `eval` and, of a
-      set, its name: "hierarchy", "sts.stsb". Runs measured the same where these are equal.
-    prompts: what texts had before them, by `prompts.Role`; {} where that was nothing.
+    read: digests of what was read besides the run's data, by the config key below `eval` and the
+      name of the set, if any: "hierarchy", "sts.stsb". Runs with equal digests measured the same.
+    prompts: what was put before texts, by `prompts.Role`; {} if nothing was.
     skipped: why something could not be measured, by "{split}/{measure}" or the name of a data set.
-    unread: errors of data that could not be read; a person has to mend those.
+    unread: errors for data that could not be read, which a person has to repair.
     """
 
     results: list[Result] = dataclasses.field(default_factory=list)
@@ -87,16 +87,16 @@ class Finding:
         self.unread.extend(other.unread)
 
     def attempt(self, name: str, measure: Callable[[], "Finding"]) -> None:
-        """Takes in what a measurement finds, or why its data do not let it find anything.
+        """Adds what a measurement finds, or the reason why its data cannot be measured.
 
-        So no measurement takes the numbers of the others with it.
+        Thus a measurement that fails does not lose the numbers of the others.
         """
         try:
             self.add(measure())
         except Unmeasurable as error:
             self.skipped[name] = str(error)
         except DataError as error:
-            # Of several processes one alone may meet it, and the others wait for that one.
+            # Perhaps only one of several processes meets it, and the others would wait for ever.
             if jax.process_count() > 1:
                 raise
             self.skipped[name] = str(error)

@@ -41,8 +41,8 @@ def read(path: str, class_names: Sequence[str]) -> Hierarchy:
     """The superclasses of these classes, see the module; those without a class are left out.
 
     Raises:
-      DataError: a file that is missing or of no such format, a class in two superclasses, or one
-        whose name has another Unicode form; no class with a superclass, all classes in one.
+      DataError: the file is missing or has another format, a class is in two superclasses or its
+        name has another Unicode form, no class has a superclass, or all classes are in one.
     """
     file, colon, ids = path.rpartition(":")
     if colon and not os.path.exists(path):  # pathlib's raises at names as long as thirty ids
@@ -52,7 +52,9 @@ def read(path: str, class_names: Sequence[str]) -> Hierarchy:
     known, forms, group_of = set(class_names), set(map(composed, class_names)), {}
     for name, group in pairs:
         if name not in known and composed(name) in forms:
-            raise DataError(f"{file} has {name!r}, no class{same_letters(name, class_names)}")
+            raise DataError(
+                f"{file} has {name!r}, which is not a class{same_letters(name, class_names)}"
+            )
         if name in known and group_of.setdefault(name, group) != group:
             raise DataError(
                 f"{file} has class {shown(name)} in two superclasses, {shown(group_of[name])} and "

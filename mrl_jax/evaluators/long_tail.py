@@ -28,14 +28,15 @@ def check(train_label_n: np.ndarray, label_n: np.ndarray) -> list[np.ndarray]:
     """The training examples of every class that has an example in both splits.
 
     Raises:
-      Unmeasurable: fewer than 4 such classes, or a median one of a single training example.
+      Unmeasurable: there are fewer than 4 such classes, or a median one has fewer than 2 training
+        examples.
     """
     rows_of = rows_of_classes(train_label_n)
     rows = [rows_of[c] for c in np.intersect1d(train_label_n, label_n).tolist()]
     if len(rows) < 4 or np.median([len(row_n) for row_n in rows]) < 2:
         raise Unmeasurable(
-            "needs 4 classes or more in both splits, a median one with 2 training examples, got "
-            f"{len(rows)} classes of {sum(map(len, rows))} training examples"
+            "needs at least 4 classes that are in both splits, a median one with 2 training "
+            f"examples; got {len(rows)} classes with {sum(map(len, rows))} training examples"
         )
     return rows
 
@@ -96,8 +97,7 @@ def measure(subject: Subject, split: str) -> Finding:
     "draws" a digest of the streams: where two runs' are equal, they are compared in pairs.
 
     Raises:
-      Unmeasurable: with fewer than 4 classes, or where a median class has one training example,
-        nothing is rare.
+      Unmeasurable: see `check`; nothing is rare then.
     """
     found = Finding()
     train, test = subject.embedded("train"), subject.embedded(split)

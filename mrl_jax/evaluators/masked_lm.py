@@ -64,7 +64,7 @@ class MaskedEvaluation:
         self._layer = jax.jit(task.kernel_and_bias, out_shardings=replicated(mesh))
 
     def check(self, splits: tuple[str, ...]) -> dict[str, str]:
-        """Nothing is refused before tokens are hidden."""
+        """Always {}: whether there is something to predict shows only when tokens are hidden."""
         del splits
         return {}
 
@@ -94,7 +94,7 @@ class MaskedEvaluation:
         split, found = self._splits[name], Finding()
         h_nd, label_n = self._read(params, split, np.arange(split.examples))
         if not len(label_n):
-            raise Unmeasurable("all tokens of its sequences are unknown to the tokenizer")
+            raise Unmeasurable("all tokens of the split are unknown to the tokenizer")
         for suffix, space in spaces.items():
             if dims := space.dims(self._dims):
                 found.add(_measured(name, suffix, space, h_nd, label_n, kernel_dv, bias_v, dims))

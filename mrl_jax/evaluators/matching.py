@@ -9,13 +9,15 @@ _MAX_SCORES = 2**24  # numbers held at a time
 
 
 def check(a_id_n: np.ndarray, b_id_n: np.ndarray) -> None:
-    """Refuses pairs of which none has another to be told from; ids as in `measure`.
+    """Refuses pairs that all count as the same one; ids as in `measure`.
 
     Raises:
-      Unmeasurable: as said.
+      Unmeasurable: no pair can be told apart from another.
     """
-    if min(len(np.unique(a_id_n)), len(np.unique(b_id_n))) < 2:
-        raise Unmeasurable(f"needs 2 different pairs or more, got {len(a_id_n)} that are alike")
+    different = min(len(np.unique(a_id_n)), len(np.unique(b_id_n)))
+    if different < 2:
+        rows = len(a_id_n)
+        raise Unmeasurable(f"needs at least 2 different pairs, got {different} in {rows} rows")
 
 
 def measure(
@@ -29,8 +31,8 @@ def measure(
     """ "{split}/match": of N pairs, how often the nearest b of an a, by cosine, is its own.
 
     A b that may not be told apart from the pair (an equal id, or an a of an equal id) does not
-    compete. What is not surely farther than the own b, beyond rounding, counts as ahead of it:
-    ties, so that constant embeddings are not right by luck, and NaN.
+    compete. Any other b counts as nearer unless it is farther than the own b by more than rounding:
+    so ties, and NaN, make the answer wrong, and constant embeddings are not right by luck.
 
     Args:
       a_nd: embeddings [N, D], of any length.

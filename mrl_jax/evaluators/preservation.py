@@ -21,13 +21,13 @@ Coordinates = tuple[str, Sequence[int], np.ndarray]
 
 
 def check(rows: int) -> None:
-    """Refuses so few rows that every other one is near.
+    """Refuses so few rows that every other row is among the nearest.
 
     Raises:
-      Unmeasurable: fewer than 12.
+      Unmeasurable: there are fewer than 12.
     """
     if rows < NEAREST + 2:
-        raise Unmeasurable(f"needs {NEAREST + 2} vectors or more, got {rows}")
+        raise Unmeasurable(f"needs at least {NEAREST + 2} vectors, got {rows}")
 
 
 def measure(
@@ -90,7 +90,7 @@ def _nearest(z_nd: np.ndarray, row_q: np.ndarray, dims: tuple[int, ...], mesh) -
 
 
 def _cosines(z_nd: np.ndarray, pair_2p, dims: Sequence[int]) -> Iterable[np.ndarray]:
-    """Of every pair, at every prefix, [P] float64; equal where only rounding tells them apart."""
+    """Of every pair, at every prefix, [P] float64; equal if they differ only by rounding."""
     a_pd, b_pd = (z_nd[row_p].astype(np.float64) for row_p in pair_2p)
     dot_pd, a2_pd, b2_pd = (
         np.cumsum(x * y, 1) for x, y in ((a_pd, b_pd), (a_pd,) * 2, (b_pd,) * 2)

@@ -1,4 +1,4 @@
-"""Order among cosines that are known up to rounding: what is equal but for it is equal."""
+"""Ranking by cosines that are known only up to rounding: those within it count as equal."""
 
 from collections.abc import Sequence
 
@@ -7,17 +7,17 @@ from jax.sharding import Mesh
 
 from mrl_jax.search import top_k
 
-# Embeddings have seven digits (float32), of which a network's sums cost some: the cosine of two
-# texts differs by up to this with the place in a batch and the processor. What lies nearer together
-# would be ordered by chance, or by what a processor does to the last bit.
+# Embeddings have seven digits (float32), some of which are lost in a network's sums: the cosine of
+# two texts varies by up to this with their places in a batch and with the processor. Cosines that
+# are closer together than this would be ordered by chance.
 ROUNDING = 1e-6
 
 
 def tied(x_n: np.ndarray) -> np.ndarray:
-    """The same numbers [n], where those within `ROUNDING` are all replaced by their mean.
+    """The numbers [n], where those within `ROUNDING` of each other are replaced by their mean.
 
-    From the smallest up, each group reaches as far as `ROUNDING` from its first number: however
-    dense numbers lie, none is moved by more than that.
+    Numbers are grouped from the smallest up, and a group spans at most `ROUNDING`: no number is
+    moved by more than that, however dense they are.
     """
     order_n = np.argsort(x_n, kind="stable")
     rising_n = x_n[order_n]
@@ -44,9 +44,9 @@ def nearest(
     *,
     mesh: Mesh | None = None,
 ) -> np.ndarray:
-    """The k rows of largest cosine at every prefix, [G, B, k]; equally near ones by row number.
+    """The k rows of largest cosine at every prefix, [G, B, k]; ties go to the lowest row number.
 
-    As `search.top_k`. At one dim, where all cosines are 1 or -1, that of signs is exactly that.
+    As `search.top_k`, but exact at one dim, where all cosines are 1 or -1: signs are compared.
     """
     dims = tuple(dims)
     if dims[0] > 1:

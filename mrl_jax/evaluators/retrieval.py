@@ -1,6 +1,6 @@
 """Neighbours among the train split by cosine: k-NN accuracy, mAP, precision and recall.
 
-Of examples that are equally near the one that comes first in the split is taken first.
+Among examples that are equally near, those that come first in the split are taken first.
 
 The paper's Table 2 (1-NN) and figures of mAP (arXiv 2205.13147, section 4.3.1, appendices E and F),
 at every prefix, with the untrained rivals of the embedding beside it.

@@ -57,7 +57,7 @@ def _compare(subject: Subject, name: str, split: str, found: Finding) -> dict:
     right_gn = _right(clean)[:, np.isin(clean.label_n, shift.classes)]
     about["n_clean"] = n_clean = right_gn.shape[1]
     if not n_clean:
-        found.skipped[f"{name}/top1_clean"] = f"{split} has no example of its classes"
+        found.skipped[f"{name}/top1_clean"] = f"{split} has no examples of its classes"
         return about
     found.add_right(f"{name}/top1_clean", clean.dims, right_gn)
     about["top1_clean"] = right_gn.mean(1).tolist()

@@ -46,7 +46,7 @@ class SentenceEvaluation:
       data: whose splits are measured.
       dims: prefixes to measure; those beyond the trained width are left out.
       batch_size: texts per step, a multiple of what the mesh splits the batch into.
-      prompts: what is put before a text by its role, see `mrl_jax.prompts`.
+      prompts: what is put before a text, by the role of the text, see `mrl_jax.prompts`.
       seed: of random choices inside evaluators.
       sts: further sets of scored pairs by name.
       retrieval: collections by name.
@@ -101,7 +101,7 @@ class SentenceEvaluation:
         }
 
     def check(self, splits: tuple[str, ...]) -> dict[str, str]:
-        """What means nothing for the data, see `Finding.skipped`."""
+        """What cannot be measured on these data, and why, see `Finding.skipped`."""
         checks: dict[str, Callable[[], None]] = {}
         for name in splits:
             split = self._data.splits[name]
@@ -141,7 +141,7 @@ class SentenceEvaluation:
         if self._projections:
             texts = self._data.splits["train"].texts
             fitted = texts[:: max(1, len(texts) // FITTED_ON)][:FITTED_ON]
-            # What is searched, where texts have an order.
+            # Where pairs are a query and a document, documents are what is searched.
             role = "document" if _is_asked(self._data.splits["train"]) else "default"
             options["spaces"] = text_common.rivals(embed(fitted, role=role), self._seed)
         found.add(self._at_depth(embed, splits, options))
@@ -200,19 +200,19 @@ class SentenceEvaluation:
 
 
 def _ids(split: TextSplit) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of what the two texts of every pair may not be told apart from."""
+    """The ids of the two texts of every pair: texts with equal ids are never told apart."""
     a_n, b_n = split.pairs()
     return split.same_t[a_n], split.same_t[b_n]
 
 
 def _sides(split: TextSplit) -> tuple[list[str], list[str]]:
-    """The two texts of every row."""
+    """The first and the second text of every row."""
     first, second = ([split.texts[i] for i in text_n] for text_n in split.pairs())
     return first, second
 
 
 def _is_asked(split: TextSplit) -> bool:
-    """Whether the first of two texts is a query, and the other a document."""
+    """Whether the first text of each pair is a query and the second a document."""
     return split.kind in ("pairs", "triplets")
 
 

@@ -10,13 +10,13 @@ from mrl_jax.evaluators.subject import Subject
 
 
 def check(hierarchy: Hierarchy | None, label_n: np.ndarray) -> None:
-    """Refuses examples of which none has a superclass.
+    """Refuses a split in which no example has a superclass; None is no hierarchy to check.
 
     Raises:
-      Unmeasurable: as said.
+      Unmeasurable: no example has a superclass.
     """
     if hierarchy is not None and (hierarchy.group_c[label_n] < 0).all():
-        raise Unmeasurable(f"none of the {len(label_n)} examples is of a class with a superclass")
+        raise Unmeasurable(f"none of the {len(label_n)} examples has a class with a superclass")
 
 
 def measure(subject: Subject, split: str) -> Finding:

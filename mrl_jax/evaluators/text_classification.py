@@ -17,15 +17,16 @@ _ITERATIONS = 1000
 
 
 def check(train: LabelledTexts, test: LabelledTexts) -> None:
-    """Refuses texts that leave nothing to learn or to tell.
+    """Refuses texts from which nothing can be learned or predicted.
 
     Raises:
-      Unmeasurable: fewer than 2 classes, a test class that no training text has, or no texts.
+      Unmeasurable: there are fewer than 2 classes or no test texts, or a test text has a class that
+        no training text has.
     """
     classes = set(train.labels)
     if len(classes) < 2 or not test.texts:
         raise Unmeasurable(
-            "needs 2 classes or more to learn and a text to classify, got "
+            "needs at least 2 classes to learn and 1 text to classify, got "
             f"{len(classes)} and {len(test.texts)}"
         )
     if unknown := sorted(set(test.labels) - classes):

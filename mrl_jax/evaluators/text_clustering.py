@@ -15,16 +15,16 @@ STARTS = 5
 
 
 def check(data: LabelledTexts) -> None:
-    """Refuses texts that cannot be divided as their classes are.
+    """Refuses texts that cannot be divided into as many clusters as there are classes.
 
     Raises:
-      Unmeasurable: fewer than 2 classes, or fewer different texts than classes.
+      Unmeasurable: there are fewer than 2 classes, or fewer different texts than classes.
     """
     classes, different = len(set(data.labels)), len(set(data.texts))
     if classes < 2 or different < classes:
         raise Unmeasurable(
-            f"needs 2 classes or more, and as many different texts, got {classes} classes of "
-            f"{different} texts"
+            f"needs at least 2 classes, and as many different texts as classes; got {classes} "
+            f"classes and {different} different texts"
         )
 
 

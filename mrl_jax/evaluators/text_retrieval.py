@@ -45,9 +45,9 @@ def measure(
     down to 100, summed and divided by how many there are. All are means over queries with their
     standard errors. "ndcg10_retention": what is left of nDCG at full width, by bootstrap over
     queries, both numbers from the same resample; not given where nothing is found at full width.
-    Documents that are equally near come in the order of the collection. "{name}_retrieval.json" has
-    the 95 % intervals of the retention, how many documents there are, and for how many queries one
-    was ignored.
+    Documents that are equally near are ranked in the order of the collection.
+    "{name}_retrieval.json" has the 95 % intervals of the retention, how many documents there are,
+    and for how many queries a document was ignored.
 
     Args:
       embed: N texts -> [N, D], of any length.
@@ -57,8 +57,8 @@ def measure(
       seed: of the resamples.
       spaces: as in `text_sts.measure`.
       embed_queries: where queries are embedded otherwise than documents (with another prompt).
-      ignore_identical_ids: no query is shown the document that has its id, as where queries are
-        documents themselves; judged relevant, it counts as not found.
+      ignore_identical_ids: no query is shown the document with its own id, for collections whose
+        queries are documents; if that document is judged relevant, it counts as not found.
       mesh: documents are split over all its devices.
 
     Raises:
@@ -103,7 +103,7 @@ def measure(
 
 
 def _own(collection: Collection) -> np.ndarray:
-    """The document with the id of each query, [B]; -1 is none."""
+    """The row of the document with the id of each query, [B]; -1 if there is none."""
     number = {identity: i for i, identity in enumerate(collection.document_ids)}
     return np.array([number.get(identity, -1) for identity in collection.query_ids])
 
@@ -115,7 +115,7 @@ def _ranked(x_nd, x_bd, own_b: np.ndarray, dims: tuple[int, ...], mesh) -> np.nd
     row_gbk = nearest(x_nd, x_bd, dims, k, mesh=mesh)
     if not spare:
         return row_gbk
-    # What is not kept goes behind all others; where it was not found, the last one is too many.
+    # The ignored document goes behind all others; where it was not found, the last is dropped.
     own_gbk = row_gbk == own_b[:, None]
     order_gbk = np.argsort(own_gbk, axis=-1, kind="stable")
     row_gbk = np.take_along_axis(np.where(own_gbk, -1, row_gbk), order_gbk, -1)

@@ -23,22 +23,24 @@ from mrl_jax.results import Result
 
 
 def check(pairs: tuple[Sequence, Sequence], score_n: np.ndarray) -> None:
-    """Refuses pairs and scores that no correlation can be computed of.
+    """Refuses pairs and scores for which no correlation can be computed.
 
     Raises:
-      Unmeasurable: fewer than 3 pairs, or scores that are all equal.
-      DataError: sides of unequal length, or scores that are not finite.
+      Unmeasurable: there are fewer than 3 pairs, or all scores are equal.
+      DataError: the sides differ in length, or scores are not finite.
     """
     n = len(score_n)
     if {len(side) for side in pairs} != {n}:
         sides = " and ".join(str(len(side)) for side in pairs)
-        raise DataError(f"pairs and scores must be equally many, got {sides} with {n}")
+        raise DataError(
+            f"there must be as many scores as texts on each side, got {n} scores for {sides} texts"
+        )
     if not np.isfinite(score_n).all():
         raise DataError("scores must be finite")
     if n < 3:
-        raise Unmeasurable(f"needs 3 pairs or more, got {n}")
+        raise Unmeasurable(f"needs at least 3 pairs, got {n}")
     if (score_n == score_n[0]).all():
-        raise Unmeasurable(f"all {n} scores are equal ({score_n[0]:g}), which orders nothing")
+        raise Unmeasurable(f"all {n} scores are equal ({score_n[0]:g})")
 
 
 def measure(
@@ -53,11 +55,11 @@ def measure(
 ) -> Finding:
     """Semantic textual similarity, from one embedding of every text.
 
-    "{name}/spearman" and "{name}/pearson" correlate cosines of prefixes with scores; 0 where all
-    cosines are equal, as they are where only rounding tells them apart, see `ranking.tied`.
+    "{name}/spearman" and "{name}/pearson" correlate cosines of prefixes with scores; they are 0 if
+    all cosines are equal. Cosines that differ only by rounding are equal, see `ranking.tied`.
     "{name}/retention" is the share of the Spearman correlation at full width that is left; it is
-    not given where that is not surely above 0. Standard errors come from `RESAMPLES` bootstrap
-    resamples of the pairs, of which retention takes both correlations from the same one.
+    not given if that correlation is not clearly above 0. Standard errors come from `RESAMPLES`
+    bootstrap resamples of the pairs; retention takes both correlations from the same resample.
     "{name}_sts.json" has the 95 % intervals.
 
     Args:
@@ -71,7 +73,7 @@ def measure(
         itself where not given.
 
     Raises:
-      DataError: as `check`, Unmeasurable among them.
+      DataError, Unmeasurable: see `check`.
       NonFiniteError: the embeddings hold NaN or an infinity.
     """
     score_n = np.asarray(score_n, np.float64)
@@ -111,7 +113,7 @@ def measure(
 
 
 def _cosines(z_nd: np.ndarray, n: int) -> np.ndarray:
-    """Of rows i and n + i, [n]; equal where only rounding tells them apart."""
+    """Of rows i and n + i, [n]; equal if they differ only by rounding."""
     unit_nd = unit_rows(z_nd.astype(np.float64), "pairs")
     return tied((unit_nd[:n] * unit_nd[n:]).sum(1))
 

@@ -44,7 +44,7 @@ def test_a_narrow_jpeg_becomes_small(size, small):
 
 
 def test_what_is_no_image_says_what_would_be_legal():
-    with pytest.raises(DataError, match="x: by its content it is no JPEG, PNG, BMP or WebP"):
+    with pytest.raises(DataError, match="x: its content is not JPEG, PNG, BMP, WebP, PGM or PPM"):
         decode(b"GIF89a", "x")
 
 

@@ -118,7 +118,7 @@ PAIR = '{"anchor": "a", "positive": "b"}\n'
         (PAIR + '{"anchor": "a"}', "line 2: column positive is missing"),
         (PAIR + '\n{"anchor": " ", "positive": "b"}', "line 3: anchor is empty"),
         (PAIR + '{"anchor": null, "positive": "b"}', "line 2: anchor must be a text, got None"),
-        ('{"a": 1, "b": 2}', "line 1: needs a column texts (a list), or columns anchor and"),
+        ('{"a": 1, "b": 2}', "line 1: needs a column texts (a list), or the columns anchor and"),
         ('{"texts": ["a", "a"]}', "line 1: texts must hold at least 2 different texts, got 1"),
         ('{"texts": "a b"}', "line 1: texts must be a list of texts, got 'a b'"),
         ('{"sentence1": "a", "sentence2": "b", "score": "x"}', "score must be a finite number"),

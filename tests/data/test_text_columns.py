@@ -34,9 +34,9 @@ def test_what_only_some_rows_have_is_never_dropped(tmp_path, rows, files):
         paths = [write(tmp_path / f"{i}.jsonl", row) for i, row in enumerate(rows)]
     (extra,) = {*rows[0], *rows[1]} - {*PAIR}
     if extra in rows[1]:
-        message = f"has a column {extra}, which {paths[0]} line 1 has not"
+        message = f"has column {extra}, which {paths[0]} line 1 does not have"
     else:
-        message = f"column {extra} is missing, which {paths[0]} line 1 has"
+        message = f"column {extra} is missing; {paths[0]} line 1 has it"
     with pytest.raises(DataError, match=message) as error:
         load(*paths)
     assert f"{paths[-1]} line {3 - files}: " in str(error.value)
@@ -90,10 +90,10 @@ def test_names_of_known_data_sets(names, layout):
         ),
         (("sentence1", "sentence2", "gold_label"), "gold_label looks like a score"),
         (("query", "answer", "negative_passage"), "negative_passage looks like a negative"),
-        (("query", "answer", "score", "label"), "score, label could each be the score"),
-        (("query", "question", "answer"), "query, question could each be the anchor"),
+        (("query", "answer", "score", "label"), "columns score, label could each be the score"),
+        (("query", "question", "answer"), "columns query, question could each be the anchor"),
         (("sentence_0", "sentence_1", "sentence_2"), "could each be the anchor"),
-        (("texts", "label"), "beside which label means nothing"),
+        (("texts", "label"), "so label cannot be used"),
         (("text", "summary"), "needs a column texts .*; found text, summary"),
     ],
 )
@@ -141,10 +141,10 @@ def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path, mark, ends, suffix):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (codecs.BOM_UTF16_LE + LINES.encode("utf-16-le"), "is UTF-16 text; legal is UTF-8"),
-        (codecs.BOM_UTF16_BE + LINES.encode("utf-16-be"), "is UTF-16 text; legal is UTF-8"),
+        (codecs.BOM_UTF16_LE + LINES.encode("utf-16-le"), "is UTF-16 text; it must be UTF-8"),
+        (codecs.BOM_UTF16_BE + LINES.encode("utf-16-be"), "is UTF-16 text; it must be UTF-8"),
         (LINES.encode("utf-16-le"), "line 1 holds a zero byte"),
-        (LINES.replace("\n", "\r").encode(), "lines end in a carriage return alone"),
+        (LINES.replace("\n", "\r").encode(), "lines end in carriage returns"),
     ],
 )
 def test_other_encodings_are_refused_in_one_line(tmp_path, content, message):
@@ -156,5 +156,5 @@ def test_other_encodings_are_refused_in_one_line(tmp_path, content, message):
 
 def test_a_name_twice_in_an_object_is_refused(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"anchor": "a", "positive": "b", "anchor": "c"}\n')
-    with pytest.raises(DataError, match=r"line 1: not JSON \('anchor' stands there twice\)"):
+    with pytest.raises(DataError, match=r"line 1: not JSON \(key 'anchor' occurs twice\)"):
         list(read_rows(tmp_path / "t.jsonl"))

@@ -72,7 +72,7 @@ def test_a_split_is_what_its_name_says_and_others_are_named(scans):
     assert greys(data) == {name: set(range(a, b)) for name, a, b in bounds}
     assert data.notes == (
         f"{scans}: 2 classes, images: train 40, val 12, test 20",
-        "not read, a split beside these: 1, the first is extra (7 images)",
+        "not read (other splits): 1, the first is extra (7 images)",
     )
 
 
@@ -88,7 +88,7 @@ def test_a_split_without_labels_is_named(tmp_path):
     data = opened(path)
     assert sorted(data.splits) == ["train", "val"]
     assert data.notes[1:] == (
-        "not read, without labels: 1, the first is split test (2 images)",
+        "not read (without labels): 1, the first is split test (2 images)",
     )
     with pytest.raises(DataError, match="the examples of test=test have no labels"):
         opened(path, "train=train", "val=validation", "test=test")
@@ -110,7 +110,7 @@ def test_without_validation_examples_there_is_no_val(two, stream):
         "train": 30,
         "test": 10,
     }
-    assert "no val split: all that is measured is test, once, at the end" in data.notes[1]
+    assert "no val split: only test is measured, once, at the end" in data.notes[1]
 
 
 def test_parts_are_taken_as_tfds_writes_them(two):
@@ -140,14 +140,14 @@ def test_parts_are_taken_as_tfds_writes_them(two):
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        (("val=train[90%:]",), "needs a train and a validation or test split"),
+        (("val=train[90%:]",), "needs a train split and a validation or test split"),
         (("train=train[:90%]", "val=train[80%:]"), "3 examples are in both train=train.* and val="),
         (("train=train", "val=test", "test=test[:2]"), "2 examples are in both val=test and test="),
         (("train=train", "val=away"), r"val=away: Unknown split 'away'.* \(there are train \(30\)"),
         (("train=train", "val=test[:"), "data.splits: val=test"),
         (("train=train", "val=test[:0]"), "has no examples"),
         (("train=train", "val=test[50%:40%]"), "has no examples"),
-        (("train=train", "train=test"), "each once"),
+        (("train=train", "train=test"), "each at most once"),
         (("training=train",), "SPLIT one of train, val, test"),
         (("train",), "must be SPLIT=PART"),
     ],
@@ -159,7 +159,7 @@ def test_parts_that_cannot_be_meant(two, parts, message):
 
 def test_training_examples_alone_say_how_to_hold_some_out(tmp_path):
     path = prepare(tmp_path, {"train": 10})
-    with pytest.raises(DataError, match=r"has train \(10\); data.splits=train=train\[:90%\],val="):
+    with pytest.raises(DataError, match=r"has train \(10\); data.splits chooses the"):
         opened(path)
     data = opened(path, "train=train[:90%]", "val=train[90%:]")
     assert [data.splits[name].examples for name in ("train", "val")] == [9, 1]
@@ -172,5 +172,5 @@ def test_the_key_is_read_from_a_command_line():
         "val=train[90%:]",
         "test=test",
     )
-    with pytest.raises(UsageError, match=r"splits of tfds are; data\.source is digits"):
+    with pytest.raises(UsageError, match=r"for data\.source tfds only; data\.source is digits"):
         load("digits", parts=("train=train",))

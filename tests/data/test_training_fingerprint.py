@@ -166,8 +166,8 @@ def test_texts_vectors_and_documents(tmp_path):
     first = list(facts())
     assert notes == {
         "sentence_pairs": [],
-        "masked_lm": [f"not read, none of the splits: 1, the first is {tmp_path}/words/train2.txt"],
-        "adaptor": [f"not read, none of the splits: 1, the first is {tmp_path}/vectors/notes.md"],
+        "masked_lm": [f"not read (in no split): 1, the first is {tmp_path}/words/train2.txt"],
+        "adaptor": [f"not read (in no split): 1, the first is {tmp_path}/vectors/notes.md"],
     }
     write("test", pairs[12:])
     write("val", pairs[18:])

@@ -212,5 +212,5 @@ def test_nan_logits_are_never_sure():
 
 
 def test_a_single_example_is_refused():
-    with pytest.raises(Unmeasurable, match="needs 2 examples or more to fit and test on, got 1"):
+    with pytest.raises(Unmeasurable, match="needs at least 2 examples to fit and test on, got 1"):
         measure(subject_with({"val": 1}), "val")

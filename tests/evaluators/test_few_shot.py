@@ -121,7 +121,7 @@ def test_what_small_classes_leave_out():
 
 @pytest.mark.parametrize("sizes", [[9], [9, 1, 1], [1, 1, 1]])
 def test_fewer_than_two_classes_give_nothing(sizes):
-    with pytest.raises(Unmeasurable, match=r"2 classes or more with 2 examples each, got [01]"):
+    with pytest.raises(Unmeasurable, match=r"at least 2 classes with 2 examples each, got [01]"):
         measured(*labelled(sizes))
 
 

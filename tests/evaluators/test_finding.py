@@ -48,7 +48,7 @@ def test_a_check_says_what_the_measurement_will():
     evaluation = Evaluation(task, make_mesh(), dataset, **options)
     reasons = evaluation.check(("val",))
     assert list(reasons) == ["val/cascade", "val/few_shot", "val/long_tail"]
-    assert reasons["val/cascade"] == "needs 2 examples or more to fit and test on, got 1"
+    assert reasons["val/cascade"] == "needs at least 2 examples to fit and test on, got 1"
     found = evaluation.run(*random_params(task), ("val",))
     assert found.skipped == reasons
     assert {r.name for r in found.results} == {"val/top1", "val/top5"}
@@ -73,9 +73,9 @@ def test_adaptors_are_measured_by_what_there_is_enough_of(tmp_path):
     setup = built("adaptor.py:linear", f"data.path={tmp_path}", f"eval.sts={sets}")
     reasons = setup.check()
     assert reasons == {
-        "val/overlap10": "needs 12 vectors or more, got 5",
+        "val/overlap10": "needs at least 12 vectors, got 5",
         "val/ndcg10": "each of the 5 vectors is its own positive",
-        "equal": "all 5 scores are equal (1), which orders nothing",
+        "equal": "all 5 scores are equal (1)",
     }
     program = setup.program
     found = setup.evaluate(program.init_state(program.run_key(0)))
@@ -86,10 +86,10 @@ def test_adaptors_are_measured_by_what_there_is_enough_of(tmp_path):
 @pytest.mark.parametrize(
     ("name", "score", "message"),
     [
-        ("words", ["x"] * 5, "s.npz must hold numbers as score"),
+        ("words", ["x"] * 5, "s.npz must hold numbers as scores"),
         ("one", 3.0, r"s.npz must hold a and b \[N, 4\] and score \[N\], it has"),
         ("nan", [0, 1, np.nan, 3, 4], "s.npz: row 2 of score holds NaN or infinity"),
-        ("flags", [True] * 5, "s.npz must hold numbers as score"),
+        ("flags", [True] * 5, "s.npz must hold numbers as scores"),
     ],
 )
 def test_scores_that_a_person_must_mend_are_refused_at_once(tmp_path, name, score, message):
@@ -135,8 +135,8 @@ def test_texts_are_measured_by_what_there_is_enough_of(tmp_path):
         *(f"eval.sts=few={tmp_path / 'few.tsv'}", f"eval.classification=new={tmp_path / 'new'}"),
     )
     assert setup.check() == {
-        "val/match": "needs 2 different pairs or more, got 1 that are alike",
-        "few": "needs 3 pairs or more, got 2",
+        "val/match": "needs at least 2 different pairs, got 1 in 1 rows",
+        "few": "needs at least 3 pairs, got 2",
         "new": "no training text has the test label 'z'",
     }
 

@@ -148,7 +148,7 @@ def test_streams_are_drawn_from_the_labels_alone():
     [([9, 9, 9], [4, 4, 4]), ([9, 9, 9, 9, 0], [4, 4, 4, 0, 4]), ([1, 1, 1, 1], [4, 4, 4, 4])],
 )
 def test_where_nothing_is_rare_there_is_no_result(train, test):
-    with pytest.raises(Unmeasurable, match="needs 4 classes or more in both splits"):
+    with pytest.raises(Unmeasurable, match="needs at least 4 classes that are in both splits"):
         measured(points(train, 1), points(test, 2), "val")
 
 

@@ -82,7 +82,7 @@ def test_constant_vectors_keep_no_order():
 
 
 def test_what_cannot_be_measured_is_refused():
-    with pytest.raises(DataError, match="needs 12 vectors or more, got 11"):
+    with pytest.raises(DataError, match="needs at least 12 vectors, got 11"):
         preservation.measure([], vectors(11), "val", seed=0)
     bad = vectors()
     bad[3, 1] = np.nan

@@ -102,10 +102,10 @@ def test_v_measure_is_that_of_scikit_learn():
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
-        ((["a", "b"], ["x", "x"]), (["c"], ["x"]), "needs 2 classes or more .* got 1 and 1"),
+        ((["a", "b"], ["x", "x"]), (["c"], ["x"]), "needs at least 2 classes .* got 1 and 1"),
         ((["a", "b"], ["x", "y"]), ([], []), "got 2 and 0"),
         ((["a", "b"], ["x", "y"]), (["c"], ["z"]), "no training text has the test label 'z'$"),
-        ((["a", "b"], ["\u00e9", "y"]), (["c"], ["e\u0301"]), "has the same letters in another"),
+        ((["a", "b"], ["\u00e9", "y"]), (["c"], ["e\u0301"]), "have the same letters in"),
     ],
 )
 def test_texts_that_cannot_be_classified_are_refused(train, test, message):
@@ -117,7 +117,7 @@ def test_texts_that_cannot_be_classified_are_refused(train, test, message):
 
 @pytest.mark.parametrize("labels", [["x", "x", "x"], ["x", "y", "z"]])
 def test_texts_that_cannot_be_clustered_are_refused(labels):
-    with pytest.raises(DataError, match="needs 2 classes or more, and as many different texts"):
+    with pytest.raises(DataError, match="needs at least 2 classes, and as many different texts"):
         text_clustering.measure(
             lambda t: np.eye(len(t)), "t", LabelledTexts(["a", "b", "b"], labels), (2,), seed=0
         )

@@ -104,8 +104,8 @@ def test_constant_embeddings_agree_with_nothing_and_have_no_retention():
 @pytest.mark.parametrize(
     ("pairs", "scores", "message"),
     [
-        ((["a", "b"], ["c", "d"]), [1, 2], "needs 3 pairs or more, got 2"),
-        ((["a", "b", "c"], ["c", "d"]), [1, 2, 3], "got 3 and 2 with 3"),
+        ((["a", "b"], ["c", "d"]), [1, 2], "needs at least 3 pairs, got 2"),
+        ((["a", "b", "c"], ["c", "d"]), [1, 2, 3], "got 3 scores for 3 and 2 texts"),
         ((["a", "b", "c"], ["c", "d", "e"]), [1, 1, 1], r"all 3 scores are equal \(1\)"),
         ((["a", "b", "c"], ["c", "d", "e"]), [1, np.nan, 1], "finite"),
     ],
