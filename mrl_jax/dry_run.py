@@ -68,9 +68,9 @@ def topology_devices(name: str) -> list[Any]:
     """
     from jax.experimental import topologies
 
-    if jax.default_backend() != "tpu":
-        for variable, value in _NO_TPU_HERE.items():
-            os.environ.setdefault(variable, value)
+    # What is only compiled needs no chip: asked for its own, libtpu warns, and locks them.
+    jax.config.update("jax_platforms", "cpu")
+    os.environ.update(_NO_TPU_HERE)
     try:
         return list(topologies.get_topology_desc(name, platform="tpu").devices)
     except Exception as error:  # what fails, and how, depends on libtpu's version
