@@ -22,7 +22,14 @@ from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 from ml_collections.config_dict import RequiredValueError
 
-from mrl_jax.config_keys import LISTS_OF_WORDS, OPERATIONAL_KEYS, TASKS, TASKS_OF, default_config
+from mrl_jax.config_keys import (
+    LISTS_OF_TEXTS,
+    LISTS_OF_WORDS,
+    OPERATIONAL_KEYS,
+    TASKS,
+    TASKS_OF,
+    default_config,
+)
 from mrl_jax.errors import UsageError
 
 
@@ -237,11 +244,14 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 def _words(value: str) -> str:
     """A list of words, "accuracy,flip", as the tuple that it means."""
     try:
-        ast.literal_eval(value)
+        literal = ast.literal_eval(value)
+        items = literal if isinstance(literal, (tuple, list)) else (literal,)
+        quoted = all(isinstance(item, str) for item in items)
     except (SyntaxError, ValueError):
-        if not value.startswith(("(", "[")):
-            return repr(tuple(word.strip() for word in value.split(",")))
-    return value
+        quoted = False  # a name may also be a number
+    if quoted or value.startswith(("(", "[")):
+        return value
+    return repr(tuple(word.strip() for word in value.split(",")))
 
 
 def plain(value: Any) -> Any:
@@ -271,6 +281,18 @@ def check_type(key: str, value: Any, where: str) -> None:
         raise UsageError(
             f"{where}: config key {key!r} must be {expected.__name__}, got {value!r:.200}"
         )
+    if expected is tuple:
+        _check_items(key, value, where)
+
+
+def _check_items(key: str, value: tuple, where: str) -> None:
+    texts = key in LISTS_OF_TEXTS
+    for item in value:
+        if isinstance(item, tuple):
+            _check_items(key, item, where)
+        elif isinstance(item, str) != texts:
+            kind = "texts" if texts else "numbers"
+            raise UsageError(f"{where}: config key {key!r} must hold {kind}, got {item!r:.200}")
 
 
 def _is_plain(value: Any) -> bool:

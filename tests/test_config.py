@@ -73,6 +73,10 @@ def test_config_is_locked():
         (["--confog.seed=1"], "unexpected argument '--confog.seed=1'"),
         (["surplus"], "unexpected argument 'surplus'"),
         (["--config.seed"], "--config.seed needs a value"),
+        (["--config.eval.sts=(1,)"], "'eval.sts' must hold texts, got 1"),
+        (["--config.sharding=(('.*',3),)"], "'sharding' must hold texts, got 3"),
+        (["--config.data.mean=('x',)"], "'data.mean' must hold numbers, got 'x'"),
+        (["--config.data.resolutions=((0,'x'),)"], "'data.resolutions' must hold numbers, got 'x'"),
     ],
 )
 def test_bad_overrides(overrides, message):
@@ -261,6 +265,7 @@ def test_lists_of_words():
     assert config.eval.measures == ("accuracy", "flip")
     assert config.eval.shifts == ("a=/x/y",)
     assert load("--config.eval.measures=('flip',)").eval.measures == ("flip",)
+    assert load("--config.data.drop=2019,2020").data.drop == ("2019", "2020")
 
 
 def test_missing_files():
@@ -303,7 +308,7 @@ def test_differences_leave_out_how_a_run_is_carried_out():
     [
         (["nesting.dims=8,4"], "config.nesting: nesting dims must be strictly increasing, got 4"),
         (["nesting.dims=8,128"], "config.nesting: nesting dim 128 is wider than the embedding (64"),
-        (["nesting.dims=4,x"], "nesting dims must be integers, got '4,x'"),
+        (["nesting.dims=4,x"], "'nesting.dims' must hold numbers, got '4,x'"),
         (["nesting.weights=1,2"], "one per dim: 6 dims"),
         (["batch_size=12"], "config.batch_size 12 is not divisible by the 8 parts"),
         (["eval.batch_size=9"], "config.eval.batch_size 9 is not divisible by the 8 parts"),
@@ -336,6 +341,10 @@ def test_differences_leave_out_how_a_run_is_carried_out():
         (["eval.dims=4,2"], "config.eval.dims: nesting dims must be strictly increasing"),
         (["eval.dims=65,99"], "config.eval.dims (65, 99) are all wider than the nesting (64 dims)"),
         (["sharding=(('.*','first:data'),)"], "config.sharding: sharding rule 'first:data'"),
+        (["sharding=('.*',)"], "config.sharding: a sharding rule is a pair of texts, (regex, whe"),
+        (["optimizer.learning_rate=inf"], "config.optimizer.learning_rate must be a finite number"),
+        (["hang_minutes=nan"], "config.hang_minutes must be a finite number, got nan"),
+        (["hang_minutes=-1"], "config.hang_minutes must be >= 0, got -1.0"),
     ],
 )
 def test_experiments_that_cannot_run_say_why_before_compiling(overrides, message):
@@ -343,3 +352,23 @@ def test_experiments_that_cannot_run_say_why_before_compiling(overrides, message
         experiment.from_config(load(*[f"--config.{o}" for o in overrides]))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "override", "message"),
+    [
+        ("static_sentence.py", "pairs.temperature=-1", "pairs: temperature must be > 0, got -1.0"),
+        ("static_sentence.py", "pairs.layers=first", "config.pairs: layers must be one of last, s"),
+        ("static_sentence.py", "pairs.micro_batch=-8", "config.pairs: micro_batch must be >= 0"),
+        ("static_sentence.py", "data.columns=query", "data.columns must be ROLE=COLUMN"),
+        ("static_sentence.py", "head.kind=tied", "config.head.kind of sentence_pairs is separate"),
+        ("adaptor.py", "adaptor.ranking=-1", "config.adaptor: ranking must be >= 0, got -1.0"),
+        ("adaptor.py", "adaptor.nearest=0", "config.adaptor: nearest must be >= 1, got 0"),
+        ("adaptor.py", "head.kind=tied", "config.head.kind of adaptor is separate, for a nesting"),
+    ],
+)
+def test_losses_of_all_tasks_are_checked_before_data_are_read(file, override, message):
+    config = configs.load(f"configs/{file}", [f"--config.{override}"])
+    with pytest.raises(UsageError) as error:
+        experiment.check(config, devices=None)
+    assert message in str(error.value)

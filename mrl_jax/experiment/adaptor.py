@@ -54,21 +54,22 @@ def check(config: ConfigDict) -> None:
     with config_errors("adaptor"):
         if a.start not in STARTS:
             raise ValueError(f"start must be one of {', '.join(STARTS)}; got {a.start!r}")
-        make_adaptor(a.kind, a.hidden, nesting.width)
+    # Of vectors that are as wide as the nesting, the narrowest that there may be.
+    _task(config, nesting.width, ranked=True, mesh=None)
     named_paths("eval.sts", config.eval.sts, set(vectors.SPLITS))
     common.make_optimizer(config)
 
 
-def _task(config: ConfigDict, data: VectorData, mesh: Mesh | None) -> AdaptorTask:
+def _task(config: ConfigDict, width: int, *, ranked: bool, mesh: Mesh | None) -> AdaptorTask:
     a = config.adaptor
     with config_errors("nesting"):
-        nesting = parse_dims(config.nesting.dims, config.nesting.weights, data.width)
+        nesting = parse_dims(config.nesting.dims, config.nesting.weights, width)
     with config_errors("adaptor"):
         return AdaptorTask(
-            make_adaptor(a.kind, a.hidden, data.width),
+            make_adaptor(a.kind, a.hidden, width),
             nesting,
-            data.width,
-            ranked="positive" in data.splits["train"].sides,
+            width,
+            ranked=ranked,
             pairs=a.pairs,
             neighbours=a.neighbours,
             nearest=a.nearest,
@@ -77,6 +78,11 @@ def _task(config: ConfigDict, data: VectorData, mesh: Mesh | None) -> AdaptorTas
             turned=a.start == "pca",
             mesh=mesh,
         )
+
+
+def _task_of(config: ConfigDict, data: VectorData, mesh: Mesh) -> AdaptorTask:
+    ranked = "positive" in data.splits["train"].sides
+    return _task(config, data.width, ranked=ranked, mesh=mesh)
 
 
 def from_config(config: ConfigDict, mesh: Mesh) -> Experiment:
@@ -88,7 +94,7 @@ def from_config(config: ConfigDict, mesh: Mesh) -> Experiment:
     """
     check(config)
     data = vectors.load(config.data.path, config.data.files)
-    task = _task(config, data, mesh)
+    task = _task_of(config, data, mesh)
     program = common.make_program(config, task, mesh, model_group="adaptor")
     paths = named_paths("eval.sts", config.eval.sts, set(vectors.SPLITS))
     evaluation = AdaptorEvaluation(
@@ -121,7 +127,7 @@ def planned_program(config: ConfigDict, mesh: Mesh) -> Program:
     """
     check(config)
     data = vectors.load(config.data.path, config.data.files)
-    return common.make_program(config, _task(config, data, mesh), mesh, model_group="adaptor")
+    return common.make_program(config, _task_of(config, data, mesh), mesh, model_group="adaptor")
 
 
 def _turn(program: Program, data: VectorData, seed: int) -> Callable[[Any], Any]:

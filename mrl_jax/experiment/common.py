@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import math
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -163,11 +164,16 @@ def check_config(config: ConfigDict) -> None:
     """
     numerics.check()
     configs.check_task(config)
+    values = configs.flatten(config)
+    for key, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"config.{key} must be a finite number, got {value}")
     least = {
         "seed": 0,
         "steps": 1,
         "batch_size": 1,
         "log_every": 1,
+        "hang_minutes": 0,
         "checkpoint.every": 1,
         "checkpoint.keep": 1,
         "eval.every": 0,
@@ -176,7 +182,6 @@ def check_config(config: ConfigDict) -> None:
         "optimizer.warmup_steps": 0,
         "optimizer.accumulate": 1,
     }
-    values = configs.flatten(config)
     for key, smallest in least.items():
         if values[key] < smallest:
             raise UsageError(f"config.{key} must be >= {smallest}, got {values[key]}")
@@ -186,6 +191,8 @@ def check_config(config: ConfigDict) -> None:
     for key in ("head.label_smoothing", "optimizer.ema_decay", "text.dropout"):
         if not 0 <= values[key] < 1:
             raise UsageError(f"config.{key} must be in [0, 1), got {values[key]}")
+    with config_errors("sharding"):
+        meshes.check_rules(config.sharding)
 
 
 def check_without_head(config: ConfigDict, nesting: Nesting) -> None:
@@ -195,7 +202,7 @@ def check_without_head(config: ConfigDict, nesting: Nesting) -> None:
       UsageError: a kind that means nothing here.
     """
     kind = config.head.kind
-    if kind == "shared" or (kind == "fixed" and len(nesting) > 1):
+    if kind not in ("separate", "fixed") or (kind == "fixed" and len(nesting) > 1):
         raise UsageError(
             f"config.head.kind of {config.task} is separate, for a nesting, or fixed, for one dim; "
             f"got {kind} for {len(nesting)} dims"

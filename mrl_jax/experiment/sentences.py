@@ -210,6 +210,11 @@ def _checked(config: ConfigDict, run: pathlib.Path | None) -> tuple[_Encoder, Ne
             raise ValueError(
                 f"micro_batch {p.micro_batch} does not divide the batch_size {config.batch_size}"
             )
+    parse_columns(config.data.columns, config.data.drop)
+    # Of texts with just what the loss needs.
+    sides = ("anchor", "positive", *["negative_0"] * (NEEDS[p.loss] == "negatives"))
+    scored, taught = NEEDS[p.loss] == "score", NEEDS[p.loss] == "teacher"
+    _pairs(config, found, nesting, sides=sides, scored=scored, teacher_width=int(taught), mesh=None)
     with config_errors("eval.layers"):
         check_layers(config.eval.layers, found.encoder.layers)
     taken = set(SPLITS)
@@ -222,6 +227,35 @@ def _checked(config: ConfigDict, run: pathlib.Path | None) -> tuple[_Encoder, Ne
 def check(config: ConfigDict) -> None:
     """What `from_config` refuses before it reads texts; raises as that."""
     _checked(config, None)
+
+
+def _pairs(
+    config: ConfigDict,
+    found: _Encoder,
+    nesting: Nesting,
+    *,
+    sides: tuple[str, ...],
+    scored: bool,
+    teacher_width: int,
+    mesh: Mesh | None,
+) -> SentencePairs:
+    p = config.pairs
+    with config_errors("pairs"):
+        return SentencePairs(
+            found.encoder,
+            nesting,
+            sides,
+            found.max_length,
+            scored=scored,
+            teacher_width=teacher_width,
+            loss_name=p.loss,
+            temperature=p.temperature,
+            symmetric=p.symmetric,
+            margin=p.margin,
+            micro_batch=p.micro_batch,
+            layers=p.layers,
+            mesh=mesh,
+        )
 
 
 def _task(
@@ -244,21 +278,15 @@ def _task(
                 f"cosine_mse takes scores of -1 to 1; with score_max {p.score_max} the largest is "
                 f"{np.abs(split.score_n).max() / p.score_max:g}"
             )
-        return SentencePairs(
-            found.encoder,
-            nesting,
-            tuple(split.sides) or ("anchor", "positive"),
-            found.max_length,
-            scored=split.score_n is not None,
-            teacher_width=teacher.encoder.out_dim if teacher else 0,
-            loss_name=p.loss,
-            temperature=p.temperature,
-            symmetric=p.symmetric,
-            margin=p.margin,
-            micro_batch=p.micro_batch,
-            layers=p.layers,
-            mesh=mesh,
-        )
+    return _pairs(
+        config,
+        found,
+        nesting,
+        sides=tuple(split.sides) or ("anchor", "positive"),
+        scored=split.score_n is not None,
+        teacher_width=teacher.encoder.out_dim if teacher else 0,
+        mesh=mesh,
+    )
 
 
 def _open(config: ConfigDict) -> texts.TextData:

@@ -76,8 +76,16 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _check_rules(rules: Rules) -> None:
-    for regex, rule in rules:
+def check_rules(rules: Rules) -> None:
+    """Refuses sharding rules that mean nothing for any array.
+
+    Raises:
+      ValueError: names the first of them.
+    """
+    for pair in rules:
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise ValueError(f"a sharding rule is a pair of texts, (regex, where), got {pair!r}")
+        regex, rule = pair
         try:
             re.compile(regex)
         except re.error as error:
@@ -137,7 +145,7 @@ def shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:
         that does not divide.
     """
     matched = [False] * len(rules)
-    _check_rules(rules)
+    check_rules(rules)
     params = tree.get("params", {}) if isinstance(tree, dict) else {}
     shapes = {
         path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)
