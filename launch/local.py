@@ -5,7 +5,7 @@ python launch/local.py --processes 2 -- python -m mrl_jax.train --config FILE --
 Every process gets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; its output lines
 start with "[i] ". The first process that fails ends the job: the others get SIGTERM, and SIGKILL
 when the grace is over. SIGTERM, SIGHUP and SIGINT are passed on; a second SIGINT kills at once.
-The job goes on when nobody reads its output any more (`| head`, a terminal that was left). The exit
+The job continues when nobody reads its output any more (`| head`, a closed terminal). The exit
 code is that of the process that failed first (128 + n for signal n); 75, preempted with the state
 saved, only if no process failed in another way.
 """
@@ -160,7 +160,8 @@ def main(argv: Sequence[str]) -> int:
     events: queue.SimpleQueue = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         # SimpleQueue.put is safe in a handler. Events are acted on once all have started.
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # by nohup
+        # SIGHUP stays ignored under nohup.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda number, frame: events.put((None, number)))
     port = _free_port()
     children: list[subprocess.Popen] = []
@@ -191,5 +192,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    # Without Python's own end, which gives 120 where nobody reads the last output.
+    # Not sys.exit: Python would exit with 120 if it cannot flush the last output.
     os._exit(main(sys.argv[1:]))

@@ -131,10 +131,10 @@ def prepare_folder(folder: pathlib.Path, out: pathlib.Path, short_side: int) -> 
 
 
 def check_names(classes: Sequence[str]) -> None:
-    """Refuses class names that TFDS would not read as they are: it keeps them as lines of a file.
+    """Refuses class names that TFDS would read back changed: it stores them as lines of a file.
 
     Raises:
-      DataError: names the first, one with a space at an end or a line break, say.
+      DataError: names the first one, which may have a space at an end or contain a line break.
     """
     import tensorflow_datasets as tfds
 
@@ -149,16 +149,16 @@ def check_names(classes: Sequence[str]) -> None:
             if read.names != [name]:
                 others = ", ".join(map(ascii, read.names)) or "none"
                 raise DataError(
-                    f"class folder {name!a} would become {others} in TFDS, which keeps "
-                    "names as lines without spaces around them: rename it"
+                    f"class folder {name!a} would become {others} in TFDS, which stores "
+                    "names as lines without surrounding spaces: rename it"
                 )
 
 
 def check_written(target: pathlib.Path, records: dict, classes: tuple[str, ...]) -> None:
-    """Refuses a data set that is not read as the folder it was made from.
+    """Refuses a data set that does not read back as the folder it was made from.
 
     Raises:
-      DataError: other class names, or other numbers of images.
+      DataError: the class names or the numbers of images differ.
     """
     import tensorflow_datasets as tfds
 
@@ -213,7 +213,7 @@ def check_writable(out: pathlib.Path) -> None:
 def _report(name: str, path: pathlib.Path, flags: str) -> None:
     try:
         dataset = load("tfds", dataset=name, path=str(path), stream=True)
-    except DataError as error:  # it is prepared all the same
+    except DataError as error:  # the data set is prepared nevertheless
         print(f"prepared in {path}; to train with it: {error}")
         return
     for line in dataset.notes[1:]:

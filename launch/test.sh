@@ -20,5 +20,5 @@ prepare dev
 step "ruff check ."
 "$venv_python" -m ruff check .
 step "pytest"
-# Each process begins with tests that stand together: they share what is trained for them.
+# Each worker starts with neighbouring tests, which share what is trained for them.
 exec "$venv_python" -m pytest -n "$workers" --dist worksteal ${selection[@]+"${selection[@]}"} "$@"

@@ -96,13 +96,13 @@ def _one_line(error: BaseException) -> str:
 def split_config_arg(config: str) -> tuple[str, str | None]:
     """Splits "configs/digits.py:mrl" into the file and the argument of its get_config.
 
-    Paths and arguments may hold colons themselves: the longest part that is a file is the file.
+    Paths and arguments may hold colons themselves: the longest part that names a file is taken.
     """
     colons = [found.start() for found in re.finditer(":", config)]
     for end in (len(config), *reversed(colons)):
         if pathlib.Path(config[:end]).is_file():
             return config[:end], config[end + 1 :] if end < len(config) else None
-    # There is no such file; what ends in .py is what was meant.
+    # There is no such file: most likely the part that ends in .py was meant.
     ends = [end for end in colons if config[:end].endswith(".py")] or colons[:1]
     if not ends or config.endswith(".py"):
         return config, None
@@ -117,7 +117,7 @@ def _module(path: str) -> Any:
     if spec is None:
         raise UsageError(f"config file {path} is not a Python file (.py)")
     module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up there, as pickle and typing do, also after the import.
+    # Dataclasses, pickle and typing look their module up there, even after the import.
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
@@ -130,7 +130,7 @@ def _module(path: str) -> Any:
 def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Reads a config file and applies command-line overrides to its locked config.
 
-    What the file sets by reference, as `c.get_ref("steps") // 10`, follows the overrides.
+    Values that the file sets by reference, e.g. `c.get_ref("steps") // 10`, follow the overrides.
 
     Args:
       config: "path.py" or "path.py:arg", as after --config.
@@ -151,17 +151,17 @@ def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
         raise UsageError(f"{path}: get_config must return a ConfigDict, got {loaded!r}")
     values = parse_overrides(overrides)
     try:
-        # The file may hand out a config that it keeps for the next call, or a frozen one.
+        # The file may return a config that it keeps for the next call, or a frozen one.
         frozen = isinstance(loaded, FrozenConfigDict)
         changed = ConfigDict(loaded) if frozen else copy.deepcopy(loaded)
         _apply(changed, values)
-    except Exception as error:  # whatever else a file puts into its config
+    except Exception as error:  # a file may put anything into its config
         raise UsageError(f"{path}: {_one_line(error)}") from error
     return from_dict(_resolved(changed, path), where=path)
 
 
 def _resolved(group: ConfigDict, path: str, prefix: str = "") -> dict[str, Any]:
-    """The values of a file's config as nested dicts, references followed."""
+    """The values of a file's config as nested dicts, with references resolved."""
     values = {}
     for name in group:
         key = f"{prefix}{name}"
@@ -169,7 +169,7 @@ def _resolved(group: ConfigDict, path: str, prefix: str = "") -> dict[str, Any]:
             value = group[name]
         except RequiredValueError:
             value = None
-        except Exception as error:  # an operation on a reference
+        except Exception as error:  # an operation on a reference failed
             raise UsageError(f"{path}: config key {key!r}: {_one_line(error)}") from error
         if value is None:
             raise UsageError(
@@ -181,7 +181,7 @@ def _resolved(group: ConfigDict, path: str, prefix: str = "") -> dict[str, Any]:
 
 
 def check_key(key: str) -> None:
-    """Raises a UsageError, with what may have been meant, unless a key of this name is declared."""
+    """Raises a UsageError that suggests what was meant, unless the key is declared."""
     keys = list(declared())
     if key in keys:
         return
@@ -197,9 +197,9 @@ def check_key(key: str) -> None:
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
-    """Values by key of "--config.key=value" strings, each of its key's type.
+    """The values in "--config.key=value" strings, by key, each converted to its key's type.
 
-    Of a key that is given twice the last value counts. The value may be the next string.
+    If a key is given twice, the last value counts. A value may also be the string after its key.
 
     Raises:
       UsageError: another string, an unknown key, or a value of another type.
@@ -217,9 +217,9 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     for key in LISTS_OF_WORDS & texts.keys():
         texts[key] = _words(texts[key])
     argv = ["mrl_jax", *(f"--config.{key}={text}" for key, text in texts.items())]
-    parser, declared = flags.FlagValues(), default_config()
+    parser, defaults = flags.FlagValues(), default_config()
     try:
-        config_flags.DEFINE_config_dict("config", declared, flag_values=parser, sys_argv=argv)
+        config_flags.DEFINE_config_dict("config", defaults, flag_values=parser, sys_argv=argv)
         parser(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(_one_line(error)) from error
@@ -228,7 +228,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _apply(config: ConfigDict, values: Mapping[str, Any]) -> None:
-    # The values have their keys' types, whatever a file has put there.
+    # The values have the declared types, whatever types a file has used.
     with config.ignore_type():
         for key, value in values.items():
             config.update_from_flattened_dict({key: value})
@@ -236,7 +236,7 @@ def _apply(config: ConfigDict, values: Mapping[str, Any]) -> None:
 
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     """The config with "--config.key=value" strings applied, locked; raises as `load`."""
-    config = config.copy_and_resolve_references()  # the one that is given stays as it is
+    config = config.copy_and_resolve_references()  # the argument stays as it is
     _apply(config, parse_overrides(overrides))
     return from_dict(config.to_dict(), where="command line")
 
@@ -255,14 +255,14 @@ def _words(value: str) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A value as configs hold it: NumPy and JAX numbers as Python's, sequences as tuples."""
+    """A value as configs hold it: NumPy and JAX values as Python's, sequences as tuples."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, range)):
         return tuple(plain(item) for item in value)
     if isinstance(value, pathlib.PurePath):
         return str(value)
-    # NumPy's float64 and str_ are Python's, too, but other types than the declared ones.
+    # NumPy's float64 and str_ are subclasses of Python's types, but not the declared types.
     return plain(value.tolist()) if hasattr(value, "tolist") else value
 
 
@@ -275,7 +275,7 @@ def declared() -> dict[str, Any]:
 def check_type(key: str, value: Any, where: str) -> None:
     """Raises a UsageError unless a plain value has the declared type of the key."""
     expected = type(declared()[key])
-    # bool is an int to Python, but True is no number of steps.
+    # bool is an int to Python, but True is not a number of steps.
     fits = type(value) is expected or (expected is float and type(value) is int)
     if not fits or not _is_plain(value):
         raise UsageError(
@@ -321,7 +321,7 @@ def from_dict(values: dict[str, Any], where: str) -> ConfigDict:
 
 
 def from_run(values: dict[str, Any], where: str) -> ConfigDict:
-    """As `from_dict`, of a config that a run has written: keys that it is older than get defaults.
+    """As `from_dict`, for a config that a run wrote: keys that were added since get defaults.
 
     Raises:
       UsageError: a key that is not declared or has another type; names `where`.
@@ -330,7 +330,7 @@ def from_run(values: dict[str, Any], where: str) -> ConfigDict:
 
 
 def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """Plain nested dicts with the default of every declared key that they lack, as in JSON."""
+    """The nested dicts, with a default for every declared key that they lack, as in JSON."""
     return _merged(json.loads(to_json(default_config())), values)
 
 
@@ -357,9 +357,9 @@ def to_json(config: ConfigDict) -> str:
 
 
 def digest(config: ConfigDict, also: Collection[str] = ()) -> str:
-    """Eight hex digits that name what the config computes, and what it says of the keys `also`.
+    """Eight hex digits for what the config computes, and for its values of the keys `also`.
 
-    Keys at their default have no part in it, so that it stays when keys are added.
+    Keys at their default are left out, so that the digest does not change when keys are added.
     """
     changed = differences(default_config(), config, also)
     return hashlib.sha256("\n".join(sorted(changed)).encode()).hexdigest()[:8]
@@ -368,7 +368,7 @@ def digest(config: ConfigDict, also: Collection[str] = ()) -> str:
 def differences(old: ConfigDict, new: ConfigDict, also: Collection[str] = ()) -> list[str]:
     """Keys that differ in a way that changes the run's result, as "key: old -> new" lines.
 
-    Those of the keys `also` count as well.
+    Keys in `also` count even if they do not change the result.
     """
     old_flat, new_flat = flatten(old), flatten(new)
     return [
@@ -383,16 +383,16 @@ def _in_groups(key: str, groups: Sequence[str]) -> bool:
 
 
 def trained_by(config: ConfigDict) -> dict[str, Any]:
-    """What decides the trained weights, by dotted key, as in JSON; a checkpoint remembers it."""
+    """The values that decide the trained weights, by dotted key, as checkpoints store them."""
     apart = (*OPERATIONAL_KEYS, "eval", "name")
     leaves = flatten(json.loads(to_json(config)))
     return {key: value for key, value in leaves.items() if not _in_groups(key, apart)}
 
 
 def changed_since(then: dict[str, Any], config: ConfigDict) -> list[str]:
-    """How a config differs from what `trained_by` said of it, as "key: then -> now" lines.
+    """How a config differs from an earlier `trained_by`, as "key: then -> now" lines.
 
-    Keys that came later had their default then.
+    A key that was added since is taken to have had its default.
     """
     defaults, now = trained_by(default_config()), trained_by(config)
     lines = [
@@ -405,7 +405,7 @@ def changed_since(then: dict[str, Any], config: ConfigDict) -> list[str]:
 
 
 def sweep_of(path: str) -> list[tuple[str | None, dict[str, Any]]]:
-    """What the sweep() of a config file yields: arguments of get_config, and overrides by key.
+    """What a config file's sweep() yields: arguments for get_config, each with overrides by key.
 
     Raises:
       UsageError: no such file, it does not import, or its sweep() is missing, fails or yields

@@ -38,18 +38,18 @@ def results_csv(study: Study) -> str:
 
 
 def write_files(out: pathlib.Path, files: dict[str, bytes]) -> None:
-    """Writes the files of a report, and replaces those of an earlier one; others stay.
+    """Writes the files of a report in place of those of an earlier one; other files stay.
 
-    The last line of report.md says which files beside it are a report's.
+    The last line of report.md lists the files in its folder that belong to a report.
 
     Raises:
-      UsageError: one cannot be written, or there is a file of that name that no report wrote.
+      UsageError: a file cannot be written, or one of that name exists that no report wrote.
     """
-    page = out / PAGE
+    listing = out / PAGE
 
     def listed() -> set[str]:
         try:
-            *_, last = page.read_text().splitlines() or [""]
+            *_, last = listing.read_text().splitlines() or [""]
         except (OSError, ValueError):
             return set()
         found = last.startswith(WRITTEN) and last.endswith(END)
@@ -61,7 +61,7 @@ def write_files(out: pathlib.Path, files: dict[str, bytes]) -> None:
     for name in files:
         outputs.check_file(out / name, own(name))
     names = sorted({*files, *listed()})
-    # First the page, which makes the others a report's own.
+    # The page comes first, as its list makes the others a report's own.
     text = files[PAGE] + f"\n{WRITTEN}{'/'.join(names)}{END}\n".encode()
     for name, content in {**files, PAGE: text}.items():
         outputs.write_file(out / name, content, own(name))
@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
     study = runs.read_study(args.root)
     report, tables = document.compose(study)
 
-    # A path or a class may have a name that is no Unicode. The page comes first.
+    # Paths and classes may have names that are not Unicode.
     texts = {
         PAGE: markdown.render(report),
         "results.csv": results_csv(study),

@@ -4,7 +4,7 @@
 e.g. ("mrl", {"seed": 1}). All runs are expanded and checked before the first starts. Each run is
 the training command in a process of its own, in a folder named after what it computes; call the
 same command again to do what is left. One failure does not stop the others. --config.key=value on
-the command line, e.g. --config.data.path=..., holds for every run, in place of what sweep() says.
+the command line, e.g. --config.data.path=..., holds for every run, in place of what sweep() sets.
 """
 
 from mrl_jax import cli
@@ -54,7 +54,7 @@ class RunsFailed(UsageError):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run of a sweep; `overrides` are those of sweep() that count."""
+    """One run of a sweep; `overrides` are those of sweep() that the command line does not set."""
 
     arg: str | None
     overrides: dict[str, Any]
@@ -71,15 +71,15 @@ class Run:
 def expand(
     config: str, root: pathlib.Path, common: Sequence[str] = (), devices: int | None = None
 ) -> list[Run]:
-    """All runs of the sweep, each checked as far as that is possible without its data.
+    """All runs of the sweep, each checked as far as possible without its data.
 
-    A run that lies in `root` already keeps its folder, whatever keys were added since.
+    A run that already has a folder in `root` keeps it, even if config keys were added since.
 
     Args:
       config: file with a sweep() function.
       root: folder of all runs.
-      common: "--config.key=value" strings for every run, in place of what sweep() says of the key.
-      devices: that each run will have; None where that is not known.
+      common: "--config.key=value" strings for every run, in place of what sweep() sets.
+      devices: how many devices each run will have; None if that is not known.
 
     Raises:
       UsageError: sweep() is missing or yields something else than (arg, overrides), a run has a
@@ -107,7 +107,7 @@ def expand(
         if folder in runs:
             replaced = [key for key in overrides if key in fixed]
             said = f": --config.{replaced[0]} holds for every run" if replaced else ""
-            raise UsageError(f"{where} repeats another one{said}")
+            raise UsageError(f"{where} repeats an earlier one{said}")
         argv = ["--config", with_arg, "--workdir", str(root / folder), *flags]
         runs[folder] = Run(arg, own, folder, argv, resolved)
     if not runs:
@@ -116,7 +116,7 @@ def expand(
 
 
 def _plain(overrides: dict[Any, Any]) -> dict[str, Any]:
-    """The overrides in plain Python, their keys and types checked."""
+    """The overrides as plain Python values, with keys and types checked."""
     values = {}
     for key, value in overrides.items():
         configs.check_key(str(key))
@@ -126,7 +126,7 @@ def _plain(overrides: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _as_text(value: Any) -> str:
-    """A value as it is written on a command line."""
+    """A value as text for a command line."""
     text = value if isinstance(value, str) else repr(value)
     if "\0" in text or (isinstance(value, tuple) and {"nan", "inf"} & {*re.findall(r"\w+", text)}):
         raise UsageError(f"{text!r:.200} cannot be written on a command line")
@@ -134,7 +134,7 @@ def _as_text(value: Any) -> str:
 
 
 def _check(config: ConfigDict, devices: int | None, checked: set[str]) -> None:
-    """Refuses what cannot run; of runs that differ in their seed alone, the model once."""
+    """Refuses a run that cannot work; runs that differ only in their seed share a model check."""
     experiment.check_config(config)
     values = {k: v for k, v in configs.flatten(config).items() if k not in ("seed", "name")}
     if repr(values) not in checked:
@@ -143,7 +143,7 @@ def _check(config: ConfigDict, devices: int | None, checked: set[str]) -> None:
 
 
 def _configs_in(root: pathlib.Path) -> dict[str, ConfigDict]:
-    """The configs of the runs in a folder, by the names of theirs; without those damaged."""
+    """The configs of the runs in `root`, by folder name; damaged ones are left out."""
     found = {}
     for file in sorted(root.glob(f"*/{workdir.CONFIG}")):
         with contextlib.suppress(UsageError):
@@ -158,9 +158,9 @@ def _folder_of(
     there: dict[str, ConfigDict],
     root: pathlib.Path,
 ) -> str:
-    """Where the run lies or will lie: named after what it computes, and what sweep() sets.
+    """The folder that the run has or will have, named after what it computes and sweep() sets.
 
-    What only the command line or the file says of how a run is carried out has no part in it.
+    Operational keys, which change no result, count only if sweep() sets them.
     """
     readable = re.sub(r"[^A-Za-z0-9_=.-]+", "_", arg or "run")
     name = f"{readable}-{configs.digest(config, own)}"
@@ -175,7 +175,7 @@ def _folder_of(
 
 
 def _write_index(root: pathlib.Path, config: str, runs: Sequence[Run]) -> None:
-    """Writes sweep.json, with the runs that it listed before and that are still there."""
+    """Writes sweep.json; runs that it listed before stay listed while their folders exist."""
     path = root / "sweep.json"
     earlier = read_sweep(path) if path.exists() else {}
     entries = {r.folder: {"dir": r.folder, "arg": r.arg, "overrides": r.overrides} for r in runs}
@@ -185,7 +185,7 @@ def _write_index(root: pathlib.Path, config: str, runs: Sequence[Run]) -> None:
 
 
 def _pin(child: subprocess.Popen, cores: Collection[int]) -> None:
-    """Keeps a process that has just started to these cores.
+    """Binds a process that has just started to these cores.
 
     Two runs with the threads of one core each get through 1.2 to 2 times as much as two runs whose
     threads all compete for both cores.
@@ -217,9 +217,9 @@ class LocalBackend:
         return environment
 
     def run(self, runs: Sequence[Run]) -> dict[str, int]:
-        """Runs all of them; exit code by folder. Prints a line with the time left per run.
+        """Runs all of them; returns exit codes by folder. Prints a line as each run ends.
 
-        A signal lets those that run save their state, and no other begin.
+        On a signal, those in progress save their state and no others start.
         """
         codes: dict[str, int] = {}
         begin = time.monotonic()
@@ -252,7 +252,7 @@ class LocalBackend:
         if not self._is_free(folder, run):
             return EXIT_PREEMPTED
         command = [sys.executable, "-m", "mrl_jax.train", *run.argv]
-        # Should this process be killed, the run ends as well, with its state saved.
+        # If this process is killed, the run saves its state and ends as well.
         attached = [sys.executable, "-m", "mrl_jax.runtime.attached", *command[2:]]
         with (folder / "log.txt").open("a") as log:
             log.write(f"$ {shlex.join(command)}\n")
@@ -268,20 +268,20 @@ class LocalBackend:
                     env={**self._environment, **slot.variables},
                 )
                 self._children.add(child)
-            if self._stopped:  # between the question above and the child's place among them
+            if self._stopped:  # `_stop` may have come before the child was among `_children`
                 child.send_signal(signal.SIGTERM)
             with child.stdin:
                 _pin(child, slot.cores)
                 code = child.wait()
             with self._lock:
                 self._children.discard(child)
-        # It may have been too early in its start to listen.
+        # SIGTERM ends a child that has not begun to listen for it.
         return EXIT_PREEMPTED if self._stopped and code == -signal.SIGTERM else code
 
     def _is_free(self, folder: pathlib.Path, run: Run) -> bool:
-        """Waits until no other process uses the folder; False if this one is stopped before.
+        """Waits until no other process uses the folder; False if this one is stopped first.
 
-        A run of a sweep that was killed may still save its state.
+        A run left over from a sweep that was killed may still be saving its state.
         """
         said = False
         while not self._stopped:
@@ -290,13 +290,13 @@ class LocalBackend:
                     return True
             except workdir.InUse:
                 if not said:
-                    print(f"{run.label}: waiting for another process that uses it", flush=True)
+                    print(f"{run.label}: waiting while another process uses {folder}", flush=True)
                 said = True
                 time.sleep(0.2)
         return False
 
     def _stop(self) -> None:
-        """Passes the wish to stop on: running trainings save their state and exit with 75."""
+        """Passes a signal on: trainings in progress save their state and exit with 75."""
         self._stopped = True
         for child in list(self._children):
             child.send_signal(signal.SIGTERM)
@@ -306,7 +306,7 @@ BACKENDS = {"local": LocalBackend}
 
 
 def _say_kept(runs: Sequence[Run], there: dict[str, ConfigDict]) -> None:
-    """Names the keys that finished runs have other values of; they are not run again for these."""
+    """Names the keys in which finished runs differ from what is now asked for, without effect."""
     changed = {
         key
         for run in runs
@@ -315,8 +315,8 @@ def _say_kept(runs: Sequence[Run], there: dict[str, ConfigDict]) -> None:
     }
     if changed:
         print(
-            f"runs that are done keep their own {', '.join(sorted(changed))}: these change nothing "
-            "that was learned (python -m mrl_jax.evaluate measures a run again)",
+            f"runs that are done keep their own {', '.join(sorted(changed))}: this does not affect "
+            "training (python -m mrl_jax.evaluate measures a run again)",
             flush=True,
         )
 

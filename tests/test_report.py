@@ -59,7 +59,7 @@ def test_sweep_report_files_and_table(root, capsys):
     report.main([str(root)])
     printed = capsys.readouterr().out
     # MRL at 4 dims: 0.80 and 0.81, mean 80.5, sample sd 0.7071 points.
-    assert re.search(r"^ *4  80\.50 \+- 0\.71", printed, re.MULTILINE)
+    assert re.search(r"^ *4 +80\.50 \+- 0\.71", printed, re.MULTILINE)
     assert "not finished" not in printed
     written = {path.name for path in root.iterdir() if path.is_file()}
     plots = {"accuracy_by_dim.png", "nn_by_dim.png"}

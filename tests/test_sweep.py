@@ -147,7 +147,7 @@ def test_the_command_line_holds_for_every_run(tmp_path):
         flags = run.argv[run.argv.index("--workdir") + 2 :]
         assert configs.load(str(path), flags) == run.config
     with pytest.raises(
-        UsageError, match=r"repeats another one: --config\.seed holds for every run"
+        UsageError, match=r"repeats an earlier one: --config\.seed holds for every run"
     ):
         expand(str(path), tmp_path, ["--config.seed=0", "--config.steps=9"])
 

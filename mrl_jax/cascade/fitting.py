@@ -137,7 +137,7 @@ def chances(confidence_gn: np.ndarray, right_gn: np.ndarray) -> np.ndarray:
     2,000 examples of CIFAR-10, cascades that come near the accuracy of the full width were 0.2
     points more accurate on other examples.
     """
-    # Loaded here: it takes a second that commands without a cascade need not spend.
+    # Imported here because it takes a second, which commands without a cascade need not spend.
     from sklearn.linear_model import LogisticRegression
 
     confidence_ng = np.clip(confidence_gn.T, _SURE, 1 - _SURE)

@@ -71,7 +71,7 @@ class Policy:
         """Writes it as JSON: schema, dims, thresholds.
 
         Raises:
-          UsageError: it cannot be written, or there is something other than a policy.
+          UsageError: it cannot be written, or the path holds something other than a policy.
         """
         content = json.dumps(self.to_dict(), indent=1) + "\n"
         own = outputs.holds_keys("schema", "dims", "thresholds")

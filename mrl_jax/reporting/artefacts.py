@@ -185,7 +185,7 @@ class Artefacts:
         return self.superclasses(split) if metric.startswith("superclass") else ""
 
     def superclasses(self, split: str) -> str:
-        """What was noted of the superclasses of a split, as JSON; "" where nothing was.
+        """What the files say about the superclasses of a split, as JSON; "" if there is no file.
 
         Raises:
           DataError: the file is damaged.

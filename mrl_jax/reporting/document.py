@@ -15,7 +15,7 @@ from mrl_jax.reporting.tables import Table
 # What is shown of the validation split beside the test split.
 VALIDATED = ("top1", "1nn", "top5", "match", "masked_accuracy", "spearman")
 
-MOST_MISSING = 10  # measures that are named with the reason why they are not there
+MOST_MISSING = 10  # measures that are named with the reason why they are missing
 
 
 def _numbered(found: Sequence[Section]) -> list[Section]:
@@ -114,7 +114,7 @@ def _warnings(study: Study) -> list[str]:
 
 
 def _not_measured(runs: Sequence[Run]) -> list[str]:
-    """A line for each measure that data did not allow, and the runs it is missing from."""
+    """A line for each measure that the data did not allow, with the runs that lack it."""
     missing: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         for name, reason in run.skipped.items():

@@ -77,7 +77,7 @@ def _one_seed(comparisons: Sequence[Comparison]) -> str:
 
 
 def _paired(comparison: Comparison) -> str:
-    """Which seeds are compared, where the means of a table are of others as well."""
+    """Which seeds are compared, if the table's means include other seeds."""
     if _is_even(comparison):
         return ""
     seeds = sorted({seed for dim in comparison.by_dim for seed in comparison.seeds(dim)})

@@ -18,12 +18,12 @@ from mrl_jax.reporting.runs import Result, Run
 NOT_A_VARIANT = (
     *(key for key in OPERATIONAL_KEYS if not key.startswith("eval.")),
     *("name", "seed", "head.kind"),
-    # What these add has names of its own, and of sets there are digests.
+    # The measures that these add have names of their own, and test sets are compared by digest.
     *("eval.every", "eval.batch_size", "eval.measures", "eval.dims", "eval.layers"),
     *("eval.projections", "eval.hierarchy", "eval.shifts", "eval.sts", "eval.retrieval"),
     *("eval.classification", "eval.clustering"),
 )
-READ = "read."  # begins the keys of a variant that are no config keys: what was read
+READ = "read."  # prefix of a variant's keys that are not config keys but say what was read
 SLIM = "slim"
 ONE_DIM = ("fixed", SLIM)
 NAMES = {"separate": "MRL", "shared": "MRL-E", "fixed": "FF", SLIM: "Slim"}
@@ -57,7 +57,7 @@ class Method:
         return f"{NAMES[self.kind]}-m{self.suffix}" if self.kind in ONE_DIM else self.label
 
     def measured(self, split: str, metric: str) -> list[Result]:
-        """The results of this name of all runs."""
+        """The results of one metric from all runs, in order of seed."""
         return [r for _, run in sorted(self.runs.items()) for r in run.measured(split, metric)]
 
     def values(self, split: str, metric: str) -> dict[int, dict[int, float]]:
@@ -145,15 +145,15 @@ def _variants(runs: Sequence[Run], kinds: Sequence[str]) -> list[Variant]:
 
 
 def _grouped_by(variant: Variant) -> Variant:
-    """A variant without what not all kinds of methods have."""
+    """A variant without the keys that only some kinds of methods have."""
     own = ("nesting.", "model.width", "model.embedding_dim")
     return tuple(item for item in variant if not item[0].startswith(own))
 
 
 def _with_read(runs: Sequence[Run], variants: Sequence[Variant]) -> list[Variant]:
-    """The variants, with what runs of one variant have read where they do not agree in it.
+    """The variants, extended by what was read wherever runs of one variant differ in that.
 
-    Texts that are cut at other lengths, say, are other data as well, but the variant says so.
+    A difference that follows from the variant, such as texts cut at another length, is not added.
     """
     data = [{"data": run.data} if run.data else {} for run in runs]
     digests = [{**of_data, **run.read} for of_data, run in zip(data, runs, strict=True)]
@@ -176,12 +176,12 @@ def _with_read(runs: Sequence[Run], variants: Sequence[Variant]) -> list[Variant
 def _comparable(
     digests: Sequence[dict[str, str]], places: Sequence[dict[str, str]]
 ) -> list[dict[str, str]]:
-    """What runs read, by digest where all that read it have one, else by where it lay."""
+    """What runs read: by digest if all that read it have one, else by path."""
     without = {
         key
         for of_run, at in zip(digests, places, strict=True)
         for key in at.keys() - of_run.keys()
-        if key != "data"  # may lie anywhere
+        if key != "data"  # its path does not tell what it is
     }
     return [
         {**of_run, **{key: at[key] for key in at if key in without}}
@@ -190,7 +190,7 @@ def _comparable(
 
 
 def _names(key: str, read: Sequence[dict[str, str]], runs: Sequence[Run]) -> dict[str, str]:
-    """JSON text for each value of a key: the file's or folder's name, where it tells them apart."""
+    """JSON text for each value of a key: a file or folder name if that is unique, else a digest."""
     names = defaultdict(set)
     for of_run, run in zip(read, runs, strict=True):
         if key in of_run:
@@ -210,7 +210,7 @@ def read_of(variant: Variant) -> Variant:
 
 
 def suffix(variant: Variant, variants: Collection[Variant]) -> str:
-    """What tells a variant from others in a label, as ", learning_rate=0.1"."""
+    """The part of a label that tells a variant from the others, e.g. ", learning_rate=0.1"."""
     keys = {key for other in variants for key, _ in other}
     last = [key.rpartition(".")[2] for key in keys]
     parts = []

@@ -38,9 +38,9 @@ class Run:
       config: leaves by dotted key.
       data: fingerprint of what was measured; "" in files that are older than it.
       artefacts: what its evaluators left beside results.json.
-      skipped: why measures are missing, by their name.
-      read: digests of what was measured beside the data, by what it is, as far as they are known.
-      places: where that and the data lay.
+      skipped: why measures are missing, by name.
+      read: known digests of the files that were read in addition to the data, by their role.
+      places: paths of these files and of the data, by role.
     """
 
     folder: str
@@ -99,12 +99,12 @@ def _read_result(values: Any, where: str) -> Result:
     return Result(split, metric, dim, float(value), float(stderr), n)
 
 
-# Config keys of test sets beside the data, each a list of "NAME=PATH".
+# Config keys below `eval` that list further test sets as "NAME=PATH".
 _SETS = ("shifts", "sts", "retrieval", "classification", "clustering")
 
 
 def _places(config: dict[str, Any], results: Sequence[Result]) -> dict[str, str]:
-    """Where lay what was measured, by what it is."""
+    """Paths of what was measured, by role."""
     measured = {result.split for result in results}
     places = {"data": str(config.get("data.path") or "")}
     if any(result.metric.startswith("superclass") for result in results):
@@ -120,7 +120,7 @@ def _places(config: dict[str, Any], results: Sequence[Result]) -> dict[str, str]
 def _read(
     values: dict[str, Any], artefacts: Artefacts, results: Sequence[Result], where: str
 ) -> dict[str, str]:
-    """Digests of what was measured; of older runs as far as evaluators left some beside."""
+    """Digests of what was read; for older runs, those that evaluators left among their files."""
     read = dict(field(values, "read", dict, where)) if "read" in values else {}
     if not all(isinstance(digest, str) for digest in read.values()):
         raise DataError(f"{where}: field 'read' must hold texts, got {read!r:.80}")
@@ -158,7 +158,7 @@ def read_run(folder: pathlib.Path, name: str) -> Run:
         seen.add(key)
         results.append(result)
     versions = field(values, "versions", dict, where)
-    # Runs of different age compare by the same keys.
+    # So that runs of different releases are compared by the same keys.
     config = config_lib.flatten(config_lib.with_defaults(values["config"]))
     artefacts = Artefacts(folder / "evaluation")
     return Run(
@@ -186,7 +186,7 @@ def _finished(folder: pathlib.Path) -> bool:
 
 
 def is_run(folder: pathlib.Path) -> bool:
-    """Whether something of a run, finished or not, lies in the folder."""
+    """Whether the folder holds a run, finished or not."""
     return any((folder / name).is_file() for name in ("config.json", "results.json", "DONE"))
 
 
@@ -215,7 +215,7 @@ def read_sweep(path: pathlib.Path) -> dict[str, dict[str, Any]]:
 def read_study(root: pathlib.Path) -> Study:
     """The finished runs of `root`: a run folder, a sweep root, or a folder of run folders.
 
-    Where `root` holds a sweep.json exactly the runs it lists are read.
+    If `root` holds a sweep.json, exactly the runs that it lists are read.
 
     Raises:
       UsageError: `root` is not a folder.

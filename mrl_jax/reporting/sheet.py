@@ -86,7 +86,7 @@ def _cell_notes(table: Table) -> list[str]:
     )
     word = "lowest" if table.about.lower_is_better else "highest"
     among = (
-        ", among the columns that were measured on the same"
+        ", among the columns that were measured on the same data"
         if len({methods.read_of(curve.variant) for curve in table.curves}) > 1
         else ""
     )

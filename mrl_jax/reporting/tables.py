@@ -35,7 +35,7 @@ class Curve:
       values: {dim: {seed: value}}.
       units: by dim and then by seed, what the values are the means of, where known.
       same: dims at which this is the embedding it is made of, and no rival.
-      results: the numbers that the values are.
+      results: the results that the values were taken from.
     """
 
     label: str
@@ -96,11 +96,11 @@ class Comparison:
         return any(difference.low is not None for difference, _ in entries)
 
     def seeds(self, dim: int) -> tuple[int, ...]:
-        """The seeds that both sides have at a dim: what is compared."""
+        """The seeds that both sides have at a dim, which are those compared."""
         return tuple(sorted(self.curve.values[dim].keys() & self.against.values[dim].keys()))
 
     def is_even(self, dim: int) -> bool:
-        """Whether no side has a seed at a dim that the other lacks."""
+        """Whether both sides have the same seeds at a dim."""
         return self.curve.values[dim].keys() == self.against.values[dim].keys()
 
     @property
@@ -134,7 +134,7 @@ class Table:
 
     @property
     def n_examples(self) -> tuple[int, ...]:
-        """On how many examples the values rest, those of one number once."""
+        """The distinct numbers of examples on which the values rest."""
         return tuple(sorted({result.n for curve in self.curves for result in curve.results}))
 
     @property
@@ -167,7 +167,7 @@ class Table:
     def best(self, dim: int) -> list[str]:
         """Labels of the curves with the best mean at `dim`, all that tie; [] without rivals.
 
-        Curves that were measured on something else are no rivals.
+        Only curves that were measured on the same data are rivals.
         """
         sign = -1 if self.about.lower_is_better else 1
         contests: dict[methods_lib.Variant, dict[str, float]] = {}
@@ -275,7 +275,7 @@ def _derived_curves(family: Sequence[Method], split: str, metric: str) -> list[C
 
 
 def _frozen_curves(methods: Sequence[Method], split: str, metric: str) -> list[Curve]:
-    """What the vectors that adaptors are made for give without any, once for the same vectors."""
+    """What vectors give without an adaptor, once for each set of vectors."""
     adaptors = [
         m for m in methods if all(r.config.get("task") == "adaptor" for r in m.runs.values())
     ]

@@ -60,7 +60,7 @@ def plan(arguments: argparse.Namespace) -> None:
     queries = open_vectors(arguments.queries)
     read = (arguments.vectors, arguments.queries, arguments.ids or "")
     outputs.check_file(out, _PLAN, read)
-    # The plot of a plan is known by the plan that lies beside it.
+    # A plot may be replaced if the plan beside it may be.
     had_plan = out.exists()
     outputs.check_file(plot, lambda _: had_plan, read)
     proposal = planner.propose(vectors, queries, wanted, progress=_progress(vectors.rows))

@@ -162,7 +162,7 @@ def finished(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         names = {path.name for path in temporary.iterdir()}
         if names and LOCK not in names:
             raise UsageError(
-                f"{temporary} is in the way and holds {min(names)}, which no command left there"
+                f"{temporary} is in the way: it holds {min(names)}, which no command left there"
             )
         with writing(temporary):
             try:

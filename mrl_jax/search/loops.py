@@ -259,7 +259,7 @@ def add_block(
 
 @_compile
 def _compare(metric, vector_d, norm, query_d, query_norm):
-    """The metric's own score of a row. Summed in one order: equal rows get equal scores."""
+    """The metric's score of a row, summed in a fixed order: equal rows get equal scores."""
     total = np.float32(0)
     if metric == L2:
         for d in range(len(query_d)):
@@ -275,7 +275,7 @@ def _compare(metric, vector_d, norm, query_d, query_norm):
 
 @_compile
 def _insert(score, row, count, row_k, score_k):
-    """Puts a row among the `count` best so far, of equal ones the smaller row first."""
+    """Inserts a row among the `count` best so far; of equal scores the smaller row comes first."""
     at = min(count, len(row_k))
     while at > 0 and (
         score_k[at - 1] < score or (score_k[at - 1] == score and row_k[at - 1] > row)
@@ -294,7 +294,7 @@ def compare_vectors(
 ):  # fmt: skip
     """Compares candidates by whole vectors: rows [B, k], best first, and the metric's own scores.
 
-    Of equal ones the smaller row is first. What there is less than k of stays as it is.
+    Of equal scores the smaller row comes first. Places beyond the last candidate stay unchanged.
     """
     for b in range(len(count_b)):
         for j in range(count_b[b]):
@@ -306,7 +306,7 @@ def compare_vectors(
 
 @_compile
 def _at_most(metric, product_n, norm_n, query_norm, rounding, most_n):
-    """What rows may score whose products are rounded by so much of the product of both norms."""
+    """Upper bounds of rows' scores, given their products up to `rounding` times both norms."""
     for j in range(len(product_n)):
         norm = norm_n[j]
         if metric == COSINE:
@@ -324,14 +324,14 @@ def compare_products(
     metric, product_bn, first, vector_nd, norm_n, alive_n, query_bd, query_norm_b, count_b,
     row_bk, score_bk,
 ):  # fmt: skip
-    """Takes in rows from `first` on, whose products with all queries are known but for rounding.
+    """Adds the best of the rows from `first` on, given their products with all queries.
 
-    A matrix product rounds equal rows differently, by where they are and what the processor can.
-    So it only tells which rows cannot be among the best; the others are compared as
-    `compare_vectors` does. `count_b` rows of each query's have been taken in.
+    A matrix product rounds equal rows differently, depending on their place and the processor. So
+    it only rules out rows that cannot be among the best; the others are compared as in
+    `compare_vectors`. `count_b` is the number of rows compared so far for each query.
     """
     rows = product_bn.shape[1]
-    # Sums of products of float32 are as exact in any order, here and in the product.
+    # This bounds the error of a float32 sum of products in any order, here and in the product.
     rounding = np.float32((2 * query_bd.shape[1] + 16) * 2.0**-24)
     last = row_bk.shape[1] - 1
     norm_r, most_n = norm_n[first : first + rows], np.empty(rows, np.float32)
@@ -339,7 +339,7 @@ def compare_products(
         _at_most(metric, product_bn[b], norm_r, query_norm_b[b], rounding, most_n)
         for start in range(0, rows, _TOGETHER):
             end = min(start + _TOGETHER, rows)
-            # Most rows are too far; of many at a time that is seen fastest.
+            # Most rows are too far away; checking many at a time finds that out fastest.
             bound, above = score_bk[b, last], np.int32(0)
             if end - start == _TOGETHER:
                 for j in range(_TOGETHER):
