@@ -24,6 +24,14 @@ def sigmoid(arrays, **options):
     return nested_sigmoid_loss(nesting=NESTING, bias=-2.0, **arrays, **options)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _optimized():
+    """Equal to 1e-6 of the largest number: as programs are compiled elsewhere."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 def problem():
     rng = np.random.default_rng(0)
     a_bd = rng.normal(size=(BATCH, 20)).astype(np.float32)
