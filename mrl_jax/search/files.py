@@ -3,7 +3,7 @@
     manifest.json          schema, plan, width, segments, sha256 and shape of every array
     shared-00001/          what all segments are made with: centroids.npy or trained.faiss
     segment-00001/         a batch of rows: codes by stage in list order, whole vectors, ids
-    deleted-00003.npy      ids that were deleted
+    deleted-00003-segment-00001.npy    which rows of the segment were deleted
 
 Folders are written under another name and renamed when they are whole; then the manifest, which
 carries a checksum of itself, is replaced. What no manifest names is left over from a command that
@@ -33,7 +33,7 @@ UNFINISHED = ".unfinished"
 LOCK = ".lock"
 # Names that may be left over; whatever else someone has put beside them stays.
 _OURS = re.compile(
-    r"(shared|segment)-\d{5,}(\.unfinished)?|deleted-\d{5,}\.npy|manifest\.json\.tmp"
+    r"(shared|segment)-\d{5,}(\.unfinished)?|deleted-\d{5,}-segment-\d{5,}\.npy|manifest\.json\.tmp"
 )
 
 
