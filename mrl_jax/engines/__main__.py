@@ -92,6 +92,14 @@ def _postgres(args):
     from mrl_jax.engines import postgres
 
     try:
+        postgres.psycopg.conninfo.conninfo_to_dict(args.dsn)
+    except postgres.psycopg.Error:
+        # Its text quotes what it cannot read, which may hold a password.
+        raise UsageError(
+            "--dsn is no connection string of PostgreSQL; legal is "
+            "postgresql://USER:PASSWORD@HOST/DATABASE or host=HOST dbname=DATABASE"
+        ) from None
+    try:
         with postgres.psycopg.connect(args.dsn) as connection:
             yield postgres, connection
     except postgres.psycopg.Error as error:
@@ -104,7 +112,14 @@ def _milvus(args):
     from mrl_jax.engines import milvus
 
     try:
-        client = milvus.pymilvus.MilvusClient(args.uri, token=os.environ.get("MILVUS_TOKEN", ""))
+        try:
+            token = os.environ.get("MILVUS_TOKEN", "")
+            client = milvus.pymilvus.MilvusClient(args.uri, token=token)
+        except (ValueError, milvus.pymilvus.exceptions.ConnectionConfigException):
+            # As above.
+            raise UsageError(
+                "--uri is no address of Milvus; legal is http://USER:PASSWORD@HOST:PORT or FILE.db"
+            ) from None
         with contextlib.closing(client):
             yield milvus, client
     except milvus.pymilvus.MilvusException as error:

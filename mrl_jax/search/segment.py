@@ -1,11 +1,13 @@
 """A batch of rows of an index: written once, scanned by stages."""
 
+import functools
 import pathlib
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
+from mrl_jax.errors import DataError
 from mrl_jax.search import approximate, clusters, codes, files, loops
 from mrl_jax.search.plan import Plan
 
@@ -143,9 +145,10 @@ class Segment:
         self._plan, self.rows = plan, rows
         self.vectors = files.load(folder / "vectors.npy", np.float32, (rows, width))
         self._norm_n = files.load(folder / "norms.npy", np.float32, (rows,))
-        self._row_n = files.load(folder / "rows.npy", np.int32, (rows,))
+        self._folder = folder
+        self._unchecked_row_n = files.load(folder / "rows.npy", np.int32, (rows,))
         lists = plan.lists if plan.lists > 1 else -(-rows // TILE)
-        self._bounds_l = files.load(folder / "bounds.npy", np.int64, (lists + 1,))
+        self._unchecked_bounds_l = files.load(folder / "bounds.npy", np.int64, (lists + 1,))
         self.ids = files.load(folder / "ids.npy", np.int64, (rows,))
         self._blocks = []
         self._approximate = None
@@ -163,13 +166,34 @@ class Segment:
                 self._blocks.append(block)
         self._alive_n = np.ones(rows, bool)
 
+    # Compiled code follows these numbers wherever they lead, also out of an array. They are checked
+    # when they are used first: opening an index reads no array.
+    @functools.cached_property
+    def _row_n(self) -> np.ndarray:
+        row_n = self._unchecked_row_n
+        if len(row_n) and not 0 <= row_n.min() <= row_n.max() < self.rows:
+            raise DataError(
+                f"{self._folder / 'rows.npy'} is damaged: numbers of rows are 0 to {self.rows - 1},"
+                f" it has {row_n.min()} to {row_n.max()}"
+            )
+        return row_n
+
+    @functools.cached_property
+    def _bounds_l(self) -> np.ndarray:
+        bounds_l = self._unchecked_bounds_l
+        if bounds_l[0] != 0 or bounds_l[-1] != self.rows or (np.diff(bounds_l) < 0).any():
+            raise DataError(
+                f"{self._folder / 'bounds.npy'} is damaged: lists do not go from 0 to {self.rows}"
+            )
+        return bounds_l
+
     @property
     def resident_bytes(self) -> int:
         """Of what a search reads beside whole vectors."""
         found = sum(x.nbytes for block in self._blocks for x in block)
         if self._approximate:
             found += self._approximate.bytes
-        return found + self._row_n.nbytes + self._norm_n.nbytes + self.rows
+        return found + self._unchecked_row_n.nbytes + self._norm_n.nbytes + self.rows
 
     @property
     def alive(self) -> np.ndarray:

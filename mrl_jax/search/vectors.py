@@ -249,7 +249,7 @@ class Vectors:
 def _checked(part: _Part, rows: slice | np.ndarray) -> np.ndarray:
     """Rows of one file as float32 in memory of their own, all of them numbers."""
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
-        z_nd = np.array(part.read(rows), np.float32)
+        z_nd = np.array(part.read(rows), np.float32, order="C")
     finite_n = np.isfinite(z_nd).all(1)
     if not finite_n.all():
         row = np.arange(part.rows)[rows][finite_n.argmin()]

@@ -183,6 +183,25 @@ def test_arrays_of_another_shape_or_type(whole, change, tmp_path):
     assert tried > 6
 
 
+@pytest.mark.parametrize(
+    ("plan", "name", "change"),
+    [
+        ("lists", "rows.npy", lambda x: x + 10**9),
+        ("lists", "rows.npy", lambda x: x - 1),
+        ("lists", "bounds.npy", lambda x: x + 1),
+        ("lists", "bounds.npy", lambda x: np.append(x[0], x[:0:-1])),
+        ("IVF", "rows.npy", lambda x: x + 10**9),
+    ],
+    ids=["beyond", "negative", "late", "falling", "faiss"],
+)
+def test_numbers_that_lead_out_of_arrays(whole, plan, name, change, tmp_path):
+    """They must not be followed: the process would end without a word."""
+    folder = shutil.copytree(whole / plan, tmp_path / "index")
+    path = forge(folder, name, change)
+    line = line_of(DataError, lambda: Index.open(folder).search(draw(3, D, seed=1), 10))
+    assert line.startswith(f"{path} is damaged: ")
+
+
 def test_other_schemas(folder):
     path = folder / files.MANIFEST
     content = json.loads(path.read_text())

@@ -115,6 +115,7 @@ def test_other_floats(tmp_path, dtype):
     assert vectors.dtype == np.dtype(dtype)
     np.testing.assert_array_equal(vectors.ids, np.arange(9))
     np.testing.assert_array_equal(vectors.read(0, 9), z_nd.astype(np.float32))
+    assert vectors.read(0, 9).flags.c_contiguous
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
