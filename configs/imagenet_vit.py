@@ -16,8 +16,8 @@ from mrl_jax.config import default_config, set_method
 
 STEPS_PER_EPOCH = 1251
 
-# Parts of the attention and of the perceptron on each device of the tensor axis, and every part
-# stored in pieces on those of the fsdp axis.
+# The devices of the tensor axis each hold a part of the attention and of the perceptron, and those
+# of the fsdp axis store every part in pieces.
 SHARDING = (
     ("head/(kernel|bias)", "last:tensor+largest:fsdp"),
     ("(query|key|value|fc1)/kernel", "last:tensor+largest:fsdp"),

@@ -97,8 +97,8 @@ def prepare_folder(folder: pathlib.Path, out: pathlib.Path, short_side: int) -> 
     """Writes an image folder as ArrayRecord; returns the folder to read it from.
 
     Raises:
-      DataError: as `open_folder` and `check_names`, for the first image that cannot be read, and
-        where `out` holds another data set already.
+      DataError: see `open_folder` and `check_names`; an image cannot be read; or `out` already
+        holds another data set.
     """
     import tensorflow_datasets as tfds
 
@@ -121,7 +121,7 @@ def prepare_folder(folder: pathlib.Path, out: pathlib.Path, short_side: int) -> 
         print(f"{target} holds this folder already")
         return target
     if target.is_dir() and (others := sorted(path.name for path in target.iterdir())):
-        raise DataError(f"{target} holds {others[0]} and no data set; give another --out")
+        raise DataError(f"{target} holds {others[0]} but no data set; give another --out")
     for left in sorted(target.parent.glob("incomplete.*")):
         print(f"{left} was left by a run that was killed; remove it unless that run goes on")
     builder = _builder(records, classes, content, short_side)
@@ -166,9 +166,9 @@ def check_written(target: pathlib.Path, records: dict, classes: tuple[str, ...])
     there = tuple(info.features["label"].names)
     sizes = {split: part.num_examples for split, part in info.splits.items()}
     if there != classes:
-        raise DataError(f"{target} has other class names than the folder: remove it")
+        raise DataError(f"{target} has different class names than the folder: remove it")
     if sizes != {_TFDS_NAMES[split]: len(found) for split, found in records.items()}:
-        raise DataError(f"{target} has other numbers of images than the folder: remove it")
+        raise DataError(f"{target} has different numbers of images than the folder: remove it")
 
 
 def prepare_tfds(name: str, out: pathlib.Path) -> None:

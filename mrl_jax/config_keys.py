@@ -83,7 +83,7 @@ def default_config() -> ConfigDict:
     """All keys with their defaults. Locked: a config file can set keys but not invent them.
 
     A run folder that is older than a key is read with the key's default. So the default of a new
-    key is what was done before there was the key, and the default of an old key never changes.
+    key must keep what was done before the key existed, and an old key's default never changes.
     """
     c = ConfigDict()
     c.name = "run"  # what the run is called in results and reports
@@ -97,9 +97,9 @@ def default_config() -> ConfigDict:
     # the backbone starts from; heads start fresh. "" = all starts fresh.
     c.weights = ""
     c.log_every = 20  # steps between lines of metrics.jsonl and of the console
-    # A run that finishes no step for so long, and for twenty times its longest step, is ended with
-    # stack traces and exit code 76; while it starts, compiles, measures or saves it has sixty times
-    # as long. 0 = never.
+    # A run that finishes no step for so many minutes, and for twenty times its longest step, is
+    # ended with stack traces and exit code 76; while it starts, compiles, measures or saves, it has
+    # sixty times as long. 0 = no limit.
     c.hang_minutes = 4.0
 
     c.data = ConfigDict()
@@ -109,8 +109,8 @@ def default_config() -> ConfigDict:
     # adaptor: train.npy, val.npy, ..., train_positives.npy, ..., or .parquet, or by mrl_jax.embed
     c.data.path = ""
     c.data.files = ()  # tasks of text, adaptor: the files one by one instead, each "SPLIT=FILE"
-    # sentence_pairs: what columns are called there, each "anchor=premise", or "ignore=year"; see
-    # data/text_columns.py for names that are known
+    # sentence_pairs: the role of columns, each "anchor=premise", or "ignore=year"; names that are
+    # known by themselves are in data/text_columns.py
     c.data.columns = ()
     # sentence_pairs: rows to leave out, "flag" (where it is true) or "split=dev" (where it is that)
     c.data.drop = ()
@@ -118,8 +118,8 @@ def default_config() -> ConfigDict:
     # for all runs, and mapped into memory from, for texts that do not fit; "" = all in memory
     c.data.cache = ""
     c.data.dataset = ""  # tfds: name of a data set prepared as ArrayRecord, e.g. "mnist"
-    # tfds: which examples each split is, "train=train[:90%]", "val=train[90%:]", as TFDS writes it;
-    # () = by name: train; validation, val, valid or dev; test or eval
+    # tfds: the examples of each split, in the notation of TFDS: "train=train[:90%]",
+    # "val=train[90%:]"; () = by name: train; validation, val, valid or dev; test or eval
     c.data.splits = ()
     c.data.classes = 0  # how many the data must have; 0 = as many as it has
     c.data.image_size = 32  # image_folder, tfds: images become this many pixels high and wide
@@ -166,12 +166,12 @@ def default_config() -> ConfigDict:
     c.text.vocab_size = 30522  # of a tokenizer that is made: at most so many word pieces
     c.text.width = 0  # static: dims of the table; others: a linear layer to so many; 0 = none
     c.text.pooling = ""  # mean | cls | last token; "" = the folder's, else mean
-    # Tokens of a text, the rest is cut off, or of masked_lm's sequences; 0 = as many as the folder
-    # takes, 256 of a table without a limit, 128 of a fresh encoder
+    # Tokens of a text, whose rest is cut off, or of masked_lm's sequences; 0 = as many as the
+    # folder takes, 256 for a table without a limit, 128 for a fresh encoder
     c.text.max_length = 0
-    # sentence_pairs: what is put before texts in training and measuring, and goes with the model:
+    # sentence_pairs: prompts, put before texts in training and evaluation and saved with the model:
     # ("query=find: ", "document=", "default="). Queries are the anchors of pairs and triplets and
-    # those of eval.retrieval, documents what is found for them; default is for all other texts.
+    # the queries of eval.retrieval, documents are the texts to find; default is for other texts.
     # () = the folder's own prompts, ("default=",) = none
     c.text.prompts = ()
     c.text.mask_rate = 0.15  # masked_lm: share of a sequence's tokens that are to be predicted
@@ -242,11 +242,11 @@ def default_config() -> ConfigDict:
     c.mesh.fsdp = 1  # splits the batch and stores parameters in pieces
     c.mesh.tensor = 1  # splits the classes of the head
 
-    # Where parameters (and their optimiser state) live: the first matching regex wins whose rule
-    # has something to split; every regex must match something. replicate | first:AXIS, last:AXIS
-    # (split that dimension) | largest:AXIS (split the largest dimension that divides evenly), or
-    # several of them, each of another dimension: last:tensor+largest:fsdp. An axis of one device,
-    # and a largest:AXIS that finds no dimension, leave it to the next rule.
+    # Where parameters (and their optimiser state) live: of the rules whose regex matches, the first
+    # that splits something wins; every regex must match something. replicate | first:AXIS,
+    # last:AXIS (split that dimension) | largest:AXIS (split the largest dimension that divides
+    # evenly), or several of them for different dimensions: last:tensor+largest:fsdp. A rule whose
+    # axes have one device each, or whose largest:AXIS finds no dimension, splits nothing.
     c.sharding = (
         ("head/(kernel|bias)", "last:tensor+largest:fsdp"),
         ("kernel", "largest:fsdp"),
@@ -271,8 +271,8 @@ def default_config() -> ConfigDict:
     c.eval.projections = False
     c.eval.layers = ()  # sentence_pairs: measure after these layers as well, as (1, 2, 3)
     c.eval.retrieval = ()  # sentence_pairs: folders with corpus, queries and qrels, "NAME=FOLDER"
-    # Names of eval.retrieval: no query is shown the document with its own id, as in ArguAna, whose
-    # queries are documents
+    # Sets of eval.retrieval in which no query is shown the document with its own id, as in ArguAna,
+    # whose queries are documents
     c.eval.ignore_identical_ids = ()
     c.eval.hierarchy = ""  # file that says which superclass a class belongs to; "" = none
     c.eval.shifts = ()  # other test sets of these classes, each "NAME=FOLDER"

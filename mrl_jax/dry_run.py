@@ -21,15 +21,15 @@ _COLLECTIVE = re.compile(
     r"= (?P<result>.*?) (?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|"
     r"collective-permute|ragged-all-to-all)(?P<start>-start)?\(.*"
 )
-# What XLA:TPU says of a program that is too large for the memory of a chip, one or the other way:
+# XLA:TPU reports a program that is too large for the memory of a chip in one of two forms:
 # "memory required for HLO temporaries (23.94G) exceeds available HBM (15.75G)", "Used 24.30G of
 # 15.75G hbm".
 _USED = re.compile(
     r"([0-9.]+)([KMGT]?)\)? (?:exceeds available HBM \(|of )([0-9.]+)([KMGT]?)(?:\)| hbm)"
 )
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-# Where libtpu only compiles it need not ask the cloud which machine this is, warn that nobody says
-# so, or keep other processes from doing the same.
+# If libtpu only compiles, it need not ask the cloud which machine this is, warn that it cannot
+# find out, or keep other processes from using it too.
 _NO_TPU_HERE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -38,8 +38,8 @@ _NO_TPU_HERE = {
     "TPU_STDERR_LOG_LEVEL": "3",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-_TRIED = 3  # layouts at most that are compiled to find one that fits
-_SHOWN = 5  # arrays that are named
+_TRIED = 3  # how many layouts at most are compiled to find one that fits
+_SHOWN = 5  # how many arrays at most are listed
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _ARRAY = re.compile(r"(?P<type>pred|[a-z]+(?P<bits>[0-9]+)[a-z0-9]*)\[(?P<shape>[0-9,]*)\]")
 
@@ -123,12 +123,12 @@ def _number(value: float) -> str:
 
 
 def flops(program: Program) -> float:
-    """FLOPs of a whole step on all devices together, see `runtime.flops`; NaN: nobody knows."""
+    """FLOPs of a whole step on all devices together, see `runtime.flops`; NaN if not known."""
     return counted.count(program.trace(program.largest_batch).jaxpr.jaxpr)
 
 
 class TooLargeError(Exception):
-    """A step that its compiler has no memory for: bytes per device that it needs, and has."""
+    """A step does not fit into the memory of a device: the bytes that it needs, and there are."""
 
     def __init__(self, needed: int, limit: int):
         super().__init__(needed, limit)
@@ -136,7 +136,7 @@ class TooLargeError(Exception):
 
 
 def out_of_memory(said: str) -> tuple[int, int] | None:
-    """Bytes that a program needs and a chip has, from XLA:TPU's error; None of another error."""
+    """The bytes that a program needs and a chip has, from XLA:TPU's error; None if another."""
     found = _USED.search(said)
     if not found:
         return None
@@ -160,9 +160,9 @@ def compile_step(program: Program) -> Any:
 
 
 def other_layouts(program: Program) -> list[dict[str, int]]:
-    """Config keys of layouts that need less memory, those nearest to the program's own first.
+    """Config keys of layouts that need less memory, those closest to the program's own first.
 
-    More devices on the fsdp axis, taken from the data axis, and more parts of the batch.
+    They move devices from the data axis to the fsdp axis and cut the batch into more parts.
     """
     data, fsdp, tensor = (program.mesh.shape[axis] for axis in AXES)
     wider = [fsdp * n for n in range(1, data + 1) if data % n == 0]
@@ -182,8 +182,8 @@ def other_layouts(program: Program) -> list[dict[str, int]]:
 
 
 def _fitting(config: ConfigDict, topology: str, own: Program, error: TooLargeError) -> str:
-    """Which other layout fits, in words."""
-    # What is not of the state, most of it activations, is cut by more parts of the batch alone.
+    """Says which other layout fits."""
+    # Memory other than the state, mostly activations, shrinks only with more parts of the batch.
     rest, tried = max(error.needed - _state_bytes(own), 0), 0
     for keys in other_layouts(own):
         if tried == _TRIED:
@@ -203,10 +203,10 @@ def _fitting(config: ConfigDict, topology: str, own: Program, error: TooLargeErr
         except TooLargeError:
             continue
         changed = " ".join(f"--config.{key}={value}" for key, value in keys.items())
-        return f"as it was compiled for that, this fits: {changed}"
+        return f"compiled with these, it fits: {changed}"
     return (
-        "more devices on mesh.fsdp and more parts of the batch, optimizer.accumulate, are not "
-        "enough here: take a larger slice, a smaller batch_size or a smaller model"
+        "a larger mesh.fsdp and optimizer.accumulate are not enough here: take a larger slice, a "
+        "smaller batch_size or a smaller model"
     )
 
 
@@ -218,8 +218,8 @@ def report(config: ConfigDict, topology: str = "") -> str:
     """Parameters, FLOPs, memory, collectives and shardings of a training step, as text.
 
     Raises:
-      UsageError: as `program_of`, or the step does not fit a chip of the slice: names the bytes,
-        the limit and the nearest layout that fits.
+      UsageError: see `program_of`; or the step does not fit a chip of the slice: names the bytes,
+        the limit and the closest layout that fits.
       DataError: data missing or inconsistent.
     """
     program = program_of(config, topology)
@@ -281,6 +281,6 @@ def _memory(program: Program, compiled: Any) -> list[tuple[str, str]]:
     limit = memory.of_device(program.mesh.devices.flat[0])
     if limit:
         peak = memory.peak(found)
-        fits = "" if peak <= limit else ": it does not fit this device"
+        fits = "" if peak <= limit else ": does not fit this device"
         rows.append(("all", f"{peak / mib:.1f} MiB of {limit / mib:.1f} MiB{fits}"))
     return [(f"memory per device: {name}", value) for name, value in rows]

@@ -140,18 +140,18 @@ INPUTS = {"classification": _Images, "adaptor": _Vectors}
 
 
 class Embedder:
-    """A checkpoint of a run, the newest or the one asked for, and what is embedded with it.
+    """A checkpoint of a run, the newest or a requested one, and what is embedded with it.
 
     Attributes:
       rows: how many examples there are.
       width: dims of a vector.
       names: of the examples, where they come from a folder.
       made_from: what must be the same for the same vectors to come out.
-      warning: lines on a prefix that was never trained and on what is not read, or "".
+      warning: lines on a prefix that was not trained and on what is not read, or "".
 
     Raises:
-      UsageError: no run or source, dims that it has not; in a fork of a process that used JAX. See
-        also `trained.restored`.
+      UsageError: there is no such run or source, the dims are out of range, or this is a fork of a
+        process that used JAX. See also `trained.restored`.
     """
 
     def __init__(self, request: Request):
@@ -198,7 +198,7 @@ class Embedder:
 
         Raises:
           NonFiniteError: NaN or infinity; names the example.
-          UsageError: in a fork of the process that made it.
+          UsageError: this is a fork of the process that made the embedder.
         """
         check_not_forked()
         z_nd, done = np.empty((last - first, self.width), np.float32), 0

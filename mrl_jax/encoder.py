@@ -98,18 +98,18 @@ class Encoder:
         """The embeddings [N, dim] float32 of N texts, in their order.
 
         Args:
-          texts: any number of any length, gone through once; cut at the folder's `max_length`.
+          texts: any iterable, read once; texts are cut at the folder's `max_length`.
           dim: length of the prefix; None: the folder's `truncate_dim`, or all dims.
-          normalize: scale to unit length, after cutting; zeros stay zeros. False: as the folder
-            gives them, whose own Normalize scales whole embeddings, cut.
+          normalize: scale to unit length, after cutting; zeros stay zeros. False: only cut; if the
+            folder has a Normalize module, embeddings are scaled before they are cut.
           prompt_name: which of the folder's prompts is put before each text; None: its default,
             if it has one; "": none.
           depth: layers to run; None: all.
           batch_tokens: of a batch, padding included; None: what suits the device.
 
         Raises:
-          UsageError: not texts, no such prompt, dims, layers or batches; in a fork of a process
-            that used JAX.
+          UsageError: not texts, no such prompt, dims, layers or batches; or this is a fork of a
+            process that used JAX.
           DataError: text that is not Unicode.
           NonFiniteError: NaN or infinity; names the text.
 

@@ -12,9 +12,9 @@ EXIT_USAGE = 2
 EXIT_DATA = 3
 EXIT_CHECKPOINT = 4
 EXIT_NON_FINITE = 5
-EXIT_HUNG = 76  # nothing was done any more, see `runtime.watchdog`
+EXIT_HUNG = 76  # no progress was made any more, see `runtime.watchdog`
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: the state is saved, start the same command again
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 
 class UsageError(ValueError):
@@ -54,18 +54,18 @@ _SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = _LONGEST
 
 
 def shown(value: object) -> str:
-    """A user's value as an error message quotes it: `repr`, cut where it is long."""
+    """A user's value as an error message quotes it: its `repr`, shortened if it is long."""
     return _SHOWN.repr(value)
 
 
 def cut(text: str, longest: int) -> str:
-    """A text of at most so many letters, or its beginning and "..."; in one line."""
+    """A text on one line; if it has more than `longest` characters, its beginning and "..."."""
     text = " ".join(text.split())
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 def listed(values: Iterable[object]) -> str:
-    """Names as an error message lists them: the first ten, each cut where it is long."""
+    """Names as an error message lists them: the first ten, each shortened if it is long."""
     values = list(values)
     names = [cut(str(value), _LONGEST) for value in values[:_MOST]]
     more = len(values) - _MOST

@@ -1,7 +1,7 @@
-"""Places for results that a user names: a command replaces only what it wrote itself.
+"""Writing results where the user says: a command replaces only what it wrote itself.
 
-A file is recognised by what is in it, a folder by the list of its files that it carries. What is
-replaced is replaced at once: whoever is killed on the way leaves the old result whole.
+A file is recognised by its content, a folder by the list of its files that it holds. Results are
+replaced atomically: a command that is killed midway leaves the old result whole.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from mrl_jax.errors import UsageError
 
-# Folders in a folder that is replaced whole, and the sha256 of every other file in it.
+# In a folder that is replaced as a whole: its subfolders, and the sha256 of all its other files.
 MANIFEST = "mrl_jax.files.json"
 
 Own = Callable[[pathlib.Path], bool]
@@ -32,7 +32,7 @@ def sha256(path: pathlib.Path) -> str:
 
 
 def holds_arrays(*names: str) -> Own:
-    """Recognises .npz files of just these arrays."""
+    """Recognises .npz files with exactly these arrays."""
 
     def own(path: pathlib.Path) -> bool:
         try:
@@ -45,7 +45,7 @@ def holds_arrays(*names: str) -> Own:
 
 
 def holds_keys(*keys: str) -> Own:
-    """Recognises JSON files of an object that has these keys."""
+    """Recognises JSON files that hold an object with these keys."""
 
     def own(path: pathlib.Path) -> bool:
         try:
@@ -58,18 +58,18 @@ def holds_keys(*keys: str) -> Own:
 
 
 def check_file(path: pathlib.Path, own: Own, inputs: Sequence[object] = ()) -> None:
-    """Before the work starts: whether its result may be written to this file, and can be.
+    """Checks, before the work starts, that its result may and can be written to this file.
 
-    Pipes, terminals and /dev/null are written into, symbolic links are followed.
+    Pipes, terminals and /dev/null are written to, and symbolic links are followed.
 
     Args:
-      path: what the user named; the folder that it lies in is made.
-      own: recognises files that the command wrote earlier, which are replaced.
+      path: named by the user; the folder that it lies in is created.
+      own: recognises files that the command wrote earlier, which may be replaced.
       inputs: paths that the command reads.
 
     Raises:
-      UsageError: there is a folder, another device, a socket, an input or any other file that
-        this command did not write; or the folder cannot be written.
+      UsageError: the path is a folder, another device, a socket, an input or any other file that
+        this command did not write, or the folder that it lies in is not writable.
     """
     with _said(path):
         if _descriptor(path) is not None:
@@ -79,7 +79,7 @@ def check_file(path: pathlib.Path, own: Own, inputs: Sequence[object] = ()) -> N
             raise UsageError(f"{path} is a folder; give the name of a file")
         if not target.exists():
             if path.is_symlink() and not target.parent.is_dir():
-                raise UsageError(f"{path} links to {target}, whose folder is not there")
+                raise UsageError(f"{path} links to {target}, whose folder does not exist")
             target.parent.mkdir(parents=True, exist_ok=True)
         elif not _is_stream(target):
             if not target.is_file():
@@ -92,14 +92,14 @@ def check_file(path: pathlib.Path, own: Own, inputs: Sequence[object] = ()) -> N
                     f"{path} was not written by this command; remove it or give another file"
                 )
         if not _is_stream(target) and not os.access(target.parent, os.W_OK):
-            raise UsageError(f"{path} cannot be written: {target.parent} may not be changed")
+            raise UsageError(f"{path} cannot be written: {target.parent} is not writable")
 
 
 def write_file(path: pathlib.Path, content: bytes, own: Own) -> None:
-    """Writes a file that passed `check_file`, so that it is there whole or not at all.
+    """Writes a file that passed `check_file` atomically: completely or not at all.
 
     Raises:
-      UsageError: as `check_file`, or it cannot be written.
+      UsageError: see `check_file`, or the file cannot be written.
     """
     check_file(path, own)
     with _said(path):
@@ -123,23 +123,23 @@ def write_file(path: pathlib.Path, content: bytes, own: Own) -> None:
 
 
 def check_new(folder: pathlib.Path) -> None:
-    """Before the work starts: whether a folder that must be new can be made.
+    """Checks, before the work starts, that a folder does not exist and can be created.
 
     Raises:
-      UsageError: it exists, or cannot be made.
+      UsageError: it exists or cannot be created.
     """
     with _said(folder):
         if os.path.lexists(folder):
             raise UsageError(f"{folder} exists already; remove it or give another folder")
         folder.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(folder.parent, os.W_OK):
-            raise UsageError(f"{folder} cannot be written: {folder.parent} may not be changed")
+            raise UsageError(f"{folder} cannot be written: {folder.parent} is not writable")
 
 
 def foreign(folder: pathlib.Path) -> str:
-    """The first entry of a folder that `replaced` did not write, or that was changed since; or "".
+    """The first entry of a folder that `replaced` did not write or that was changed since, or "".
 
-    Everything in a folder without a list of its files is foreign.
+    In a folder without a list of its files, every entry is foreign.
     """
     try:
         content = json.loads((folder / MANIFEST).read_text())
@@ -161,11 +161,11 @@ def foreign(folder: pathlib.Path) -> str:
 
 @contextlib.contextmanager
 def made(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to write in, which gets its name when the block ends without an error.
+    """A temporary folder, which is renamed to `folder` when the block ends without an error.
 
     Raises:
-      UsageError: as `check_new`.
-      OSError: it cannot be written; nothing is left.
+      UsageError: see `check_new`.
+      OSError: it cannot be written; nothing is left behind.
     """
     check_new(folder)
     with _beside(folder) as new:
@@ -175,12 +175,12 @@ def made(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def replaced(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to write in, which takes the place of `folder` when the block ends without an error.
+    """A temporary folder, which replaces `folder` when the block ends without an error.
 
-    The caller has asked `foreign` whether it may.
+    The caller must have checked with `foreign` that the folder may be replaced.
 
     Raises:
-      OSError: it cannot be written; what was there is as it was.
+      OSError: it cannot be written; `folder` is left unchanged.
     """
     folder = pathlib.Path(os.path.realpath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -210,8 +210,8 @@ def _beside(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _exchange(new: pathlib.Path, old: pathlib.Path) -> None:
-    """Two folders change places, in one step where the file system has it."""
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE, which Python's os does not have
+    """Swaps two folders, in one step if the file system can."""
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE, which Python's os lacks
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
     if rename and not rename(here, os.fsencode(new), here, os.fsencode(old), exchange):
         return
@@ -225,12 +225,12 @@ def _exchange(new: pathlib.Path, old: pathlib.Path) -> None:
 
 
 def _target(path: pathlib.Path) -> pathlib.Path:
-    """The file itself where the path is a link to it; also where that is not there yet."""
+    """The file that the path links to, whether or not it exists yet; else the path itself."""
     return pathlib.Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def _is_stream(path: pathlib.Path) -> bool:
-    """Whether what is written there goes to a reader, a terminal or nowhere."""
+    """Whether the path is a pipe, a terminal or /dev/null, which are written to in place."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -244,7 +244,7 @@ def _is_stream(path: pathlib.Path) -> bool:
 
 
 def _descriptor(path: pathlib.Path) -> int | None:
-    """Of a path such as /dev/stdout, the number of the open file that it stands for."""
+    """The number of the file descriptor that a path such as /dev/stdout stands for, if any."""
     place = path
     for _ in range(8):
         parent = os.path.realpath(place.parent)

@@ -1,11 +1,11 @@
-"""Prompts: what is put before a text, by what the text is there for."""
+"""Prompts: what is put before a text, by the role of the text."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
 Role = Literal["query", "document", "default"]
 
-# What sentence-transformers calls them; where a folder has none of these its default prompt counts.
+# Their names in sentence-transformers; if a folder has none of these, its default prompt is used.
 _NAMES: dict[Role, tuple[str, ...]] = {
     "query": ("query",),
     "document": ("document", "passage", "corpus"),
@@ -18,7 +18,7 @@ def by_role(prompts: Mapping[str, str], default: str) -> dict[Role, str]:
 
     Args:
       prompts: name -> text.
-      default: name of the prompt of texts without a role; "" for none.
+      default: name of the prompt for texts without a role; "" for none.
     """
     usual = prompts.get(default, "")
     return {
@@ -30,13 +30,13 @@ def by_role(prompts: Mapping[str, str], default: str) -> dict[Role, str]:
 def by_side(prompts: Mapping[Role, str], kind: str, sides: Iterable[str]) -> dict[str, str]:
     """The prompt of each side of training examples.
 
-    The anchor of pairs and triplets is a query, what is on its other sides are documents. Scored
-    pairs, and groups, have no such order: they get the default.
+    The anchor of a pair or triplet is a query, the other sides are documents. Scored pairs and
+    groups have no such order: they get the default prompt.
 
     Args:
       prompts: of each role.
       kind: of the split, see `data.text.TextSplit`.
-      sides: their names.
+      sides: names of the sides.
     """
     if kind not in ("pairs", "triplets"):
         return dict.fromkeys(sides, prompts["default"])
@@ -47,15 +47,15 @@ def parse(entries: Sequence[str]) -> dict[str, str]:
     """Prompts by role from "ROLE=TEXT" strings.
 
     Raises:
-      ValueError: another role, or one that is named twice.
+      ValueError: a string has another form or role, or a role occurs twice.
     """
     found: dict[str, str] = {}
     for entry in entries:
         role, equals, text = str(entry).partition("=")
         if not equals or role not in get_args(Role) or role in found:
             raise ValueError(
-                f"prompts must be ('query=TEXT', 'document=TEXT', 'default=TEXT') or some of them, "
-                f"got {entry!r:.60}"
+                "prompts must be some of 'query=TEXT', 'document=TEXT' and 'default=TEXT', each at "
+                f"most once, got {entry!r:.60}"
             )
         found[role] = text
     return found

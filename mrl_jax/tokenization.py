@@ -28,7 +28,7 @@ LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 MOST_LETTERS = 1000  # of a vocabulary that is made; others are unknown
 
-_UNCUT = 2**30  # tokens, of a text that is cut nowhere
+_UNCUT = 2**30  # tokens; no text is longer
 
 
 def padded_length(tokens: int, longest: int) -> int:
@@ -67,7 +67,7 @@ class Tokenizer:
     Attributes:
       raw: the `tokenizers.Tokenizer`, which neither pads nor cuts.
       marks: whether a text's ids are put between special ones, as [CLS] and [SEP].
-      cut: "left" or "right": the side of a long text that is cut off.
+      cut: "left" or "right", the side of a long text that is cut off.
     """
 
     def __init__(self, raw: tokenizers.Tokenizer, *, marks: bool = True, cut: str = "right"):
@@ -91,12 +91,12 @@ class Tokenizer:
         Args:
           path: of the file or folder.
           marks: see the class.
-          settings: heed what tokenizer_config.json and other files beside it say.
-          lowercase: make letters small first, whatever the files say.
+          settings: also read tokenizer_config.json and the other files beside it.
+          lowercase: lowercase the text first, whatever the files say.
 
         Raises:
-          UsageError: no such file, or a setting that is not known here.
-          DataError: a file that is not what its name says, or that contradicts another.
+          UsageError: there is no such file, or a setting is not supported.
+          DataError: a file is not what its name says, or contradicts another.
         """
         found = tokenizer_files.read(pathlib.Path(path), settings=settings, lowercase=lowercase)
         return cls(found.raw, marks=marks, cut=found.cut)
@@ -121,7 +121,7 @@ class Tokenizer:
         if vocab_size <= len(special):
             raise UsageError(f"a vocabulary needs more than {len(special)} tokens: {vocab_size}")
         settings = {"do_lower_case": lowercase}
-        # It knows no special tokens: where texts happen to hold one, it is words as all others.
+        # No special tokens yet: if a text happens to contain one, it is read as ordinary words.
         raw = tokenizer_files.bare_wordpiece({}, settings)
         texts = list(texts) if iter(texts) is texts else texts
         found = collections.Counter()
@@ -131,10 +131,10 @@ class Tokenizer:
             (c for c in found if not c.isspace()), key=lambda letter: (-found[letter], letter)
         )
         letters = sorted(common[: min(MOST_LETTERS, (vocab_size - len(special)) // 2)])
-        # The trainer numbers letters in the order of a hash map, which changes from call to call,
-        # breaks ties by these numbers, and chooses among rare letters in the same way. Here it has
-        # no choice: the letters are given, all others are left out, and as special tokens those
-        # that are given have their numbers before it looks at a text.
+        # The trainer numbers letters in the order of a hash map, which changes from call to call;
+        # it breaks ties by these numbers and chooses among rare letters in that order too. Here it
+        # has no choice: the letters to keep are given, and because they are given as special tokens
+        # as well, they are numbered before it reads a text.
         trainer = trainers.WordPieceTrainer(
             vocab_size=vocab_size,
             special_tokens=[*special, *letters, *(f"##{letter}" for letter in letters)],
@@ -177,7 +177,7 @@ class Tokenizer:
     def to_json(self, max_length: int | None = None) -> str:
         """The text of tokenizer.json, which `load` reads back the same.
 
-        `max_length` is what longer texts are to be cut to by other readers; None: they are not.
+        `max_length` tells other readers where to cut longer texts; None: nowhere.
         """
         content = json.loads(self.raw.to_str())
         if max_length is not None or self.cut == "left":
@@ -216,7 +216,7 @@ class Tokenizer:
 
     @property
     def content(self) -> str:
-        """What ids follow from beside the marks: equal of equal tokenizers only."""
+        """Everything that ids depend on besides the marks: differs if two tokenizers differ."""
         return self.raw.to_str() + (" cut on the left" if self.cut == "left" else "")
 
     @property
@@ -249,17 +249,17 @@ class Tokenizer:
 
 
 def listed(texts: Iterable[str]) -> list[str]:
-    """The texts as a list; they may come as anything that gives one after another.
+    """The texts of any iterable as a list.
 
     Raises:
-      UsageError: names the first that is no text, or what is not a number of texts at all.
+      UsageError: this is not a collection of texts, or an item is not a string; names the first.
     """
     if isinstance(texts, str):
         raise UsageError("texts must be a list of strings, got one string: put it in a list")
-    # Going through a table or a dict gives the names of its columns, or its keys.
+    # Iterating over a table or a dict would give the names of its columns or its keys.
     if isinstance(texts, Mapping) or hasattr(type(texts), "columns"):
         raise UsageError(
-            f"texts must be a list of strings, got a {type(texts).__name__}: give one column of a "
+            f"texts must be a list of strings, got a {type(texts).__name__}: pass one column of a "
             "table, or the values() of a dict"
         )
     try:
@@ -274,7 +274,7 @@ def listed(texts: Iterable[str]) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    """What a value is, on one line."""
+    """The beginning of a value and its type, on one line."""
     text = " ".join(repr(value).split())
     return f"{text[:60]} ({type(value).__name__})"
 

@@ -1,8 +1,9 @@
-"""A tokenizer from the files that transformers keeps: what each setting says is heeded, or refused.
+"""Reads a tokenizer from the files of transformers: each setting is either followed or refused.
 
-As transformers 5 reads them. The class that tokenizer_config.json names says where the way from
-text to pieces stands: "PreTrainedTokenizerFast" takes all of it from tokenizer.json, and BERT's
-classes take the normaliser from the settings, whatever tokenizer.json has.
+They are read as transformers 5 does. The class that tokenizer_config.json names decides where the
+steps from text to tokens come from: "PreTrainedTokenizerFast" takes all of them from
+tokenizer.json, while BERT's classes take the normaliser from the settings, whatever tokenizer.json
+says.
 """
 
 import json
@@ -14,7 +15,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from mrl_jax.errors import DataError, UsageError
 
-# What is special is called thus by BERT, or thus by RoBERTa and MPNet.
+# Special tokens as BERT writes them, and as RoBERTa and MPNet do.
 SPECIAL = {
     "pad_token": ("[PAD]", "<pad>"),
     "unk_token": ("[UNK]", "<unk>"),
@@ -42,9 +43,9 @@ _CLASSES = {
     "XLMRobertaTokenizer": _Class("Unigram", _OF_ROBERTA),
     "CamembertTokenizer": _Class("Unigram", _OF_ROBERTA),
 }
-# These take tokenizer.json as it is.
+# Classes that take tokenizer.json as it is.
 _AS_IT_IS = ("PreTrainedTokenizer", "TokenizersBackend")
-# By model_type in config.json: the class where no file names one.
+# The class by model_type in config.json, if no file names one.
 _CLASS_OF = {
     "bert": "BertTokenizer",
     "distilbert": "BertTokenizer",
@@ -60,13 +61,13 @@ _HEEDED = {
     *("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens"),
     *("bos_token", "eos_token", *SPECIAL),
 }
-# Settings of which only these values change no token; whatever is listed nowhere must be empty.
+# Settings that must have one of these values, which change no token; unlisted ones must be empty.
 _EMPTY = (False, "", [], {})
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "do_basic_tokenize": (True,),
     "wordpieces_prefix": ("##",),
 }
-# Settings that change no token of a text that is alone, whatever they say.
+# Settings that never change the tokens of a single text.
 _HARMLESS = {
     *("backend", "chat_template", "clean_up_tokenization_spaces", "device_map", "errors"),
     *("from_slow", "full_tokenizer_file", "is_local", "legacy", "local_files_only"),
@@ -78,7 +79,7 @@ _HARMLESS = {
 
 
 class Read(NamedTuple):
-    """What was read: the tokenizer, and the side of a long text that is cut off."""
+    """The tokenizer, and the side of a long text that is cut off: "left" or "right"."""
 
     raw: tokenizers.Tokenizer
     cut: str
@@ -89,13 +90,13 @@ def read(path: pathlib.Path, *, settings: bool = True, lowercase: bool = False) 
 
     Args:
       path: of the file or folder.
-      settings: heed the files beside it: tokenizer_config.json, special_tokens_map.json,
-        added_tokens.json, and config.json where it names the class.
-      lowercase: make letters small first, whatever the files say.
+      settings: also read the files beside it: tokenizer_config.json, special_tokens_map.json,
+        added_tokens.json, and config.json if it names the class.
+      lowercase: lowercase the text first, whatever the files say.
 
     Raises:
-      UsageError: no such file, or a setting that is not known here.
-      DataError: a file that is not what its name says, or that contradicts another.
+      UsageError: there is no such file, or a setting is not supported.
+      DataError: a file is not what its name says, or contradicts another.
     """
     if path.is_dir():
         found = [path / name for name in ("tokenizer.json", "vocab.txt")]
@@ -117,7 +118,7 @@ def read(path: pathlib.Path, *, settings: bool = True, lowercase: bool = False) 
             raw = tokenizers.Tokenizer.from_file(str(path))
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    except Exception as error:  # of no narrower type
+    except Exception as error:  # tokenizers raises nothing narrower
         reason = str(error).partition("\n")[0]
         raise DataError(f"{path}: not a tokenizer ({reason})") from error
     cut = config.get("truncation_side") or (raw.truncation or {}).get("direction", "right")
@@ -125,7 +126,7 @@ def read(path: pathlib.Path, *, settings: bool = True, lowercase: bool = False) 
         raise DataError(f"{where}: truncation_side {cut!r:.60}; legal: left, right")
     padded = config.get("padding_side") or (raw.padding or {}).get("direction", "right")
     if settings and padded != "right":
-        raise UsageError(f"{where}: padding_side {padded!r:.60} is not known here; legal: right")
+        raise UsageError(f"{where}: padding_side {padded!r:.60} is not supported; legal: right")
     raw.no_padding()
     raw.no_truncation()
     if kind:
@@ -145,7 +146,7 @@ def read(path: pathlib.Path, *, settings: bool = True, lowercase: bool = False) 
 def bare_wordpiece(
     vocabulary: dict[str, int], config: dict[str, Any], unknown: str = _OF_BERT["unk_token"]
 ) -> tokenizers.Tokenizer:
-    """BERT's way from a text to pieces, without special tokens."""
+    """BERT's tokenizer without special tokens."""
     raw = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=unknown))
     raw.normalizer = _bert_normalizer(config)
     raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -159,7 +160,7 @@ def wordpiece(
     """BERT's tokenizer of a vocabulary, with these special tokens.
 
     Raises:
-      DataError: the vocabulary lacks one that a text cannot do without.
+      DataError: the vocabulary lacks a special token that every text needs.
     """
     unknown, first, last = (special[kind] for kind in ("unk_token", "cls_token", "sep_token"))
     missing = [token for token in (unknown, first, last) if token not in vocabulary]
@@ -183,10 +184,10 @@ def _bert_normalizer(config: dict[str, Any]) -> normalizers.BertNormalizer:
 
 
 def _settings(path: pathlib.Path) -> dict[str, Any]:
-    """tokenizer_config.json, completed by the two files that it came to replace.
+    """tokenizer_config.json, completed by the two older files that it replaced.
 
     Raises:
-      UsageError: a setting that is not known here.
+      UsageError: a setting is not supported.
     """
     where = path.with_name("tokenizer_config.json")
     config = _read_json(where)
@@ -196,7 +197,7 @@ def _settings(path: pathlib.Path) -> dict[str, Any]:
             continue
         legal = " or ".join(map(repr, _NEUTRAL.get(key, ())))
         advice = f"legal: {legal}" if legal else "remove it if no token depends on it"
-        raise UsageError(f"{where}: {key} {value!r:.60} is not known here; {advice}")
+        raise UsageError(f"{where}: {key} {value!r:.60} is not supported; {advice}")
     for key in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
         if not isinstance(config.get(key), (bool, type(None))):
             raise DataError(f"{where}: {key} must be true or false, got {config[key]!r:.60}")
@@ -213,7 +214,7 @@ def _settings(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _class_name(path: pathlib.Path, config: dict[str, Any]) -> str | None:
-    """The class that reads the folder, without "Fast"; None where no file tells."""
+    """The class that reads the folder, without "Fast"; None if no file names it."""
     model = _read_json(path.with_name("config.json"))
     if name := config.get("tokenizer_class"):
         return name.removesuffix("Fast")
@@ -224,14 +225,14 @@ def _class_name(path: pathlib.Path, config: dict[str, Any]) -> str | None:
 
 
 def _check_class(name: Any, where: pathlib.Path) -> None:
-    """Refuses a tokenizer_class that is not known."""
+    """Refuses a tokenizer_class that is not supported."""
     if name and str(name).removesuffix("Fast") not in (*_CLASSES, *_AS_IT_IS):
         legal = ", ".join((*_CLASSES, "PreTrainedTokenizerFast", "TokenizersBackend"))
-        raise UsageError(f"{where}: tokenizer_class {name!r:.60} is not known here; legal: {legal}")
+        raise UsageError(f"{where}: tokenizer_class {name!r:.60} is not supported; legal: {legal}")
 
 
 def _special(config: dict[str, Any], usual: dict[str, str]) -> dict[str, str]:
-    """The special tokens by their kind."""
+    """The special tokens by kind."""
     return {kind: _content(config.get(kind)) or token for kind, token in usual.items()}
 
 
@@ -242,15 +243,15 @@ def _heed_class(
     config: dict[str, Any],
     where: pathlib.Path,
 ) -> None:
-    """Makes the tokenizer what its class makes of its settings.
+    """Changes the tokenizer as its class does according to the settings.
 
     Raises:
-      UsageError: it is another one.
+      UsageError: the tokenizer is not one of this class.
     """
 
     def refuse(what: str):
         raise UsageError(
-            f"{where}: {name} with {what}; legal beside such a tokenizer.json is tokenizer_class "
+            f"{where}: {name} with {what}; for such a tokenizer.json use tokenizer_class "
             "PreTrainedTokenizerFast, which takes it as it is"
         )
 
@@ -258,7 +259,7 @@ def _heed_class(
         return "none" if part is None else type(part).__name__
 
     if of(raw.model) != kind.model:
-        refuse(f"a {of(raw.model)} model, where it has {kind.model}")
+        refuse(f"a {of(raw.model)} model, where {kind.model} belongs")
     special = _special(config, kind.special)
     if kind.model == "WordPiece":
         if of(raw.normalizer) != "BertNormalizer" or of(raw.pre_tokenizer) != "BertPreTokenizer":
@@ -290,7 +291,7 @@ def _check_prefix_space(raw: tokenizers.Tokenizer, kind: _Class, config: dict, r
 
 
 def _heed_stated(raw: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
-    """Where no file names a class: what is stated counts, and tokenizer.json for the rest."""
+    """If no file names a class, the settings that are given override those in tokenizer.json."""
     if isinstance(normalizer := raw.normalizer, normalizers.BertNormalizer):
         for ours, theirs in (
             ("lowercase", "do_lower_case"),
@@ -302,13 +303,13 @@ def _heed_stated(raw: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
 
 
 def _extra(config: dict[str, Any]) -> list[Any]:
-    """Special tokens without a kind."""
+    """Special tokens that are of none of the kinds in `SPECIAL`."""
     lists = (config.get(key) or [] for key in ("additional_special_tokens", "extra_special_tokens"))
     return [token for x in lists for token in (x.values() if isinstance(x, dict) else x)]
 
 
 def _content(token: Any) -> str | None:
-    """The text of a special token, which may stand alone or among its properties."""
+    """The text of a special token, which is given by itself or along with its properties."""
     return token.get("content") if isinstance(token, dict) else token
 
 
@@ -320,10 +321,10 @@ def _added(token: Any) -> AddedToken:
 
 
 def _add_tokens(raw: tokenizers.Tokenizer, config: dict[str, Any], where: pathlib.Path) -> None:
-    """Adds the tokens that settings name to those of tokenizer.json.
+    """Adds the tokens that the settings name to those of tokenizer.json.
 
     Raises:
-      DataError: one of them has another id there.
+      DataError: a token has another id in the tokenizer.
     """
     there = {token.content for token in raw.get_added_tokens_decoder().values()}
     numbered = {int(i): token for i, token in (config.get("added_tokens_decoder") or {}).items()}
@@ -338,13 +339,13 @@ def _add_tokens(raw: tokenizers.Tokenizer, config: dict[str, Any], where: pathli
         there.add(added.content)
         if number is not None and raw.token_to_id(added.content) != number:
             raise DataError(
-                f"{where}, or added_tokens.json beside it: token {added.content!r} with id "
-                f"{number}, the tokenizer has it as {raw.token_to_id(added.content)}"
+                f"{where}, or added_tokens.json beside it, gives token {added.content!r} the id "
+                f"{number}, but in the tokenizer it has {raw.token_to_id(added.content)}"
             )
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a JSON file; {} where there is no file."""
+    """The object in a JSON file; {} if there is no file."""
     if not path.exists():
         return {}
     try:

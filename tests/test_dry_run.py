@@ -187,4 +187,4 @@ def test_what_does_not_fit_a_chip_names_a_layout_that_does():
     large = ("--config.model.name=mlp", "--config.model.depth=2", "--config.model.width=40000")
     line = commands.fail(dry(*large, "--topology", "v5e:2x2"), 2)
     assert "a training step needs 23.9 GiB on each TPU v5 lite, which has 15.8 GiB" in line
-    assert "this fits: --config.mesh.data=2 --config.mesh.fsdp=2" in line
+    assert "compiled with these, it fits: --config.mesh.data=2 --config.mesh.fsdp=2" in line

@@ -146,7 +146,7 @@ def test_a_column_of_a_table_is_embedded_and_a_whole_table_is_refused():
     np.testing.assert_array_equal(encoder.encode(frame["text"]), exact)
     np.testing.assert_array_equal(encoder.encode(text for text in texts), exact)
     np.testing.assert_array_equal(encoder.encode(dict(enumerate(texts)).values()), exact)
-    with pytest.raises(UsageError, match="got a DataFrame: give one column of a table"):
+    with pytest.raises(UsageError, match="got a DataFrame: pass one column of a table"):
         encoder.encode(frame)
     frame.loc[4, "text"] = None
     with pytest.raises(UsageError, match=r"text 4 is (None|nan)"):

@@ -53,7 +53,7 @@ def test_a_link_is_followed(tmp_path):
         outputs.write_file(link, b"newer", OWN)
     lost = tmp_path / "lost.npz"
     lost.symlink_to(tmp_path / "unmounted" / "found.npz")
-    with pytest.raises(UsageError, match="whose folder is not there"):
+    with pytest.raises(UsageError, match="whose folder does not exist"):
         outputs.write_file(lost, b"new", OWN)
     loop = tmp_path / "loop.npz"
     loop.symlink_to(loop)

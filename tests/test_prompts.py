@@ -166,7 +166,7 @@ def test_what_is_exported_and_reported_tells_the_prompts(place):
     "given", ["('find: ',)", "('qeury=a',)", "('query=a','query=b')", "('passage=a',)", "(3,)"]
 )
 def test_prompts_that_cannot_be_meant_are_refused(place, given):
-    with pytest.raises(UsageError, match=r"config.text: prompts must be \('query=TEXT', "):
+    with pytest.raises(UsageError, match=r"config.text: prompts must be some of 'query=TEXT', "):
         experiment.from_config(load(place, f"--config.text.prompts={given}"))
 
 

@@ -175,7 +175,7 @@ def test_padding_goes_to_few_lengths():
         (np.array("a"), UsageError, "must be a list of strings, got array"),
         (None, UsageError, r"must be a list of strings, got None \(NoneType\)"),
         (7, UsageError, r"must be a list of strings, got 7 \(int\)"),
-        ({"a": "b"}, UsageError, "got a dict: give one column of a table, or the values"),
+        ({"a": "b"}, UsageError, "got a dict: pass one column of a table, or the values"),
         (["a", "b\ud800"], DataError, "text 1 is not valid Unicode"),
     ],
 )

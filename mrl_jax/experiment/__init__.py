@@ -14,7 +14,7 @@ __all__ = ["Experiment", "check", "check_config", "from_config", "make_mesh", "o
 
 
 def of_task(task: str) -> ModuleType:
-    """What builds experiments of a task: `check`, `from_config` and `planned_program`."""
+    """The module that builds experiments of a task: `check`, `from_config`, `planned_program`."""
     if task == "sentence_pairs":
         from mrl_jax.experiment import sentences  # needs packages that images do not
 
@@ -31,11 +31,11 @@ def of_task(task: str) -> ModuleType:
 
 
 def check(config: ConfigDict, devices: int | None) -> None:
-    """Refuses a config that cannot run, as far as that shows before any data are read.
+    """Refuses a config that cannot run, as far as can be told before any data are read.
 
     Args:
       config: of a run.
-      devices: how many the run will have; None where that is not known.
+      devices: how many the run will have; None if that is not known.
 
     Raises:
       UsageError: names the config key and what would be legal.
@@ -52,12 +52,12 @@ def from_config(config: ConfigDict, folder: pathlib.Path | None = None) -> Exper
 
     Args:
       config: of the run.
-      folder: of the run. What it keeps since its first start, as the tokenizer of a run on text, is
-        read from there and not made anew.
+      folder: of the run. What was saved there at the first start, such as the tokenizer of a run on
+        text, is read from there and not made again.
 
     Raises:
-      UsageError: names the config key and what would be legal; also of a model or a batch that no
-        device here has the memory for.
+      UsageError: names the config key and what would be legal; also if the model or a batch does
+        not fit into the memory of the devices.
       DataError: data missing or inconsistent.
     """
     check_config(config)

@@ -40,7 +40,7 @@ def make_adaptor(kind: str, hidden: int, width: int) -> nn.Module:
 
 
 def check(config: ConfigDict) -> None:
-    """What `from_config` refuses before it reads vectors; raises as that."""
+    """Checks everything that `from_config` checks before it reads vectors; raises the same."""
     a = config.adaptor
     with config_errors("nesting"):
         nesting = Nesting(config.nesting.dims, config.nesting.weights or None)

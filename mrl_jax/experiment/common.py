@@ -42,24 +42,24 @@ class Data(Protocol):
 
     Attributes:
       name: what they are called in messages.
-      splits: "train", and those of "val" and "test" that there are.
+      splits: "train", and "val" and "test" if they exist.
     """
 
     name: str
     splits: dict[str, Any]
 
     def fingerprint(self) -> str:
-        """Hex digits over all splits: what is measured."""
+        """Hex digits over all splits, including those that are only measured."""
 
     def training_fingerprint(self) -> str:
-        """Hex digits over what training reads, and what the program depends on."""
+        """Hex digits over what training reads and what the program depends on."""
 
 
 class Measured(Protocol):
     """The measurements of a run."""
 
     def check(self, splits: tuple[str, ...]) -> dict[str, str]:
-        """What means nothing for the data, by `Finding.skipped`; known without any embedding."""
+        """What cannot be measured on these data, and why, see `Finding.skipped`; embeds nothing."""
 
     def run(self, params: Any, model_state: Any, splits: tuple[str, ...]) -> Finding:
         """All that was asked for, on these splits."""
@@ -77,7 +77,7 @@ class Experiment:
         them in; None where all starts fresh.
       text_folder: of text, a function of trained parameters on the host that puts the encoder
         together with its tokenizer (an `interop.text_folder.TextFolder`); None of anything else.
-      tokenizer: of text, what the run folder keeps; None of anything else.
+      tokenizer: of text, saved in the run folder; None of anything else.
       note: lines on the data, for the log; "" for none.
       config: of the run.
     """
@@ -92,7 +92,7 @@ class Experiment:
     config: ConfigDict = dataclasses.field(default_factory=configs.default_config)
 
     def facts(self) -> dict[str, Any]:
-        """What a checkpoint remembers and a restoring run must find unchanged, or take over."""
+        """What a checkpoint remembers; a restoring run must have the same, or adopts it."""
         return {
             "data": self.dataset.training_fingerprint(),
             "config": configs.trained_by(self.config),
@@ -122,11 +122,15 @@ class Experiment:
             )
 
     def use_facts(self, saved: dict[str, Any]) -> None:
-        """Makes this process compute as the one that saved the checkpoint; raises as above."""
+        """Makes this process compute like the one that saved the checkpoint.
+
+        Raises:
+          CheckpointError: see `check_facts`.
+        """
         self.check_facts(saved)
         changed = numerics.pin(saved.get("settings", numerics.DEFAULTS))
         if changed and jax.process_index() == 0:
-            print(f"settings of JAX are those that the run began with ({'; '.join(changed)})")
+            print(f"using the JAX settings that the run began with ({'; '.join(changed)})")
 
     def batches(self, seed: int) -> Callable[[int], dict[str, jax.Array]]:
         """Training batches: a function of the step."""
@@ -138,7 +142,7 @@ class Experiment:
         return self.evaluation.run(*steps.evaluated(state), self._present(splits))
 
     def check(self, splits: tuple[str, ...] = ("val", "test")) -> dict[str, str]:
-        """What `evaluate` will not measure, and why, as far as the data alone say it."""
+        """What `evaluate` will not measure, and why, as far as the data alone show it."""
         return self.evaluation.check(self._present(splits))
 
     def _present(self, splits: tuple[str, ...]) -> tuple[str, ...]:
@@ -157,7 +161,7 @@ def config_errors(group: str) -> Iterator[None]:
 
 
 def check_config(config: ConfigDict) -> None:
-    """Refuses keys of another task, numbers that are out of range, and settings of JAX.
+    """Refuses keys of another task, numbers that are out of range, and unusable JAX settings.
 
     Raises:
       UsageError: names the first such key or setting.
@@ -248,10 +252,10 @@ def named_paths(key: str, entries: Sequence[str], taken: set[str]) -> dict[str, 
 
 
 def unread(files: Mapping[str, Sequence[pathlib.Path]], config: ConfigDict) -> list[str]:
-    """Lines on what lies in the folder of the data beside these files, which are read.
+    """Lines on what lies in the data folder besides these files, which are read.
 
     Raises:
-      DataError: a link to what is not there.
+      DataError: a link in the folder is broken.
     """
     return left_in(config.data.path, itertools.chain.from_iterable(files.values()))
 

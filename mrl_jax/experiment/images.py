@@ -111,7 +111,7 @@ def open_data(config: ConfigDict) -> data.Dataset:
 
 
 def check(config: ConfigDict) -> None:
-    """What `from_config` refuses before it opens the data; raises as that."""
+    """Checks everything that `from_config` checks before it opens data; raises the same."""
     task = make_task(config, classes=2, image_shape=(32, 32, 3), mesh=None)
     common.evaluated_dims(config, task.nesting)
     with config_errors("eval.measures"):

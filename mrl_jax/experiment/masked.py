@@ -85,7 +85,7 @@ def _task(config: ConfigDict, found: _Encoder, mesh: Mesh | None) -> MaskedLM:
 
 
 def _checked(config: ConfigDict, run: pathlib.Path | None) -> _Encoder:
-    """The encoder, after all that can be refused before texts are read."""
+    """The encoder, after all checks that are possible before texts are read."""
     found = _encoder(config, run)
     common.evaluated_dims(config, _task(config, found, None).nesting)
     common.make_optimizer(config)
@@ -93,7 +93,7 @@ def _checked(config: ConfigDict, run: pathlib.Path | None) -> _Encoder:
 
 
 def check(config: ConfigDict) -> None:
-    """What `from_config` refuses before it reads texts; raises as that."""
+    """Checks everything that `from_config` checks before it reads texts; raises the same."""
     _checked(config, None)
 
 
@@ -103,7 +103,7 @@ def from_config(config: ConfigDict, mesh: Mesh, run: pathlib.Path | None = None)
     Args:
       config: of the run.
       mesh: devices.
-      run: the folder of the run, for the tokenizer that it started with.
+      run: the folder of the run, which keeps the tokenizer that it started with.
 
     Raises:
       UsageError: names the config key and what would be legal.

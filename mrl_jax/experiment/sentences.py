@@ -53,8 +53,8 @@ class Texts:
     Attributes:
       data: all splits as texts.
       splits: "train" as batches; the others as they are.
-      reading: what token ids follow from, beside the texts.
-      teacher: hex digits over the weights of the model that training learns from; "" for none.
+      reading: what the token ids depend on besides the texts.
+      teacher: hex digits over the teacher, see `_taught_by`; "" without one.
     """
 
     data: texts.TextData
@@ -64,7 +64,7 @@ class Texts:
 
     @property
     def name(self) -> str:
-        """What it is called in messages."""
+        """The name for messages."""
         return self.data.name
 
     def fingerprint(self) -> str:
@@ -89,10 +89,10 @@ class _Encoder(NamedTuple):
 
     def trained(self, params: Any, dims: tuple[int, ...]) -> TextFolder:
         """The encoder with trained parameters and all that belongs to it."""
-        # Those that others would not look for under the name that they have here.
+        # Readers of the folder look for prompts called "query" and "document".
         by_role = prompts.by_role(self.prompts, self.default_prompt)
         stated = {role: by_role[role] for role in ("query", "document") if by_role[role]}
-        # The losses compare directions: lengths say nothing unless the folder knows better.
+        # The losses compare directions: lengths mean nothing unless the folder says otherwise.
         return TextFolder(
             self.encoder,
             params,
@@ -106,9 +106,9 @@ class _Encoder(NamedTuple):
 
 
 def tokenizer_of(config: ConfigDict, run: pathlib.Path | None) -> Tokenizer | None:
-    """The tokenizer that a run started with, before its start the one that `text.tokenizer` names.
+    """The tokenizer that the run started with; before its start, the one of `text.tokenizer`.
 
-    None where there is neither: it is the encoder's, or still to be made of the texts.
+    None if there is neither: the encoder has its own, or one is still to be trained on the texts.
     """
     kept, marks = run and run / workdir.TOKENIZER, config.text.encoder != STATIC
     if kept and kept.exists():
@@ -190,7 +190,7 @@ def _with_vocabulary(config: ConfigDict, found: _Encoder, data: texts.TextData) 
 
 
 def _checked(config: ConfigDict, run: pathlib.Path | None) -> tuple[_Encoder, Nesting]:
-    """Encoder and nesting, after all that can be refused before texts are read."""
+    """Encoder and nesting, after all checks that are possible before texts are read."""
     found, p = _encoder(config, run), config.pairs
     with config_errors("nesting"):
         nesting = parse_dims(config.nesting.dims, config.nesting.weights, found.encoder.out_dim)
@@ -225,7 +225,7 @@ def _checked(config: ConfigDict, run: pathlib.Path | None) -> tuple[_Encoder, Ne
 
 
 def check(config: ConfigDict) -> None:
-    """What `from_config` refuses before it reads texts; raises as that."""
+    """Checks everything that `from_config` checks before it reads texts; raises the same."""
     _checked(config, None)
 
 
@@ -271,7 +271,7 @@ def _task(
         if split.score_n is not None and NEEDS.get(p.loss, "score") != "score":
             raise ValueError(
                 f"loss {p.loss} has no use for a score, but there is one: data.drop=label=0 would "
-                "leave out the pairs of label 0, data.columns=ignore=NAME the column"
+                "leave out the pairs with label 0, data.columns=ignore=NAME the column"
             )
         if p.loss == "cosine_mse" and np.abs(split.score_n).max() > p.score_max:
             raise ValueError(
@@ -295,7 +295,7 @@ def _open(config: ConfigDict) -> texts.TextData:
 
 
 def _digest(folder: TextFolder, about: str) -> str:
-    """Hex digits over its weights and tokenizer, and what else is said about it."""
+    """Hex digits over the weights and tokenizer of a folder, and over a text about it."""
     digest = hashlib.sha256(f"{about} {folder.tokenizer.content}".encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(folder.params):
         digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
@@ -305,7 +305,7 @@ def _digest(folder: TextFolder, about: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Prompted:
-    """Texts with the prompt of some sides before them; those of other sides only are empty."""
+    """Texts after the prompt of some sides; those that are on other sides only are empty."""
 
     texts: Strings
     prompt: str
@@ -331,7 +331,7 @@ class _Prompted:
 def _with_prompt(
     split: texts.TextSplit, prompt_of: dict[str, str], prompt: str
 ) -> tuple[Strings | _Prompted, str]:
-    """The texts of those sides that have this prompt, and what they follow from, for a cache."""
+    """The texts of the sides with this prompt, and a text that identifies them in a cache."""
     sides = [side for side, its in prompt_of.items() if its == prompt]
     everywhere = len(sides) == len(prompt_of)
     if everywhere and not prompt:
@@ -343,7 +343,7 @@ def _with_prompt(
 
 
 def _side_prompts(split: texts.TextSplit, folder: _Encoder | TextFolder) -> dict[str, str]:
-    """What goes before the texts of each side."""
+    """The prompt of each side's texts."""
     by_role = prompts.by_role(folder.prompts, folder.default_prompt)
     return prompts.by_side(by_role, split.kind, tuple(split.sides) or ("anchor", "positive"))
 
@@ -363,7 +363,7 @@ def _train_texts(
     if teacher is None:
         return TrainTexts(split, lambda side: tokens(prompt_of[side]), longest, score_max)
 
-    # All of its dims, also where it is served with fewer.
+    # All dims of the teacher are learned from, even if it is served with fewer.
     teacher = dataclasses.replace(teacher, truncate_dim=None, trained_dims=())
     taught_of = _side_prompts(split, teacher)
 
@@ -385,16 +385,16 @@ def _train_texts(
 
 
 def _read_as(found: _Encoder, split: texts.TextSplit) -> str:
-    """What token ids of training texts follow from, beside the texts."""
+    """What the token ids of training texts depend on besides the texts."""
     reading = f"{found.tokenizer.content} {found.tokenizer.marks} {found.max_length}"
     before = _side_prompts(split, found)
-    # Not where there are none: checkpoints of older releases know of none.
+    # Left out if there are none, as in the checkpoints of older releases.
     return f"{reading} {json.dumps(before, sort_keys=True)}" if any(before.values()) else reading
 
 
 def _taught_by(teacher: TextFolder, split: texts.TextSplit) -> str:
-    """Hex digits over all that a teacher's embeddings follow from."""
-    # Not all fields of its module: these may be others in another release.
+    """Hex digits over everything that a teacher's embeddings depend on."""
+    # Not over all fields of its module, as a later release may have other fields.
     about = {
         "pooling": teacher.encoder.pooling,
         "max_length": teacher.max_length,
@@ -404,7 +404,7 @@ def _taught_by(teacher: TextFolder, split: texts.TextSplit) -> str:
 
 
 def _notes(found: _Encoder, teacher: TextFolder | None) -> list[str]:
-    """Lines for the log on what is done to texts."""
+    """Lines for the log on how texts are read."""
     lines = [f"texts are cut after {found.max_length} tokens"]
     for who, folder in (("", found), ("teacher: ", teacher)):
         if folder and any(folder.prompts.values()):
@@ -424,7 +424,7 @@ def from_config(config: ConfigDict, mesh: Mesh, run: pathlib.Path | None = None)
     Args:
       config: of the run.
       mesh: devices.
-      run: the folder of the run, for the tokenizer that it started with.
+      run: the folder of the run, which keeps the tokenizer that it started with.
 
     Raises:
       UsageError: names the config key and what would be legal.
@@ -490,8 +490,8 @@ def _evaluation(
     for name in alike:
         if name not in sets["retrieval"]:
             raise UsageError(
-                f"config.eval.ignore_identical_ids: {name} is none of the sets of eval.retrieval "
-                f"({listed(sets['retrieval']) or 'there is none'})"
+                f"config.eval.ignore_identical_ids: {name} is not a set of eval.retrieval "
+                f"({listed(sets['retrieval']) or 'there are none'})"
             )
     hidden = [f"{name}: documents with the id of a query are not shown to it" for name in alike]
     evaluation = SentenceEvaluation(
@@ -512,7 +512,7 @@ def _evaluation(
 
 
 def _unread(paths: dict[str, dict[str, pathlib.Path]], sets: dict[str, Any]) -> list[str]:
-    """A line for each set that is only measured and has columns that nothing reads."""
+    """A line for each set of `eval` that has columns that are not read."""
     found = {name: split.unread for name, split in sets["sts"].items()}
     found |= {name: beir.unread(path) for name, path in paths["retrieval"].items()}
     labelled = {name: [path] for name, path in paths["clustering"].items()}
@@ -537,7 +537,7 @@ def labelled_folder(path: pathlib.Path) -> tuple[LabelledTexts, LabelledTexts]:
 
 
 def scored_pairs(path: pathlib.Path, columns: Columns | None = None) -> texts.TextSplit:
-    """The pairs of a file and their scores; `columns` says how they are called there.
+    """The pairs of a file and their scores; `columns` gives the names of its columns.
 
     Raises:
       DataError: none in it, or pairs without a score; names file and line.

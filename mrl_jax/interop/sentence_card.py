@@ -53,7 +53,7 @@ def card(
       max_length: tokens after which a text is cut; 0: never.
       trained_dims: prefixes that were trained, () where unknown.
       prompts: name -> text.
-      used: those that texts of each role had in training and for the scores.
+      used: the prompt of each role in training and for the scores.
       scores: see `table`.
     """
     dims = ", ".join(map(str, trained_dims)) if trained_dims else "not known"
@@ -82,8 +82,9 @@ def card(
         rows = "".join(f"- `{name}`: {json.dumps(text)}\n" for name, text in prompts.items())
         before = {role: json.dumps(text) if text else "nothing" for role, text in used.items()}
         parts.append(
-            f"## Prompts\n\n{rows}\nTraining and scores: {before['query']} before queries, "
-            f"{before['document']} before documents, {before['default']} before other texts.\n"
+            f"## Prompts\n\n{rows}\nIn training and for the scores: {before['query']} before "
+            f"queries, {before['document']} before documents, {before['default']} before other "
+            "texts.\n"
         )
     if scores:
         parts.append(f"## Scores\n\n{table(scores)}")

@@ -42,10 +42,11 @@ def write_sentence_folder(
 ) -> None:
     """Writes a folder for SentenceTransformer(path, truncate_dim=64), and for `Encoder.load`.
 
-    It is made under another name beside it and takes its place when it is whole.
+    It is written under another name and takes the place of `path` when it is complete.
 
     Args:
-      path: a new or empty folder, or one that this wrote and nobody changed, which is replaced.
+      path: a new or empty folder, or one that this function wrote and nobody changed since, which
+        is replaced.
       folder: the encoder and what belongs to it.
       scores: name of a measure -> dim -> value, for the table in README.md.
 
@@ -65,15 +66,15 @@ def write_sentence_folder(
 
 
 def check_sentence_folder(path: pathlib.Path) -> None:
-    """Refuses a place where something else would be lost.
+    """Refuses a path where something else would be lost.
 
     Raises:
-      UsageError: no folder, or one with a file that `write_sentence_folder` did not write or that
-        was changed since; names the first.
+      UsageError: it is not a folder, or has a file that `write_sentence_folder` did not write or
+        that was changed since; names the first.
     """
     if path.is_dir():
         found = outputs.foreign(path)
-        what = f" that this command wrote ({found} is new or was changed)" if found else ""
+        what = f" as this command wrote it ({found} is new or was changed)" if found else ""
     elif os.path.lexists(path):
         found, what = path.name, ""
     else:

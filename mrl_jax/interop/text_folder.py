@@ -142,7 +142,7 @@ def read_text_folder(path: str | os.PathLike) -> TextFolder:
 
 
 def _prompts(settings: dict[str, Any], where: pathlib.Path) -> tuple[dict[str, str], str]:
-    """The prompts by name, and the name of the default one, "" for none."""
+    """The prompts by name, and the name of the default one ("" for none)."""
     prompts, default = settings.get("prompts") or {}, settings.get("default_prompt_name") or ""
     prompts = {name: "" if text is None else text for name, text in dict(prompts).items()}
     if not all(isinstance(text, str) for text in prompts.values()):
@@ -243,8 +243,8 @@ def _read_transformer(folder: pathlib.Path) -> tuple[Any, Tree, Tokenizer, int]:
     return bert, params, tokenizer, min(longest, bert.max_tokens)
 
 
-# Settings of sentence-transformers of which only these values are ours. Those that are read, or
-# make no difference, are not listed; all others must be empty.
+# Settings of sentence-transformers for which only these values are supported. All others must be
+# empty, except those in _SENTENCE_KNOWN, which are read or make no difference.
 _SENTENCE_NEUTRAL = {
     "transformer_task": ("feature-extraction",),
     "module_output_name": ("token_embeddings",),
@@ -254,25 +254,29 @@ _SENTENCE_KNOWN = {"max_seq_length", "do_lower_case", "modality_config", "unpad_
 
 
 def _sentence_settings(folder: pathlib.Path) -> dict[str, Any]:
-    """What sentence-transformers keeps of its Transformer beside what transformers keeps.
+    """The settings that sentence-transformers saves for its Transformer module.
 
     Raises:
-      UsageError: a setting that is not known here.
+      UsageError: a setting is not supported.
     """
     settings: dict[str, Any] = {}
     for file in sorted(folder.glob(LENGTHS)):
         for key, value in read_json(file).items():
             legal = _SENTENCE_NEUTRAL.get(key, (False, "", [], {}))
             if key not in _SENTENCE_KNOWN and value is not None and value not in legal:
-                raise UsageError(f"{file}: {key} {value!r:.60} is not known here")
+                raise UsageError(f"{file}: {key} {value!r:.60} is not supported")
             settings[key] = value
     return settings
 
 
 def _limit(value: Any, where: pathlib.Path) -> int:
-    """A number of tokens; what transformers writes for "none" is a very large one."""
+    """The longest text in tokens, at most `UNLIMITED`; transformers writes huge numbers for none.
+
+    Raises:
+      DataError: it is not a number, or is less than 1.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 1:
-        raise DataError(f"{where}: texts of at most {value!r:.60} tokens; legal is a number >= 1")
+        raise DataError(f"{where}: the longest text has {value!r:.60} tokens; legal: a number >= 1")
     return min(int(min(value, UNLIMITED)), UNLIMITED)
 
 
@@ -283,7 +287,7 @@ def _read_static(folder: pathlib.Path) -> tuple[Any, Tree, Tokenizer, int]:
     rows, width = shapes[0] if shapes else (0, 0)
     params = _load(path, _TABLE, tensors, {"tokens/embedding": (rows, width)})
     file = folder / "tokenizer.json"
-    # It reads no other file, nor cuts where this one does not say so.
+    # sentence-transformers reads no other file here, and cuts texts only if this one says so.
     tokenizer = Tokenizer.load(file, marks=False, settings=False)
     limit = (read_json(file).get("truncation") or {}).get("max_length", UNLIMITED)
     return Static(rows, width), params, tokenizer, _limit(limit, file)

@@ -24,7 +24,7 @@ _ACTIVATIONS = {
 }
 _THEIR_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu"}
 
-# Settings that would make another encoder: those values of them that ours has.
+# Settings that would make a different encoder, with the only value that is supported.
 _NEUTRAL = {
     "position_embedding_type": "absolute",
     "is_decoder": False,
@@ -232,7 +232,7 @@ def bert_of(config: dict[str, Any], where: str) -> Bert:
     for key, legal in _NEUTRAL.items():
         value = config.get(key, legal)
         if value not in (legal, None):
-            raise UsageError(f"{where}: {key} {value!r:.60} is not known here; legal: {legal!r}")
+            raise UsageError(f"{where}: {key} {value!r:.60} is not supported; legal: {legal!r}")
     if family is DISTILBERT:
         fields["epsilon"] = _DISTILBERT_EPSILON
     if family in (MPNET, DISTILBERT):

@@ -1,8 +1,8 @@
-"""How many floating-point operations a traced program makes, the same for every platform and mesh.
+"""Counts the floating-point operations of a traced program, alike for every platform and mesh.
 
-Only matrix products and convolutions count, which is nearly all of it in a network. XLA's own
-count needs a client of the platform, which nobody has of a machine that is not here, and counts the
-body of a loop once.
+Only matrix products and convolutions are counted, which are nearly all the work of a network. XLA's
+own count needs a client of the platform, which there is not for a machine that is only described,
+and counts the body of a loop once.
 """
 
 import math
@@ -14,11 +14,11 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 
 def count(jaxpr: Jaxpr) -> float:
-    """FLOPs on all devices together, two for a multiplication and the addition after it.
+    """FLOPs on all devices together; a multiplication and its addition count as two.
 
-    NaN where a loop with products ends when its data say so.
+    NaN if a loop that holds products runs a number of times that depends on data.
     """
-    # What nobody reads is not computed, as the value of a function that is only differentiated.
+    # Unused results are not computed, such as the value of a function that is only differentiated.
     alive, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return sum(_of_equation(equation) for equation in alive.eqns)
 
@@ -33,7 +33,7 @@ def _of_equation(equation: JaxprEqn) -> float:
         kernel = equation.invars[1].aval.shape
         _, features, *window = params["dimension_numbers"].rhs_spec
         products = kernel[features] * math.prod(kernel[d] for d in window)
-        # A dilated input is mostly zeros, which nobody multiplies.
+        # The zeros that dilate an input are not multiplied.
         return 2 * equation.outvars[0].aval.size * products / math.prod(params["lhs_dilation"])
     inside = [count(jaxpr) for jaxpr in _jaxprs(params.values())]
     if name == "cond":
@@ -44,7 +44,7 @@ def _of_equation(equation: JaxprEqn) -> float:
 
 
 def _times(name: str, params: dict[str, Any]) -> int:
-    """How often what is inside is computed."""
+    """How many times the programs inside an equation are computed."""
     if name == "scan":
         return params["length"]
     if name == "shard_map":  # once on every device

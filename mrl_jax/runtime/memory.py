@@ -1,4 +1,4 @@
-"""How many bytes a run keeps on every device, and whether a device has them; allocates nothing."""
+"""How many bytes a run needs on each device, and whether a device has them; allocates nothing."""
 
 import contextlib
 import math
@@ -12,7 +12,7 @@ import jax
 from mrl_jax.errors import UsageError
 from mrl_jax.runtime.mesh import path_name
 
-# What is to be changed where arrays of this kind do not fit, by the top of their path.
+# What to change if arrays of a kind do not fit, by the first part of their path.
 _ADVICE = {
     "batch": "config.batch_size",
     "evaluation batch": "config.eval.batch_size",
@@ -25,20 +25,20 @@ _ACTIVATIONS = "config.batch_size, config.optimizer.accumulate, config.model.rem
 
 
 def bytes_on_device(array: Any) -> int:
-    """Of an array, or its shape with dtype and sharding, the part that one device holds."""
+    """The bytes of an array, or of its shape with dtype and sharding, that one device holds."""
     return math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
 
 
 def bytes_by_kind(trees: Mapping[str, Any]) -> dict[str, int]:
-    """Bytes that each device holds of every tree, by its name, the largest first."""
+    """The bytes of each tree that one device holds, by the name of the tree, largest first."""
     sizes = {name: sum(map(bytes_on_device, jax.tree.leaves(tree))) for name, tree in trees.items()}
     return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
 def replicated(state: Any) -> dict[str, int]:
-    """The arrays that every device of a mesh of several holds whole: bytes by path, largest first.
+    """The arrays that every device of a larger mesh holds whole: bytes by path, largest first.
 
-    What is split over some axes of the mesh only is none of them.
+    An array that is split over any axis of the mesh is not one of them.
     """
     found = {
         path_name(path): bytes_on_device(leaf)
@@ -49,10 +49,10 @@ def replicated(state: Any) -> dict[str, int]:
 
 
 def of_device(device: Any) -> int | None:
-    """Bytes that a device of this process has; None where nobody knows, as of one that is not here.
+    """The memory of a device of this process in bytes; None if it is not known.
 
-    CPU devices have an equal share of what this machine, or the group of processes that it was
-    put into, may use.
+    CPU devices share equally what this process may use: the memory of the machine, or the limit of
+    its control group.
     """
     if device.platform == "cpu":
         return _of_host() // len(jax.local_devices(backend="cpu"))
@@ -75,20 +75,20 @@ def _of_host() -> int:
             elif "memory" in kinds.split(","):
                 limits.append(root / "memory" / place.lstrip("/") / "memory.limit_in_bytes")
     for limit in limits:
-        with contextlib.suppress(OSError, ValueError):  # "max": there is none
+        with contextlib.suppress(OSError, ValueError):  # "max" means no limit
             found.append(int(limit.read_text()))
     return min(found)
 
 
 def check(trees: Mapping[str, Any], mesh: jax.sharding.Mesh) -> None:
-    """Refuses arrays that no device of this process has the bytes for, before they are made.
+    """Refuses arrays that do not fit into the memory of a device, before they are allocated.
 
     Args:
       trees: abstract arrays with shardings, by name: the state's parts, "batch", ...
-      mesh: where they are to be.
+      mesh: the devices that will hold them.
 
     Raises:
-      UsageError: what is needed, what there is, and the config keys that change it.
+      UsageError: says how much is needed, how much there is, and which config keys to change.
     """
     sizes = bytes_by_kind(trees)
     device = next(d for d in mesh.devices.flat if d.process_index == jax.process_index())
@@ -96,7 +96,7 @@ def check(trees: Mapping[str, Any], mesh: jax.sharding.Mesh) -> None:
     if limit is None or sum(sizes.values()) <= limit:
         return
     parts = ", ".join(f"{name} {written(size)}" for name, size in sizes.items() if size)
-    # What is to blame: the largest kinds, which together are more than there is.
+    # Advice for the largest kinds, as many as must shrink until the rest fits.
     advice, rest = [], sum(sizes.values())
     for name, size in sizes.items():
         if rest > limit:
@@ -105,16 +105,16 @@ def check(trees: Mapping[str, Any], mesh: jax.sharding.Mesh) -> None:
     if any("batch" not in name for name in list(sizes)[: len(advice)]):
         advice.append(_SHARE)
     raise UsageError(
-        f"the run does not fit: {written(sum(sizes.values()))} are needed on each device ({parts}),"
-        f" {device.device_kind} has {written(limit)}; change {', '.join(dict.fromkeys(advice))}"
+        f"the run does not fit: it needs {written(sum(sizes.values()))} on each device ({parts}), "
+        f"and {device.device_kind} has {written(limit)}; change {', '.join(dict.fromkeys(advice))}"
     )
 
 
 def check_step(compiled: Any, mesh: jax.sharding.Mesh) -> None:
-    """Refuses a compiled training step that needs more than a device of this process has.
+    """Refuses a compiled training step that needs more memory than a device of this process has.
 
     Raises:
-      UsageError: what is needed, what there is, and the config keys that change it.
+      UsageError: says how much is needed, how much there is, and which config keys to change.
     """
     found = compiled.memory_analysis()
     limit = of_device(next(d for d in mesh.devices.flat if d.process_index == jax.process_index()))
@@ -123,14 +123,14 @@ def check_step(compiled: Any, mesh: jax.sharding.Mesh) -> None:
     needed = peak(found)
     if needed > limit:
         raise UsageError(
-            f"a training step does not fit: {written(needed)} are needed on each device, "
-            f"{written(found.temp_size_in_bytes)} of them for activations and gradients, there are "
-            f"{written(limit)}; change {_ACTIVATIONS}"
+            f"a training step does not fit: it needs {written(needed)} on each device, "
+            f"{written(found.temp_size_in_bytes)} of it for activations and gradients, and a "
+            f"device has {written(limit)}; change {_ACTIVATIONS}"
         )
 
 
 def peak(analysis: Any) -> int:
-    """Bytes per device of a compiled program with its arguments and results."""
+    """The bytes that a compiled program needs per device, with its arguments and results."""
     return (
         analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes
@@ -142,10 +142,10 @@ def peak(analysis: Any) -> int:
 
 @contextlib.contextmanager
 def exhausted() -> Iterator[None]:
-    """A device that runs out of memory in the with-block becomes one line.
+    """Turns a device that runs out of memory in the with-block into a one-line error.
 
     Raises:
-      UsageError: says how much was wanted, and the config keys that change it.
+      UsageError: says how much was requested, and which config keys to change.
     """
     try:
         yield
@@ -158,7 +158,7 @@ def exhausted() -> Iterator[None]:
 
 
 def written(size: int) -> str:
-    """Bytes for people: 8.6 MiB."""
+    """A number of bytes for messages, such as "8.6 MiB"."""
     value, unit = float(size), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
         if value < 1024:

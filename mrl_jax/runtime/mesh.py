@@ -37,7 +37,7 @@ def axis_sizes(count: int, data: int = -1, fsdp: int = 1, tensor: int = 1) -> di
 def make_mesh(
     data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """A mesh over devices (all of all processes), with sizes and errors as of `axis_sizes`."""
+    """A mesh over these devices (default: all of all processes); see `axis_sizes`."""
     devices = jax.devices() if devices is None else devices
     sizes = axis_sizes(len(devices), data, fsdp, tensor)
     # Explicit axes, the default since jax 0.9, refuse class-sharded heads and prefix slices.
@@ -61,13 +61,13 @@ def one_per_device(mesh: Mesh) -> NamedSharding:
 
 
 def votes(mesh: Mesh, voted: bool) -> jax.Array:
-    """One int32 per device, 1 on those of a process that votes; their sum is known to all."""
+    """One int32 per device, 1 on those of a process that votes; summing it counts the votes."""
     local = np.full(mesh.size, int(voted), np.int32)
     return jax.make_array_from_callback(local.shape, one_per_device(mesh), lambda at: local[at])
 
 
 def batch_divisor(sizes: Mapping[str, int]) -> int:
-    """Batch sizes must be multiples of this, for a mesh with these sizes of its axes."""
+    """What batch sizes must be multiples of, for a mesh whose axes have these sizes."""
     return math.prod(sizes[axis] for axis in BATCH_AXES)
 
 
@@ -95,15 +95,15 @@ def check_rules(rules: Rules) -> None:
         known = all(tactic in ("first", "last", "largest") for tactic, _ in parts)
         if rule != "replicate" and not (known and set(axes) <= {*AXES}):
             raise ValueError(
-                f"sharding rule {rule!r} is none of replicate, first:AXIS, last:AXIS, largest:AXIS "
-                f"with AXIS one of {', '.join(AXES)}, or several of these with + between them"
+                f"sharding rule {rule!r} must be replicate, or first:AXIS, last:AXIS or "
+                f"largest:AXIS with AXIS one of {', '.join(AXES)}, or several of these joined by +"
             )
         if len(set(axes)) < len(axes):
             raise ValueError(f"sharding rule {rule!r} names an axis twice")
 
 
 def _spec(rule: str, name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec | None:
-    """Where a rule puts an array; None where it has nothing to split."""
+    """Where a rule puts an array; None if it splits nothing."""
     if rule == "replicate":
         return PartitionSpec()
     placed: dict[int, str] = {}
@@ -135,9 +135,9 @@ def shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:
     Args:
       tree: arrays or shapes. Leaves are called by path, e.g. "params/head/kernel"; optimiser
         state repeats the parameter's path at its end, so one rule places both.
-      rules: (regex, placement) pairs, see `config.default_config`. Of those whose regex is found
-        in the path the first that has something to split wins: one whose mesh axes have a single
-        device, or whose "largest" finds no dimension that divides, leaves the array to the next.
+      rules: (regex, placement) pairs, see `config.default_config`. Of the rules whose regex is
+        found in the path, the first that splits something wins: a rule whose mesh axes have one
+        device each, or whose "largest" finds no dimension that divides, passes the array on.
       mesh: the mesh whose axes the rules name.
 
     Raises:

@@ -131,7 +131,7 @@ def test_the_card_tells_dims_scores_prompts_and_how_to_cut(tmp_path):
         "normalize_embeddings=True",
         'prompt_name="query"',
         '- `query`: "find: "',
-        'Training and scores: "find: " before queries, nothing before documents, nothing before',
+        'In training and for the scores: "find: " before queries, nothing before documents,',
         "| dims | STS-B | nDCG@10 |\n| --- | --- | --- |\n"
         "| 32 | 0.8123 | 0.3000 |\n| 4 | 0.7000 |  |\n",
     ):

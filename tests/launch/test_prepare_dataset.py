@@ -112,7 +112,7 @@ def test_class_names_are_kept_as_they_are(folder, tmp_path):
     assert load("tfds", path=str(path), stream=True).class_names == tuple(sorted(names))
     labels = path / "label.labels.txt"
     labels.write_text(labels.read_text().replace("a b\n", "c\n"))
-    with pytest.raises(DataError, match="has other class names than the folder: remove it"):
+    with pytest.raises(DataError, match="has different class names than the folder: remove it"):
         prepare_dataset.prepare_folder(folder, tmp_path / "out", 0)
 
 

@@ -38,7 +38,7 @@ def test_what_no_device_can_hold_is_refused_with_the_keys_to_change():
         ({"params": fits, "batch": split}, ["change config.batch_size"], ["config.model"]),
         ({"params": large, "batch": split}, ["config.model", "config.batch_size"], []),
     ):
-        with pytest.raises(UsageError, match=r"the run does not fit: .* GiB are") as error:
+        with pytest.raises(UsageError, match=r"the run does not fit: it needs .* GiB on") as error:
             memory.check(trees, mesh)
         assert all(key in str(error.value) for key in keys)
         assert not any(key in str(error.value) for key in others)

@@ -36,8 +36,8 @@ with watchdog.watching(phases, float(sys.argv[1]) / 60, lambda: time.monotonic()
 @pytest.mark.parametrize(
     ("limit_s", "asked_s", "code", "message"),
     [
-        (0.5, 1000, EXIT_HUNG, "error: nothing was done for 1 s, in data; all threads:"),
-        (0, 0, EXIT_PREEMPTED, "error: asked to stop, and nothing was done for "),
+        (0.5, 1000, EXIT_HUNG, "error: no progress for 1 s (phase: data); all threads:"),
+        (0, 0, EXIT_PREEMPTED, "error: asked to stop, but made no progress for "),
     ],
 )
 def test_a_hang_ends_with_stack_traces(limit_s, asked_s, code, message):
@@ -98,7 +98,7 @@ def test_a_loader_that_hangs_in_one_process_ends_them_all(tmp_path):
     local = [sys.executable, commands.ROOT / "launch/local.py", "--processes", "2", "--", *command]
     done = commands.run(list(map(str, local)))
     assert done.returncode == EXIT_HUNG, done.stderr[-3000:]
-    assert "[1] error: nothing was done for" in done.stdout + done.stderr
+    assert "[1] error: no progress for" in done.stdout + done.stderr
     assert "in train_rows" in done.stdout + done.stderr
     steps = [int(path.name) for path in pathlib.Path(tmp_path, "run/ckpt").iterdir()]
     assert steps == [10]
