@@ -68,7 +68,7 @@ def topology_devices(name: str) -> list[Any]:
     """
     from jax.experimental import topologies
 
-    # What is only compiled needs no chip: asked for its own, libtpu warns, and locks them.
+    # Compiling needs no chip: if libtpu looks for its own, it warns and locks them.
     jax.config.update("jax_platforms", "cpu")
     os.environ.update(_NO_TPU_HERE)
     try:

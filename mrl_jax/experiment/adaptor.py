@@ -54,7 +54,7 @@ def check(config: ConfigDict) -> None:
     with config_errors("adaptor"):
         if a.start not in STARTS:
             raise ValueError(f"start must be one of {', '.join(STARTS)}; got {a.start!r}")
-    # Of vectors that are as wide as the nesting, the narrowest that there may be.
+    # Checked for vectors as wide as the nesting, the narrowest that are possible.
     _task(config, nesting.width, ranked=True, mesh=None)
     named_paths("eval.sts", config.eval.sts, set(vectors.SPLITS))
     common.make_optimizer(config)

@@ -211,7 +211,7 @@ def _checked(config: ConfigDict, run: pathlib.Path | None) -> tuple[_Encoder, Ne
                 f"micro_batch {p.micro_batch} does not divide the batch_size {config.batch_size}"
             )
     parse_columns(config.data.columns, config.data.drop)
-    # Of texts with just what the loss needs.
+    # Checked for texts that have exactly what the loss needs.
     sides = ("anchor", "positive", *["negative_0"] * (NEEDS[p.loss] == "negatives"))
     scored, taught = NEEDS[p.loss] == "score", NEEDS[p.loss] == "teacher"
     _pairs(config, found, nesting, sides=sides, scored=scored, teacher_width=int(taught), mesh=None)

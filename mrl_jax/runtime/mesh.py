@@ -77,14 +77,14 @@ def path_name(path: tuple) -> str:
 
 
 def check_rules(rules: Rules) -> None:
-    """Refuses sharding rules that mean nothing for any array.
+    """Refuses malformed sharding rules.
 
     Raises:
       ValueError: names the first of them.
     """
     for pair in rules:
         if not isinstance(pair, tuple) or len(pair) != 2:
-            raise ValueError(f"a sharding rule is a pair of texts, (regex, where), got {pair!r}")
+            raise ValueError(f"a sharding rule must be a pair (regex, placement), got {pair!r}")
         regex, rule = pair
         try:
             re.compile(regex)
