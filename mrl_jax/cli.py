@@ -88,6 +88,7 @@ def _drop_orbax_echoes(unraisable) -> None:
 
 def _end(line: str, code: int) -> NoReturn:
     print(f"error: {errors.cut(line, LONGEST)}", file=sys.stderr, flush=True)
+    preemption.fail(code)
     sys.exit(code)
 
 

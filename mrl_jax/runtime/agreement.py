@@ -17,7 +17,8 @@ from mrl_jax.runtime import numerics
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
 # What may lie elsewhere on each machine; what is read there is compared when it has been read.
 _PATHS = ("data.path", "data.cache")
-_TIMEOUT_MS = 300_000
+# Reading the data may take one process hours longer. A process that fails ends all of them.
+_TIMEOUT_MS = 24 * 3600 * 1000
 
 
 def of_program(config: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ if "OMPI_COMM_WORLD_SIZE" in os.environ:
     # second later and SIGKILL another second later. SIGTERM alone would leave no time to save.
     SIGNALS.append(signal.SIGCONT)
 _LEAVING = "mrl_jax/leaving"  # names the key and the barrier by which a group ends together
+_FAILED_S = 20  # for which a process that has failed waits for the others to fail as well
 
 _lock = threading.RLock()
 _came: set[int] = set()  # signals received so far
@@ -80,8 +81,24 @@ def ignore() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def fail(code: int) -> None:
+    """Ends the whole group with this exit code, unless all of its processes are ending anyway.
+
+    Otherwise the others would wait for this process in their next exchange, and this one for them
+    in JAX's own end, which aborts all of them after minutes.
+    """
+    if _group is None:
+        return
+    client, _ = _group
+    try:
+        client.wait_at_barrier(f"{_LEAVING}/failed", 1000 * _FAILED_S)
+    except Exception:  # at least one process has not failed
+        with _lock:
+            _leave(code)
+
+
 def share(client: Any, index: int) -> None:
-    """Binds the processes of a group together: when a signal ends one of them, all end.
+    """Binds the processes of a group together: when one of them is stopped or fails, all end.
 
     The others could not go on without it: they would wait for it for ever, or be aborted.
 
@@ -116,27 +133,30 @@ def _watch_group() -> None:
     while True:
         time.sleep(1)
         try:
-            client.key_value_try_get(_LEAVING)
+            code = int(client.key_value_try_get(_LEAVING))
         except Exception:  # no process is leaving, or the group is gone
             continue
         with _lock:
-            _leave()
+            if code != EXIT_PREEMPTED:
+                _say(f"error: another process has failed with exit code {code}")
+            _leave(code)
 
 
-def _leave() -> None:
+def _leave(code: int = EXIT_PREEMPTED) -> None:
     """Ends this process and its group. The caller holds the lock, so that this happens once."""
-    _say("error: stopped by a signal; the same command continues")
+    if code == EXIT_PREEMPTED:
+        _say("error: stopped by a signal; the same command continues")
     if _group is not None:
         client, index = _group
         try:
-            client.key_value_set(_LEAVING, "", allow_overwrite=True)
+            client.key_value_set(_LEAVING, str(code), allow_overwrite=True)
             client.wait_at_barrier(_LEAVING, 5000)
         except Exception:  # a process is gone already, or too busy to answer
             pass
         if index == 0:
             # The coordinator goes last: JAX aborts a process that loses it.
             time.sleep(0.5)
-    os._exit(EXIT_PREEMPTED)
+    os._exit(code)
 
 
 def _say(line: str) -> None:

@@ -4,6 +4,7 @@ import commands
 import pytest
 
 from mrl_jax import config as configs
+from mrl_jax import workdir
 from mrl_jax.runtime.agreement import differences, of_program
 
 
@@ -38,3 +39,15 @@ def test_processes_with_different_configs_are_refused(tmp_path: pathlib.Path):
     line = "config.optimizer.learning_rate: 0.03 in process 0, 0.001 in process 1"
     assert f"error: the processes of this run disagree: {line}" in done.stdout
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_alone_ends_all_with_its_exit_code(tmp_path: pathlib.Path):
+    """Only the first process asks for the lock. The other one waits for it in an exchange."""
+    launcher = (commands.sys.executable, "launch/local.py", "--processes", "2", "--")
+    with workdir.locked(tmp_path / "run"):
+        done = commands.run([*launcher, *commands.train(tmp_path / "run")])
+    assert done.returncode == 2, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert f"[0] error: {tmp_path / 'run'} is in use by another run" in lines
+    assert "[1] error: another process has failed with exit code 2" in lines
