@@ -1,4 +1,4 @@
-"""Noticing that a command should stop, by a signal, from its first lines to its last.
+"""Stopping a command, and its whole group, on a signal or a failure, from its first lines on.
 
 Where nothing would be lost, while a command starts, measures or embeds, a signal ends it
 immediately with exit code 75. Where something would be, in training, the command holds the signal,
