@@ -337,7 +337,7 @@ def test_differences_leave_out_how_a_run_is_carried_out():
         ),
         (["seed=-1"], "config.seed must be >= 0, got -1"),
         (["seed=2147483648"], "config.seed must be below 2**31, got 2147483648"),
-        (["data.source=mnist"], "data.source must be digits, image_folder or tfds"),
+        (["data.source=mnist"], "config.data.source must be one of digits, image_folder, tfds; "),
         (["eval.dims=4,2"], "config.eval.dims: nesting dims must be strictly increasing"),
         (["eval.dims=65,99"], "config.eval.dims (65, 99) are all wider than the nesting (64 dims)"),
         (["sharding=(('.*','first:data'),)"], "config.sharding: sharding rule 'first:data'"),
@@ -362,12 +362,14 @@ def test_experiments_that_cannot_run_say_why_before_compiling(overrides, message
         ("static_sentence.py", "pairs.micro_batch=-8", "config.pairs: micro_batch must be >= 0"),
         ("static_sentence.py", "data.columns=query", "data.columns must be ROLE=COLUMN"),
         ("static_sentence.py", "head.kind=tied", "config.head.kind of sentence_pairs is separate"),
+        ("digits.py", "data.source=mnist", "config.data.source must be one of digits, image_folde"),
+        ("digits.py", "data.image_size=0", "config.data.image_size must be >= 1, got 0"),
         ("adaptor.py", "adaptor.ranking=-1", "config.adaptor: ranking must be >= 0, got -1.0"),
         ("adaptor.py", "adaptor.nearest=0", "config.adaptor: nearest must be >= 1, got 0"),
         ("adaptor.py", "head.kind=tied", "config.head.kind of adaptor is separate, for a nesting"),
     ],
 )
-def test_losses_of_all_tasks_are_checked_before_data_are_read(file, override, message):
+def test_all_tasks_are_checked_before_data_are_read(file, override, message):
     config = configs.load(f"configs/{file}", [f"--config.{override}"])
     with pytest.raises(UsageError) as error:
         experiment.check(config, devices=None)

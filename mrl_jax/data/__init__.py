@@ -2,10 +2,11 @@
 
 from mrl_jax.data.augment import Augmentation
 from mrl_jax.data.loader import Batches, padded_batches, train_rows
-from mrl_jax.data.sources import Dataset, Split, load
+from mrl_jax.data.sources import SOURCES, Dataset, Split, load
 from mrl_jax.data.stream import Stream
 
 __all__ = [
+    "SOURCES",
     "Augmentation",
     "Batches",
     "Dataset",

@@ -22,6 +22,8 @@ from mrl_jax.data.stream import Resolutions, Stream
 from mrl_jax.data.tfds import open_tfds
 from mrl_jax.errors import DataError, UsageError
 
+SOURCES = ("digits", "image_folder", "tfds")
+
 
 class Split(NamedTuple):
     """Examples in memory: `image` [N, H, W, C] uint8 and `label` [N] int32.
@@ -176,8 +178,8 @@ def load(
       UsageError: unknown source, or a key the source needs is empty.
       DataError: data missing, unreadable or inconsistent; names the path.
     """
-    if source not in ("digits", "image_folder", "tfds"):
-        raise UsageError(f"data.source must be digits, image_folder or tfds; got {source!r}")
+    if source not in SOURCES:
+        raise UsageError(f"data.source must be one of {', '.join(SOURCES)}; got {source!r}")
     if image_size < 1:
         raise UsageError(f"data.image_size must be >= 1, got {image_size}")
     if not 0 < eval_crop <= 1:

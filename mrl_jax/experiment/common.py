@@ -183,6 +183,8 @@ def check_config(config: ConfigDict) -> None:
         "eval.every": 0,
         "eval.batch_size": 1,
         "data.classes": 0,
+        "data.image_size": 1,
+        "data.threads": 0,
         "optimizer.warmup_steps": 0,
         "optimizer.accumulate": 1,
     }

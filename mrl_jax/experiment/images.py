@@ -112,6 +112,9 @@ def open_data(config: ConfigDict) -> data.Dataset:
 
 def check(config: ConfigDict) -> None:
     """Checks everything that `from_config` checks before it opens data; raises the same."""
+    if config.data.source not in data.SOURCES:
+        legal = ", ".join(data.SOURCES)
+        raise UsageError(f"config.data.source must be one of {legal}; got {config.data.source!r}")
     task = make_task(config, classes=2, image_shape=(32, 32, 3), mesh=None)
     common.evaluated_dims(config, task.nesting)
     with config_errors("eval.measures"):

@@ -207,7 +207,7 @@ def test_truncated_image_is_named(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"source": "mnist"}, "must be digits, image_folder or tfds; got 'mnist'"),
+        ({"source": "mnist"}, "must be one of digits, image_folder, tfds; got 'mnist'"),
         ({"source": "image_folder"}, "needs --config.data.path"),
         ({"source": "tfds"}, "needs --config.data.dataset"),
         ({"source": "tfds", "dataset": "mnist", "image_size": 0}, "image_size must be >= 1"),
