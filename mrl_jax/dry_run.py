@@ -128,7 +128,7 @@ def flops(program: Program) -> float:
 
 
 class TooLargeError(Exception):
-    """A step does not fit into the memory of a device: the bytes that it needs, and there are."""
+    """A step needs more bytes of memory than a device has."""
 
     def __init__(self, needed: int, limit: int):
         super().__init__(needed, limit)
@@ -136,7 +136,7 @@ class TooLargeError(Exception):
 
 
 def out_of_memory(said: str) -> tuple[int, int] | None:
-    """The bytes that a program needs and a chip has, from XLA:TPU's error; None if another."""
+    """The bytes that a program needs and a chip has, from XLA:TPU's error, or None."""
     found = _USED.search(said)
     if not found:
         return None
@@ -192,7 +192,7 @@ def _fitting(config: ConfigDict, topology: str, own: Program, error: TooLargeErr
         other.update_from_flattened_dict(keys)
         try:
             program = program_of(other, topology)
-        except UsageError:  # a dimension that does not divide by so many
+        except UsageError:  # a dimension does not divide by so many devices
             continue
         parts = program.accumulate / own.accumulate
         if _state_bytes(program) + rest / parts > error.limit:

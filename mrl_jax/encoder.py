@@ -15,7 +15,7 @@ from mrl_jax.errors import NonFiniteError, UsageError
 from mrl_jax.interop.text_folder import TextFolder, read_text_folder
 from mrl_jax.models.text import SentenceEncoder, Static
 from mrl_jax.runtime.forks import check_not_forked
-from mrl_jax.tokenization import listed, pad
+from mrl_jax.tokenization import pad, text_list
 
 # So many texts are tokenised and sorted at a time.
 WINDOW = 1 << 16
@@ -117,7 +117,7 @@ class Encoder:
           UserWarning: a prefix that was not trained, where the folder knows which were.
         """
         check_not_forked()
-        texts = listed(texts)
+        texts = text_list(texts)
         folder = self.folder
         dim = self._dim(dim)
         if depth is not None and not 1 <= depth <= self.layers:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mrl_jax.errors import DataError, UsageError
+from mrl_jax.errors import DataError, UsageError, cut
 
 try:
     import tokenizers
@@ -152,7 +152,7 @@ class Tokenizer:
           UsageError: something that is not text, or no room for a token between the marks.
           DataError: text that is not Unicode (half of a surrogate pair).
         """
-        texts = listed(texts)
+        texts = text_list(texts)
         around = self.raw.num_special_tokens_to_add(False) if self.marks else 0
         if max_length <= around:
             raise UsageError(
@@ -248,7 +248,7 @@ class Tokenizer:
         return found[0]
 
 
-def listed(texts: Iterable[str]) -> list[str]:
+def text_list(texts: Iterable[str]) -> list[str]:
     """The texts of any iterable as a list.
 
     Raises:
@@ -275,8 +275,7 @@ def listed(texts: Iterable[str]) -> list[str]:
 
 def _short(value: Any) -> str:
     """The beginning of a value and its type, on one line."""
-    text = " ".join(repr(value).split())
-    return f"{text[:60]} ({type(value).__name__})"
+    return f"{cut(repr(value), 60)} ({type(value).__name__})"
 
 
 def _is_unicode(text: str) -> bool:

@@ -169,7 +169,8 @@ def test_evaluated_again_the_numbers_are_the_same_and_more_can_be_asked(
     skipped = test_train.results_of(workdir)["skipped"]
     assert skipped == {
         "equal": "all 7 scores are equal (5)",
-        "one": "needs 2 classes or more, and as many different texts, got 1 classes of 3 texts",
+        "one": "needs at least 2 classes, and as many different texts as classes; got 1 classes "
+        "and 3 different texts",
     }
     for name, reason in skipped.items():
         assert f"not measured: {name}: {reason}" in output.splitlines()

@@ -43,12 +43,12 @@ class Remarks:
         self._looked_into = collections.Counter()
 
     def add(self, kind: str, what: object) -> None:
-        """One more of a kind."""
+        """Counts one more of a kind."""
         count, first = self._found.get(kind, (0, printable(what)))
         self._found[kind] = (count + 1, first)
 
     def add_file(self, path: str, legal: str) -> None:
-        """One more file that is not named like an image.
+        """Counts one more file that is not named like an image.
 
         Raises:
           DataError: its content is an image. Only the first files with each ending are opened.

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
+from mrl_jax import outputs
 from mrl_jax.errors import DataError, UsageError, listed, shown
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".tsv", ".tsv.gz", ".txt", ".txt.gz", ".parquet")
@@ -71,8 +72,7 @@ def sha256(path: pathlib.Path) -> str:
       DataError: it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return outputs.sha256(path)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
 

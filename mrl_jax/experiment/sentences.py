@@ -305,7 +305,7 @@ def _digest(folder: TextFolder, about: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Prompted:
-    """Texts after the prompt of some sides; those that are on other sides only are empty."""
+    """The texts in `there_t` with a prompt before them; all others are read as empty texts."""
 
     texts: Strings
     prompt: str
@@ -493,7 +493,7 @@ def _evaluation(
                 f"config.eval.ignore_identical_ids: {name} is not a set of eval.retrieval "
                 f"({listed(sets['retrieval']) or 'there are none'})"
             )
-    hidden = [f"{name}: documents with the id of a query are not shown to it" for name in alike]
+    hidden = [f"{name}: no query is shown the document with its own id" for name in alike]
     evaluation = SentenceEvaluation(
         task,
         mesh,

@@ -159,10 +159,10 @@ def test_what_is_not_read_and_what_is_hidden_is_told_at_the_start(tmp_path):
     setup = built("static_sentence.py", *keys, "eval.ignore_identical_ids=mine")
     told = setup.note.splitlines()
     assert told[0].endswith("; columns that are not read: id")
-    assert "mine: documents with the id of a query are not shown to it" in told
+    assert "mine: no query is shown the document with its own id" in told
     for name, column in (("s", "genre"), ("c", "id"), ("mine", "metadata")):
         assert f"{name}: columns that are not read: {column}" in told
-    with pytest.raises(UsageError, match=r"ignore_identical_ids: other is none of .* [(]mine[)]"):
+    with pytest.raises(UsageError, match=r"other is not a set of .* [(]mine[)]"):
         built("static_sentence.py", *keys, "eval.ignore_identical_ids=other")
 
 
