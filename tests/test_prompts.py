@@ -163,7 +163,7 @@ def test_what_is_exported_and_reported_tells_the_prompts(place):
 
 
 @pytest.mark.parametrize(
-    "given", ["('find: ',)", "('qeury=a',)", "('query=a','query=b')", "('passage=a',)", "(3,)"]
+    "given", ["('find: ',)", "('qeury=a',)", "('query=a','query=b')", "('passage=a',)"]
 )
 def test_prompts_that_cannot_be_meant_are_refused(place, given):
     with pytest.raises(UsageError, match=r"config.text: prompts must be some of 'query=TEXT', "):
