@@ -282,6 +282,7 @@ def test_killed_the_sweep_takes_its_runs_along_and_the_next_one_waits_for_them(t
     assert "in use" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system pins no processes")
 def test_runs_at_a_time_share_the_cores(tmp_path):
     path, root = (

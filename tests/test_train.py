@@ -136,6 +136,7 @@ def assert_same_run(workdir, other):
     assert results_of(workdir)["results"] == results_of(other)["results"]
 
 
+@pytest.mark.slow  # the default run resumes bit for bit below, and after kills in test_train_text
 def test_resume_after_kill_is_bit_exact(finished, tmp_path):
     """Three SIGKILLs: early, anywhere, and while a checkpoint is likely being written."""
     workdir = tmp_path / "run"

@@ -129,6 +129,7 @@ def test_searches_as_one_process_does_while_a_worker_dies(tmp_path):
     np.testing.assert_array_equal(here.rows_gbk, one["rows"])
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused(tmp_path):
     # Ray would wait for ever.
     command = [sys.executable, SCRIPTS / "embed.py", "--workers", "2", "--cpus", "5000"]

@@ -36,6 +36,7 @@ def _run(verb, *arguments):
     return commands.succeed(commands.command(SEARCH, verb, *arguments))
 
 
+@pytest.mark.slow  # plans are measured in test_planner, the other verbs below
 @pytest.mark.timeout(1200)
 def test_from_vectors_to_neighbours(files, tmp_path):
     plan, index, out = tmp_path / "plan.json", tmp_path / "index", tmp_path / "n.npz"
