@@ -139,7 +139,7 @@ def _value(row: Row, column: str) -> Any:
 def _number(row: Row, column: str, numbers: dict[str, int], what: str) -> int:
     identity = _value(row, column)
     if identity not in numbers:
-        raise DataError(f"{row.where}: {column} {shown(identity)} is none of the {what}")
+        raise DataError(f"{row.where}: {column} {shown(identity)} is not among the {what}")
     return numbers[identity]
 
 

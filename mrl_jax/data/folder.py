@@ -173,7 +173,7 @@ def image_files(folder: pathlib.Path, remarks: Remarks) -> list[tuple[str, File]
             raise DataError(f"{entry.path} is a folder; images lie directly in {folder}")
         suffix = os.path.splitext(entry.name)[1].lower()
         if suffix in OTHER_SUFFIXES:
-            raise DataError(f"{entry.path} is of a kind that is not read ({legal} are)")
+            raise DataError(f"{entry.path} has an unsupported file type (supported: {legal})")
         if suffix not in IMAGE_SUFFIXES:
             remarks.add_file(entry.path, legal)
             continue

@@ -38,7 +38,7 @@ def open_tree(root: pathlib.Path, remarks: Remarks | None = None) -> FolderRecor
             if entry.is_dir():
                 visit(path, (*above, place))
             elif suffix in OTHER_SUFFIXES:
-                raise DataError(f"{path} is of a kind that is not read ({_LEGAL} are)")
+                raise DataError(f"{path} has an unsupported file type (supported: {_LEGAL})")
             elif suffix in IMAGE_SUFFIXES:
                 found.append((_name(path, root), File.of(entry.stat()), 0))
             else:

@@ -270,8 +270,8 @@ def _task(
     with config_errors("pairs"):
         if split.score_n is not None and NEEDS.get(p.loss, "score") != "score":
             raise ValueError(
-                f"loss {p.loss} has no use for a score, but there is one: data.drop=label=0 would "
-                "leave out the pairs with label 0, data.columns=ignore=NAME the column"
+                f"loss {p.loss} would ignore the given score: data.drop=label=0 leaves out "
+                "the pairs with label 0, data.columns=ignore=NAME leaves out the column"
             )
         if p.loss == "cosine_mse" and np.abs(split.score_n).max() > p.score_max:
             raise ValueError(

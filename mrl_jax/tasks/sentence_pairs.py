@@ -89,7 +89,7 @@ class SentencePairs:
         for what in ("score", "negatives", "teacher"):
             # What is there and would be passed over was hardly meant to be.
             if there[what] and what != needed and self.loss_name not in readers.get(what, ()):
-                raise ValueError(f"loss {self.loss_name} has no use for a {what}, but there is one")
+                raise ValueError(f"loss {self.loss_name} would ignore the given {what}")
         for name in ("temperature", "margin"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")

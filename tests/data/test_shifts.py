@@ -114,7 +114,7 @@ def test_numbers_are_places_among_the_sorted_classes(tmp_path):
         (lambda f: (f / "dog").mkdir(), "class folder .*dog has no images"),
         (lambda f: (f / "stray.png").touch(), "stray.png lies beside the class folders"),
         (lambda f: (f / "cat/more").mkdir(), "more is a folder; images lie directly in"),
-        (lambda f: (f / "cat/x.gif").touch(), "x.gif is of a kind that is not read"),
+        (lambda f: (f / "cat/x.gif").touch(), "x.gif has an unsupported file type"),
         (lambda f: (f / "cat/x.png").write_bytes(b"no"), "cannot read .*cat/x.png"),
         (lambda f: (f / "cat").rename(f / ".cat"), "has no class folders with images"),
         (lambda f: (f / "cat").rename(f.parent / "away") and f.rmdir(), "cannot read .*: No such"),

@@ -46,7 +46,7 @@ def test_refusals(tmp_path):
     refused("up is a link to a folder that it lies in")
     (tmp_path / "root" / "inner" / "up").unlink()
     for name, message in (
-        ("2.gif", "2.gif is of a kind that is not read"),
+        ("2.gif", "2.gif has an unsupported file type"),
         ("two\nlines.png", "more than one line"),
         (os.fsdecode(b"\xff.png"), "is not UTF-8"),
     ):

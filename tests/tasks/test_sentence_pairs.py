@@ -249,10 +249,10 @@ def test_batch_spec_is_what_batches_are():
         ({"loss_name": "cosent"}, "loss cosent needs pairs with a score"),
         ({"loss_name": "triplet"}, "loss triplet needs pairs with a negatives"),
         ({"loss_name": "distill_kl"}, "loss distill_kl needs pairs with a teacher"),
-        ({"scored": True}, "loss info_nce has no use for a score, but there is one"),
+        ({"scored": True}, "loss info_nce would ignore the given score"),
         (
             {"loss_name": "cosent", "scored": True, "sides": ("anchor", "positive", "negative_0")},
-            "loss cosent has no use for a negatives",
+            "loss cosent would ignore the given negatives",
         ),
         ({"temperature": 0.0}, "temperature must be > 0, got 0.0"),
         ({"micro_batch": -1}, "micro_batch must be >= 0, got -1"),
