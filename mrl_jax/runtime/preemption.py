@@ -8,6 +8,7 @@ process that waits inside a library for minutes, where Python does not run handl
 instead.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -24,6 +25,7 @@ if "OMPI_COMM_WORLD_SIZE" in os.environ:
     # second later and SIGKILL another second later. SIGTERM alone would leave no time to save.
     SIGNALS.append(signal.SIGCONT)
 _LEAVING = "mrl_jax/leaving"  # names the key and the barrier by which a group ends together
+_OVER_S = 3600  # for which a process that is over waits for others that still write results
 _FAILED_S = 20  # for which a process that has failed waits for the others to fail as well
 
 _lock = threading.RLock()
@@ -108,7 +110,19 @@ def share(client: Any, index: int) -> None:
     """
     global _group
     _group = client, index
-    threading.Thread(target=_watch_group, name="group", daemon=True).start()
+    over = threading.Event()
+    thread = threading.Thread(target=_watch_group, args=(over,), name="group", daemon=True)
+    thread.start()
+
+    def end() -> None:
+        with contextlib.suppress(Exception):  # the group is gone
+            client.wait_at_barrier(f"{_LEAVING}/over", 1000 * _OVER_S)
+        over.set()
+        thread.join()
+
+    # JAX waits for the others as well, but for minutes only, and deaf to what stops them. And were
+    # the thread still inside the client when Python ends its threads, C++ would abort the process.
+    atexit.register(end)
 
 
 def _watch(reader: int) -> None:
@@ -128,10 +142,9 @@ def _on_signal(number: int) -> None:
         _held()
 
 
-def _watch_group() -> None:
+def _watch_group(over: threading.Event) -> None:
     client, _ = _group
-    while True:
-        time.sleep(1)
+    while not over.wait(1):
         try:
             code = int(client.key_value_try_get(_LEAVING))
         except Exception:  # no process is leaving, or the group is gone

@@ -86,3 +86,24 @@ def test_a_forked_child_does_not_end_its_parent():
 def test_an_exit_code_stands():
     program = "preemption.ignore()\n" + READY + "time.sleep(.3); sys.exit(3)"
     assert end(start(program), signal.SIGTERM, signal.SIGHUP, signal.SIGINT)[0] == 3
+
+
+def test_a_group_is_watched_until_all_are_over_and_no_longer():
+    program = """
+import atexit, threading
+
+class Client:
+    def key_value_try_get(self, key):
+        raise KeyError(key)
+
+    def wait_at_barrier(self, name, milliseconds):
+        print(name, "group" in {thread.name for thread in threading.enumerate()})
+
+atexit.register(lambda: print([thread.name for thread in threading.enumerate()]))
+preemption.share(Client(), 0)
+"""
+    process = start(program + READY)
+    output, errors = process.communicate(timeout=20)
+    # A thread inside the client when Python ends would abort the process.
+    assert (process.returncode, errors) == (0, "")
+    assert output == "mrl_jax/leaving/over True\n['MainThread', 'signals']\n"
