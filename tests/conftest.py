@@ -8,9 +8,14 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Programs of tests are small and run a few times: most of their time would go into making them
-# fast. HLO stays as it is, only LLVM does less. Commands that tests start are told by the variable.
-jax.config.update("jax_disable_most_optimizations", True)
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# fast. JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles them as users do, at twice the time.
+# Commands that tests start are told by the same variables.
+if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
+    jax.config.update("jax_disable_most_optimizations", True)
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false "
+        "--xla_cpu_parallel_codegen_split_count=1"
+    ).strip()
 
 
 @pytest.fixture(scope="session", autouse=True)
