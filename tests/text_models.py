@@ -33,17 +33,21 @@ def tokenizer(marks: bool = True, pad: int = 0) -> Tokenizer:
     return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(content)), marks=marks)
 
 
+@functools.cache
+def parameter_shapes(module):
+    tokens = jax.ShapeDtypeStruct((1, 4), np.int32), jax.ShapeDtypeStruct((1,), np.int32)
+    return jax.eval_shape(module.init, jax.random.key(0), *tokens)["params"]
+
+
 def random_params(module, seed: int = 0):
     """Parameters of the module, all of them random numbers from numpy (also biases and norms)."""
-    tokens = jax.ShapeDtypeStruct((1, 4), np.int32), jax.ShapeDtypeStruct((1,), np.int32)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *tokens)["params"]
     rng = np.random.default_rng(seed)
 
     def draw(keys, leaf):
         scale = keys[-1].key == "scale"
         return (scale + 0.2 * rng.normal(size=leaf.shape)).astype(np.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree_util.tree_map_with_path(draw, parameter_shapes(module))
 
 
 def bert(seed: int = 0, *, projection: int = 0, **fields) -> TextFolder:

@@ -1,6 +1,7 @@
 """Text encoders out of folders of transformers and of sentence-transformers."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ from mrl_jax.errors import DataError, UsageError
 from mrl_jax.interop.layouts import NOTHING, Layout, Rule
 from mrl_jax.interop.text_layouts import bert_of, check_padding, family_of, layout
 from mrl_jax.interop.torch_weights import Tree, assign, named, numbers, read_tensors
-from mrl_jax.models.text import Pooling, SentenceEncoder, Static
+from mrl_jax.models.text import Bert, Pooling, SentenceEncoder, Static
 from mrl_jax.tokenization import Tokenizer
 
 MODULES = "modules.json"
@@ -223,15 +224,21 @@ def _weights(folder: pathlib.Path) -> pathlib.Path:
     return pickle if pickle.exists() and not path.exists() else path
 
 
+@functools.lru_cache(maxsize=8)
+def _parameter_shapes(bert: Bert) -> dict[str, tuple[int, ...]]:
+    """Shapes by path. Tracing a network takes a second, which several folders of it can share."""
+    tokens = jax.ShapeDtypeStruct((1, 2), np.int32), jax.ShapeDtypeStruct((1,), np.int32)
+    shapes = jax.eval_shape(bert.init, jax.random.key(0), *tokens)["params"]
+    return {name: leaf.shape for name, leaf in named(shapes)}
+
+
 def _read_transformer(folder: pathlib.Path) -> tuple[Any, Tree, Tokenizer, int]:
     where = folder / "config.json"
     config = read_json(where)
     bert = bert_of(config, str(where))
-    tokens = jax.ShapeDtypeStruct((1, 2), np.int32), jax.ShapeDtypeStruct((1,), np.int32)
-    shapes = jax.eval_shape(bert.init, jax.random.key(0), *tokens)["params"]
-    wanted = {name: leaf.shape for name, leaf in named(shapes)}
     path = _weights(folder)
-    params = _load(path, layout(family_of(config, str(where))), read_tensors(path), wanted)
+    plan = layout(family_of(config, str(where)))
+    params = _load(path, plan, read_tensors(path), _parameter_shapes(bert))
     settings = _sentence_settings(folder)
     tokenizer = Tokenizer.load(folder, lowercase=bool(settings.get("do_lower_case")))
     check_padding(bert, tokenizer, str(folder))

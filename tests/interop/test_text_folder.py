@@ -49,8 +49,10 @@ def same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    ("name", "pooling"),
+    [("bert", "mean"), ("roberta", "cls"), ("mpnet", "last"), ("distilbert", "mean")],
+)
 def test_what_is_written_reads_back_the_same(tmp_path, name, pooling):
     given = dataclasses.replace(
         text_models.bert(pooling=pooling, activation="gelu_tanh", **FAMILIES[name]),

@@ -20,9 +20,9 @@ safetensors_numpy = pytest.importorskip("safetensors.numpy", reason="weights nee
 from mrl_jax.interop import load_weights  # noqa: E402 (refuses to be imported without safetensors)
 
 CLASSES = 5
-STAGES = {"basic": (2, 2, 2, 2), "bottleneck": (2, 1, 2, 1)}
+STAGES = {"basic": (1, 2, 1, 1), "bottleneck": (2, 1, 1, 1)}
 TINY = (1, 1, 1, 1)
-PATCH, WIDTH, HEADS, DEPTH, IMAGE = 4, 24, 3, 11, (8, 12)
+PATCH, WIDTH, HEADS, IMAGE = 4, 24, 3, (8, 12)
 
 
 def save(folder, state, prefix=""):
@@ -32,19 +32,20 @@ def save(folder, state, prefix=""):
     return path
 
 
+@functools.cache
+def backbone_shapes(backbone, image):
+    x_bhwc = jax.ShapeDtypeStruct((1, *image, 3), jnp.float32)
+    return jax.eval_shape(backbone.init, jax.random.key(0), x_bhwc)
+
+
 def abstract(backbone, head=None, image=(32, 32)):
     """Shapes and dtypes of (params, model_state), as a task has them."""
-
-    def init():
-        x_bhwc = jnp.zeros((1, *image, 3))
-        variables = backbone.init(jax.random.key(0), x_bhwc)
-        params = {"backbone": variables.pop("params")}
-        if head is not None:
-            z_bd = backbone.apply({"params": params["backbone"], **variables}, x_bhwc)
-            params["head"] = head.init(jax.random.key(1), z_bd)["params"]
-        return params, variables
-
-    return jax.eval_shape(init)
+    variables = dict(backbone_shapes(backbone, image))
+    params = {"backbone": variables.pop("params")}
+    if head is not None:
+        z_bd = jax.ShapeDtypeStruct((1, backbone.out_dim), jnp.float32)
+        params["head"] = jax.eval_shape(head.init, jax.random.key(1), z_bd)["params"]
+    return params, variables
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
@@ -160,8 +161,9 @@ def test_classifiers_are_ordered_by_their_dims_as_numbers(tmp_path):
         np.testing.assert_array_equal(params["head"][f"kernel_{m:04d}"], expected)
 
 
-def vit_file(folder, names, pool="cls"):
-    state = reference.vit_state(PATCH, WIDTH, DEPTH, 6 + (pool == "cls"), pool=pool)
+def vit_tensors(names, pool="cls", depth=2):
+    """(state dict in timm's names, the same in the names of the file), with a classifier."""
+    state = reference.vit_state(PATCH, WIDTH, depth, 6 + (pool == "cls"), pool=pool)
     classifier = reference.linear_state(np.random.default_rng(3), "head", WIDTH, CLASSES)
     stored = state
     if names != "timm":
@@ -175,12 +177,18 @@ def vit_file(folder, names, pool="cls"):
 
 
 @pytest.mark.parametrize(
-    ("names", "pool"),
-    [("timm", "cls"), ("timm", "gap"), ("4 ", "cls"), ("4 vit.", "cls"), ("5 vit.", "cls")],
+    ("names", "pool", "depth"),
+    [  # as names, block 10 comes before block 2
+        ("timm", "cls", 11),
+        ("timm", "gap", 2),
+        ("4 ", "cls", 11),
+        ("4 vit.", "cls", 11),
+        ("5 vit.", "cls", 11),
+    ],
 )
-def test_a_vit_is_the_torch_one(tmp_path, names, pool):
-    state, stored = vit_file(tmp_path, names, pool)
-    backbone = ViT(PATCH, WIDTH, DEPTH, HEADS, pool)
+def test_a_vit_is_the_torch_one(tmp_path, names, pool, depth):
+    state, stored = vit_tensors(names, pool, depth)
+    backbone = ViT(PATCH, WIDTH, depth, HEADS, pool)
     head = NestedHead(Nesting((6, WIDTH)), CLASSES, "shared")
     path = save(tmp_path, stored, prefix="module." if names == "5 vit." else "")
     params, model_state = load_weights(path, backbone, *abstract(backbone, head, IMAGE))
@@ -206,9 +214,9 @@ def test_other_float_dtypes_become_float32(tmp_path, dtype):
 
 
 def test_a_skipped_head_and_what_belongs_to_it_stay_as_they_are(tmp_path):
-    backbone = ViT(PATCH, WIDTH, DEPTH, HEADS, "cls", embedding_dim=10)
+    backbone = ViT(PATCH, WIDTH, 2, HEADS, "cls", embedding_dim=10)
     head = NestedHead(Nesting((2, 10)), 7)
-    _, stored = vit_file(tmp_path, "4 ")
+    _, stored = vit_tensors("4 ")
     stored |= reference.linear_state(np.random.default_rng(4), "pooler.dense", WIDTH, WIDTH)
     path = save(tmp_path, stored)
     shapes = abstract(backbone, head, IMAGE)
@@ -298,15 +306,15 @@ def test_a_resnet_that_does_not_fit_is_refused(tmp_path, change, kind, message):
         ("gap", drop(), r"with pool 'cls', the model has 'gap'; legal: a model with pool 'cls'"),
         ("cls", drop("cls_token"), "neither of class token and fc_norm .* legal: a class token"),
         ("cls", put("fc_norm.bias", np.zeros(WIDTH)), "both of class token and fc_norm"),
-        ("cls", drop("blocks.3.attn.qkv.bias"), "no tensor for backbone/block_03/attention/key/b"),
+        ("cls", drop("blocks.1.attn.qkv.bias"), "no tensor for backbone/block_01/attention/key/b"),
         ("cls", put("reg_token", np.zeros((1, 1, WIDTH))), "no parameter for reg_token"),
         ("cls", put("pos_embed", np.zeros((1, 5, WIDTH))), r"pos_embed \[1, 5, 24\] for .*\[7, 24"),
         ("cls", put("blocks.0.attn.qkv.bias", np.zeros(71)), r"qkv.bias \[71\] for .*key/bias \["),
     ],
 )
 def test_a_vit_that_does_not_fit_is_refused(tmp_path, pool, change, message):
-    _, stored = vit_file(tmp_path, "timm")
-    backbone = ViT(PATCH, WIDTH, DEPTH, HEADS, pool)
+    _, stored = vit_tensors("timm")
+    backbone = ViT(PATCH, WIDTH, 2, HEADS, pool)
     trees = abstract(backbone, NestedHead(Nesting((WIDTH,)), CLASSES, "fixed"), IMAGE)
     path = save(tmp_path, change(stored))
     assert re.search(message, refusal(UsageError, path, backbone, trees))
