@@ -20,7 +20,7 @@ TEXTS = [*text_models.SENTENCES[:3], "", "cat", "the old cat " * 20, "cat"]
 
 
 def alone(folder, texts):
-    """One text at a time, without padding: what every batch must give after each layer, [N, L, D]."""
+    """One text at a time, without padding: what every batch must give, [N, L, D]."""
     rows = []
     call = jax.jit(functools.partial(folder.encoder.apply, method="every_layer"))
     for ids_t in folder.tokenizer.encode(texts, folder.max_length):
