@@ -304,8 +304,14 @@ def test_missing_key_is_refused():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (np.ones((BATCH, 11), np.float32), r"positional argument 1 must be embeddings \[..., >= 12\]"),
-        (np.ones(20, np.float32), r"positional argument 1 must be floating-point embeddings .*\(20,\)"),
+        (
+            np.ones((BATCH, 11), np.float32),
+            r"positional argument 1 must be embeddings \[..., >= 12\]",
+        ),
+        (
+            np.ones(20, np.float32),
+            r"positional argument 1 must be floating-point embeddings .*\(20,\)",
+        ),
         (np.ones((BATCH, DIM), np.int32), r"positional argument 1 must be floating-point .* int32"),
     ],
 )

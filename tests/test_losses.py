@@ -93,7 +93,10 @@ def test_large_logits_stay_finite_and_bfloat16_is_summed_in_float32():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"logits_gbc": np.zeros((2, 7, 5), np.float32)}, r"logits must be \[3, B, C\], got \(2, 7, 5\)"),
+        (
+            {"logits_gbc": np.zeros((2, 7, 5), np.float32)},
+            r"logits must be \[3, B, C\], got \(2, 7, 5\)",
+        ),
         ({"logits_gbc": np.zeros((7, 5), np.float32)}, "logits must be"),
         ({"labels_b": np.zeros(6, np.int32)}, r"labels must be \[7\] integers, got \(6,\)"),
         ({"labels_b": np.zeros(7, np.float32)}, "labels must be .* float32"),

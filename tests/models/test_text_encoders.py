@@ -30,9 +30,7 @@ def states(folder, tokens_bt, lengths_b, **options):
     return run(backbone, params, tokens_bt, lengths_b, **options)
 
 
-@pytest.mark.parametrize(
-    "fields", [{"layers": 2}, {"layers": 1, **MPNET}], ids=["bert", "mpnet"]
-)
+@pytest.mark.parametrize("fields", [{"layers": 2}, {"layers": 1, **MPNET}], ids=["bert", "mpnet"])
 def test_what_is_beyond_the_length_changes_nothing(fields):
     folder = text_models.bert(**fields)
     longer_bt = np.pad(ROWS, ((0, 0), (0, 9)), constant_values=77)
