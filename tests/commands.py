@@ -1,11 +1,21 @@
-"""Running the real commands in processes of their own, small and quick."""
+"""Running the real commands, small and quick, in processes of their own or in this one.
 
+Python and the imports of a command take seconds. So a process is started where it is what is
+tested: its exit code and streams, its end by a signal, its environment. Otherwise `here` calls the
+command's main, on the eight devices of this process.
+"""
+
+import contextlib
+import importlib
+import io
 import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
+
+from mrl_jax import cli, errors
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -77,3 +87,19 @@ def fail(argv: list[str], code: int, **variables: str) -> str:
     assert (done.returncode, len(lines)) == (code, 1), done.stderr[-3000:]
     assert lines[0].startswith("error: ")
     return lines[0]
+
+
+def here(argv: list[str]) -> str:
+    """Runs a command's argv to the end in this process; gives what it printed."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        importlib.import_module(argv[2]).main(argv[3:])
+    return printed.getvalue()
+
+
+def refused(argv: list[str], code: int) -> str:
+    """As `fail`, in this process: the message of the error that gives the command this code."""
+    with pytest.raises(errors.USER_ERRORS) as caught:
+        here(argv)
+    assert caught.value.exit_code == code
+    return errors.cut(str(caught.value), cli.LONGEST)

@@ -1,7 +1,10 @@
 """Eight virtual CPU devices for every test; silent rank promotion is an error."""
 
+import fcntl
 import os
+import pathlib
 
+import commands
 import jax
 import pytest
 
@@ -25,3 +28,19 @@ def _compilation_cache(tmp_path_factory):
     # pytest-xdist gives each worker a folder of its own inside one folder of the run.
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     os.environ["MRL_JAX_TEST_CACHE"] = str(shared / "compiled")
+
+
+@pytest.fixture(scope="session")
+def digits_run(_compilation_cache):
+    """The folder of an uninterrupted run of the training command, and what the command printed.
+
+    All workers share it: a test that changes the folder makes a copy of it first.
+    """
+    folder = pathlib.Path(os.environ["MRL_JAX_TEST_CACHE"]).with_name("digits")
+    folder.mkdir(exist_ok=True)
+    printed = folder / "printed.txt"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not printed.exists():
+            printed.write_text(commands.succeed(commands.train(folder / "run")))
+    return folder / "run", printed.read_text()

@@ -20,11 +20,9 @@ from mrl_jax.runtime.step import evaluated
 from mrl_jax.search.vectors import open_vectors
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    commands.succeed(commands.train(folder))
-    return folder
+@pytest.fixture
+def run(digits_run):
+    return digits_run[0]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +40,7 @@ def photos(tmp_path_factory):
     config = commands.ROOT / "configs" / "image_folder.py:mrl_e"
     keys = (f"--config.data.path={base / 'data'}", "--config.data.image_size=16")
     argv = ("--config", config, "--workdir", base / "run", *commands.SMALL, *keys)
-    commands.succeed(commands.command("mrl_jax.train", *argv, "--config.steps=9"))
+    commands.here(commands.command("mrl_jax.train", *argv, "--config.steps=9"))
     return base / "run", base / "data"
 
 

@@ -7,9 +7,10 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def shared_head(tmp_path_factory):
+    """A short run of MRL-E."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    commands.succeed(commands.train(workdir, arg="mrl_e"))
+    commands.here(commands.train(workdir, "--config.steps=20", arg="mrl_e"))
     return workdir
 
 
@@ -21,46 +22,46 @@ def read(workdir):
     return json.loads((workdir / "results.json").read_text())
 
 
-def test_numbers_are_those_of_training(trained, tmp_path):
-    workdir = shutil.copytree(trained, tmp_path / "run")
+def test_numbers_are_those_of_training(digits_run, tmp_path):
+    workdir = shutil.copytree(digits_run[0], tmp_path / "run")
     (workdir / "results.json").unlink()
     output = commands.succeed(evaluate(workdir))
     assert "step 60; results in" in output
-    offline, inline = read(workdir), read(trained)
+    offline, inline = read(workdir), read(digits_run[0])
     assert offline.pop("command").startswith("python -m mrl_jax.evaluate")
     assert inline.pop("command").startswith("python -m mrl_jax.train")
     assert offline == inline
 
 
-def test_shared_head_is_measured_at_other_dims_on_request(trained, tmp_path):
-    workdir = shutil.copytree(trained, tmp_path / "run")
-    commands.succeed(evaluate(workdir, "--config.eval.dims=1,5,8"))
+def test_shared_head_is_measured_at_other_dims_on_request(shared_head, tmp_path):
+    workdir = shutil.copytree(shared_head, tmp_path / "run")
+    commands.here(evaluate(workdir, "--config.eval.dims=1,5,8"))
     found = {(r["name"], r["dim"]): r["value"] for r in read(workdir)["results"]}
     assert {dim for name, dim in found if name == "test/top1"} == {1, 5, 8}
-    before = {(r["name"], r["dim"]): r["value"] for r in read(trained)["results"]}
+    before = {(r["name"], r["dim"]): r["value"] for r in read(shared_head)["results"]}
     assert found["test/top1", 8] == before["test/top1", 8]
 
 
-def test_refusals(trained, tmp_path):
+def test_refusals(digits_run, tmp_path):
     assert "holds no run" in commands.fail(evaluate(tmp_path / "nowhere"), 2)
-    line = commands.fail(evaluate(trained, "--config.model.width=8"), 2)
+    line = commands.refused(evaluate(digits_run[0], "--config.model.width=8"), 2)
     assert "model.width: 16 -> 8: the run in" in line
-    workdir = shutil.copytree(trained, tmp_path / "run")
+    workdir = shutil.copytree(digits_run[0], tmp_path / "run")
     shutil.rmtree(workdir / "ckpt")
-    assert "holds no checkpoint" in commands.fail(evaluate(workdir), 4)
+    assert "holds no checkpoint" in commands.refused(evaluate(workdir), 4)
     (workdir / "config.json").write_text("{")
-    assert "cannot read" in commands.fail(evaluate(workdir), 2)
+    assert "cannot read" in commands.refused(evaluate(workdir), 2)
 
 
 @pytest.mark.slow  # all measures, twice
-def test_everything_is_measured_on_request(trained, tmp_path):
+def test_everything_is_measured_on_request(digits_run, tmp_path):
     hierarchy = tmp_path / "parity.json"
     hierarchy.write_text(json.dumps({str(k): ("even", "odd")[k % 2] for k in range(10)}))
     found = []
     # In two processes, too, where what is drawn at random must be the same in both.
     launcher = (commands.sys.executable, "launch/local.py", "--processes", "2", "--")
     for name, launch, mesh in (("one", (), 1), ("two", launcher, 2)):
-        workdir = shutil.copytree(trained, tmp_path / name)
+        workdir = shutil.copytree(digits_run[0], tmp_path / name)
         keys = ("--config.eval.measures=all", f"--config.eval.hierarchy={hierarchy}")
         argv = evaluate(workdir, *keys, f"--config.mesh.data={mesh}")
         commands.succeed([*launch, *argv])

@@ -30,15 +30,13 @@ def text_run(tmp_path_factory):
     )
     where = ("--config", test_train_text.CONFIG, "--workdir", place / "run")
     data = (f"--config.data.path={folder}", f"--config.eval.sts=mine={folder / 'sts.tsv'}")
-    commands.succeed(commands.command("mrl_jax.train", *where, *test_train_text.SMALL, *data))
+    commands.here(commands.command("mrl_jax.train", *where, *test_train_text.SMALL, *data))
     return place / "run"
 
 
-@pytest.fixture(scope="module")
-def image_run(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("images") / "run"
-    commands.succeed(commands.train(workdir, "--config.steps=10"))
-    return workdir
+@pytest.fixture
+def image_run(digits_run):
+    return digits_run[0]
 
 
 def export(run, out, form):
@@ -60,7 +58,7 @@ def text_batch(run):
 
 def test_text_becomes_a_folder_of_sentence_transformers(text_run, tmp_path):
     out = tmp_path / "model"
-    assert f"8 dims, as sentence_transformers in {out}" in commands.succeed(
+    assert f"8 dims, as sentence_transformers in {out}" in commands.here(
         export(text_run, out, "sentence_transformers")
     )
     encoder = Encoder.load(out)
@@ -73,11 +71,11 @@ def test_text_becomes_a_folder_of_sentence_transformers(text_run, tmp_path):
     card = (out / "README.md").read_text()
     assert "mine/spearman" in card
     # Called again it replaces its own folder, and nothing else.
-    commands.succeed(export(text_run, out, "sentence_transformers"))
+    commands.here(export(text_run, out, "sentence_transformers"))
     other = tmp_path / "other"
     other.mkdir()
     (other / "letter.txt").write_text("dear")
-    line = commands.fail(export(text_run, other, "sentence_transformers"), 2)
+    line = commands.refused(export(text_run, other, "sentence_transformers"), 2)
     assert "holds something other" in line
 
 
@@ -120,10 +118,10 @@ def test_parameters_by_name(image_run, tmp_path):
 
 
 def test_refusals(image_run, tmp_path):
-    line = commands.fail(export(image_run, tmp_path / "a", "sentence_transformers"), 2)
+    line = commands.refused(export(image_run, tmp_path / "a", "sentence_transformers"), 2)
     assert "is of text" in line
     (tmp_path / "there").mkdir()
-    line = commands.fail(export(image_run, tmp_path / "there", "safetensors"), 2)
+    line = commands.refused(export(image_run, tmp_path / "there", "safetensors"), 2)
     assert "exists already" in line
     line = commands.fail(export(tmp_path / "none", tmp_path / "b", "stablehlo"), 2)
     assert "holds no run" in line

@@ -55,7 +55,7 @@ def keys(place):
         "--config.optimizer.warmup_steps=5",
         "--config.log_every=1",
         "--config.eval.every=0",
-        "--config.checkpoint.every=20",
+        "--config.checkpoint.every=50",
     ]
 
 
@@ -94,7 +94,7 @@ def values(workdir):
 def finished(tmp_path_factory, place):
     """An uninterrupted run."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    return workdir, commands.succeed(train(workdir, place))
+    return workdir, commands.here(train(workdir, place))
 
 
 def test_an_easy_language_is_learned_by_every_prefix(finished, place):
@@ -118,12 +118,12 @@ def test_an_easy_language_is_learned_by_every_prefix(finished, place):
 @pytest.mark.slow
 def test_killed_it_goes_on_bit_for_bit(finished, place, tmp_path):
     workdir = tmp_path / "run"
-    process = test_train.start(train(workdir, place))
+    process = test_train.start(train(workdir, place), devices=8)
     test_train.wait_for_step(workdir, 60, process)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert "resuming from step" in commands.succeed(train(workdir, place))
+    assert "resuming from step" in commands.succeed(train(workdir, place), devices=8)
     assert test_train.records(workdir) == test_train.records(finished[0])
     (_, mine), (_, other) = (test_train.final_arrays(w) for w in (workdir, finished[0]))
     for one, two in zip(mine, other, strict=True):

@@ -11,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from mrl_jax import train
 from mrl_jax.errors import NonFiniteError
 from mrl_jax.runtime.step import check_finite
 
@@ -52,16 +53,8 @@ def results_of(workdir: pathlib.Path):
     return json.loads((workdir / "results.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """An uninterrupted run."""
-    workdir = tmp_path_factory.mktemp("finished") / "run"
-    output = commands.succeed(commands.train(workdir))
-    return workdir, output
-
-
-def test_a_run_leaves_what_it_promises(finished):
-    workdir, output = finished
+def test_a_run_leaves_what_it_promises(digits_run):
+    workdir, output = digits_run
     assert {p.name for p in workdir.iterdir()} >= {
         *("config.json", "metrics.jsonl", "results.json", "DONE", "ckpt", "tensorboard"),
     }
@@ -83,23 +76,23 @@ def test_a_run_leaves_what_it_promises(finished):
     assert by_name["test/top1", 8]["value"] > 0.4
 
 
-def test_metrics_are_one_record_per_step_in_order(finished):
-    written = records(finished[0])
+def test_metrics_are_one_record_per_step_in_order(digits_run):
+    written = records(digits_run[0])
     assert [r["step"] for r in written] == [*range(1, 61), 60]
     assert {"train/loss", "train/loss/0002", "train/loss/0008"} <= written[0].keys()
     assert written[0]["train/loss"] == pytest.approx(
         sum(written[0][f"train/loss/{m:04d}"] for m in (2, 4, 8)), rel=1e-6
     )
     assert "val/1nn/0003" in written[-1]
-    timed = json.loads((finished[0] / "metrics.jsonl").read_text().splitlines()[-2])
+    timed = json.loads((digits_run[0] / "metrics.jsonl").read_text().splitlines()[-2])
     shares = [v for k, v in timed.items() if k.startswith("time/") and "examples" not in k]
     assert sum(shares) == pytest.approx(1, abs=1e-3)
 
 
-def test_called_again_it_redoes_nothing(finished):
-    before = (finished[0] / "results.json").stat().st_mtime_ns
-    assert "is done already" in commands.succeed(commands.train(finished[0]))
-    assert (finished[0] / "results.json").stat().st_mtime_ns == before
+def test_called_again_it_redoes_nothing(digits_run):
+    before = (digits_run[0] / "results.json").stat().st_mtime_ns
+    assert "is done already" in commands.here(commands.train(digits_run[0]))
+    assert (digits_run[0] / "results.json").stat().st_mtime_ns == before
 
 
 def wait_for_step(workdir: pathlib.Path, step: int, process: subprocess.Popen):
@@ -115,11 +108,11 @@ def wait_for_step(workdir: pathlib.Path, step: int, process: subprocess.Popen):
     pytest.fail(f"step {step} was not reached")
 
 
-def start(argv):
+def start(argv, devices=1):
     return subprocess.Popen(
         argv,
         cwd=commands.ROOT,
-        env=commands.environment(),
+        env=commands.environment(devices),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -136,8 +129,8 @@ def assert_same_run(workdir, other):
     assert results_of(workdir)["results"] == results_of(other)["results"]
 
 
-@pytest.mark.slow  # the default run resumes bit for bit below, and after kills in test_train_text
-def test_resume_after_kill_is_bit_exact(finished, tmp_path):
+@pytest.mark.slow  # the default run resumes bit for bit below, and after a kill in test_train_text
+def test_resume_after_kill_is_bit_exact(digits_run, tmp_path):
     """Three SIGKILLs: early, anywhere, and while a checkpoint is likely being written."""
     workdir = tmp_path / "run"
     for step in (3, 25, 41):
@@ -148,13 +141,13 @@ def test_resume_after_kill_is_bit_exact(finished, tmp_path):
         assert process.returncode == -signal.SIGKILL
     output = commands.succeed(commands.train(workdir))
     assert "resuming from step" in output
-    assert_same_run(workdir, finished[0])
+    assert_same_run(workdir, digits_run[0])
 
 
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
-def test_a_signal_saves_and_exits_with_75(finished, tmp_path, number):
+def test_a_signal_saves_and_exits_with_75(digits_run, tmp_path, number):
     workdir = tmp_path / "run"
     # No regular checkpoint: what is there after the signal was saved because of it.
     late = "--config.checkpoint.every=1000"
@@ -170,12 +163,12 @@ def test_a_signal_saves_and_exits_with_75(finished, tmp_path, number):
     assert records(workdir)[-1]["step"] == stopped
     output = commands.succeed(commands.train(workdir, late))
     assert f"resuming from step {stopped}" in output
-    assert_same_run(workdir, finished[0])
+    assert_same_run(workdir, digits_run[0])
 
 
-def test_what_a_kill_took_is_made_again_and_nothing_twice(finished, tmp_path):
+def test_what_a_kill_took_is_made_again_and_nothing_twice(digits_run, tmp_path):
     """Killed between save and evaluation of step 50, with a torn line and without config.json."""
-    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    workdir = shutil.copytree(digits_run[0], tmp_path / "run")
     for name in ("DONE", "results.json", "config.json"):
         (workdir / name).unlink()
     shutil.rmtree(workdir / "ckpt" / "60")
@@ -187,24 +180,24 @@ def test_what_a_kill_took_is_made_again_and_nothing_twice(finished, tmp_path):
     assert "resuming from step 50" in output
     assert "jax_default_prng_impl: rbg -> threefry2x32; jax_threefry_part" in output
     assert results_of(workdir)["environment"].items() >= elsewhere.items()
-    assert results_of(workdir)["settings"] == results_of(finished[0])["settings"]
+    assert results_of(workdir)["settings"] == results_of(digits_run[0])["settings"]
     assert "holds 1 line that is not a record" in output
     written = records(workdir)
     assert [r["step"] for r in written] == [*range(1, 51), 50, *range(51, 61), 60]
     assert {name.partition("/")[0] for name in written[50]} == {"step", "val"}
-    assert written[:50] + written[51:] == records(finished[0])
+    assert written[:50] + written[51:] == records(digits_run[0])
 
 
 @pytest.mark.slow
-def test_killed_between_its_last_record_and_done_a_run_has_no_line_twice(finished, tmp_path):
-    workdir = shutil.copytree(finished[0], tmp_path / "run")
+def test_killed_between_its_last_record_and_done_a_run_has_no_line_twice(digits_run, tmp_path):
+    workdir = shutil.copytree(digits_run[0], tmp_path / "run")
     (workdir / "DONE").unlink()
     commands.succeed(commands.train(workdir))
-    assert records(workdir) == records(finished[0])
+    assert records(workdir) == records(digits_run[0])
 
 
 @pytest.mark.slow
-def test_resumes_on_another_mesh_with_another_form_of_the_loss(finished, tmp_path):
+def test_resumes_on_another_mesh_with_another_form_of_the_loss(digits_run, tmp_path):
     """From one device to 2x2x2: the values agree as far as the order of summing allows."""
     workdir = tmp_path / "run"
     process = start(commands.train(workdir))
@@ -214,13 +207,13 @@ def test_resumes_on_another_mesh_with_another_form_of_the_loss(finished, tmp_pat
     sizes = [f"--config.mesh.{axis}=2" for axis in ("data", "fsdp", "tensor")]
     fused = "--config.head.loss=streamed"
     commands.succeed(commands.train(workdir, *sizes, fused), devices=8)
-    for mine, one in zip(records(workdir)[:60], records(finished[0])[:60], strict=True):
+    for mine, one in zip(records(workdir)[:60], records(digits_run[0])[:60], strict=True):
         assert mine == pytest.approx(one, rel=1e-5), mine["step"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["plain", "blockwise"])
-def test_two_processes_give_the_result_of_one(finished, tmp_path, loss):
+def test_two_processes_give_the_result_of_one(digits_run, tmp_path, loss):
     """Two real processes with gloo, two devices each, checkpoints and all."""
     workdir = tmp_path / "run"
     launcher = [
@@ -229,10 +222,10 @@ def test_two_processes_give_the_result_of_one(finished, tmp_path, loss):
     ]
     options = ("--config.mesh.data=2", "--config.mesh.tensor=2", f"--config.head.loss={loss}")
     commands.succeed([*launcher, *commands.train(workdir, *options)])
-    for mine, one in zip(records(workdir)[:60], records(finished[0])[:60], strict=True):
+    for mine, one in zip(records(workdir)[:60], records(digits_run[0])[:60], strict=True):
         assert mine == pytest.approx(one, rel=1e-5), mine["step"]
     mine = {(r["name"], r["dim"]): r["value"] for r in results_of(workdir)["results"]}
-    one = {(r["name"], r["dim"]): r["value"] for r in results_of(finished[0])["results"]}
+    one = {(r["name"], r["dim"]): r["value"] for r in results_of(digits_run[0])["results"]}
     assert mine == pytest.approx(one, abs=0.02)
     # Restored by one process, it evaluates alike.
     commands.succeed(commands.command("mrl_jax.evaluate", "--workdir", workdir), devices=4)
@@ -267,7 +260,7 @@ def test_a_signal_to_one_of_two_processes_stops_both(tmp_path):
 def test_a_non_finite_loss_stops_naming_step_and_granularity(tmp_path):
     """A rate at which training explodes; the last checkpoint stays finite."""
     workdir = tmp_path / "run"
-    line = commands.fail(
+    line = commands.refused(
         commands.train(
             workdir,
             "--config.optimizer.name=sgd",
@@ -297,24 +290,32 @@ def test_non_finite_numbers_are_named(change, message):
 
 
 def test_a_full_disk_is_one_line(tmp_path):
-    """A file size limit stands in for the disk: the same writes fail."""
+    """A file size limit stands in for the disk: the same writes fail.
+
+    This also shows for all refusals what a process makes of them: an exit code and one line.
+    """
     limited = 'ulimit -f 8; exec "$@"'
     line = commands.fail(["bash", "-c", limited, "bash", *commands.train(tmp_path / "run")], 4)
     assert "cannot write" in line
     assert str(tmp_path / "run") in line
 
 
-def test_one_workdir_one_run(finished, tmp_path):
-    line = commands.fail(commands.train(finished[0], "--config.seed=1"), 2)
+def test_one_workdir_one_run(digits_run, tmp_path, monkeypatch):
+    line = commands.refused(commands.train(digits_run[0], "--config.seed=1"), 2)
     assert "holds another run (seed: 0 -> 1)" in line
-    process = start(commands.train(tmp_path / "run", "--config.steps=100000"))
-    try:
-        wait_for_step(tmp_path / "run", 1, process)
-        line = commands.fail(commands.train(tmp_path / "run", "--config.steps=100000"), 2)
-        assert "is in use by another run" in line
-    finally:
-        process.kill()
-        process.communicate()
+    # What could not start does not take the folder.
+    argv = commands.train(tmp_path, "--config.steps=1", "--config.optimizer.warmup_steps=0")
+    line = commands.refused([*argv, "--config.weights=nowhere.safetensors"], 2)
+    assert "nowhere.safetensors" in line
+    run = train.Training.run
+
+    def try_another_and_run(training):
+        assert "is in use by another run" in commands.refused(argv, 2)
+        run(training)
+
+    monkeypatch.setattr(train.Training, "run", try_another_and_run)
+    commands.here(argv)
+    assert (tmp_path / "DONE").read_text() == "step 1\n"
 
 
 @pytest.mark.parametrize(
@@ -326,34 +327,27 @@ def test_one_workdir_one_run(finished, tmp_path):
         (["surplus"], 2, "unexpected argument 'surplus'"),
     ],
 )
-def test_errors_are_one_line_with_the_documented_code(tmp_path, arguments, code, message):
-    line = commands.fail(commands.train(tmp_path / "run", *arguments), code)
-    assert message in line
+def test_refusals_have_the_documented_code(tmp_path, arguments, code, message):
+    assert message in commands.refused(commands.train(tmp_path / "run", *arguments), code)
     # A refused run does not take the folder: mended, the same command runs.
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_what_could_not_start_does_not_take_the_workdir(tmp_path):
-    line = commands.fail(commands.train(tmp_path, "--config.weights=nowhere.safetensors"), 2)
-    assert "nowhere.safetensors" in line
-    commands.succeed(commands.train(tmp_path))
-    assert (tmp_path / "DONE").read_text() == "step 60\n"
-
-
-def test_missing_flags_and_half_a_process_group(tmp_path):
-    line = commands.fail(commands.command("mrl_jax.train", "--workdir", tmp_path), 2)
+def test_missing_flags_and_half_a_process_group(tmp_path, monkeypatch):
+    line = commands.refused(commands.command("mrl_jax.train", "--workdir", tmp_path), 2)
     assert "--config" in line
-    assert "looks like a bucket's address" in commands.fail(commands.train("gs://bucket/run"), 2)
-    line = commands.fail(commands.train(tmp_path / "run"), 2, JAX_PROCESS_ID="0")
+    assert "looks like a bucket's address" in commands.refused(commands.train("gs://bucket/run"), 2)
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    line = commands.refused(commands.train(tmp_path / "run"), 2)
     assert "JAX_PROCESS_ID is set but not JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES" in line
 
 
-def test_a_checkpoint_of_another_run_is_refused_without_its_config(finished, tmp_path):
-    workdir = shutil.copytree(finished[0], tmp_path / "run")
+def test_a_checkpoint_of_another_run_is_refused_without_its_config(digits_run, tmp_path):
+    workdir = shutil.copytree(digits_run[0], tmp_path / "run")
     for name in ("config.json", "results.json"):
         (workdir / name).unlink()
     other = ("--config.model.width=24", "--config.seed=5", "--config.batch_size=64")
-    line = commands.fail(commands.train(workdir, *other), 4)
+    line = commands.refused(commands.train(workdir, *other), 4)
     assert "is of another run (batch_size: 32 -> 64; model.width: 16 -> 24; seed: 0 -> 5)" in line
-    assert records(workdir) == records(finished[0])
+    assert records(workdir) == records(digits_run[0])
     assert not (workdir / "config.json").exists()

@@ -67,7 +67,7 @@ def train(workdir, folder, *overrides, arg="linear"):
 def finished(tmp_path_factory, folder):
     """An uninterrupted run."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    return workdir, commands.succeed(train(workdir, folder, IDENTITY))
+    return workdir, commands.here(train(workdir, folder, IDENTITY))
 
 
 def values_of(workdir):
@@ -134,12 +134,13 @@ def test_nearest_answers_are_found_by_brute_force(finished, folder):
 @pytest.mark.slow
 def test_killed_it_goes_on_bit_for_bit(finished, folder, tmp_path):
     workdir = tmp_path / "run"
-    process = test_train.start(train(workdir, folder, IDENTITY))
+    process = test_train.start(train(workdir, folder, IDENTITY), devices=8)
     test_train.wait_for_step(workdir, 25, process)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert "resuming from step" in commands.succeed(train(workdir, folder, IDENTITY))
+    resumed = commands.succeed(train(workdir, folder, IDENTITY), devices=8)
+    assert "resuming from step" in resumed
     assert test_train.records(workdir) == test_train.records(finished[0])
     (_, mine), (_, other) = (test_train.final_arrays(w) for w in (workdir, finished[0]))
     for one, two in zip(mine, other, strict=True):
@@ -174,7 +175,7 @@ def test_every_kind_starts_with_the_cosines_of_principal_axes(folder, kind):
 def rotated(tmp_path_factory, folder):
     """A short run of a rotation."""
     workdir = tmp_path_factory.mktemp("rotated") / "run"
-    return workdir, commands.succeed(train(workdir, folder, "--config.steps=20", arg="rotation"))
+    return workdir, commands.here(train(workdir, folder, "--config.steps=20", arg="rotation"))
 
 
 @pytest.mark.slow
@@ -225,7 +226,7 @@ def test_an_adaptor_is_exported(request, tmp_path, run):
 
 def test_a_report_shows_the_frozen_vectors_beside_the_adaptor(finished, tmp_path):
     argv = (finished[0], "--out", tmp_path / "report")
-    assert "report.html" in commands.succeed(commands.command("mrl_jax.report", *argv))
+    assert "report.html" in commands.here(commands.command("mrl_jax.report", *argv))
     text = (tmp_path / "report" / "report.md").read_text()
     assert "Nearest neighbours kept, test" in text
     table = text[text.index("Nearest neighbours kept, test") :]
@@ -272,7 +273,7 @@ def test_a_bad_file_is_one_line(folder, tmp_path):
     bad[11, 3] = np.nan
     np.save(tmp_path / "bad.npy", bad)
     files = f"--config.data.files=train={folder / 'train.npy'},val={tmp_path / 'bad.npy'}"
-    line = commands.fail(train(tmp_path / "run", folder, "--config.data.path=", files), 3)
+    line = commands.refused(train(tmp_path / "run", folder, "--config.data.path=", files), 3)
     assert line.endswith("bad.npy: row 11 holds NaN or infinity (as float32)")
     with pytest.raises(UsageError, match="the argument must be one of linear, residual"):
         configs.load(f"{CONFIG}:mrl")
