@@ -42,8 +42,10 @@ def oracle(x, kernel, strides, padding, dy=None):
     return y if dy is None else dkernel
 
 
-@pytest.mark.parametrize("chunk_bytes", [2**22, 4000, 1])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "chunk_bytes"),
+    [*((name, 4000) for name in CASES), *(("3x2, strides 2 and 1", x) for x in (2**22, 1))],
+)
 def test_values_and_gradients_equal_the_definition(name, chunk_bytes, monkeypatch):
     monkeypatch.setattr(convolution, "CHUNK_BYTES", chunk_bytes)
     shape, strides, padding = CASES[name]
@@ -51,28 +53,36 @@ def test_values_and_gradients_equal_the_definition(name, chunk_bytes, monkeypatc
     expected = oracle(x, kernel, strides, padding)
     dy = np.random.default_rng(1).normal(size=expected.shape)
 
-    x32, kernel32, dy32 = (jnp.asarray(a, jnp.float32) for a in (x, kernel, dy))
-    y, pull = jax.vjp(lambda x, k: convolution.convolve(x, k, strides, padding), x32, kernel32)
-    dx, dkernel = pull(dy32)
-    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
-    want = oracle(x, kernel, strides, padding, dy)
-    np.testing.assert_allclose(dkernel, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
-
     plain = functools.partial(
         jax.lax.conv_general_dilated,
         window_strides=strides,
         padding=padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    np.testing.assert_allclose(dx, jax.vjp(plain, x32, kernel32)[1](dy32)[0], atol=1e-4)
+
+    @jax.jit
+    def run(x, kernel, dy):
+        y, pull = jax.vjp(lambda x, k: convolution.convolve(x, k, strides, padding), x, kernel)
+        return y, *pull(dy), jax.vjp(plain, x, kernel)[1](dy)[0]
+
+    y, dx, dkernel, plain_dx = run(*map(np.float32, (x, kernel, dy)))
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+    want = oracle(x, kernel, strides, padding, dy)
+    np.testing.assert_allclose(dkernel, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
+    np.testing.assert_allclose(dx, plain_dx, atol=1e-4)
 
 
 def test_narrow_inputs_are_summed_in_float32():
     x, kernel = arrays((3, 3, 4, 5), batch=64)
-    x16, kernel16 = jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16)
+    x16, kernel16 = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
     padding = ((1, 1), (1, 1))
-    y, pull = jax.vjp(lambda k: convolution.convolve(x16, k, (1, 1), padding), kernel16)
-    (dkernel,) = pull(jnp.ones_like(y))
+
+    @jax.jit
+    def run(x, kernel):
+        y, pull = jax.vjp(lambda k: convolution.convolve(x, k, (1, 1), padding), kernel)
+        return y, *pull(jnp.ones_like(y))
+
+    y, dkernel = run(x16, kernel16)
     assert dkernel.dtype == jnp.bfloat16
     want = oracle(np.asarray(x16, np.float64), kernel, (1, 1), padding, np.ones(y.shape))
     # One rounding to bfloat16 at the end.
@@ -82,7 +92,7 @@ def test_narrow_inputs_are_summed_in_float32():
 
 
 def test_only_cpus_take_the_kernel_gradient_as_products():
-    x, kernel = (jnp.asarray(a, jnp.float32) for a in arrays((3, 3, 4, 5)))
+    x, kernel = map(np.float32, arrays((3, 3, 4, 5)))
 
     def loss(kernel):
         return (convolution.convolve(x, kernel, (1, 1), ((1, 1), (1, 1))) ** 2).sum()
@@ -102,28 +112,31 @@ def test_only_cpus_take_the_kernel_gradient_as_products():
 def test_a_batch_on_eight_devices_stays_there(monkeypatch):
     monkeypatch.setattr(convolution, "CHUNK_BYTES", 100_000)
     mesh = meshes.make_mesh(8, 1, 1)
-    x, kernel = (jnp.asarray(a, jnp.float32) for a in arrays((3, 3, 4, 5), batch=64))
+    x, kernel = map(np.float32, arrays((3, 3, 4, 5), batch=64))
     split = jax.device_put(x, meshes.batch_sharding(mesh))
     whole = jax.device_put(kernel, meshes.replicated(mesh))
 
     def loss(kernel, x):
         return (convolution.convolve(x, kernel, (1, 1), ((1, 1), (1, 1))) ** 2).sum()
 
-    compiled = jax.jit(jax.grad(loss)).lower(whole, split).compile()
+    gradient = jax.jit(jax.grad(loss))
+    compiled = gradient.lower(whole, split).compile()
     assert "while" in compiled.as_text()  # several chunks
     assert "all-gather" not in compiled.as_text()
     assert "all-to-all" not in compiled.as_text()
-    np.testing.assert_allclose(compiled(whole, split), jax.grad(loss)(kernel, x), rtol=1e-5)
+    np.testing.assert_allclose(compiled(whole, split), gradient(kernel, x), rtol=1e-5)
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID", 1])
 def test_flax_layers_compute_the_same_with_it(padding):
     x, _ = arrays((3, 3, 4, 5))
-    x = jnp.asarray(x, jnp.float32)
+    x = np.float32(x)
     plain = nn.Conv(5, (3, 3), strides=2, padding=padding)
     ours = plain.clone(conv_general_dilated=convolution.for_flax)
-    params = plain.init(jax.random.key(0), x)
+    kernel = np.random.default_rng(1).normal(size=(3, 3, 4, 5), scale=0.2)
+    params = {"params": {"kernel": np.float32(kernel), "bias": np.zeros(5, np.float32)}}
 
+    @functools.partial(jax.jit, static_argnums=0)
     def gradients(layer):
         return jax.grad(lambda p: (layer.apply(p, x) ** 2).sum())(params)
 
@@ -135,7 +148,7 @@ def test_flax_layers_compute_the_same_with_it(padding):
 
 
 def test_dilation_and_groups_are_refused():
-    x = jnp.zeros((1, 8, 8, 4))
+    x = np.zeros((1, 8, 8, 4), np.float32)
     for layer in (
         nn.Conv(4, (3, 3), kernel_dilation=2, conv_general_dilated=convolution.for_flax),
         nn.Conv(4, (3, 3), feature_group_count=2, conv_general_dilated=convolution.for_flax),

@@ -1,7 +1,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -20,53 +19,57 @@ def vectors(seed=0, batch=BATCH):
     """Directions of very unequal variance, in an order that prefixes do not follow."""
     rng = np.random.default_rng(seed)
     spread = np.array([0.2, 0.1, 0.1, 0.2, 3.0, 0.1, 0.3, 2.0, 0.1, 0.2, 1.0, 0.1])
-    return jnp.float32(rng.normal(size=(batch, WIDTH)) * spread)
+    return np.float32(rng.normal(size=(batch, WIDTH)) * spread)
 
 
 def batch_of(ranked=False, seed=0):
-    found = {"vector": vectors(seed), "mask": jnp.ones(BATCH).at[3].set(0)}
+    found = {"vector": vectors(seed), "mask": np.float32(np.arange(BATCH) != 3)}
     if ranked:
         noise = 0.1 * np.random.default_rng(seed + 1).normal(size=(BATCH, WIDTH))
-        found["positive"] = found["vector"] + jnp.float32(noise)
-        found["vector_id"] = jnp.arange(BATCH) + BATCH
-        found["positive_id"] = jnp.arange(BATCH) // 2
+        found["positive"] = found["vector"] + np.float32(noise)
+        found["vector_id"] = np.arange(BATCH, dtype=np.int32) + BATCH
+        found["positive_id"] = np.arange(BATCH, dtype=np.int32) // 2
     return found
 
 
-def moved(params):
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(5), len(leaves))
-    return structure.unflatten(
-        [p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
-    )
+def moved(task):
+    """Parameters near those that the task begins with, and its model state."""
+    params, state = jax.jit(task.init)(jax.random.key(0))
+    rng = np.random.default_rng(5)
+    params = jax.tree.map(lambda p: np.float32(p + 0.1 * rng.normal(size=p.shape)), params)
+    return params, state
+
+
+preserve_pairs = jax.jit(adaptors.preserve_pairs)
 
 
 def test_loss_is_the_weighted_sum_of_its_terms():
     task = AdaptorTask(
         adaptors.Residual(8), NESTING, WIDTH, True, 0.5, 2.0, 3, reconstruction=0.3, ranking=0.7
     )
-    params = moved(task.init(jax.random.key(0))[0])
+    params, _ = moved(task)
     batch = batch_of(ranked=True)
     loss, (loss_g, state) = jax.jit(task.loss)(params, {}, batch, jax.random.key(1))
-    mask_b = batch["mask"]
-    z = [task.adaptor.apply({"params": params}, batch[s]) for s in ("vector", "positive")]
-    x = [batch["vector"], batch["positive"]]
-    total = 0.0
-    expected_g = np.zeros(3)
-    near = functools.partial(adaptors.preserve_neighbours, neighbours=3)
-    for weight, function in ((0.5, adaptors.preserve_pairs), (2.0, near)):
-        lifted = jax.jit(nested(function, NESTING))
+
+    @jax.jit
+    def by_hand(params, batch):
+        mask_b = batch["mask"]
+        x = [batch["vector"], batch["positive"]]
+        z = [task.adaptor.apply({"params": params}, side) for side in x]
+        total, total_g = 0.0, 0.0
+        near = functools.partial(adaptors.preserve_neighbours, neighbours=3)
+        for weight, function in ((0.5, adaptors.preserve_pairs), (2.0, near)):
+            for adapted, source in zip(z, x, strict=True):
+                value, value_g = nested(function, NESTING)(adapted, source_bd=source, mask_b=mask_b)
+                total += weight * value / 2
+                total_g += weight * value_g / 2
+        keep_bb = ids_mask(batch["vector_id"], batch["positive_id"])
+        value, value_g = nested(adaptors.rank, NESTING)(*z, keep_bb=keep_bb, mask_b=mask_b)
         for adapted, source in zip(z, x, strict=True):
-            value, value_g = lifted(adapted, source_bd=source, mask_b=mask_b)
-            total += weight * value / 2
-            expected_g += weight * value_g / 2
-    keep_bb = ids_mask(batch["vector_id"], batch["positive_id"])
-    value, value_g = jax.jit(nested(adaptors.rank, NESTING))(*z, keep_bb=keep_bb, mask_b=mask_b)
-    total += 0.7 * value
-    expected_g += 0.7 * value_g
-    total += 0.3 * np.mean(
-        [adaptors.reconstruct(a, b, mask_b=mask_b) for a, b in zip(z, x, strict=True)]
-    )
+            total += 0.3 * adaptors.reconstruct(adapted, source, mask_b=mask_b) / 2
+        return total + 0.7 * value, total_g + 0.7 * value_g
+
+    total, expected_g = by_hand(params, batch)
     np.testing.assert_allclose(loss, total, rtol=1e-5)
     np.testing.assert_allclose(loss_g, expected_g, rtol=1e-5)
     assert state == {}
@@ -78,22 +81,21 @@ def test_loss_is_the_weighted_sum_of_its_terms():
 def test_training_makes_prefixes_compare_as_whole_vectors_do(adaptor):
     task = AdaptorTask(adaptor, NESTING, WIDTH, reconstruction=0.0)
     optimizer = optax.adam(0.03)
-    state = steps.init_state(task, optimizer, jax.random.key(0))
+    state = jax.jit(lambda key: steps.init_state(task, optimizer, key))(jax.random.key(0))
     train_step = jax.jit(functools.partial(steps.train_step, task=task, optimizer=optimizer))
     data = vectors(seed=1, batch=256)
     for i in range(40):
         rows = np.random.default_rng(i).choice(256, BATCH, replace=False)
-        batch = {"vector": data[rows], "mask": jnp.ones(BATCH)}
+        batch = {"vector": data[rows], "mask": np.ones(BATCH, np.float32)}
         state, metrics = train_step(state, batch, jax.random.key(1))
     assert metrics["loss_g"].shape == (3,)
-    fresh = {"vector": vectors(seed=2, batch=64), "mask": jnp.ones(64)}
-    after = task.embed(state["params"], {}, fresh)
+    fresh = {"vector": vectors(seed=2, batch=64), "mask": np.ones(64, np.float32)}
+    after = np.asarray(jax.jit(task.embed)(state["params"], {}, fresh))
     for dim in (2, 4):
-        of_prefix = [
-            float(adaptors.preserve_pairs(z[:, :dim], source_bd=fresh["vector"]))
-            for z in (fresh["vector"], after)
-        ]
-        assert of_prefix[1] < 0.7 * of_prefix[0]
+        loss_before, loss_after = (
+            preserve_pairs(z[:, :dim], source_bd=fresh["vector"]) for z in (fresh["vector"], after)
+        )
+        assert loss_after < 0.7 * loss_before
 
 
 @pytest.mark.parametrize("ranked", [False, True])
@@ -109,7 +111,7 @@ def test_a_mesh_changes_nothing():
         AdaptorTask(adaptors.Rotation(), NESTING, WIDTH, True, mesh=m) for m in (None, mesh)
     )
     batch = batch_of(ranked=True)
-    params = moved(here.init(jax.random.key(0))[0])
+    params, _ = moved(here)
     placed = jax.device_put(batch, meshes.batch_sharding(mesh))
 
     def gradient(task, batch):
@@ -145,18 +147,19 @@ def test_settings_that_cannot_be_are_refused(options, message):
 def test_turned_vectors_are_what_is_adapted_and_compared_with():
     adaptor, rng = adaptors.Residual(8), np.random.default_rng(3)
     basis, _ = np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))
-    state = {"basis": jnp.float32(basis)}
+    state = {"basis": np.float32(basis)}
     turned = AdaptorTask(adaptor, NESTING, WIDTH, ranked=True, turned=True)
     plain = AdaptorTask(adaptor, NESTING, WIDTH, ranked=True)
-    params, fresh = turned.init(jax.random.key(0))
+    params, fresh = moved(turned)
     np.testing.assert_array_equal(fresh["basis"], np.eye(WIDTH))
-    assert plain.init(jax.random.key(0))[1] == {}
-    params, batch = moved(params), batch_of(ranked=True)
+    assert jax.eval_shape(plain.init, jax.random.key(0))[1] == {}
+    batch = batch_of(ranked=True)
     before = {**batch, **{side: batch[side] @ state["basis"] for side in ("vector", "positive")}}
-    loss, (loss_g, same) = turned.loss(params, state, batch, None)
-    expected, (expected_g, _) = plain.loss(params, {}, before, None)
+    loss, (loss_g, same) = jax.jit(turned.loss)(params, state, batch, None)
+    expected, (expected_g, _) = jax.jit(plain.loss)(params, {}, before, None)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(loss_g, expected_g, rtol=1e-5)
     np.testing.assert_array_equal(same["basis"], state["basis"])
-    z_bd = turned.embed(params, state, batch)
-    np.testing.assert_allclose(z_bd, plain.embed(params, {}, before), rtol=1e-5, atol=1e-5)
+    z_bd = jax.jit(turned.embed)(params, state, batch)
+    expected_bd = jax.jit(plain.embed)(params, {}, before)
+    np.testing.assert_allclose(z_bd, expected_bd, rtol=1e-5, atol=1e-5)

@@ -29,7 +29,7 @@ def test_every_form_of_the_loss_is_the_same_loss(kind):
         "mask": (np.arange(16) % 5 > 0).astype(np.float32),
     }
     plain = make_task(kind, loss_form="plain")
-    params, state = plain.init(jax.random.key(0))
+    params, state = jax.jit(plain.init)(jax.random.key(0))
 
     def run(task):
         grad = jax.value_and_grad(task.loss, has_aux=True)
