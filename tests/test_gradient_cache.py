@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -34,16 +36,17 @@ def sides(batch=BATCH, lengths=(5, 9, 3)):
     rng = np.random.default_rng(0)
     return [
         (
-            jnp.asarray(rng.integers(0, VOCABULARY, (batch, t)), jnp.int32),
-            jnp.asarray(rng.integers(1, t + 1, batch), jnp.int32),
+            rng.integers(0, VOCABULARY, (batch, t)).astype(np.int32),
+            rng.integers(1, t + 1, batch).astype(np.int32),
         )
         for t in lengths
     ]
 
 
+@functools.cache
 def make(dropout=0.0, hidden=32):
     network = Network(hidden, dropout)
-    params = network.init(jax.random.key(0), *sides()[0])
+    params = jax.tree.map(np.asarray, jax.jit(network.init)(jax.random.key(0), *sides()[0]))
 
     def embed(params, side, key):
         rngs = None if key is None else {"dropout": key}
@@ -65,27 +68,34 @@ def scored(z):
 
 
 def relative_error(found, expected):
-    return max(
-        jax.tree.leaves(
-            jax.tree.map(
-                lambda a, b: float(jnp.abs(a - b).max() / jnp.abs(b).max()), found, expected
-            )
-        )
-    )
+    def of_one(f, e):
+        f, e = np.asarray(f), np.asarray(e)
+        return np.abs(f - e).max() / np.abs(e).max()
+
+    return max(jax.tree.leaves(jax.tree.map(of_one, found, expected)))
+
+
+@functools.cache
+def of_the_whole_batch(loss_fn, batch=BATCH):
+    embed, params = make()
+
+    def loss(params, inputs):
+        return loss_fn([embed(params, side, None) for side in inputs])[0]
+
+    return jax.jit(jax.value_and_grad(loss))(params, sides(batch))
 
 
 @pytest.mark.parametrize(("loss_fn", "parts"), [(contrastive, 6), (contrastive, 24), (scored, 4)])
 def test_loss_and_gradient_are_those_of_the_whole_batch(loss_fn, parts):
     embed, params = make()
 
-    def loss(params, parts):
-        return loss_fn([embed_in_parts(embed, params, side, parts) for side in sides()])[0]
+    def loss(params, inputs):
+        return loss_fn([embed_in_parts(embed, params, side, parts) for side in inputs])[0]
 
-    def whole(params):
-        return loss_fn([embed(params, side, None) for side in sides()])[0]
-
-    found = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, parts)
-    expected = jax.jit(jax.value_and_grad(whole))(params)
+    found, expected = (
+        jax.jit(jax.value_and_grad(loss))(params, sides()),
+        of_the_whole_batch(loss_fn),
+    )
     assert float(expected[0]) > 1
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
     assert relative_error(found[1], expected[1]) < 1e-5  # sums in another order
@@ -94,7 +104,7 @@ def test_loss_and_gradient_are_those_of_the_whole_batch(loss_fn, parts):
 def test_in_float64_the_gradient_is_equal_to_the_last_digits():
     with jax.enable_x64(True):
         embed, params = make()
-        params = jax.tree.map(lambda x: x.astype(jnp.float64), params)
+        params = jax.tree.map(np.float64, params)
 
         def loss(params, in_parts):
             z = [
@@ -118,51 +128,59 @@ def test_embeddings_keep_the_order_of_rows_and_any_structure():
     def embed_all(params, inputs, key):
         return {name: embed(params, side, key) for name, side in inputs.items()}
 
-    found = embed_in_parts(embed_all, params, inputs, 6)
-    for name, side in inputs.items():
-        np.testing.assert_allclose(found[name], embed(params, side, None), rtol=1e-6, atol=1e-7)
+    @jax.jit
+    def both(params, inputs):
+        return embed_in_parts(embed_all, params, inputs, 6), embed_all(params, inputs, None)
+
+    found, expected = both(params, inputs)
+    assert list(found) == list(names)
+    for name in names:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-6, atol=1e-7)
 
 
 def test_dropout_is_the_same_in_both_passes_and_differs_between_parts_and_keys():
     embed, params = make(dropout=0.5)
     side, key, parts = sides()[0], jax.random.key(7), 4
-    target_bd = jax.random.normal(jax.random.key(8), (BATCH, 16))
+    target_bd = np.random.default_rng(8).normal(size=(BATCH, 16)).astype(np.float32)
 
-    def by_hand(params):
-        z_bd = jnp.zeros((BATCH, 16))
-        for i in range(parts):
-            rows = [x[i::parts] for x in side]
-            z_bd = z_bd.at[i::parts].set(embed(params, rows, jax.random.fold_in(key, i)))
-        return z_bd
+    def by_hand(params, side, key):
+        z = [
+            embed(params, [x[i::parts] for x in side], jax.random.fold_in(key, i))
+            for i in range(parts)
+        ]
+        return jnp.stack(z, 1).reshape(BATCH, 16)
 
-    def ours(params, key=key):
+    def ours(params, side, key):
         return embed_in_parts(embed, params, side, parts, key)
 
-    ours = jax.jit(ours)
-    np.testing.assert_allclose(ours(params), jax.jit(by_hand)(params), rtol=1e-6, atol=1e-6)
-    found, expected = (
-        jax.jit(jax.grad(lambda p, f=f: jnp.square(f(p) - target_bd).sum()))(params)
-        for f in (ours, by_hand)
-    )
+    def embeddings_and_gradient(function):
+        def loss(params, side, key):
+            z_bd = function(params, side, key)
+            return jnp.square(z_bd - target_bd).sum(), z_bd
+
+        return jax.jit(jax.grad(loss, has_aux=True))
+
+    ours, by_hand = embeddings_and_gradient(ours), embeddings_and_gradient(by_hand)
+    (found, z_bd), (expected, by_hand_bd) = (f(params, side, key) for f in (ours, by_hand))
+    np.testing.assert_allclose(z_bd, by_hand_bd, rtol=1e-6, atol=1e-6)
     assert relative_error(found, expected) < 1e-5
-    assert not np.allclose(ours(params), ours(params, jax.random.key(9)))
+    assert not np.allclose(z_bd, ours(params, side, jax.random.key(9))[1])
     # One sentence in every row: dropout is not repeated from part to part.
-    same = [jnp.repeat(x[:1], BATCH, 0) for x in side]
-    z_bd = embed_in_parts(embed, params, same, parts, key)
+    same = tuple(np.repeat(x[:1], BATCH, 0) for x in side)
+    z_bd = np.asarray(ours(params, same, key)[1])
     assert not np.allclose(z_bd[:parts], z_bd[:1])
 
 
 def test_inputs_that_are_numbers_get_gradients_too():
-    weight_dd = jax.random.normal(jax.random.key(0), (6, 6))
-    x_bd = jax.random.normal(jax.random.key(1), (8, 6))
+    rng = np.random.default_rng(0)
+    weight_dd, x_bd = (rng.normal(size=(n, 6)).astype(np.float32) for n in (6, 8))
 
     def loss(x_bd, parts):
         z_bd = embed_in_parts(lambda w, x, _: jnp.tanh(x @ w), weight_dd, x_bd, parts)
         return jax.nn.logsumexp(z_bd @ z_bd.T)
 
-    np.testing.assert_allclose(
-        jax.grad(loss)(x_bd, 4), jax.grad(loss)(x_bd, 1), rtol=1e-5, atol=1e-6
-    )
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    np.testing.assert_allclose(gradient(x_bd, 4), gradient(x_bd, 1), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("layout", [{"data": 8}, {"data": 2, "fsdp": 4}])
@@ -172,20 +190,22 @@ def test_on_a_mesh_rows_stay_on_their_devices_and_nothing_changes(layout):
     inputs = sides(batch=64)
     placed = jax.device_put(inputs, meshes.batch_sharding(mesh))
 
-    def loss(params, inputs, parts, mesh):
-        z = [embed_in_parts(embed, params, side, parts) for side in inputs]
-        return nested_info_nce(
+    def loss(params, inputs):
+        z = [embed_in_parts(embed, params, side, 4) for side in inputs]
+        loss, _ = nested_info_nce(
             z[0], z[1], NESTING, temperature=0.1, extra_negatives=z[2], mesh=mesh
-        )[0]
+        )
+        return loss
 
-    step = jax.jit(jax.value_and_grad(loss), static_argnums=(2, 3))
-    found = step(params, placed, 4, mesh)
-    expected = step(params, inputs, 1, None)
+    found = jax.jit(jax.value_and_grad(loss))(params, placed)
+    expected = of_the_whole_batch(contrastive, batch=64)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
     assert relative_error(found[1], expected[1]) < 5e-6
     embedded = jax.jit(lambda p, side: embed_in_parts(embed, p, side, 4))
-    assert embedded(params, placed[0]).sharding.is_equivalent_to(meshes.batch_sharding(mesh), 2)
-    assert "all-gather" not in embedded.lower(params, placed[0]).compile().as_text()
+    embedded = embedded.lower(params, placed[0]).compile()
+    z_bd = embedded(params, placed[0])
+    assert z_bd.sharding.is_equivalent_to(meshes.batch_sharding(mesh), 2)
+    assert "all-gather" not in embedded.as_text()
 
 
 @pytest.mark.slow

@@ -19,16 +19,13 @@ FORMS = ("blockwise", "streamed")
 def problem(nesting=NESTING, kind="shared", batch=10, classes=7, dtype=jnp.float32, seed=0):
     """A head's parameters, embeddings and labels; the parameters as a tree of arrays."""
     head = NestedHead(nesting, classes, kind)
-    keys = jax.random.split(jax.random.key(seed), 4)
-    z_bd = jax.random.normal(keys[0], (batch, nesting.width + 3)).astype(dtype)
-    params = head.init(keys[1], z_bd)["params"]
-    leaves, tree = jax.tree.flatten(params)
-    drawn = [
-        jax.random.normal(k, p.shape)
-        for k, p in zip(jax.random.split(keys[2], len(leaves)), leaves, strict=True)
-    ]
-    labels_b = jax.random.randint(keys[3], (batch,), 0, classes)
-    return head, jax.tree.unflatten(tree, drawn), z_bd, labels_b
+    rng = np.random.default_rng(seed)
+    # None near zero: gradients of normalized prefixes divide by their norms.
+    z_bd = rng.uniform(0.5, 1.5, (batch, nesting.width + 3))
+    z_bd = (z_bd * rng.choice([-1, 1], z_bd.shape)).astype(dtype)
+    params = jax.eval_shape(head.init, jax.random.key(0), z_bd)["params"]
+    drawn = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), params)
+    return head, drawn, z_bd, rng.integers(0, classes, batch).astype(np.int32)
 
 
 def kernels_and_biases(params, nesting):
@@ -45,33 +42,55 @@ def fused(params, z_bd, labels_b, nesting, **options):
     return nested_linear_cross_entropy(z_bd, kernel, bias, labels_b, nesting, **options)
 
 
-def oracle(params, z_bd, labels_b, nesting, *, smoothing=0.0, mask_b=None, normalize="none"):
-    """The definition in float64: one slice, one softmax per granularity."""
-    losses = []
-    for g, m in enumerate(nesting.dims):
-        kernel, bias = kernels_and_biases(params, nesting)
-        shared = not isinstance(kernel, list)
-        kernel_mc, bias_c = (kernel[:m], bias) if shared else (kernel[g], bias[g])
-        x_bm = z_bd[:, :m]
+@functools.cache
+def compiled(nesting=NESTING, **options):
+    """The loss with its gradients: one program for all tests that use the same options."""
+    loss = functools.partial(fused, nesting=nesting, **options)
+    return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+
+
+def exact(
+    params, z_bd, labels_b, nesting, *, smoothing=0.0, mask_b=None, normalize="none", weights=None
+):
+    """The definition in float64: one slice, one softmax per granularity, and its gradients."""
+    z_bd = np.asarray(z_bd, np.float64)
+    kernel, bias = kernels_and_biases(params, nesting)
+    shared = not isinstance(kernel, list)
+    kernels, biases = ([kernel], [bias]) if shared else (kernel, bias)
+    dkernels, dbiases = ([np.zeros(x.shape) for x in arrays] for arrays in (kernels, biases))
+    dz_bd, losses = np.zeros_like(z_bd), []
+    mask_b = np.ones(len(z_bd)) if mask_b is None else mask_b
+    mean_b1 = mask_b[:, None] / mask_b.sum()
+    weights_g = nesting.weights if weights is None else weights
+    for g, (m, weight) in enumerate(zip(nesting.dims, weights_g, strict=True)):
+        own = 0 if shared else g
+        kernel_mc, bias_c = (np.asarray(x[own], np.float64) for x in (kernels, biases))
+        kernel_mc, x_bm, norm_b1 = kernel_mc[:m], z_bd[:, :m], 1.0
         if normalize == "prefix":
-            x_bm = x_bm / jnp.linalg.norm(x_bm, axis=1, keepdims=True)
-        log_p_bc = jax.nn.log_softmax(x_bm @ kernel_mc + bias_c[None])
-        one_hot_bc = jax.nn.one_hot(labels_b, bias_c.shape[0], dtype=log_p_bc.dtype)
-        target_bc = (1 - smoothing) * one_hot_bc + smoothing / bias_c.shape[0]
-        losses.append(-(target_bc * log_p_bc).sum(-1))
-    loss_gb = jnp.stack(losses)
-    mask_b = jnp.ones(z_bd.shape[0]) if mask_b is None else mask_b
-    loss_g = (loss_gb * mask_b[None]).sum(-1) / mask_b.sum()
-    return (jnp.array(nesting.weights) * loss_g).sum(), loss_g
-
-
-def exact(params, z_bd, labels_b, nesting, **options):
-    """Oracle values and gradients with respect to parameters and embeddings."""
-    with jax.enable_x64(True):
-        wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), (params, z_bd))
-        function = functools.partial(oracle, nesting=nesting, **options)
-        grad = jax.jit(jax.value_and_grad(function, (0, 1), has_aux=True))
-        return jax.tree.map(np.asarray, grad(*wide, labels_b))
+            norm_b1 = np.linalg.norm(x_bm, axis=1, keepdims=True)
+            x_bm = x_bm / norm_b1
+        logits_bc = x_bm @ kernel_mc + bias_c
+        log_p_bc = logits_bc - np.logaddexp.reduce(logits_bc, axis=1, keepdims=True)
+        one_hot_bc = np.eye(len(bias_c))[labels_b]
+        target_bc = (1 - smoothing) * one_hot_bc + smoothing / len(bias_c)
+        losses.append(-(mean_b1 * target_bc * log_p_bc).sum())
+        dlogits_bc = weight * mean_b1 * (np.exp(log_p_bc) - target_bc)
+        dkernels[own][:m] += x_bm.T @ dlogits_bc
+        dbiases[own] += dlogits_bc.sum(0)
+        dx_bm = dlogits_bc @ kernel_mc.T
+        if normalize == "prefix":
+            # A unit vector moves across itself only.
+            dx_bm -= (dx_bm * x_bm).sum(1, keepdims=True) * x_bm
+        dz_bd[:, :m] += dx_bm / norm_b1
+    names = (
+        [("kernel", "bias")]
+        if shared
+        else [(f"kernel_{m:04d}", f"bias_{m:04d}") for m in nesting.dims]
+    )
+    gradients = {}
+    for (of_kernel, of_bias), dkernel, dbias in zip(names, dkernels, dbiases, strict=True):
+        gradients |= {of_kernel: dkernel, of_bias: dbias}
+    return (np.dot(weights_g, losses), np.array(losses)), (gradients, dz_bd)
 
 
 def close(found, expected, relative=1e-5):
@@ -111,7 +130,7 @@ def test_equals_the_definition(form, kind, cut, monkeypatch):
     if cut != "whole":
         small_pieces(monkeypatch, rows=1024 if cut == "class tiles" else 4)
     _, params, z_bd, labels_b = problem(kind=kind)
-    mask_b = jnp.array([1, 1, 0, 1, 1, 1, 0, 1, 1, 1.0])
+    mask_b = np.float32([1, 1, 0, 1, 1, 1, 0, 1, 1, 1])
     loss = functools.partial(
         fused, nesting=NESTING, form=form, label_smoothing=0.1, mask_b=mask_b, normalize="prefix"
     )
@@ -133,8 +152,7 @@ def test_equals_the_definition(form, kind, cut, monkeypatch):
 )
 def test_options_one_by_one(form, kind, options):
     _, params, z_bd, labels_b = problem(kind=kind)
-    loss = functools.partial(fused, nesting=NESTING, form=form, **options)
-    found = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, z_bd, labels_b)
+    found = compiled(form=form, **options)(params, z_bd, labels_b)
     renamed = {"smoothing" if k == "label_smoothing" else k: v for k, v in options.items()}
     close(found, exact(params, z_bd, labels_b, NESTING, **renamed))
 
@@ -147,7 +165,7 @@ def test_the_pallas_kernel_equals_the_definition(kind, options):
     """Here in Pallas' interpreter."""
     nesting = Nesting((3, 24), (1.0, 0.5))
     _, params, z_bd, labels_b = problem(nesting, kind)
-    mask_b = jnp.arange(10) % 3 > 0
+    mask_b = np.arange(10) % 3 > 0
     loss = functools.partial(
         fused, nesting=nesting, mask_b=mask_b, form="streamed", implementation="pallas", **options
     )
@@ -174,10 +192,8 @@ def test_long_and_dense_nestings(form, monkeypatch):
 def test_bfloat16_inputs_are_summed_in_float32(form, kind):
     nesting = powers_of_two(32, 512)
     _, params, z_bd, labels_b = problem(nesting, kind, 16, 20, jnp.bfloat16)
-    params = jax.tree.map(lambda p: 0.1 * p, params)
-    loss = functools.partial(fused, nesting=nesting, form=form)
-    grad = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
-    (total, loss_g), gradients = grad(params, z_bd, labels_b)
+    params = jax.tree.map(lambda p: np.float32(0.1) * p, params)
+    (total, loss_g), gradients = compiled(nesting, form=form)(params, z_bd, labels_b)
     assert total.dtype == loss_g.dtype == jnp.float32
     assert gradients[1].dtype == jnp.bfloat16
     assert {p.dtype for p in jax.tree.leaves(gradients[0])} == {jnp.dtype("float32")}
@@ -205,44 +221,46 @@ def test_equals_head_and_loss():
 def test_each_granularity_can_be_differentiated(form):
     """The second output has a gradient of its own, also mixed with that of the first."""
     _, params, z_bd, labels_b = problem()
-    scale_g = jnp.arange(1.0, 5.0)
+    scale_g = np.arange(1.0, 5.0, dtype=np.float32)
 
-    def mixed(function):
-        def total(params, z_bd):
-            loss, loss_g = function(params, z_bd, labels_b, NESTING)
-            return 2 * loss + (scale_g.astype(loss_g.dtype) * loss_g).sum()
+    def total(params, z_bd):
+        loss, loss_g = fused(params, z_bd, labels_b, NESTING, form=form)
+        return 2 * loss + (scale_g * loss_g).sum()
 
-        return jax.value_and_grad(total, (0, 1))
+    def first(params):
+        return fused(params, z_bd, labels_b, NESTING, form=form)[0]
 
-    found = jax.jit(mixed(functools.partial(fused, form=form)))(params, z_bd)
-    with jax.enable_x64(True):
-        wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), (params, z_bd))
-        expected = jax.tree.map(np.asarray, jax.jit(mixed(oracle))(*wide))
-    close(found, expected)
-    again = jax.checkpoint(lambda p: fused(p, z_bd, labels_b, NESTING, form=form)[0])
-    rematerialised = jax.jit(jax.grad(again))(params)
+    @jax.jit
+    def gradients(params, z_bd):
+        mixed = jax.value_and_grad(total, (0, 1))(params, z_bd)
+        return mixed, jax.grad(jax.checkpoint(first))(params)
+
+    mixed, rematerialised = gradients(params, z_bd)
+    weights_g = 2 * np.array(NESTING.weights) + scale_g
+    (expected, _), slopes = exact(params, z_bd, labels_b, NESTING, weights=weights_g)
+    close(mixed, (expected, slopes))
     close(rematerialised, exact(params, z_bd, labels_b, NESTING)[1][0])
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_padding_may_hold_anything(form):
     _, params, z_bd, labels_b = problem()
-    mask_b = jnp.arange(10) < 6
-    spoiled = (z_bd.at[6:].set(jnp.nan), labels_b.at[6:].set(99))
-    loss = functools.partial(fused, nesting=NESTING, form=form, normalize="prefix")
-    grad = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+    mask_b = np.arange(10) < 6
+    spoiled = (np.where(mask_b[:, None], z_bd, np.nan), np.where(mask_b, labels_b, 99))
+    grad = compiled(form=form, normalize="prefix")
     (total, loss_g), (dparams, dz_bd) = grad(params, *spoiled, mask_b=mask_b)
-    expected = grad(params, z_bd[:6], labels_b[:6])
-    close(((total, loss_g), (dparams, dz_bd[:6])), jax.tree.map(np.asarray, expected))
+    expected = exact(params, z_bd[:6], labels_b[:6], NESTING, normalize="prefix")
+    close(((total, loss_g), (dparams, dz_bd[:6])), expected)
     assert (np.asarray(dz_bd[6:]) == 0).all()
-    nothing, _ = grad(params, *spoiled, mask_b=jnp.zeros(10))
+    nothing, _ = grad(params, *spoiled, mask_b=np.zeros(10, bool))
     assert nothing[0] == 0
 
 
 def test_a_label_out_of_range_is_not_a_number():
     _, params, z_bd, labels_b = problem()
     for label in (-1, 7):
-        loss, loss_g = fused(params, z_bd, labels_b.at[3].set(label), NESTING)
+        wrong_b = np.where(np.arange(10) == 3, label, labels_b).astype(np.int32)
+        (loss, loss_g), _ = compiled(form="blockwise")(params, z_bd, wrong_b)
         assert np.isnan(loss)
         assert np.isnan(loss_g).all()
 
@@ -261,20 +279,20 @@ def test_every_layout_equals_one_device(shape, form, kind, monkeypatch):
     small_pieces(monkeypatch, elements=16, tile=3)
     mesh = make_mesh(*shape)
     _, params, z_bd, labels_b = problem(kind=kind, batch=16, classes=12)
-    mask_b = jnp.arange(16) % 5 > 0
-    loss = functools.partial(
-        fused, nesting=NESTING, form=form, label_smoothing=0.1, mask_b=mask_b, normalize="prefix"
-    )
-    one = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, z_bd, labels_b)
-    on_mesh = functools.partial(loss, mesh=mesh)
-    many = jax.jit(jax.value_and_grad(on_mesh, (0, 1), has_aux=True))(params, z_bd, labels_b)
-    close(many, jax.tree.map(np.asarray, one), 2e-6)
+    mask_b = np.arange(16) % 5 > 0
+    options = {"label_smoothing": 0.1, "mask_b": mask_b, "normalize": "prefix"}
+    loss = functools.partial(fused, nesting=NESTING, form=form, mesh=mesh, **options)
+    found = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, z_bd, labels_b)
+    # What one device computes is as close to it.
+    options["smoothing"] = options.pop("label_smoothing")
+    expected = exact(params, z_bd, labels_b, NESTING, **options)
+    close(found, expected, 2e-6)
     if shape == (2, 2, 2):
-        value = jax.jit(on_mesh)(params, z_bd, labels_b)  # without gradients: another path
-        close(value, jax.tree.map(np.asarray, one[0]), 2e-6)
+        value = jax.jit(loss)(params, z_bd, labels_b)  # without gradients: another path
+        close(value, expected[0], 2e-6)
 
 
-def compiled(nesting, batch, classes, kind="shared", **options):
+def lowered(nesting, batch, classes, kind="shared", **options):
     width = nesting.width
     head = NestedHead(nesting, classes, kind)
     z_bd = jax.ShapeDtypeStruct((batch, width), jnp.float32)
@@ -287,7 +305,7 @@ def compiled(nesting, batch, classes, kind="shared", **options):
 def test_flops_are_those_of_one_dense_layer():
     """Head and loss, forward and backward, of 9 granularities against the largest alone."""
     flops = {
-        nesting: compiled(nesting, 256, 1000).compile().cost_analysis()["flops"]
+        nesting: lowered(nesting, 256, 1000).compile().cost_analysis()["flops"]
         for nesting in (powers_of_two(8, 2048), Nesting((2048,)))
     }
     nested, dense = flops.values()
@@ -301,7 +319,7 @@ def test_memory_does_not_grow_with_the_granularities():
     logits_bytes, kernel_bytes = 4 * batch * classes, 4 * width * classes
 
     def temporary(nesting, form):
-        program = compiled(nesting, batch, classes, form=form).compile()
+        program = lowered(nesting, batch, classes, form=form).compile()
         return program.memory_analysis().temp_size_in_bytes
 
     few, many = powers_of_two(64, 512), powers_of_two(4, 512)

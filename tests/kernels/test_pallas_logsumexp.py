@@ -1,3 +1,4 @@
+import functools
 import re
 
 import jax
@@ -14,9 +15,9 @@ NAMES = ("a", "w", "row", "col", "bias")
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 CASES = {
     "odd sizes": ((2, 6, 13), 5, 37),
-    "several tiles": ((8, 16, 32, 64, 256), 270, 300),
+    "several tiles": ((8, 64, 256), 270, 300),
     "one granularity": ((48,), 20, 150),
-    "dense": (tuple(range(5, 41, 5)), 17, 30),
+    "dense": (tuple(range(9, 37, 9)), 17, 30),
 }
 
 
@@ -25,7 +26,7 @@ def operands(dims, rows, columns, dtype="float32", seed=0):
     rng = np.random.default_rng(seed)
     a = rng.normal(size=(rows, dims[-1])) / np.sqrt(dims[-1])
     w = rng.normal(size=(columns, dims[-1]))
-    a, w = (np.asarray(jnp.asarray(x, dtype), np.float64) for x in (a, w))
+    a, w = (x.astype(jnp.dtype(dtype)).astype(np.float64) for x in (a, w))
     row = rng.uniform(0.5, 2, (len(dims), rows))
     col = rng.uniform(0.5, 2, (len(dims), columns))
     bias = rng.normal(size=(len(dims), columns))
@@ -58,21 +59,21 @@ def close(found, expected, tolerance):
         assert error < tolerance, f"{name}: {error}"
 
 
+@functools.partial(jax.jit, static_argnames=("dims", "interpret"))
+def compiled(arrays, dlse, *, dims, interpret):
+    def function(a, w, row, col, bias):
+        return nested_logsumexp_pallas(
+            a, w, Nesting(dims), row_gb=row, col_gn=col, bias_gn=bias, interpret=interpret
+        )
+
+    lse, pull = jax.vjp(function, *arrays)
+    return lse, pull(dlse)
+
+
 def value_and_gradients(dims, arrays, dlse, dtype="float32", interpret=None):
-    a, w, row, col, bias = arrays
-    arrays = (jnp.asarray(a, dtype), jnp.asarray(w, dtype), *map(jnp.float32, (row, col, bias)))
-
-    @jax.jit
-    def run(arrays, dlse):
-        def function(a, w, row, col, bias):
-            return nested_logsumexp_pallas(
-                a, w, Nesting(dims), row_gb=row, col_gn=col, bias_gn=bias, interpret=interpret
-            )
-
-        lse, pull = jax.vjp(function, *arrays)
-        return lse, pull(dlse)
-
-    found = run(arrays, jnp.float32(dlse))
+    dtype = jnp.dtype(dtype)
+    arrays = tuple(x.astype(dtype if i < 2 else np.float32) for i, x in enumerate(arrays))
+    found = compiled(arrays, np.float32(dlse), dims=dims, interpret=interpret)
     for x, y in zip(found[1], arrays, strict=True):
         assert x.dtype == y.dtype
     return found
@@ -109,9 +110,13 @@ def test_tpu_simulator_with_memory_that_starts_as_nan():
     arrays, dlse = operands(dims, rows, columns)
     simulator = pltpu.InterpretParams(uninitialized_memory="nan")
     plan = pallas_tiles.Plan(dims, "tpu", simulator, rows, columns)
-    narrow = tuple(map(jnp.float32, arrays))
-    lse = pallas_logsumexp._forward(plan, *narrow)
-    gradients = pallas_logsumexp._backward(plan, *narrow, lse, jnp.float32(dlse))
+
+    @jax.jit
+    def run(*arrays):
+        lse = pallas_logsumexp._forward(plan, *arrays[:-1])
+        return lse, pallas_logsumexp._backward(plan, *arrays[:-1], lse, arrays[-1])
+
+    lse, gradients = run(*map(np.float32, (*arrays, dlse)))
     close((lse, gradients), oracle(dims, arrays, dlse), 1e-5)
 
 
@@ -121,6 +126,7 @@ def test_a_column_that_is_left_out_counts_for_nothing():
     # More than one tile of them, and tiles that consist of nothing else.
     keep = np.arange(200) < 30
     found = value_and_gradients(dims, (a, w, row, col, np.where(keep[None], bias, -1e30)), dlse)
+    found = jax.tree.map(np.asarray, found)
     lse, (da, dw, *rest) = oracle(dims, (a, w[keep], row, col[:, keep], bias[:, keep]), dlse)
     np.testing.assert_array_equal(found[1][1][~keep], 0)
     gradients = (da, dw, *rest)
@@ -134,11 +140,13 @@ def test_factors_default_to_one_and_a_bias_may_be_shared():
     shared = np.broadcast_to(bias[0], bias.shape)
     lse, expected = oracle(dims, (a, w, np.ones_like(row), np.ones_like(col), shared), dlse)
 
-    def function(a, w, bias_n):
-        return nested_logsumexp_pallas(a, w, Nesting(dims), bias_gn=bias_n)
+    @jax.jit
+    def run(*arrays):
+        function = functools.partial(nested_logsumexp_pallas, nesting=Nesting(dims))
+        found, pull = jax.vjp(lambda a, w, bias_n: function(a, w, bias_gn=bias_n), *arrays[:3])
+        return found, pull(arrays[3])
 
-    found, pull = jax.vjp(function, *map(jnp.float32, (a, w, bias[0])))
-    da, dw, dbias = pull(jnp.float32(dlse))
+    found, (da, dw, dbias) = run(*map(np.float32, (a, w, bias[0], dlse)))
     np.testing.assert_allclose(found, lse, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(da, expected[0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(dw, expected[1], rtol=1e-5, atol=1e-5)
@@ -153,9 +161,10 @@ CALLS = {"cuda": "__gpu$xla.gpu.triton", "tpu": "tpu_custom_call"}
     [
         ((2, 6, 13), "float32"),
         ((2, 6, 13), "bfloat16"),
-        (tuple(range(8, 385, 8)), "bfloat16"),
+        ((24, 48, 72, 96), "bfloat16"),
+        pytest.param(tuple(range(8, 385, 8)), "bfloat16", marks=pytest.mark.slow),
     ],
-    ids=["float32", "bfloat16", "48 granularities"],
+    ids=["float32", "bfloat16", "blocks across tiles", "48 granularities"],
 )
 @pytest.mark.parametrize("platform", CALLS)
 def test_lowers_for_accelerators_and_holds_no_logits(platform, dims, dtype):

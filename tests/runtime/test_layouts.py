@@ -32,8 +32,13 @@ def mesh_of(sizes):
     return Mesh(devices, meshes.AXES, axis_types=(AxisType.Auto,) * 3)
 
 
+@functools.cache
+def digits():
+    return load("digits").splits["train"]
+
+
 def batch_of(step):
-    image, label = load("digits").splits["train"]
+    image, label = digits()
     rows = slice(step * BATCH, (step + 1) * BATCH)
     mask = (np.random.default_rng(step).random(BATCH) < 0.9).astype(np.float32)
     return {"image": image[rows], "label": label[rows], "mask": mask}

@@ -12,6 +12,10 @@ from mrl_jax.runtime.step import evaluated, init_state, train_step
 from mrl_jax.tasks import Classification
 
 
+def fresh_state(task, optimizer, **options):
+    return jax.jit(lambda key: init_state(task, optimizer, key, **options))(jax.random.key(0))
+
+
 @pytest.fixture(scope="module")
 def setup():
     task = Classification(
@@ -28,7 +32,7 @@ def setup():
     }
     # A rate of zero: whatever differs between steps does not come from the parameters.
     optimizer = optax.sgd(0.0)
-    state = init_state(task, optimizer, jax.random.key(0))
+    state = fresh_state(task, optimizer)
     step = jax.jit(functools.partial(train_step, task=task, optimizer=optimizer))
     return task, batch, state, step
 
@@ -53,7 +57,7 @@ def test_metrics_are_of_the_weighted_loss(setup):
     new_state, metrics = step(state, batch, key)
     loss_g = np.asarray(metrics["loss_g"])
     assert metrics["loss"] == pytest.approx(loss_g[0] + 3 * loss_g[1], rel=1e-6)
-    grads = jax.grad(task.loss, has_aux=True)(
+    grads = jax.jit(jax.grad(task.loss, has_aux=True))(
         state["params"], state["model_state"], batch, jax.random.fold_in(key, 0)
     )[0]
     squares = sum(float((np.asarray(g) ** 2).sum()) for g in jax.tree.leaves(grads))
@@ -78,7 +82,7 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole():
         "mask": (np.arange(16) % 4 != 1).astype(np.float32),
     }
     optimizer = optax.sgd(1.0)
-    state = init_state(task, optimizer, jax.random.key(0))
+    state = fresh_state(task, optimizer)
 
     def run(parts):
         step = functools.partial(train_step, task=task, optimizer=optimizer, accumulate=parts)
@@ -92,7 +96,7 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole():
 def test_moving_averages_of_parameters_and_statistics(setup):
     task, batch, _, _ = setup
     optimizer = optax.sgd(0.1)
-    states = [init_state(task, optimizer, jax.random.key(0), ema=True)]
+    states = [fresh_state(task, optimizer, ema=True)]
     step = jax.jit(functools.partial(train_step, task=task, optimizer=optimizer, ema_decay=0.15))
     for _ in range(2):
         states.append(step(states[-1], batch, jax.random.key(1))[0])
