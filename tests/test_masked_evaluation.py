@@ -53,7 +53,7 @@ def test_every_prefix_and_rival_is_measured(tmp_path):
     split = data.splits["test"]
     backbone = Bert(tokenizer.vocab_size, 16, 1, 2, 8, max_positions=LENGTH)
     task = MaskedLM(backbone, Nesting(DIMS), LENGTH, split.masking.predictions)
-    params, _ = task.init(jax.random.key(0))
+    params, _ = jax.jit(task.init)(jax.random.key(0))
     params["head"] = {"bias": rng.normal(size=tokenizer.vocab_size).astype(np.float32)}
     evaluation = masked_lm.MaskedEvaluation(
         task, make_mesh(), data.splits, dims=(2, 3, 8, 12), batch_size=16, projections=True

@@ -49,8 +49,13 @@ def test_crops_are_what_pillow_makes_of_the_same_box():
     key = jax.random.key(3)
     augmentation = Augmentation(crop=0.2)
     found = np.asarray(jax.jit(augmentation)(key, image))
-    uniform = jax.random.uniform(jax.random.split(key, 3)[1], (32, ATTEMPTS, 4))
-    boxes = np.stack(random_box(uniform, size, size, (0.2, 1.0), xp=jnp), 1)
+
+    @jax.jit
+    def draw(key):
+        uniform = jax.random.uniform(jax.random.split(key, 3)[1], (32, ATTEMPTS, 4))
+        return random_box(uniform, size, size, (0.2, 1.0), xp=jnp)
+
+    boxes = np.stack(draw(key), 1)
     assert len(np.unique(boxes, axis=0)) > 25
     for picture, box, crop in zip(image, boxes, found, strict=True):
         expected = Image.fromarray(picture).resize(
@@ -61,20 +66,22 @@ def test_crops_are_what_pillow_makes_of_the_same_box():
 
 
 def test_a_flipped_crop_is_the_mirrored_crop():
-    low, high = jnp.array([2.0, 2.0]), jnp.array([9.0, 9.0])
-    plain, flipped = _weights(low, high, 12, jnp.array([False, True]))
+    low, high = np.float32([2, 2]), np.float32([9, 9])
+    plain, flipped = jax.jit(_weights, static_argnums=2)(low, high, 12, np.array([False, True]))
     np.testing.assert_allclose(flipped, plain[::-1])
 
 
 def test_crop_and_flip_together_flip_half():
     image = np.broadcast_to(np.arange(16, dtype=np.uint8)[None, None, :, None], (300, 16, 16, 1))
     found = jax.jit(Augmentation(crop=0.3, flip=True))(jax.random.key(4), image)
-    rising = np.asarray(found[:, 8, 12, 0] > found[:, 8, 3, 0])
+    found = np.asarray(found)
+    rising = found[:, 8, 12, 0] > found[:, 8, 3, 0]
     assert 110 < rising.sum() < 190
 
 
 def test_mixup_keeps_at_least_half_of_the_own_image():
-    shares = [float(Augmentation(mixup=0.4).share(jax.random.key(i))) for i in range(50)]
+    share = jax.jit(Augmentation(mixup=0.4).share)
+    shares = [float(share(jax.random.key(i))) for i in range(50)]
     assert min(shares) >= 0.5
     assert max(shares) <= 1
     assert np.std(shares) > 0.05

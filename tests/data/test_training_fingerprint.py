@@ -14,7 +14,8 @@ from mrl_jax.config import default_config, override
 from mrl_jax.data import load
 from mrl_jax.errors import CheckpointError, DataError
 
-SMALL = ("model.name=mlp", "model.width=8", "model.embedding_dim=8", "nesting.dims=(4,8)")
+SMALL = ("model.name=mlp", "model.width=8", "model.depth=1", "model.embedding_dim=8")
+SMALL = (*SMALL, "nesting.dims=(4,8)")
 
 
 def set_up(*keys):
@@ -148,10 +149,10 @@ def test_texts_vectors_and_documents(tmp_path):
     def facts():
         small = ("head.kind=fixed", "nesting.dims=(8,)", "batch_size=8", "optimizer.decay_mask=.*")
         small += ('sharding=((".*","replicate"),)',)
-        bert = ("text.encoder=bert_tiny", "text.max_length=16", f"text.tokenizer={words}")
+        text = ("text.max_length=16", f"text.tokenizer={words}")
         for task, keys in (
-            ("sentence_pairs", (f"data.path={tmp_path}/pairs", *bert)),
-            ("masked_lm", (f"data.path={tmp_path}/words", *bert)),
+            ("sentence_pairs", (f"data.path={tmp_path}/pairs", "text.width=8", *text)),
+            ("masked_lm", (f"data.path={tmp_path}/words", "text.encoder=bert_tiny", *text)),
             ("adaptor", (f"data.path={tmp_path}/vectors",)),
         ):
             setup = set_up(f"task={task}", *small, *keys)
