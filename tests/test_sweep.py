@@ -1,5 +1,7 @@
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import textwrap
@@ -10,6 +12,8 @@ import numpy as np
 import pytest
 
 from mrl_jax import config as configs
+from mrl_jax import report
+from mrl_jax import sweep as sweeps
 from mrl_jax.errors import UsageError
 from mrl_jax.sweep import expand
 
@@ -34,9 +38,9 @@ SWEEP = """
 """
 
 
-def write(tmp_path, body):
+def write(tmp_path, body, before=""):
     path = tmp_path / "tiny.py"
-    path.write_text(textwrap.dedent(SWEEP).format(body=body))
+    path.write_text(textwrap.dedent(before) + textwrap.dedent(SWEEP).format(body=body))
     return path
 
 
@@ -93,12 +97,14 @@ def test_every_run_is_checked_before_any_starts(tmp_path, body, message):
     assert not (tmp_path / "root").exists()
 
 
-def test_no_sweep_or_an_argument_is_refused(tmp_path):
+def test_no_sweep_an_argument_or_no_job_is_refused(tmp_path):
     (tmp_path / "none.py").write_text("def get_config(): pass")
     with pytest.raises(UsageError, match=r"none.py has no sweep\(\) function"):
         expand(str(tmp_path / "none.py"), tmp_path)
     with pytest.raises(UsageError, match="a sweep chooses the argument itself"):
         expand("configs/digits.py:mrl", tmp_path)
+    with pytest.raises(UsageError, match="--jobs must be >= 1, got 0"):
+        sweeps.main(["--config", "configs/digits.py", "--root", str(tmp_path), "--jobs", "0"])
 
 
 @pytest.mark.parametrize(
@@ -182,14 +188,29 @@ def test_a_run_keeps_the_folder_that_it_has(tmp_path):
     assert folders(path, tmp_path) == [runs[0].folder, "run-0123abcd"]
 
 
+# Beside a config: lines in each run's log that say which process it is and how many cores it has.
+SAID = """
+    import os
+
+    print("process", os.getpid())
+    if hasattr(os, "sched_getaffinity"):
+        print("cores", len(os.sched_getaffinity(0)), "of", os.cpu_count())
+"""
+
+
+def said(log, name):
+    """The numbers in the lines of a log that begin with this name."""
+    return [int(n) for n in re.findall(rf"^{name} (\d+)", log.read_text(), re.MULTILINE)]
+
+
 @pytest.mark.slow
-def test_one_failure_does_not_stop_the_others_and_all_is_resumable(tmp_path):
+def test_a_failure_stops_no_other_run_all_is_resumable_and_cores_are_shared(tmp_path, capsys):
     # The middle run passes the check of its config and fails later, in its own process.
     body = (
         "yield 'separate', {}; yield 'separate', {'data.source': 'image_folder', "
         "'data.path': 'nowhere'}; yield 'shared', {}"
     )
-    path, root = write(tmp_path, body), tmp_path / "root"
+    path, root = write(tmp_path, body, SAID), tmp_path / "root"
     done = commands.run(sweep(path, root, "--jobs", "2"))
     assert done.returncode == 3, done.stderr
     assert "1 of 3 runs failed" in done.stderr
@@ -199,102 +220,99 @@ def test_one_failure_does_not_stop_the_others_and_all_is_resumable(tmp_path):
     index = json.loads((root / "sweep.json").read_text())
     folders = [root / run["dir"] for run in index["runs"]]
     assert [(f / "DONE").exists() for f in folders] == [True, False, True]
+    if hasattr(os, "sched_getaffinity"):  # elsewhere the system pins no processes
+        cores = len(os.sched_getaffinity(0))
+        for folder in folders:
+            (own,) = said(folder / "log.txt", "cores")
+            assert own in {max(1, cores // 2), max(1, (cores + 1) // 2)}
 
-    # Mended, the same root goes on: what is done is not done again, the index follows.
-    path = write(tmp_path, "yield 'separate', {}; yield 'shared', {}; yield 'shared', {'seed': 1}")
+    # Mended, the same root goes on: what is done is not done again, the index follows, and runs
+    # that the sweep no longer has stand beside it.
+    path = write(tmp_path, "yield 'shared', {}; yield 'shared', {'seed': 1}")
     output = commands.succeed(sweep(path, root))
-    assert "3 runs, 2 done already, 1 to do" in output
-    assert "0 to do" in commands.succeed(sweep(path, root))
+    assert "2 runs, 1 done already, 1 to do" in output
     index = json.loads((root / "sweep.json").read_text())
-    assert [run["overrides"] for run in index["runs"]] == [{}, {}, {"seed": 1}]
+    arguments = [(run["arg"], run["overrides"]) for run in index["runs"]]
+    assert arguments == [("separate", {}), ("shared", {}), ("shared", {"seed": 1})]
 
-    # Keys that change nothing find what is done; other runs stand beside it.
-    output = commands.succeed(sweep(path, root, "--config.log_every=7"))
+    # Keys that change nothing find what is done.
+    before = (root / "sweep.json").read_text()
+    sweeps.main(["--config", str(path), "--root", str(root), "--config.log_every=7"])
+    output = capsys.readouterr().out
     assert "0 to do" in output
     assert "runs that are done keep their own log_every" in output
-    path = write(tmp_path, "yield 'separate', {'steps': 6}")
-    assert "1 to do" in commands.succeed(sweep(path, root))
-    index = json.loads((root / "sweep.json").read_text())
-    assert [run["overrides"] for run in index["runs"]] == [{}, {}, {"seed": 1}, {"steps": 6}]
-    report = commands.succeed(commands.command("mrl_jax.report", root))
-    assert "MRL-E" in report
+    assert (root / "sweep.json").read_text() == before
+    report.main([str(root)])
+    assert "MRL-E" in capsys.readouterr().out
     assert (root / "report.html").stat().st_size > 10_000
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_reaches_the_runs_and_the_sweep_can_go_on(tmp_path, number):
-    path = write(tmp_path, "yield 'separate', {'steps': 100000}; yield 'shared', {}")
-    root = tmp_path / "root"
-    process = subprocess.Popen(
+@contextlib.contextmanager
+def started(path, root):
+    """The sweep, in progress; killed at the end, which ends its run as well."""
+    with subprocess.Popen(
         sweep(path, root, "--jobs", "1"),
         cwd=commands.ROOT,
         env=commands.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_until_it_trains(log, start, process):
+    """Until its first, second, ... start has taken steps: before that there is nothing to save."""
     deadline = time.monotonic() + 180
-    # Before the first step there is nothing to save.
-    while not any(p.stat().st_size for p in root.glob("*/metrics.jsonl")):
+    while not (log.exists() and "examples/s" in "".join(log.read_text().split("$ ")[start:])):
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 75, errors
-    assert output.count(": stopped") == 2
-    assert "FAILED" not in output
-    assert "the same command continues" in errors
-    saved = list(root.glob("*/ckpt/*"))
-    assert len(saved) == 1  # the first run saved its state, the second never began
-    line = commands.fail(sweep(path, root, "--jobs", "0"), 2)
-    assert "--jobs must be >= 1, got 0" in line
 
 
 @pytest.mark.slow
-def test_killed_the_sweep_takes_its_runs_along_and_the_next_one_waits_for_them(tmp_path):
-    path, root = write(tmp_path, "yield 'separate', {'steps': 100000}"), tmp_path / "root"
-    (run,) = expand(str(path), root)
-    process = subprocess.Popen(
-        sweep(path, root), cwd=commands.ROOT, env=commands.environment(), stdout=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
-    while not list(root.glob("*/metrics.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.kill()
-    process.wait()
-    # At once, while the run still saves.
-    following = subprocess.Popen(
-        sweep(path, root),
-        cwd=commands.ROOT,
-        env=commands.environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    log = root / run.folder / "log.txt"
-    while "resuming from step" not in log.read_text() and time.monotonic() < deadline + 60:
-        time.sleep(0.05)
-    following.send_signal(signal.SIGTERM)
-    output, _ = following.communicate(timeout=120)
-    assert following.returncode == 75, output
+def test_signalled_or_killed_a_sweep_stops_its_runs_and_the_next_one_waits_and_goes_on(tmp_path):
+    path = write(tmp_path, "yield 'separate', {'steps': 100000}; yield 'shared', {}", SAID)
+    root = tmp_path / "root"
+    log = root / expand(str(path), root)[0].folder / "log.txt"
+
+    def stop(process, number):
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == 75, errors
+        assert output.count(": stopped") == 2
+        assert "FAILED" not in output
+        assert "the same command continues" in errors
+        # The first run saved its state, the second never began.
+        assert {saved.parent.parent for saved in root.glob("*/ckpt/*")} == {log.parent}
+
+    with started(path, root) as first:
+        wait_until_it_trains(log, 1, first)
+        stop(first, signal.SIGTERM)
+
+    with contextlib.ExitStack() as held:
+        with started(path, root) as killed:
+            wait_until_it_trains(log, 2, killed)
+            # The run is held up: it saves its state only once the next sweep waits for it.
+            run = said(log, "process")[-1]
+            os.kill(run, signal.SIGSTOP)
+            held.callback(os.kill, run, signal.SIGCONT)
+        with started(path, root) as following:
+            lines = iter(following.stdout.readline, "")
+            assert any("waiting while another process uses" in line for line in lines)
+            held.close()
+            wait_until_it_trains(log, 3, following)
+            stop(following, signal.SIGINT)
     text = log.read_text()
-    assert "stopped by a signal after step" in text.partition("resuming from step")[0]
+    found = re.findall(r"(resuming from|stopped by a signal after) step (\d+)", text)
+    assert [what for what, _ in found] == ["stopped by a signal after", "resuming from"] * 2 + [
+        "stopped by a signal after"
+    ]
+    # Each goes on from where the one before stopped, and gets further.
+    steps = [int(step) for _, step in found]
+    assert steps[:-1:2] == steps[1::2]
+    assert steps[0] < steps[2] < steps[4]
     assert "in use" not in text
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system pins no processes")
-def test_runs_at_a_time_share_the_cores(tmp_path):
-    path, root = (
-        write(tmp_path, "yield 'separate', {'steps': 6}; yield 'shared', {}"),
-        tmp_path / "r",
-    )
-    path.write_text(
-        "import os\n"
-        "print('cores', len(os.sched_getaffinity(0)), 'of', os.cpu_count())\n" + path.read_text()
-    )
-    commands.succeed(sweep(path, root, "--jobs", "2"))
-    cores = len(os.sched_getaffinity(0))
-    for log in root.glob("*/log.txt"):
-        (line,) = (x for x in log.read_text().splitlines() if x.startswith("cores"))
-        assert int(line.split()[1]) in {max(1, cores // 2), max(1, (cores + 1) // 2)}
