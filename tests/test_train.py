@@ -130,30 +130,34 @@ def assert_same_run(workdir, other):
 
 
 @pytest.mark.slow  # the default run resumes bit for bit below, and after a kill in test_train_text
-def test_resume_after_kill_is_bit_exact(digits_run, tmp_path):
-    """Three SIGKILLs: early, anywhere, and while a checkpoint is likely being written."""
+def test_resume_after_kills_and_ctrl_c_is_bit_exact(digits_run, tmp_path):
+    """SIGKILL early, Ctrl-C, and SIGKILL while a checkpoint is likely being written."""
     workdir = tmp_path / "run"
-    for step in (3, 25, 41):
+    for step, number, code in (
+        (3, signal.SIGKILL, -signal.SIGKILL),
+        (25, signal.SIGINT, 75),
+        (41, signal.SIGKILL, -signal.SIGKILL),
+    ):
         process = start(commands.train(workdir))
         wait_for_step(workdir, step, process)
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == code
+        if code == 75:
+            stopped = int(errors.split("stopped by a signal after step ")[1].split(",")[0])
+            assert str(stopped) in {path.name for path in (workdir / "ckpt").iterdir()}
     output = commands.succeed(commands.train(workdir))
     assert "resuming from step" in output
     assert_same_run(workdir, digits_run[0])
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
-def test_a_signal_saves_and_exits_with_75(digits_run, tmp_path, number):
+def test_a_signal_saves_and_exits_with_75(digits_run, tmp_path):
     workdir = tmp_path / "run"
     # No regular checkpoint: what is there after the signal was saved because of it.
     late = "--config.checkpoint.every=1000"
     process = start(commands.train(workdir, late))
     wait_for_step(workdir, 12, process)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75
     assert errors.startswith("error: stopped by a signal after step ")
@@ -199,29 +203,42 @@ def test_killed_between_its_last_record_and_done_a_run_has_no_line_twice(digits_
 @pytest.mark.slow
 def test_resumes_on_another_mesh_with_another_form_of_the_loss(digits_run, tmp_path):
     """From one device to 2x2x2: the values agree as far as the order of summing allows."""
-    workdir = tmp_path / "run"
-    process = start(commands.train(workdir))
-    wait_for_step(workdir, 25, process)
-    process.kill()
-    process.communicate()
+    workdir = shutil.copytree(digits_run[0], tmp_path / "run")
+    for name in ("DONE", "results.json"):
+        (workdir / name).unlink()
+    shutil.rmtree(workdir / "ckpt" / "60")
     sizes = [f"--config.mesh.{axis}=2" for axis in ("data", "fsdp", "tensor")]
     fused = "--config.head.loss=streamed"
-    commands.succeed(commands.train(workdir, *sizes, fused), devices=8)
+    output = commands.succeed(commands.train(workdir, *sizes, fused), devices=8)
+    assert "resuming from step 50" in output
     for mine, one in zip(records(workdir)[:60], records(digits_run[0])[:60], strict=True):
         assert mine == pytest.approx(one, rel=1e-5), mine["step"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["plain", "blockwise"])
-def test_two_processes_give_the_result_of_one(digits_run, tmp_path, loss):
+def test_two_processes_stopped_by_a_signal_to_one_give_the_result_of_one(digits_run, tmp_path):
     """Two real processes with gloo, two devices each, checkpoints and all."""
     workdir = tmp_path / "run"
     launcher = [
         *(commands.sys.executable, "launch/local.py", "--processes", "2"),
         *("--devices_per_process", "2", "--"),
     ]
-    options = ("--config.mesh.data=2", "--config.mesh.tensor=2", f"--config.head.loss={loss}")
-    commands.succeed([*launcher, *commands.train(workdir, *options)])
+    mesh = ("--config.mesh.data=2", "--config.mesh.tensor=2")
+    process = start([*launcher, *commands.train(workdir, *mesh, "--config.head.loss=plain")])
+    wait_for_step(workdir, 1, process)
+    children = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
+    )
+    os.kill(int(children.stdout.split()[-1]), signal.SIGTERM)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors + output[-2000:]
+    lines = [line for line in (errors + output).splitlines() if "stopped by a signal" in line]
+    assert len(lines) == 2
+    (stopped,) = {line.split("step ")[1] for line in lines}
+
+    blockwise = "--config.head.loss=blockwise"
+    output = commands.succeed([*launcher, *commands.train(workdir, *mesh, blockwise)])
+    assert f"resuming from step {stopped.split(',')[0]}" in output
     for mine, one in zip(records(workdir)[:60], records(digits_run[0])[:60], strict=True):
         assert mine == pytest.approx(one, rel=1e-5), mine["step"]
     mine = {(r["name"], r["dim"]): r["value"] for r in results_of(workdir)["results"]}
@@ -229,32 +246,6 @@ def test_two_processes_give_the_result_of_one(digits_run, tmp_path, loss):
     assert mine == pytest.approx(one, abs=0.02)
     # Restored by one process, it evaluates alike.
     commands.succeed(commands.command("mrl_jax.evaluate", "--workdir", workdir), devices=4)
-
-
-@pytest.mark.slow
-def test_a_signal_to_one_of_two_processes_stops_both(tmp_path):
-    workdir = tmp_path / "run"
-    process = subprocess.Popen(
-        [
-            *(commands.sys.executable, "launch/local.py", "--processes", "2", "--"),
-            *commands.train(workdir, "--config.steps=4000"),
-        ],
-        cwd=commands.ROOT,
-        env=commands.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_for_step(workdir, 12, process)
-    children = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
-    )
-    os.kill(int(children.stdout.split()[-1]), signal.SIGTERM)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 75, errors + output[-2000:]
-    steps = [line for line in (errors + output).splitlines() if "stopped by a signal" in line]
-    assert len(steps) == 2
-    assert len({line.split("step ")[1] for line in steps}) == 1
 
 
 def test_a_non_finite_loss_stops_naming_step_and_granularity(tmp_path):

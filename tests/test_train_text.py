@@ -101,18 +101,6 @@ def test_killed_it_goes_on_bit_for_bit(finished, folder, tmp_path):
     )
 
 
-@pytest.mark.slow
-def test_on_four_devices_it_computes_the_same(finished, folder, tmp_path):
-    workdir = tmp_path / "run"
-    mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2")
-    split = "--config.sharding=(('embedding','largest:fsdp'),('.*','replicate'))"
-    commands.succeed(train(workdir, folder, *mesh, split), devices=4)
-    for mine, one in zip(test_train.records(workdir), test_train.records(finished[0]), strict=True):
-        for name, value in one.items():
-            if name.startswith("train/"):
-                assert mine[name] == pytest.approx(value, rel=1e-4), (mine["step"], name)
-
-
 def labelled(path, rows):
     lines = [f"{who} {what} {w}\t{what}" for who in WHO for what in WHAT for w in WHERE]
     path.write_text("\n".join(["text\tlabel", *lines[rows]]))
@@ -130,16 +118,21 @@ def collection(folder):
 
 @pytest.mark.slow
 def test_two_processes_give_the_result_of_one(finished, folder, tmp_path):
-    """With one cache of texts, which one makes and the other waits for."""
+    """On two devices each, with one cache of texts, which one makes and the other waits for."""
     workdir, cache = tmp_path / "run", tmp_path / "cache"
-    launcher = (commands.sys.executable, "launch/local.py", "--processes", "2", "--")
-    overrides = ("--config.mesh.data=2", f"--config.data.cache={cache}")
-    commands.succeed([*launcher, *train(workdir, folder, *overrides)])
+    launcher = (commands.sys.executable, "launch/local.py", "--processes", "2")
+    mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2", f"--config.data.cache={cache}")
+    split = "--config.sharding=(('embedding','largest:fsdp'),('.*','replicate'))"
+    argv = train(workdir, folder, *mesh, split)
+    commands.succeed([*launcher, "--devices_per_process", "2", "--", *argv])
     kept = [path.name.partition("-")[0] for path in cache.iterdir() if path.is_dir()]
     assert len(kept) == len(list(cache.glob("*/manifest.json")))
     assert {"texts", "tokens"} <= set(kept)
     for mine, one in zip(test_train.records(workdir), test_train.records(finished[0]), strict=True):
         assert mine == pytest.approx(one, rel=1e-3), mine["step"]
+        for name in one:
+            if name.startswith("train/"):
+                assert mine[name] == pytest.approx(one[name], rel=1e-4), (mine["step"], name)
 
 
 def test_evaluated_again_the_numbers_are_the_same_and_more_can_be_asked(
