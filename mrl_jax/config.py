@@ -217,9 +217,19 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     for key in LISTS_OF_WORDS & texts.keys():
         texts[key] = _words(texts[key])
     argv = ["mrl_jax", *(f"--config.{key}={text}" for key, text in texts.items())]
-    parser, defaults = flags.FlagValues(), default_config()
+    parser, defaults = flags.FlagValues(), declared()
+    # Of the keys that are given alone: the flag writes its whole config as text, twice.
+    known: dict[str, Any] = {}
+    for key in texts:
+        *groups, name = key.split(".")
+        inner = known
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[name] = defaults[key]
     try:
-        config_flags.DEFINE_config_dict("config", defaults, flag_values=parser, sys_argv=argv)
+        config_flags.DEFINE_config_dict(
+            "config", ConfigDict(known), flag_values=parser, sys_argv=argv
+        )
         parser(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(_one_line(error)) from error
