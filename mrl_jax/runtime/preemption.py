@@ -10,14 +10,16 @@ instead.
 
 import atexit
 import contextlib
+import faulthandler
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from mrl_jax.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
+from mrl_jax.errors import EXIT_HUNG, EXIT_INTERRUPTED, EXIT_PREEMPTED
 
 SIGNALS = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT]
 if "OMPI_COMM_WORLD_SIZE" in os.environ:
@@ -26,6 +28,7 @@ if "OMPI_COMM_WORLD_SIZE" in os.environ:
     SIGNALS.append(signal.SIGCONT)
 _LEAVING = "mrl_jax/leaving"  # names the key and the barrier by which a group ends together
 _OVER_S = 3600  # for which a process that is over waits for others that still write results
+_LEAVE_S = 15  # for which a process that leaves waits for the coordinator
 _FAILED_S = 20  # for which a process that has failed waits for the others to fail as well
 
 _lock = threading.RLock()
@@ -152,13 +155,30 @@ def _watch_group(over: threading.Event) -> None:
         with _lock:
             if code != EXIT_PREEMPTED:
                 _say(f"error: another process has failed with exit code {code}")
+            if code == EXIT_HUNG:
+                # Whoever looks for the cause needs to know where each process was.
+                faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
             _leave(code)
 
 
+def leave(code: int) -> None:
+    """Ends this process and its group with this exit code, whatever the main thread is doing."""
+    # The coordinator may be out of reach.
+    limit = threading.Timer(_LEAVE_S, os._exit, (code,))
+    limit.daemon = True
+    limit.start()
+    with _lock:
+        _end_all(code)
+
+
 def _leave(code: int = EXIT_PREEMPTED) -> None:
-    """Ends this process and its group. The caller holds the lock, so that this happens once."""
+    """As `leave`, and says so. The caller holds the lock, so that this happens once."""
     if code == EXIT_PREEMPTED:
         _say("error: stopped by a signal; the same command continues")
+    _end_all(code)
+
+
+def _end_all(code: int) -> None:
     if _group is not None:
         client, index = _group
         try:

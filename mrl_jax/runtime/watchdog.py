@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from mrl_jax.errors import EXIT_HUNG, EXIT_PREEMPTED
+from mrl_jax.runtime import preemption
 from mrl_jax.runtime.phases import Phases
 
 # A step may take this many times as long as the longest step of this process so far.
@@ -22,8 +23,8 @@ _TIMES_LONGEST = 20
 # Starting, compiling, measuring and saving may take this many times the limit, and so may a step
 # that waits for other processes that are still doing so.
 _TIMES_SLOW = 60
-# A process that waits for others in a step gives them this much longer, so that they print their
-# traces first: JAX aborts them as soon as one process is gone.
+# A process that waits for others in a step gives them this much longer, so that the one that hangs
+# is the one that says so.
 _LATER_S = 10
 _STOP_S, _STOP_TIMES_LONGEST, _STOP_SLOW_S = 5, 3, 60
 _LOSE_NOTHING = ("start", "compile", "data", "step")  # phases that can be cut short, unlike saving
@@ -103,4 +104,4 @@ def _end(line: str, code: int) -> None:
     # Not with print, as the main thread may hold the lock of the stream.
     os.write(2, f"error: {line}; all threads:\n".encode())
     faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
-    os._exit(code)
+    preemption.leave(code)

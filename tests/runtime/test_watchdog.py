@@ -100,6 +100,8 @@ def test_a_loader_that_hangs_in_one_process_ends_them_all(tmp_path):
     assert done.returncode == EXIT_HUNG, done.stderr[-3000:]
     assert "[1] error: no progress for" in done.stdout + done.stderr
     assert "in train_rows" in done.stdout + done.stderr
+    assert "[0] error: another process has failed with exit code 76" in done.stdout + done.stderr
+    assert "process 0 ended" not in done.stdout + done.stderr
     steps = [int(path.name) for path in pathlib.Path(tmp_path, "run/ckpt").iterdir()]
     assert steps == [10]
 
