@@ -6,6 +6,7 @@ replaced atomically: a command that is killed midway leaves the old result whole
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import re
 import stat
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 
@@ -21,6 +23,8 @@ from mrl_jax.errors import UsageError
 
 # In a folder that is replaced as a whole: its subfolders, and the sha256 of all its other files.
 MANIFEST = "mrl_jax.files.json"
+
+_READER_S = 10  # for which a reader of a pipe is waited for
 
 Own = Callable[[pathlib.Path], bool]
 
@@ -99,7 +103,7 @@ def write_file(path: pathlib.Path, content: bytes, own: Own) -> None:
     """Writes a file that passed `check_file` atomically: completely or not at all.
 
     Raises:
-      UsageError: see `check_file`, or the file cannot be written.
+      UsageError: see `check_file`, or the file cannot be written, or nobody reads the pipe.
     """
     check_file(path, own)
     with _said(path):
@@ -111,7 +115,7 @@ def write_file(path: pathlib.Path, content: bytes, own: Own) -> None:
             return
         target = _target(path)
         if _is_stream(target):
-            with target.open("wb") as stream:
+            with os.fdopen(_opened(target), "wb") as stream:
                 stream.write(content)
             return
         part = target.with_name(f"{target.name}.{os.getpid()}.tmp")
@@ -241,6 +245,27 @@ def _is_stream(path: pathlib.Path) -> bool:
         return True
     with path.open("wb", buffering=0) as device:
         return device.isatty()
+
+
+def _opened(stream: pathlib.Path) -> int:
+    """A descriptor to write to a stream; a pipe's reader may come a little later.
+
+    Raises:
+      UsageError: nobody reads the pipe.
+    """
+    begin = time.monotonic()
+    while True:
+        try:
+            number = os.open(stream, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            if time.monotonic() - begin > _READER_S:
+                raise UsageError(f"{stream} is a pipe that nobody reads") from None
+            time.sleep(0.05)
+        else:
+            os.set_blocking(number, True)
+            return number
 
 
 def _descriptor(path: pathlib.Path) -> int | None:

@@ -74,6 +74,13 @@ def test_a_pipe_is_written_into(tmp_path):
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
+def test_a_pipe_that_nobody_reads_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(outputs, "_READER_S", 0)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="pipe is a pipe that nobody reads"):
+        outputs.write_file(tmp_path / "pipe", b"new", OWN)
+
+
 def test_devices_and_sockets_stay(tmp_path):
     outputs.write_file(pathlib.Path(os.devnull), b"new", OWN)
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
