@@ -77,6 +77,7 @@ def main(argv: Sequence[str]) -> None:
     if embed.warning and first:
         print(embed.warning)
     with contextlib.ExitStack() as stack:
+        _on_first(lambda: embedder.check_place(out))  # no lock is left in a foreign folder
         _on_first(lambda: stack.enter_context(workdir.locked(out)))
         manifest = _on_first(lambda: embedder.begin(out, manifest, embed.names)) or manifest
         todo = _agreed([not shard.sha256 for shard in manifest.shards])

@@ -262,6 +262,22 @@ def _open_images(source: str, dataset: Any, config: Any, remarks: Remarks) -> St
     return Stream(records, size, eval_crop=options.eval_crop, threads=options.threads)
 
 
+def check_place(folder: pathlib.Path) -> None:
+    """Refuses a folder that holds something else than vectors; changes nothing there.
+
+    Raises:
+      UsageError: names what it holds.
+    """
+    if not folder.is_dir() or (folder / shards.MANIFEST).exists():
+        return
+    own = {".lock", f"{shards.MANIFEST}.tmp"}  # of a call that was stopped at its start
+    others = sorted(p.name for p in folder.iterdir() if p.name not in own)
+    if others:
+        raise UsageError(
+            f"{folder} holds {others[0]} and no {shards.MANIFEST}: give a new folder as --out"
+        )
+
+
 def begin(folder: pathlib.Path, plan: Manifest, names: tuple[str, ...] | None) -> Manifest:
     """Makes the folder that of these vectors, or goes on where it was left.
 
@@ -272,6 +288,7 @@ def begin(folder: pathlib.Path, plan: Manifest, names: tuple[str, ...] | None) -
       UsageError: the folder holds other vectors, or something else.
       DataError: its manifest is damaged.
     """
+    check_place(folder)
     if (folder / shards.MANIFEST).exists():
         old = shards.read_manifest(folder)
         changed = _changes(old, plan)
@@ -283,13 +300,6 @@ def begin(folder: pathlib.Path, plan: Manifest, names: tuple[str, ...] | None) -
         done = {i: s.sha256 for i, s in enumerate(old.shards) if shards.intact(folder, old, i)}
         for index, sha256 in done.items():
             plan = plan.with_shard(index, sha256)
-    else:
-        own = {".lock", f"{shards.MANIFEST}.tmp"}  # of a call that was stopped at its start
-        others = sorted(p.name for p in folder.iterdir() if p.name not in own)
-        if others:
-            raise UsageError(
-                f"{folder} holds {others[0]} and no {shards.MANIFEST}: give a new folder as --out"
-            )
     plan.write(folder)
     if names and plan.format == "npy":
         results.write_text(folder / shards.NAMES, "".join(f"{name}\n" for name in names))

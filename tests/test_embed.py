@@ -230,6 +230,7 @@ def test_a_folder_of_other_vectors_is_refused(run, photos, tmp_path):
     (tmp_path / "mine" / "photo.png").touch()
     with pytest.raises(UsageError, match=r"mine holds photo\.png and no manifest\.json"):
         embed.main(arguments(run, "val", tmp_path / "mine"))
+    assert os.listdir(tmp_path / "mine") == ["photo.png"]
     with workdir.locked(out), pytest.raises(UsageError, match="in use"):
         embed.main(argv)
     (out / "manifest.json").write_text("{")

@@ -197,6 +197,7 @@ def embed(
         raise manifest
     if warning:
         print(warning)
+    embedder.check_place(out)  # no lock is left in a foreign folder
     with workdir.locked(out):
         manifest = embedder.begin(out, manifest, names)
         todo = [i for i, shard in enumerate(manifest.shards) if not shard.sha256]
