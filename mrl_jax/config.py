@@ -30,7 +30,7 @@ from mrl_jax.config_keys import (
     TASKS_OF,
     default_config,
 )
-from mrl_jax.errors import UsageError
+from mrl_jax.errors import UsageError, shown
 
 
 def set_method(config: ConfigDict, arg: str) -> None:
@@ -289,7 +289,7 @@ def check_type(key: str, value: Any, where: str) -> None:
     fits = type(value) is expected or (expected is float and type(value) is int)
     if not fits or not _is_plain(value):
         raise UsageError(
-            f"{where}: config key {key!r} must be {expected.__name__}, got {value!r:.200}"
+            f"{where}: config key {key!r} must be {expected.__name__}, got {shown(value)}"
         )
     if expected is tuple:
         _check_items(key, value, where)
@@ -302,7 +302,7 @@ def _check_items(key: str, value: tuple, where: str) -> None:
             _check_items(key, item, where)
         elif isinstance(item, str) != texts:
             kind = "texts" if texts else "numbers"
-            raise UsageError(f"{where}: config key {key!r} must hold {kind}, got {item!r:.200}")
+            raise UsageError(f"{where}: config key {key!r} must hold {kind}, got {shown(item)}")
 
 
 def _is_plain(value: Any) -> bool:
@@ -436,6 +436,6 @@ def sweep_of(path: str) -> list[tuple[str | None, dict[str, Any]]]:
             and isinstance(entry[1], dict)
         ):
             raise UsageError(
-                f"{path}: sweep() must yield (arg, overrides) pairs, got {entry!r:.200}"
+                f"{path}: sweep() must yield (arg, overrides) pairs, got {shown(entry)}"
             )
     return entries

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
+from mrl_jax.errors import shown
+
 Role = Literal["query", "document", "default"]
 
 # Their names in sentence-transformers; if a folder has none of these, its default prompt is used.
@@ -55,7 +57,7 @@ def parse(entries: Sequence[str]) -> dict[str, str]:
         if not equals or role not in get_args(Role) or role in found:
             raise ValueError(
                 "prompts must be some of 'query=TEXT', 'document=TEXT' and 'default=TEXT', each at "
-                f"most once, got {entry!r:.60}"
+                f"most once, got {shown(entry)}"
             )
         found[role] = text
     return found

@@ -34,7 +34,7 @@ from ml_collections import ConfigDict
 
 from mrl_jax import config as configs
 from mrl_jax import experiment, results, workdir
-from mrl_jax.errors import EXIT_PREEMPTED, DataError, Preempted, UsageError
+from mrl_jax.errors import EXIT_PREEMPTED, DataError, Preempted, UsageError, shown
 from mrl_jax.reporting.runs import is_run, read_sweep
 from mrl_jax.runtime import preemption
 from mrl_jax.runtime.phases import clock
@@ -129,7 +129,7 @@ def _as_text(value: Any) -> str:
     """A value as text for a command line."""
     text = value if isinstance(value, str) else repr(value)
     if "\0" in text or (isinstance(value, tuple) and {"nan", "inf"} & {*re.findall(r"\w+", text)}):
-        raise UsageError(f"{text!r:.200} cannot be written on a command line")
+        raise UsageError(f"{shown(text)} cannot be written on a command line")
     return text
 
 
@@ -140,6 +140,20 @@ def _check(config: ConfigDict, devices: int | None, checked: set[str]) -> None:
     if repr(values) not in checked:
         experiment.check(config, devices)
         checked.add(repr(values))
+
+
+def _check_paths(root: pathlib.Path, runs: Sequence[Run]) -> None:
+    """Refuses the sweep if a run that has not begun would not find a file or folder.
+
+    Raises:
+      UsageError, DataError: names the run, the config key and the path.
+    """
+    for run in runs:
+        if not (root / run.folder / workdir.CHECKPOINTS).exists():
+            try:
+                experiment.check_paths(run.config)
+            except (UsageError, DataError) as error:
+                raise type(error)(f"{run.label}: {error}") from error
 
 
 def _configs_in(root: pathlib.Path) -> dict[str, ConfigDict]:
@@ -338,9 +352,10 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # other devices are for the runs
     runs = expand(arguments.config, root, common, places[0].devices)
     with workdir.locked(root):
-        _write_index(root, arguments.config, runs)
         done = [run for run in runs if workdir.is_done(root / run.folder)]
         todo = [run for run in runs if not workdir.is_done(root / run.folder)]
+        _check_paths(root, todo)
+        _write_index(root, arguments.config, runs)
         print(
             f"{arguments.config}: {len(runs)} runs, {len(done)} done already, "
             f"{len(todo)} to do, {len(places)} at a time",

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mrl_jax.errors import DataError, UsageError, cut
+from mrl_jax.errors import DataError, UsageError, cut, shown
 
 try:
     import tokenizers
@@ -165,7 +165,7 @@ class Tokenizer:
             bad = [row for row, text in enumerate(texts) if not _is_unicode(text)]
             if not bad:
                 raise
-            raise DataError(f"text {bad[0]} is not valid Unicode: {texts[bad[0]]!r:.60}") from None
+            raise DataError(f"text {bad[0]} is not valid Unicode: {shown(texts[bad[0]])}") from None
         long = [i for i, encoding in enumerate(encodings) if len(encoding) > max_length]
         # What is cut off is text, not the marks: those are put around what is left.
         bare = self.raw.encode_batch_fast([texts[i] for i in long], add_special_tokens=False)

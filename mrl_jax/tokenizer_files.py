@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
-from mrl_jax.errors import DataError, UsageError
+from mrl_jax.errors import DataError, UsageError, shown
 
 # Special tokens as BERT writes them, and as RoBERTa and MPNet do.
 SPECIAL = {
@@ -123,10 +123,10 @@ def read(path: pathlib.Path, *, settings: bool = True, lowercase: bool = False) 
         raise DataError(f"{path}: not a tokenizer ({reason})") from error
     cut = config.get("truncation_side") or (raw.truncation or {}).get("direction", "right")
     if cut not in ("left", "right"):
-        raise DataError(f"{where}: truncation_side {cut!r:.60}; legal: left, right")
+        raise DataError(f"{where}: truncation_side {shown(cut)}; legal: left, right")
     padded = config.get("padding_side") or (raw.padding or {}).get("direction", "right")
     if settings and padded != "right":
-        raise UsageError(f"{where}: padding_side {padded!r:.60} is not supported; legal: right")
+        raise UsageError(f"{where}: padding_side {shown(padded)} is not supported; legal: right")
     raw.no_padding()
     raw.no_truncation()
     if kind:
@@ -197,10 +197,10 @@ def _settings(path: pathlib.Path) -> dict[str, Any]:
             continue
         legal = " or ".join(map(repr, _NEUTRAL.get(key, ())))
         advice = f"legal: {legal}" if legal else "remove it if no token depends on it"
-        raise UsageError(f"{where}: {key} {value!r:.60} is not supported; {advice}")
+        raise UsageError(f"{where}: {key} {shown(value)} is not supported; {advice}")
     for key in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
         if not isinstance(config.get(key), (bool, type(None))):
-            raise DataError(f"{where}: {key} must be true or false, got {config[key]!r:.60}")
+            raise DataError(f"{where}: {key} must be true or false, got {shown(config[key])}")
     if "added_tokens_decoder" in config:
         return config
     config |= _read_json(path.with_name("special_tokens_map.json"))
@@ -228,7 +228,7 @@ def _check_class(name: Any, where: pathlib.Path) -> None:
     """Refuses a tokenizer_class that is not supported."""
     if name and str(name).removesuffix("Fast") not in (*_CLASSES, *_AS_IT_IS):
         legal = ", ".join((*_CLASSES, "PreTrainedTokenizerFast", "TokenizersBackend"))
-        raise UsageError(f"{where}: tokenizer_class {name!r:.60} is not supported; legal: {legal}")
+        raise UsageError(f"{where}: tokenizer_class {shown(name)} is not supported; legal: {legal}")
 
 
 def _special(config: dict[str, Any], usual: dict[str, str]) -> dict[str, str]:

@@ -1,11 +1,12 @@
 import json
+import re
 import textwrap
 
 import pytest
 
 from mrl_jax import config as configs
 from mrl_jax import experiment
-from mrl_jax.errors import UsageError
+from mrl_jax.errors import DataError, UsageError
 
 DIGITS = "configs/digits.py"
 
@@ -364,6 +365,10 @@ def test_experiments_that_cannot_run_say_why_before_compiling(overrides, message
         ("static_sentence.py", "head.kind=tied", "config.head.kind of sentence_pairs is separate"),
         ("digits.py", "data.source=mnist", "config.data.source must be one of digits, image_folde"),
         ("digits.py", "data.image_size=0", "config.data.image_size must be >= 1, got 0"),
+        ("digits.py", "data.eval_crop=0.0", "data.eval_crop must be in (0, 1], got 0.0"),
+        ("digits.py", "data.splits=train=train", "data.splits is for data.source tfds only"),
+        ("digits.py", "optimizer.decay_mask=kernl", "decay_mask 'kernl' matches no parameter"),
+        ("static_sentence.py", "sharding=(('table','replicate'),)", "no sharding rule matches"),
         ("adaptor.py", "adaptor.ranking=-1", "config.adaptor: ranking must be >= 0, got -1.0"),
         ("adaptor.py", "adaptor.nearest=0", "config.adaptor: nearest must be >= 1, got 0"),
         ("adaptor.py", "head.kind=tied", "config.head.kind of adaptor is separate, for a nesting"),
@@ -374,3 +379,39 @@ def test_all_tasks_are_checked_before_data_are_read(file, override, message):
     with pytest.raises(UsageError) as error:
         experiment.check(config, devices=None)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "override", "error"),
+    [
+        ("digits.py", "weights=gone", UsageError),
+        ("static_sentence.py", "pairs.teacher=gone", UsageError),
+        ("image_folder.py", "data.path=gone", DataError),
+        ("digits.py", "eval.shifts=v2=gone", DataError),
+        ("digits.py", "eval.hierarchy=gone:n1,n2", DataError),
+        ("adaptor.py", "data.files=train=gone", DataError),
+        ("static_sentence.py", "eval.sts=a=gone", DataError),
+    ],
+)
+def test_what_a_run_would_read_must_be_there(tmp_path, file, override, error):
+    key = override.partition("=")[0]
+    with pytest.raises(error, match=f"config.{key}: gone not found"):
+        experiment.check_paths(configs.load(f"configs/{file}", [f"--config.{override}"]))
+    there = override.replace("gone", str(tmp_path))
+    experiment.check_paths(configs.load(f"configs/{file}", [f"--config.{there}"]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.resolutions=((0,33),)"], "resolutions must be multiples of 32 pixels, got 33"),
+        (["data.rand_augment=(2,11.0)"], "rand_augment needs a strength from 0 to 10, got 11"),
+        (["data.source=tfds", "data.splits=trian=train"], "SPLIT=PART with SPLIT one of train"),
+        (["data.source=image_folder", "data.path="], "data.source image_folder needs --config.d"),
+    ],
+)
+def test_options_of_streams_are_checked_before_data_are_read(tmp_path, overrides, message):
+    given = [f"data.path={tmp_path}", *overrides]
+    flags = [f"--config.{override}" for override in given]
+    with pytest.raises(UsageError, match=re.escape(message)):
+        experiment.check(configs.load("configs/imagenet_resnet50.py:mrl", flags), devices=None)

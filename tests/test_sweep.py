@@ -14,7 +14,7 @@ import pytest
 from mrl_jax import config as configs
 from mrl_jax import report
 from mrl_jax import sweep as sweeps
-from mrl_jax.errors import UsageError
+from mrl_jax.errors import DataError, UsageError
 from mrl_jax.sweep import expand
 
 SWEEP = """
@@ -74,6 +74,7 @@ def test_digits_sweep_is_every_method_and_seed(tmp_path):
         ("yield None, {'nesting.dims': (2, 16)}", "nesting dim 16 is wider than the embedding (8"),
         ("yield None, {'nesting.weights': (1,)}", "nesting weights must be one per dim"),
         ("yield None, {'optimizer.name': 'lion'}", "optimizer name must be one of"),
+        ("yield None, {'optimizer.decay_mask': 'kernl'}", "decay_mask 'kernl' matches no "),
         ("yield None, {'optimizer.warmup_steps': 30}", "warmup_steps must be in [0, steps=30)"),
         ("yield None, {'eval.measures': ('acuracy',)}", "config.eval.measures: measures are"),
         ("yield None, {'model.name': None}", "'model.name' must be str, got None"),
@@ -95,6 +96,13 @@ def test_every_run_is_checked_before_any_starts(tmp_path, body, message):
     assert "\n" not in str(error.value)
     assert message in str(error.value)
     assert not (tmp_path / "root").exists()
+
+
+def test_files_that_are_not_there_are_noticed_before_any_run_starts(tmp_path):
+    path = write(tmp_path, "yield None, {'seed': 1}; yield None, {'eval.shifts': ('v2=gone',)}")
+    with pytest.raises(DataError, match=r"eval\.shifts=\('v2=gone',\): config\.eval\.shifts: gone"):
+        sweeps.main(["--config", str(path), "--root", str(tmp_path / "root"), "--jobs", "1"])
+    assert os.listdir(tmp_path / "root") == [".lock"]
 
 
 def test_no_sweep_an_argument_or_no_job_is_refused(tmp_path):

@@ -2,7 +2,7 @@
 
 from mrl_jax.data.augment import Augmentation
 from mrl_jax.data.loader import Batches, padded_batches, train_rows
-from mrl_jax.data.sources import SOURCES, Dataset, Split, load
+from mrl_jax.data.sources import SOURCES, Dataset, Split, check_options, load
 from mrl_jax.data.stream import Stream
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Dataset",
     "Split",
     "Stream",
+    "check_options",
     "load",
     "padded_batches",
     "train_rows",

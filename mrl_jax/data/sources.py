@@ -19,7 +19,7 @@ from mrl_jax.data.loader import Batches, padded_batches
 from mrl_jax.data.rand_augment import RandAugment
 from mrl_jax.data.remarks import Remarks, printable
 from mrl_jax.data.stream import Resolutions, Stream
-from mrl_jax.data.tfds import open_tfds
+from mrl_jax.data.tfds import open_tfds, parse_parts
 from mrl_jax.errors import DataError, UsageError
 
 SOURCES = ("digits", "image_folder", "tfds")
@@ -144,6 +144,54 @@ class Dataset:
         return self._training_digest
 
 
+def check_options(
+    source: str,
+    *,
+    path: str,
+    dataset: str,
+    parts: Sequence[str],
+    image_size: int,
+    eval_crop: float,
+    stream: bool,
+    random_crop: float,
+    resolutions: Resolutions,
+    rand_augment: tuple[int, float] | tuple[()],
+    threads: int,
+) -> None:
+    """Checks what `load` checks before it opens data.
+
+    Raises:
+      UsageError: unknown source, a key that the source needs is empty, or a value that is not
+        legal.
+      ValueError: a value that is not legal.
+    """
+    if source not in SOURCES:
+        raise UsageError(f"config.data.source must be one of {', '.join(SOURCES)}; got {source!r}")
+    if image_size < 1:
+        raise UsageError(f"data.image_size must be >= 1, got {image_size}")
+    if not 0 < eval_crop <= 1:
+        raise UsageError(f"data.eval_crop must be in (0, 1], got {eval_crop}")
+    if threads < 0:
+        raise UsageError(f"data.threads must be >= 0, got {threads}")
+    for key, value in (("resolutions", resolutions), ("rand_augment", rand_augment)):
+        if value and not stream:
+            raise UsageError(f"data.{key} needs data.stream=True")
+    if rand_augment and len(rand_augment) != 2:
+        raise UsageError(f"data.rand_augment must be (changes, strength), got {rand_augment}")
+    if stream:
+        change = RandAugment(*rand_augment) if rand_augment else None
+        Stream((), image_size, eval_crop, random_crop, resolutions, change)  # checks these
+    if parts and source != "tfds":
+        raise UsageError(f"data.splits is for data.source tfds only; data.source is {source}")
+    parse_parts(parts)
+    if source == "digits" and stream:
+        raise UsageError("data.stream needs image files, digits are in memory")
+    if source == "image_folder" and not path:
+        raise UsageError("data.source image_folder needs --config.data.path=...")
+    if source == "tfds" and not dataset and not path:
+        raise UsageError("data.source tfds needs --config.data.dataset=... or data.path")
+
+
 def load(
     source: str,
     *,
@@ -178,34 +226,26 @@ def load(
       UsageError: unknown source, or a key the source needs is empty.
       DataError: data missing, unreadable or inconsistent; names the path.
     """
-    if source not in SOURCES:
-        raise UsageError(f"data.source must be one of {', '.join(SOURCES)}; got {source!r}")
-    if image_size < 1:
-        raise UsageError(f"data.image_size must be >= 1, got {image_size}")
-    if not 0 < eval_crop <= 1:
-        raise UsageError(f"data.eval_crop must be in (0, 1], got {eval_crop}")
-    if threads < 0:
-        raise UsageError(f"data.threads must be >= 0, got {threads}")
-    for key, value in (("resolutions", resolutions), ("rand_augment", rand_augment)):
-        if value and not stream:
-            raise UsageError(f"data.{key} needs data.stream=True")
-    if rand_augment and len(rand_augment) != 2:
-        raise UsageError(f"data.rand_augment must be (changes, strength), got {rand_augment}")
-    if parts and source != "tfds":
-        raise UsageError(f"data.splits is for data.source tfds only; data.source is {source}")
+    check_options(
+        source,
+        path=path,
+        dataset=dataset,
+        parts=parts,
+        image_size=image_size,
+        eval_crop=eval_crop,
+        stream=stream,
+        random_crop=random_crop,
+        resolutions=resolutions,
+        rand_augment=rand_augment,
+        threads=threads,
+    )
     if source == "digits":
-        if stream:
-            raise UsageError("data.stream needs image files, digits are in memory")
         return _digits()
     remarks = Remarks()
     if source == "image_folder":
-        if not path:
-            raise UsageError("data.source image_folder needs --config.data.path=...")
         records, classes = open_folder(pathlib.Path(path), remarks)
         name = path
     else:
-        if not dataset and not path:
-            raise UsageError("data.source tfds needs --config.data.dataset=... or data.path")
         records, classes = open_tfds(dataset, path, parts, remarks)
         name = dataset or path
     if stream:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mrl_jax.data.folder import Record
 from mrl_jax.data.remarks import Remarks
-from mrl_jax.errors import DataError, UsageError
+from mrl_jax.errors import DataError, UsageError, shown
 
 # The names that data sets give to splits; the first one found is used.
 _NAMES = {
@@ -121,6 +121,24 @@ def _places(builder: Any, part: str) -> np.ndarray:
     return np.concatenate(found)
 
 
+def parse_parts(entries: Sequence[str]) -> dict[str, str]:
+    """The part of the data set by split, from "SPLIT=PART" strings.
+
+    Raises:
+      UsageError: a string is not of this form, or a split occurs twice.
+    """
+    parts: dict[str, str] = {}
+    for entry in entries:
+        split, equals, part = entry.partition("=")
+        if not equals or split not in _NAMES or not part or split in parts:
+            raise UsageError(
+                f"data.splits must be SPLIT=PART with SPLIT one of {', '.join(_NAMES)}, each at "
+                f"most once, and PART as in train[:90%]; got {shown(entry)}"
+            )
+        parts[split] = part
+    return parts
+
+
 def _parts(builder: Any, given: Sequence[str]) -> dict[str, str]:
     """The part of the data set that makes up each split: as given, or by name.
 
@@ -136,14 +154,9 @@ def _parts(builder: Any, given: Sequence[str]) -> dict[str, str]:
             for split, names in _NAMES.items()
         }
         return {split: name for split, name in found.items() if name}
-    parts = {}
-    for entry in given:
-        split, equals, part = entry.partition("=")
-        if not equals or split not in _NAMES or not part or split in parts:
-            raise UsageError(
-                f"data.splits must be SPLIT=PART with SPLIT one of {', '.join(_NAMES)}, each at "
-                f"most once, and PART as in train[:90%]; got {entry!r}"
-            )
+    parts = parse_parts(given)
+    for split, part in parts.items():
+        entry = f"{split}={part}"
         try:
             # Checked piece by piece: TFDS reads a slice that ends before it begins as another one.
             pieces = tfds.core.ReadInstruction.from_spec(part).to_absolute(there)
@@ -157,7 +170,6 @@ def _parts(builder: Any, given: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"data.splits: {entry}: {reason} (there are {sizes})") from error
         if min(spans) < 1:
             raise UsageError(f"data.splits: {entry} has no examples (there are {sizes})")
-        parts[split] = part
     return parts
 
 

@@ -4,13 +4,23 @@ import dataclasses
 import pathlib
 from types import ModuleType
 
+import jax
 from ml_collections import ConfigDict
 
-from mrl_jax.experiment import images
-from mrl_jax.experiment.common import Experiment, check_config, check_mesh, make_mesh
+from mrl_jax.experiment import common, images
+from mrl_jax.experiment.common import Experiment, check_config, check_mesh, check_paths, make_mesh
 from mrl_jax.runtime import memory
+from mrl_jax.runtime import mesh as meshes
 
-__all__ = ["Experiment", "check", "check_config", "from_config", "make_mesh", "of_task"]
+__all__ = [
+    "Experiment",
+    "check",
+    "check_config",
+    "check_paths",
+    "from_config",
+    "make_mesh",
+    "of_task",
+]
 
 
 def of_task(task: str) -> ModuleType:
@@ -42,7 +52,11 @@ def check(config: ConfigDict, devices: int | None) -> None:
       DataError: a damaged model folder or tokenizer.
     """
     check_config(config)
-    of_task(config.task).check(config)
+    module = of_task(config.task)
+    task = module.check(config)
+    # Rules for parameters must fit their names, on whatever devices.
+    mesh = meshes.make_mesh(devices=jax.devices()[:1])
+    common.make_program(config, task, mesh, model_group=module.GROUP)
     if devices is not None:
         check_mesh(config, devices)
 

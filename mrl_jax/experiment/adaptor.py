@@ -22,6 +22,7 @@ from mrl_jax.tasks.adaptor import AdaptorTask
 
 KINDS = ("linear", "residual", "rotation")
 STARTS = ("identity", "pca")
+GROUP = "adaptor"  # of the config keys that say what the model is
 
 
 def make_adaptor(kind: str, hidden: int, width: int) -> nn.Module:
@@ -39,8 +40,12 @@ def make_adaptor(kind: str, hidden: int, width: int) -> nn.Module:
     return adaptors.Linear(width) if kind == "linear" else adaptors.Rotation()
 
 
-def check(config: ConfigDict) -> None:
-    """Checks everything that `from_config` checks before it reads vectors; raises the same."""
+def check(config: ConfigDict) -> AdaptorTask:
+    """Checks everything that `from_config` checks before it reads vectors; raises the same.
+
+    Returns:
+      The task as it would be for vectors as wide as the nesting, the narrowest that are possible.
+    """
     a = config.adaptor
     with config_errors("nesting"):
         nesting = Nesting(config.nesting.dims, config.nesting.weights or None)
@@ -54,10 +59,10 @@ def check(config: ConfigDict) -> None:
     with config_errors("adaptor"):
         if a.start not in STARTS:
             raise ValueError(f"start must be one of {', '.join(STARTS)}; got {a.start!r}")
-    # Checked for vectors as wide as the nesting, the narrowest that are possible.
-    _task(config, nesting.width, ranked=True, mesh=None)
+    task = _task(config, nesting.width, ranked=True, mesh=None)
     named_paths("eval.sts", config.eval.sts, set(vectors.SPLITS))
     common.make_optimizer(config)
+    return task
 
 
 def _task(config: ConfigDict, width: int, *, ranked: bool, mesh: Mesh | None) -> AdaptorTask:
@@ -95,7 +100,7 @@ def from_config(config: ConfigDict, mesh: Mesh) -> Experiment:
     check(config)
     data = vectors.load(config.data.path, config.data.files)
     task = _task_of(config, data, mesh)
-    program = common.make_program(config, task, mesh, model_group="adaptor")
+    program = common.make_program(config, task, mesh, model_group=GROUP)
     paths = named_paths("eval.sts", config.eval.sts, set(vectors.SPLITS))
     evaluation = AdaptorEvaluation(
         task,
@@ -127,7 +132,7 @@ def planned_program(config: ConfigDict, mesh: Mesh) -> Program:
     """
     check(config)
     data = vectors.load(config.data.path, config.data.files)
-    return common.make_program(config, _task_of(config, data, mesh), mesh, model_group="adaptor")
+    return common.make_program(config, _task_of(config, data, mesh), mesh, model_group=GROUP)
 
 
 def _turn(program: Program, data: VectorData, seed: int) -> Callable[[Any], Any]:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 
 from mrl_jax import config as configs
 from mrl_jax.data.remarks import left_in
-from mrl_jax.errors import CheckpointError, UsageError, shown
+from mrl_jax.errors import CheckpointError, DataError, UsageError, shown
 from mrl_jax.evaluators.finding import Finding
 from mrl_jax.nesting import Nesting
 from mrl_jax.program import Program
@@ -199,6 +200,30 @@ def check_config(config: ConfigDict) -> None:
             raise UsageError(f"config.{key} must be in [0, 1), got {values[key]}")
     with config_errors("sharding"):
         meshes.check_rules(config.sharding)
+
+
+def check_paths(config: ConfigDict) -> None:
+    """Refuses files and folders that a run will read and that there are not.
+
+    Raises:
+      UsageError: weights or a teacher.
+      DataError: something to train on or to measure.
+    """
+    for key in ("weights", "pairs.teacher"):
+        path = configs.flatten(config)[key]
+        if path and not os.path.exists(path):
+            raise UsageError(f"config.{key}: {path} not found")
+    d, e = config.data, config.eval
+    places = [("data.files", entry.partition("=")[2]) for entry in d.files]
+    if config.task != "classification" or d.source == "image_folder":  # TFDS may read a bucket
+        places.append(("data.path", d.path))
+    for key in ("shifts", "sts", "retrieval", "classification", "clustering"):
+        places += [(f"eval.{key}", entry.partition("=")[2]) for entry in e[key]]
+    if not os.path.exists(e.hierarchy):  # else it may be FILE:ID,ID,...
+        places.append(("eval.hierarchy", e.hierarchy.rpartition(":")[0] or e.hierarchy))
+    for key, path in places:
+        if path and not os.path.exists(path):
+            raise DataError(f"config.{key}: {path} not found")
 
 
 def check_without_head(config: ConfigDict, nesting: Nesting) -> None:

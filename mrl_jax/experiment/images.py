@@ -19,6 +19,8 @@ from mrl_jax.nesting import parse_dims
 from mrl_jax.program import Program
 from mrl_jax.tasks import Classification
 
+GROUP = "model"  # of the config keys that say what the model is
+
 
 def make_task(
     config: ConfigDict, *, classes: int, image_shape: tuple[int, int, int], mesh: Mesh | None
@@ -77,7 +79,24 @@ def make_program(
       UsageError: names the config key and what would be legal.
     """
     task = make_task(config, classes=classes, image_shape=image_shape, mesh=mesh)
-    return common.make_program(config, task, mesh, model_group="model")
+    return common.make_program(config, task, mesh, model_group=GROUP)
+
+
+def _options(config: ConfigDict) -> dict[str, Any]:
+    """What `data.load` takes besides the source."""
+    d = config.data
+    return {
+        "path": d.path,
+        "dataset": d.dataset,
+        "parts": d.splits,
+        "image_size": d.image_size,
+        "eval_crop": d.eval_crop,
+        "stream": d.stream,
+        "random_crop": d.random_crop,
+        "resolutions": d.resolutions,
+        "rand_augment": d.rand_augment,
+        "threads": d.threads,
+    }
 
 
 def open_data(config: ConfigDict) -> data.Dataset:
@@ -89,19 +108,7 @@ def open_data(config: ConfigDict) -> data.Dataset:
     """
     d = config.data
     with config_errors("data"):
-        dataset = data.load(
-            d.source,
-            path=d.path,
-            dataset=d.dataset,
-            parts=d.splits,
-            image_size=d.image_size,
-            eval_crop=d.eval_crop,
-            stream=d.stream,
-            random_crop=d.random_crop,
-            resolutions=d.resolutions,
-            rand_augment=d.rand_augment,
-            threads=d.threads,
-        )
+        dataset = data.load(d.source, **_options(config))
     if d.classes not in (0, len(dataset.class_names)):
         raise UsageError(
             f"config.data.classes is {d.classes}, but {dataset.name} has "
@@ -110,17 +117,21 @@ def open_data(config: ConfigDict) -> data.Dataset:
     return dataset
 
 
-def check(config: ConfigDict) -> None:
-    """Checks everything that `from_config` checks before it opens data; raises the same."""
-    if config.data.source not in data.SOURCES:
-        legal = ", ".join(data.SOURCES)
-        raise UsageError(f"config.data.source must be one of {legal}; got {config.data.source!r}")
+def check(config: ConfigDict) -> Classification:
+    """Checks everything that `from_config` checks before it opens data; raises the same.
+
+    Returns:
+      The task as it would be for images of some size and two classes.
+    """
     task = make_task(config, classes=2, image_shape=(32, 32, 3), mesh=None)
+    with config_errors("data"):
+        data.check_options(config.data.source, **_options(config))
     common.evaluated_dims(config, task.nesting)
     with config_errors("eval.measures"):
         chosen(config.eval.measures)
     parse_shifts(config.eval.shifts)
     common.make_optimizer(config)
+    return task
 
 
 def from_config(config: ConfigDict, mesh: Mesh) -> Experiment:

@@ -28,6 +28,8 @@ from mrl_jax.program import Program
 from mrl_jax.tasks.masked_lm import MaskedLM
 from mrl_jax.tokenization import Tokenizer
 
+GROUP = "text"  # of the config keys that say what the model is
+
 
 class _Encoder(NamedTuple):
     """What is to be trained: the module, and the folder it comes from unless it is fresh."""
@@ -84,17 +86,22 @@ def _task(config: ConfigDict, found: _Encoder, mesh: Mesh | None) -> MaskedLM:
     return MaskedLM(found.backbone, nesting, found.max_length, predictions, mesh)
 
 
-def _checked(config: ConfigDict, run: pathlib.Path | None) -> _Encoder:
-    """The encoder, after all checks that are possible before texts are read."""
+def _checked(config: ConfigDict, run: pathlib.Path | None) -> tuple[_Encoder, MaskedLM]:
+    """Encoder and task, after all checks that are possible before texts are read."""
     found = _encoder(config, run)
-    common.evaluated_dims(config, _task(config, found, None).nesting)
+    task = _task(config, found, None)
+    common.evaluated_dims(config, task.nesting)
     common.make_optimizer(config)
-    return found
+    return found, task
 
 
-def check(config: ConfigDict) -> None:
-    """Checks everything that `from_config` checks before it reads texts; raises the same."""
-    _checked(config, None)
+def check(config: ConfigDict) -> MaskedLM:
+    """Checks everything that `from_config` checks before it reads texts; raises the same.
+
+    Returns:
+      The task; of a vocabulary that is still to be made, for its largest size.
+    """
+    return _checked(config, None)[1]
 
 
 def from_config(config: ConfigDict, mesh: Mesh, run: pathlib.Path | None = None) -> Experiment:
@@ -110,7 +117,7 @@ def from_config(config: ConfigDict, mesh: Mesh, run: pathlib.Path | None = None)
       DataError: data missing or inconsistent.
     """
     # What is wrong with the model should show before minutes are spent on reading texts.
-    found = _checked(config, run)
+    found, _ = _checked(config, run)
     name, documents = open_documents(config.data.path, config.data.files)
     cache = config.data.cache
     if found.tokenizer is None:
@@ -118,7 +125,7 @@ def from_config(config: ConfigDict, mesh: Mesh, run: pathlib.Path | None = None)
         backbone = found.backbone.clone(vocab_size=tokenizer.vocab_size)
         found = found._replace(backbone=backbone, tokenizer=tokenizer)
     task = _task(config, found, mesh)
-    program = common.make_program(config, task, mesh, model_group="text")
+    program = common.make_program(config, task, mesh, model_group=GROUP)
     dataset = tokenise(
         name,
         documents,
@@ -160,7 +167,7 @@ def planned_program(config: ConfigDict, mesh: Mesh) -> Program:
       DataError: a damaged folder.
     """
     task = _task(config, _encoder(config), mesh)
-    return common.make_program(config, task, mesh, model_group="text")
+    return common.make_program(config, task, mesh, model_group=GROUP)
 
 
 def _weights(path: str, found: _Encoder, program: Program) -> tuple[str, Callable[[Any], Any]]:

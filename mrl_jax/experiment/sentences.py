@@ -44,6 +44,7 @@ FRESH = {
 }
 STATIC = "static"
 MAX_LENGTH, MAX_LENGTH_TABLE = 128, 256  # of a fresh encoder, of a table that has no limit
+GROUP = "text"  # of the config keys that say what the model is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,8 +190,13 @@ def _with_vocabulary(config: ConfigDict, found: _Encoder, data: texts.TextData) 
     return found._replace(encoder=found.encoder.clone(backbone=backbone), tokenizer=tokenizer)
 
 
-def _checked(config: ConfigDict, run: pathlib.Path | None) -> tuple[_Encoder, Nesting]:
-    """Encoder and nesting, after all checks that are possible before texts are read."""
+def _checked(
+    config: ConfigDict, run: pathlib.Path | None
+) -> tuple[_Encoder, Nesting, SentencePairs]:
+    """Encoder, nesting and task, after all checks that are possible before texts are read.
+
+    The task is one for texts that have exactly what the loss needs.
+    """
     found, p = _encoder(config, run), config.pairs
     with config_errors("nesting"):
         nesting = parse_dims(config.nesting.dims, config.nesting.weights, found.encoder.out_dim)
@@ -211,22 +217,27 @@ def _checked(config: ConfigDict, run: pathlib.Path | None) -> tuple[_Encoder, Ne
                 f"micro_batch {p.micro_batch} does not divide the batch_size {config.batch_size}"
             )
     parse_columns(config.data.columns, config.data.drop)
-    # Checked for texts that have exactly what the loss needs.
     sides = ("anchor", "positive", *["negative_0"] * (NEEDS[p.loss] == "negatives"))
     scored, taught = NEEDS[p.loss] == "score", NEEDS[p.loss] == "teacher"
-    _pairs(config, found, nesting, sides=sides, scored=scored, teacher_width=int(taught), mesh=None)
+    task = _pairs(
+        config, found, nesting, sides=sides, scored=scored, teacher_width=int(taught), mesh=None
+    )
     with config_errors("eval.layers"):
         check_layers(config.eval.layers, found.encoder.layers)
     taken = set(SPLITS)
     for kind in ("sts", "retrieval", "classification", "clustering"):
         common.named_paths(f"eval.{kind}", config.eval[kind], taken)
     common.make_optimizer(config)
-    return found, nesting
+    return found, nesting, task
 
 
-def check(config: ConfigDict) -> None:
-    """Checks everything that `from_config` checks before it reads texts; raises the same."""
-    _checked(config, None)
+def check(config: ConfigDict) -> SentencePairs:
+    """Checks everything that `from_config` checks before it reads texts; raises the same.
+
+    Returns:
+      The task as it would be for texts that have exactly what the loss needs.
+    """
+    return _checked(config, None)[2]
 
 
 def _pairs(
@@ -431,12 +442,12 @@ def from_config(config: ConfigDict, mesh: Mesh, run: pathlib.Path | None = None)
       DataError: data missing or inconsistent.
     """
     # What is wrong with the model should show before minutes are spent on reading texts.
-    found, nesting = _checked(config, run)
+    found, nesting, _ = _checked(config, run)
     teacher = read_text_folder(config.pairs.teacher) if config.pairs.teacher else None
     data = _open(config)
     found = _with_vocabulary(config, found, data)
     task = _task(config, found, nesting, data.splits["train"], teacher, mesh)
-    program = common.make_program(config, task, mesh, model_group="text")
+    program = common.make_program(config, task, mesh, model_group=GROUP)
     train = _train_texts(config, found, data.splits["train"], teacher)
     reading = _read_as(found, data.splits["train"])
     taught_by = _taught_by(teacher, data.splits["train"]) if teacher else ""
@@ -460,12 +471,12 @@ def planned_program(config: ConfigDict, mesh: Mesh) -> Program:
       UsageError: names the config key and what would be legal.
       DataError: data missing or inconsistent.
     """
-    found, nesting = _checked(config, None)
+    found, nesting, _ = _checked(config, None)
     data = _open(config)
     found = _with_vocabulary(config, found, data)
     teacher = read_text_folder(config.pairs.teacher) if config.pairs.teacher else None
     task = _task(config, found, nesting, data.splits["train"], teacher, mesh)
-    return common.make_program(config, task, mesh, model_group="text")
+    return common.make_program(config, task, mesh, model_group=GROUP)
 
 
 def _evaluation(

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from mrl_jax.errors import DataError, UsageError
+from mrl_jax.errors import DataError, UsageError, shown
 from mrl_jax.interop.layouts import NOTHING, Layout, Rule
 from mrl_jax.interop.text_layouts import bert_of, check_padding, family_of, layout
 from mrl_jax.interop.torch_weights import Tree, assign, named, numbers, read_tensors
@@ -147,10 +147,10 @@ def _prompts(settings: dict[str, Any], where: pathlib.Path) -> tuple[dict[str, s
     prompts, default = settings.get("prompts") or {}, settings.get("default_prompt_name") or ""
     prompts = {name: "" if text is None else text for name, text in dict(prompts).items()}
     if not all(isinstance(text, str) for text in prompts.values()):
-        raise DataError(f"{where}: prompts must be texts, got {prompts!r:.60}")
+        raise DataError(f"{where}: prompts must be texts, got {shown(prompts)}")
     if default and default not in prompts:
         legal = ", ".join(prompts) or "none, there are no prompts"
-        raise DataError(f"{where}: default_prompt_name {default!r:.60}; legal: {legal}")
+        raise DataError(f"{where}: default_prompt_name {shown(default)}; legal: {legal}")
     return prompts, default
 
 
@@ -271,7 +271,7 @@ def _sentence_settings(folder: pathlib.Path) -> dict[str, Any]:
         for key, value in read_json(file).items():
             legal = _SENTENCE_NEUTRAL.get(key, (False, "", [], {}))
             if key not in _SENTENCE_KNOWN and value is not None and value not in legal:
-                raise UsageError(f"{file}: {key} {value!r:.60} is not supported")
+                raise UsageError(f"{file}: {key} {shown(value)} is not supported")
             settings[key] = value
     return settings
 
@@ -283,7 +283,9 @@ def _limit(value: Any, where: pathlib.Path) -> int:
       DataError: it is not a number, or is less than 1.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 1:
-        raise DataError(f"{where}: the longest text has {value!r:.60} tokens; legal: a number >= 1")
+        raise DataError(
+            f"{where}: the longest text has {shown(value)} tokens; legal: a number >= 1"
+        )
     return min(int(min(value, UNLIMITED)), UNLIMITED)
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from mrl_jax.errors import DataError, UsageError
+from mrl_jax.errors import DataError, UsageError, shown
 from mrl_jax.interop.layouts import NOTHING, Layout, Rule
 from mrl_jax.models.text import Bert
 from mrl_jax.tokenization import Tokenizer
@@ -232,7 +232,7 @@ def bert_of(config: dict[str, Any], where: str) -> Bert:
     for key, legal in _NEUTRAL.items():
         value = config.get(key, legal)
         if value not in (legal, None):
-            raise UsageError(f"{where}: {key} {value!r:.60} is not supported; legal: {legal!r}")
+            raise UsageError(f"{where}: {key} {shown(value)} is not supported; legal: {legal!r}")
     if family is DISTILBERT:
         fields["epsilon"] = _DISTILBERT_EPSILON
     if family in (MPNET, DISTILBERT):

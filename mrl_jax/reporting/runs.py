@@ -123,7 +123,7 @@ def _read(
     """Digests of what was read; for older runs, those that evaluators left among their files."""
     read = dict(field(values, "read", dict, where)) if "read" in values else {}
     if not all(isinstance(digest, str) for digest in read.values()):
-        raise DataError(f"{where}: field 'read' must hold texts, got {read!r:.80}")
+        raise DataError(f"{where}: field 'read' must hold texts, got {shown(read)}")
     for name in sorted({result.split for result in results}):
         if about := artefacts.shift(name):
             read.setdefault(f"shifts.{name}", field(about[0], "data", str, about[1]))

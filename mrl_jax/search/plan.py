@@ -5,7 +5,7 @@ import json
 import pathlib
 from typing import Any, Literal, get_args
 
-from mrl_jax.errors import DataError
+from mrl_jax.errors import DataError, shown
 from mrl_jax.search.exact import Metric
 from mrl_jax.search.schedule import Schedule
 
@@ -76,7 +76,7 @@ class Plan:
           ValueError: a key or value that is none.
         """
         if not isinstance(content, dict):
-            raise ValueError(f"a plan is a JSON object, got {content!r:.40}")
+            raise ValueError(f"a plan is a JSON object, got {shown(content)}")
         known = {field.name for field in dataclasses.fields(cls)}
         if strange := sorted(content.keys() - known):
             raise ValueError(f"a plan has no {', '.join(strange)}")

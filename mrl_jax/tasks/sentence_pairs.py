@@ -31,6 +31,11 @@ NEEDS = {
     "distill_similarity": "teacher",
     "distill_kl": "teacher",
 }
+_IN_WORDS = {
+    "score": "pairs with a score",
+    "negatives": "pairs with hard negatives",
+    "teacher": "a teacher",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +89,7 @@ class SentencePairs:
         there["teacher"] = self.teacher_width > 0
         needed = NEEDS[self.loss_name]
         if needed and not there[needed]:
-            raise ValueError(f"loss {self.loss_name} needs pairs with a {needed}")
+            raise ValueError(f"loss {self.loss_name} needs {_IN_WORDS[needed]}")
         readers = {"negatives": ("info_nce", "triplet"), "teacher": ("info_nce",)}
         for what in ("score", "negatives", "teacher"):
             # What is there and would be passed over was hardly meant to be.

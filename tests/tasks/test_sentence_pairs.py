@@ -245,8 +245,8 @@ def test_batch_spec_is_what_batches_are():
     [
         ({"loss_name": "mnrl"}, "loss must be one of info_nce, cosent"),
         ({"loss_name": "cosent"}, "loss cosent needs pairs with a score"),
-        ({"loss_name": "triplet"}, "loss triplet needs pairs with a negatives"),
-        ({"loss_name": "distill_kl"}, "loss distill_kl needs pairs with a teacher"),
+        ({"loss_name": "triplet"}, "loss triplet needs pairs with hard negatives"),
+        ({"loss_name": "distill_kl"}, "loss distill_kl needs a teacher"),
         ({"scored": True}, "loss info_nce would ignore the given score"),
         (
             {"loss_name": "cosent", "scored": True, "sides": ("anchor", "positive", "negative_0")},
