@@ -14,7 +14,7 @@ from mrl_jax.engines import __main__ as command
 from mrl_jax.engines import milvus
 from mrl_jax.search.schedule import Schedule
 
-N, WIDTH, K = 2000, 64, 10
+N, WIDTH, K = 1200, 64, 10
 IDS, Z = plans.vectors(N)
 QUERIES = plans.vectors(12, seed=1)[1]
 FUNNEL = Schedule.parse("16:100 > 32:40 > 64")
@@ -56,9 +56,7 @@ def test_equals_brute_force_by_the_same_schedule(client, name, metric, monkeypat
     ("index", "metric"),
     [
         ("HNSW", "cosine"),
-        ("HNSW", "inner"),
-        ("HNSW", "l2"),
-        ("IVF_FLAT", "l2"),
+        ("IVF_FLAT", "inner"),
         ("AUTOINDEX", "l2"),
     ],
 )
@@ -96,13 +94,13 @@ def test_whatever_breaks_off_a_load_leaves_no_collection(client, name):
 
 
 SPOILED = Z.copy()
-SPOILED[1234, 60] = np.nan
+SPOILED[1034, 60] = np.nan
 
 
 @pytest.mark.parametrize(
     ("chunks", "options", "message"),
     [
-        ([(IDS, SPOILED)], {}, f"the vector with id {IDS[1234]} holds NaN or infinity"),
+        ([(IDS, SPOILED)], {}, f"the vector with id {IDS[1034]} holds NaN or infinity"),
         ([(IDS[[1, 2, 1]], Z[:3])], {}, f"ids must be distinct: {IDS[1]} came more than once"),
         ([(IDS, Z), (IDS[:5], Z[:5, :60])], {}, r"5 ids need vectors \(5, 64\), got \(5, 60\)"),
         ([], {}, "there are no vectors to load"),
@@ -147,7 +145,7 @@ def test_commands_and_a_file_that_is_opened_again(tmp_path, capsys):
     place = ["--uri", f"{tmp_path}/lite.db", "--collection", "c", "--schedule", str(FUNNEL)]
     vectors = ["--vectors", f"{tmp_path}/z.npy", "--ids", f"{tmp_path}/ids.npy"]
     command.main(["milvus", "load", *place, *vectors, "--index", "FLAT"])
-    assert capsys.readouterr().out == "2000 vectors: c\n"
+    assert capsys.readouterr().out == f"{N} vectors: c\n"
     from milvus_lite import server_manager_instance
 
     server_manager_instance.release_server(f"{tmp_path}/lite.db")

@@ -1,7 +1,8 @@
 """Subjects whose embeddings a test chooses: everything but the backbone is the real thing."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mrl_jax import NestedHead, Nesting
@@ -26,11 +27,17 @@ def task_of(kind, dims=DIMS, classes=CLASSES, normalize="none"):
     )
 
 
+@functools.cache
+def initial_values(task):
+    """Compiled as one program, and once for all subjects of a task."""
+    return jax.tree.map(np.asarray, jax.jit(task.init)(jax.random.key(0)))
+
+
 def random_params(task, seed=3):
     """Fresh parameters with a head (bias as well) that is far from zero."""
     rng = np.random.default_rng(seed)
-    params, model_state = task.init(jax.random.key(0))
-    head = jax.tree.map(lambda p: jnp.float32(rng.normal(size=p.shape)), params["head"])
+    params, model_state = initial_values(task)
+    head = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), params["head"])
     return {**params, "head": head}, model_state
 
 

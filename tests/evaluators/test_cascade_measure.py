@@ -32,6 +32,14 @@ def subject_with(sizes, kind="shared", shuffled=(), **options):
     return subject_of(embedded, kind, params=centre_params(kind), **options)
 
 
+@pytest.fixture
+def _few_resamplings(monkeypatch):
+    monkeypatch.setattr(study, "RESAMPLINGS", 6)
+
+
+few_resamplings = pytest.mark.usefixtures("_few_resamplings")
+
+
 def read(finding, split):
     assert set(finding.files) == {f"{split}_cascade.json", f"{split}_cascade_policy.json"}
     assert finding.results == []
@@ -43,6 +51,7 @@ def judged(subject, split):
     return found.dims, found.confidence_gn, found.rank_gn <= 1
 
 
+@few_resamplings
 @pytest.mark.parametrize("kind", ["shared", "separate"])
 def test_policies_of_val_are_measured_on_test(kind, tmp_path):
     subject = subject_with({"val": 120, "test": 150}, kind)
@@ -52,7 +61,7 @@ def test_policies_of_val_are_measured_on_test(kind, tmp_path):
     assert content["fitted_on"] == "val"
     assert content["n"] == 150
     assert content["dims"] == list(DIMS)
-    assert content["resamplings"] == 30
+    assert content["resamplings"] == 6
     assert content["mirrored"] is False
     val, test = judged(subject, "val"), judged(subject, "test")
     assert test[2].mean(1)[2] > test[2].mean(1)[0] + 0.2  # so that dims matter
@@ -110,6 +119,7 @@ def test_policies_of_val_are_measured_on_test(kind, tmp_path):
     np.testing.assert_allclose(singles, right_gn.mean(1))
 
 
+@few_resamplings
 def test_labels_of_the_test_examples_do_not_reach_the_policies():
     sizes = {"val": 60, "test": 80}
     findings = [measure(subject_with(sizes, shuffled=s), "test") for s in ((), ("test",))]
@@ -130,6 +140,7 @@ def test_one_split_is_divided_into_fifths():
     subject = subject_with({"val": 100})
     content = read(measure(subject, "val"), "val")
     assert content["fitted_on"] == "20% of val"
+    assert content["resamplings"] == 30
     # What is saved is fitted on all of it, what is said of it is not.
     val = judged(subject, "val")
     greedy = cascade.fit_greedy(*val)
@@ -148,6 +159,7 @@ def test_one_split_is_divided_into_fifths():
     )
 
 
+@few_resamplings
 def test_images_of_test_are_never_fitted_on():
     """Whoever copies files has some of them, or all, in both splits."""
     subject = subject_with({"val": 60, "test": 80})
@@ -180,6 +192,7 @@ def test_resamplings_never_test_on_what_they_fit():
         assert fit.confidence_gn.max() < 2 <= test.confidence_gn.min()
 
 
+@few_resamplings
 def test_the_same_seed_gives_the_same_bytes():
     first, second, other = (
         measure(subject_with({"val": 40}, seed=seed), "val").files for seed in (1, 1, 2)
@@ -188,11 +201,13 @@ def test_the_same_seed_gives_the_same_bytes():
     assert first["val_cascade.json"] != other["val_cascade.json"]
 
 
+@few_resamplings
 def test_only_trained_dims_take_part():
     content = read(measure(subject_with({"val": 40}, measured=(1, 2, 3, 5, 8)), "val"), "val")
     assert content["dims"] == [1, 3, 8]
 
 
+@few_resamplings
 def test_nothing_to_decide_gives_nothing():
     empty = ({}, [], {})
     for finding in (
@@ -202,6 +217,7 @@ def test_nothing_to_decide_gives_nothing():
         assert (finding.files, finding.results, finding.examples) == empty
 
 
+@few_resamplings
 def test_nan_logits_are_never_sure():
     z_nd, label_n = clusters(60, 8, seed=1)
     z_nd[:9, 0] = np.nan

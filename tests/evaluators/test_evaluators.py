@@ -92,15 +92,17 @@ def test_all_evaluators_on_a_mesh(sizes):
         if (metric, dim) != ("1nn_svd", 8)
     ]
     # Neighbours are searched among the train split.
-    z_train = np.asarray(task.embed(params, model_state, {"image": splits["train"].image}))
-    z_test = np.asarray(task.embed(params, model_state, {"image": splits["test"].image}))
+    images = {name: splits[name].image for name in ("train", "test", "val")}
+    embed = jax.jit(
+        lambda params: {k: task.embed(params, {}, {"image": x}) for k, x in images.items()}
+    )
+    z = jax.tree.map(np.asarray, embed(params))
     for m in (2, 3, 8):
-        found = brute_force(z_train, splits["train"].label, z_test, m)
+        found = brute_force(z["train"], splits["train"].label, z["test"], m)
         nearest = next(r for r in results if (r.name, r.dim) == ("test/1nn", m))
         assert nearest.value == pytest.approx((found == splits["test"].label).mean())
     # The embeddings that were classified are those of the model, in the right order.
-    z_nd = task.embed(params, model_state, {"image": splits["val"].image})
-    logits_gbc = task.logits(params, z_nd, (8,))
+    logits_gbc = jax.jit(lambda params, z_nd: task.logits(params, z_nd, (8,)))(params, z["val"])
     top1 = (np.asarray(logits_gbc[0]).argmax(-1) == splits["val"].label).mean()
     assert next(r for r in results if (r.name, r.dim) == ("val/top1", 8)).value == top1
 

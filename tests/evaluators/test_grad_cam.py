@@ -178,7 +178,8 @@ def test_finds_the_one_thing_in_an_image():
     image = np.full((BATCH, 16, 16, 1), 127, np.uint8)
     image[:, 10:14, 2:6] = rng.integers(0, 256, (BATCH, 4, 4, 1))
     z_bd = jax.jit(task.embed)(*values, {"image": image})
-    class_gb = np.asarray(task.logits(values[0], z_bd, DIMS)).argmax(-1)
+    logits = jax.jit(functools.partial(task.logits, dims=DIMS))
+    class_gb = np.asarray(logits(values[0], z_bd)).argmax(-1)
     found = np.asarray(maps_of(task, {"image": image, "class_bg": class_gb.T}, *values))
     # Three convolutions of 3x3 see three pixels around it.
     near_hw = np.zeros((16, 16), bool)

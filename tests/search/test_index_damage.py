@@ -353,11 +353,12 @@ def costs():
     read = pathlib.Path("/proc/self/io").read_text().split()[1]
     return int(read), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-Index.open(sys.argv[1])
-before = costs()
-index = Index.open(sys.argv[2])
-after = costs()
-print(*(b - a for a, b in zip(before, after)))
+for warm, opened in zip(sys.argv[1::2], sys.argv[2::2]):
+    Index.open(warm)
+    before = costs()
+    index = Index.open(opened)
+    after = costs()
+    print(*(b - a for a, b in zip(before, after)))
 """
 
 
@@ -365,11 +366,13 @@ print(*(b - a for a, b in zip(before, after)))
 def test_opening_reads_no_arrays(whole, tmp_path):
     """Neither by reading nor by looking at mapped memory: the costs are those of a few pages."""
     vectors = store(tmp_path, draw(8000, D))
+    script = [sys.executable, "-c", OPENED]
     for name, plan in PLANS.items():
         Index.build(tmp_path / name, vectors, plan)
-        script = [sys.executable, "-c", OPENED, whole / name, tmp_path / name]
-        done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=True)
-        read, faults = map(int, done.stdout.split())
+        script += [whole / name, tmp_path / name]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=True)
+    for name, line in zip(PLANS, done.stdout.splitlines(), strict=True):
+        read, faults = map(int, line.split())
         size = sum(path.stat().st_size for path in inside(tmp_path / name))
         assert size > 1_000_000
         assert read < 200_000
