@@ -18,6 +18,7 @@ LAYOUT = options.Layout("int8", (8, 32), 1, 0)
 def _short_measurements(monkeypatch):
     """What is chosen among equals may differ; what is said of it has to be right all the same."""
     monkeypatch.setattr(trial, "_SECONDS", 0.01)
+    monkeypatch.setattr(trial, "_FEWEST", 5)
 
 
 @pytest.fixture(scope="module")
