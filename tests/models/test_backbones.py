@@ -33,12 +33,13 @@ def variables_of(name):
     """Random numbers of the right shapes; compiling the true initialisation takes longer."""
     rng = np.random.default_rng(1)
 
-    def draw(p):
-        if p.ndim == 1:  # scales and variances among others, which are positive
+    def draw(keys, p):
+        if keys[-1].key in ("scale", "var"):
             return rng.uniform(0.5, 1.5, p.shape).astype(np.float32)
-        return (rng.normal(size=p.shape) / np.sqrt(p.size / p.shape[-1])).astype(np.float32)
+        deviation = 0.1 if p.ndim == 1 else (p.shape[-1] / p.size) ** 0.5
+        return (deviation * rng.normal(size=p.shape)).astype(np.float32)
 
-    return jax.tree.map(draw, shapes_of(SMALL[name], SHAPE))
+    return jax.tree_util.tree_map_with_path(draw, shapes_of(SMALL[name], SHAPE))
 
 
 @functools.partial(jax.jit, static_argnums=0)
