@@ -14,7 +14,7 @@ from mrl_jax.search import exact, placement, top_k
 DIMS = (2, 20, 40, 72)  # 40 and 72 are added to the running product
 # Several chunks of queries, spans, tiles and blocks even of a small database.
 SMALL = exact.Sizes(queries=16, tile=512, maxima=16 * len(DIMS) * 300, candidates=2**14)
-MESHES = [None, (2, 2, 2)]
+MESHES = [None, (8, 1, 1), (2, 2, 2)]
 
 
 def mesh_of(sizes):
