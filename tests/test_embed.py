@@ -202,7 +202,7 @@ def test_two_processes_write_what_one_writes(photos, tmp_path):
     assert contents(both) == contents(one)
     # What only the first process finds ends both at once.
     begin = time.perf_counter()
-    done = commands.run([*launcher, *argv, "--dim", "4"])
+    done = commands.run([*launcher, *commands.impatient([*argv, "--dim", "4"])])
     assert done.returncode == 2
     assert done.stdout.count("holds other vectors") == 1
     others = done.stdout.count("error: another process has failed with exit code 2")

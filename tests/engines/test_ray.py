@@ -1,6 +1,7 @@
 import contextlib
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,33 +20,85 @@ from mrl_jax.search.vectors import open_vectors
 SCRIPTS = commands.ROOT / "launch" / "ray"
 
 
-def environment(mark=""):
+# Starts a cluster as the commands do without --address, says where it is, and ends it when asked.
+CLUSTER = """
+import sys
+from mrl_jax.engines import ray
+with ray.connected(None, ray.Workers(2)):
+    from ray import get_runtime_context
+    print(get_runtime_context().gcs_address, flush=True)
+    sys.stdin.read()
+"""
+
+
+def environment(mark):
     """One device, as here; Ray's own processes do not live with warnings as errors."""
-    return {**commands.environment(), "PYTHONWARNINGS": "ignore", "MRL_JAX_TEST_MARK": mark}
+    return {
+        **commands.environment(),
+        "PYTHONWARNINGS": "ignore",
+        "MRL_JAX_TEST_MARK": mark,
+        "RAY_worker_niceness": "0",  # or they wait for other tests
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Who does not give the cluster's token is kept out.
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": mark,
+    }
 
 
-def call(script, *arguments, kill_a_worker=False):
-    """Runs a launch script; gives its last line. A worker at work may be killed on the way."""
+@pytest.fixture(scope="module")
+def cluster():
+    """The address of a cluster, and the mark of all processes that belong to it."""
     mark = uuid.uuid4().hex
     process = subprocess.Popen(
-        [sys.executable, SCRIPTS / script, *map(str, arguments)],
+        [sys.executable, "-c", CLUSTER],
+        cwd=commands.ROOT,
+        env=environment(mark),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        address = process.stdout.readline().strip()
+        assert address, process.communicate()
+        yield address, mark
+        output, errors = process.communicate(timeout=120)
+    assert (process.returncode, output) == (0, ""), errors[-3000:]
+    _wait_until_ended(mark)
+
+
+def start(script, cluster, *arguments):
+    address, mark = cluster
+    command = [sys.executable, SCRIPTS / script, "--address", address, *map(str, arguments)]
+    return subprocess.Popen(
+        command,
         cwd=commands.ROOT,
         env=environment(mark),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    with process:
-        if kill_a_worker:
-            os.kill(_at_work(mark, process), signal.SIGKILL)
+
+
+def call_while_a_worker_dies(script, cluster, *arguments):
+    """Runs a launch script, and kills a worker while it is at work; gives the last line."""
+    with start(script, cluster, "--workers", 2, *arguments) as process:
+        os.kill(_at_work(cluster[1], process), signal.SIGKILL)
         output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-3000:]
-    _wait_until_ended(mark)
     return output.splitlines()[-1]
 
 
+def fail(script, cluster, *arguments):
+    """Runs a launch script that must exit with 2 and write one line to stderr; gives that line."""
+    with start(script, cluster, *arguments) as process:
+        _, errors = process.communicate(timeout=240)
+    assert (process.returncode, errors.count("\n")) == (2, 1), errors[-3000:]
+    return errors
+
+
 def _marked(mark):
-    """(process id, command line) of all processes that the command has started."""
+    """(process id, command line) of all processes of the cluster."""
     found = []
     for folder in pathlib.Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended meanwhile
@@ -55,7 +108,7 @@ def _marked(mark):
 
 
 def _wait_until_ended(mark):
-    """The cluster ends with the command; its last processes may take a moment longer."""
+    """The cluster ends with what started it; its last processes may take a moment longer."""
     for _ in range(300):
         if not _marked(mark):
             return
@@ -78,31 +131,30 @@ def contents(out):
 
 
 @pytest.mark.slow
-def test_embeds_as_one_process_does_while_a_worker_dies(tmp_path):
+def test_embeds_as_one_process_does_while_a_worker_dies(cluster, tmp_path):
     run = tmp_path / "run"
     commands.succeed(commands.train(run))
 
     def arguments(out):
         return "--workdir", run, "--input", "train", "--out", out, "--shard_rows", 40
 
-    commands.succeed(commands.command("mrl_jax.embed", *arguments(tmp_path / "one")))
-    line = call("embed.py", "--workers", 2, *arguments(tmp_path / "ray"), kill_a_worker=True)
-    assert line.startswith("1078 vectors of 8 dims, step 60; 27 of 27 shards written, 0 were there")
-    assert contents(tmp_path / "ray") == contents(tmp_path / "one")
+    one, both = tmp_path / "one", tmp_path / "both"
+    commands.succeed(commands.command("mrl_jax.embed", *arguments(one)))
     # Either command goes on where the other was.
-    (tmp_path / "one" / "vectors-00003-of-00027.npy").unlink()
-    line = call("embed.py", "--workers", 1, *arguments(tmp_path / "one"))
-    assert "1 of 27 shards written, 26 were there" in line
-    assert contents(tmp_path / "ray") == contents(tmp_path / "one")
+    shutil.copytree(one, both)
+    for path in both.glob("vectors-*.npy"):
+        if path.name != "vectors-00003-of-00027.npy":
+            path.unlink()
+    line = call_while_a_worker_dies("embed.py", cluster, *arguments(both))
+    assert line.startswith("1078 vectors of 8 dims, step 60; 26 of 27 shards written, 1 were there")
+    assert contents(both) == contents(one)
     # What is wrong is found by a worker, and is the line that the other command prints.
-    command = [sys.executable, SCRIPTS / "embed.py", "--workers", "1"]
-    command += map(str, (*arguments(tmp_path / "ray"), "--dim", 9))
-    done = subprocess.run(command, cwd=commands.ROOT, env=environment(), capture_output=True)
-    assert (done.returncode, done.stderr) == (2, b"error: --dim must be 1 to 8, got 9\n")
+    line = fail("embed.py", cluster, "--workers", 1, *arguments(both), "--dim", 9)
+    assert line == "error: --dim must be 1 to 8, got 9\n"
 
 
 @pytest.mark.slow
-def test_searches_as_one_process_does_while_a_worker_dies(tmp_path):
+def test_searches_as_one_process_does_while_a_worker_dies(cluster, tmp_path):
     rng = np.random.default_rng(0)
     np.save(tmp_path / "z.npy", rng.standard_normal((1000, 16)).astype(np.float32))
     np.save(tmp_path / "ids.npy", np.arange(1000)[::-1] * 7)
@@ -110,7 +162,7 @@ def test_searches_as_one_process_does_while_a_worker_dies(tmp_path):
     where = "--vectors", tmp_path / "z.npy", "--ids", tmp_path / "ids.npy"
     what = "--queries", tmp_path / "q.npy", "--dims", "4,16", "--k", 5, "--shard_rows", 128
     out = tmp_path / "found.npz"
-    line = call("search.py", "--workers", 2, *where, *what, "--out", out, kill_a_worker=True)
+    line = call_while_a_worker_dies("search.py", cluster, *where, *what, "--out", out)
     assert line.startswith("5 of 1000 for 20 queries at 2 dims")
     code = (
         "import sys, numpy as np; from mrl_jax.search.on_disk import top_k_on_disk as f;"
@@ -130,19 +182,20 @@ def test_searches_as_one_process_does_while_a_worker_dies(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_is_refused(tmp_path):
+def test_what_does_not_fit_is_refused(cluster):
     # Ray would wait for ever.
-    command = [sys.executable, SCRIPTS / "embed.py", "--workers", "2", "--cpus", "5000"]
-    command += ["--workdir", "run", "--input", "val", "--out", "out"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: the Ray cluster has room for 0 of 2 workers with 5000 ")
-    assert done.stderr.count("\n") == 1
-    for workers in (ray.Workers(0), ray.Workers(1, 0), ray.Workers(1, 1, -1)):
-        with pytest.raises(UsageError, match="at least 1 worker"), ray.connected(None, workers):
-            pass
+    arguments = ("--workers", 2, "--cpus", 5000, "--workdir", "run", "--input", "val")
+    line = fail("embed.py", cluster, *arguments, "--out", "out")
+    assert line.startswith("error: the Ray cluster has room for 0 of 2 workers with 5000 ")
+
+
+@pytest.mark.parametrize("workers", [(0,), (1, 0), (1, 1, -1)])
+def test_workers_must_be_some(workers):
+    with (
+        pytest.raises(UsageError, match="at least 1 worker"),
+        ray.connected(None, ray.Workers(*workers)),
+    ):
+        pass
 
 
 def test_room_is_counted_by_node():

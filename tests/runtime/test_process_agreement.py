@@ -46,7 +46,7 @@ def test_a_process_that_fails_alone_ends_all_with_its_exit_code(tmp_path: pathli
     """Only the first process asks for the lock. The other one waits for it in an exchange."""
     launcher = (commands.sys.executable, "launch/local.py", "--processes", "2", "--")
     with workdir.locked(tmp_path / "run"):
-        done = commands.run([*launcher, *commands.train(tmp_path / "run")])
+        done = commands.run([*launcher, *commands.impatient(commands.train(tmp_path / "run"))])
     assert done.returncode == 2, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert f"[0] error: {tmp_path / 'run'} is in use by another run" in lines

@@ -95,7 +95,8 @@ def hanging(workdir, *overrides):
 @pytest.mark.slow
 def test_a_loader_that_hangs_in_one_process_ends_them_all(tmp_path):
     command = hanging(tmp_path / "run", "--config.hang_minutes=0.05")
-    local = [sys.executable, commands.ROOT / "launch/local.py", "--processes", "2", "--", *command]
+    local = [sys.executable, commands.ROOT / "launch/local.py", "--processes", "2"]
+    local += ["--grace", "2", "--", *command]
     done = commands.run(list(map(str, local)))
     assert done.returncode == EXIT_HUNG, done.stderr[-3000:]
     assert "[1] error: no progress for" in done.stdout + done.stderr
