@@ -70,6 +70,7 @@ class Training:
                 measured_anew=self.begin == config.steps,
             )
             self.batches = setup.batches(config.seed)
+            self.rate_of = jax.jit(self.program.rate)
         # The step is compiled once per shape of the batch, before the first of it.
         self.updates: dict[tuple[tuple[int, ...], ...], Any] = {}
 
@@ -180,7 +181,7 @@ class Training:
     def learning_rate(self, number: int) -> float:
         """The schedule's value at a step, for the log."""
         with jax.transfer_guard("allow"):
-            return jax.device_get(self.program.rate(number))
+            return jax.device_get(self.rate_of(number))
 
     def save(self, done: int) -> None:
         """Saves the state, once the numbers of the step that made it are known to be good."""

@@ -66,14 +66,13 @@ KFLOP = 2 * (3 * (64 * 16 + 16 * 8 + 10 * 14) - 64 * 16) / 1e3
 
 
 def test_command_prints_costs_and_trains_nothing(tmp_path):
-    output = commands.succeed(
-        [*dry(*commands.SMALL), "--config.mesh.data=2", "--config.mesh.tensor=2"], devices=4
-    )
+    sizes = ("--config.mesh.data=4", "--config.mesh.tensor=2")
+    output = commands.here(dry(*commands.SMALL, *sizes))
     rows = rows_of(output)
     # 64 x 16 + 16 and 16 x 8 + 8 of the network, 10 x (2 + 4 + 8) + 3 x 10 of the heads.
     assert rows["parameters"] == "1.35 k"
-    assert rows["mesh"] == "data=2, fsdp=1, tensor=2"
-    assert rows["devices"] == "4 x cpu"
+    assert rows["mesh"] == "data=4, fsdp=1, tensor=2"
+    assert rows["devices"] == "8 x cpu"
     assert rows["FLOP per example"] == f"{KFLOP:.2f} kFLOP"
     assert "memory per device: state on every device" in rows
     assert "largest arrays that every device holds whole:" in output
@@ -154,8 +153,8 @@ def test_data_is_not_needed_where_the_config_says_how_many_classes():
 )
 def test_arguments_that_miss_another(arguments, message):
     config = commands.ROOT / "configs" / "digits.py"
-    line = commands.fail(commands.command("mrl_jax.train", "--config", config, *arguments), 2)
-    assert message in line
+    argv = commands.command("mrl_jax.train", "--config", config, *arguments)
+    assert message in commands.refused(argv, 2)
 
 
 def test_a_slice_that_is_not_known_is_refused():

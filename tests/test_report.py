@@ -8,9 +8,8 @@ import io
 import json
 import re
 import shutil
-import subprocess
-import sys
 
+import commands
 import pytest
 from PIL import Image
 from reporting.folders import DIMS, make_results, write_run, write_sweep
@@ -23,10 +22,8 @@ from mrl_jax.reporting.runs import read_study
 EVIL = "<script>alert(1)</script> a|b `c` [d](http://e) $x$ ```"
 
 
-@pytest.fixture
-def root(tmp_path):
+def quickstart(root):
     """Two seeds of MRL, MRL-E, FF-2 and FF-8 as a finished sweep, and an older run beside it."""
-    root = tmp_path / "quickstart"
     folders = []
     for seed in (0, 1):
         for kind, dims in (("separate", DIMS), ("shared", DIMS), ("fixed", (2,)), ("fixed", (8,))):
@@ -35,6 +32,18 @@ def root(tmp_path):
     write_run(root / "older", make_results("separate", DIMS, 7))
     write_sweep(root, folders)
     return root
+
+
+@pytest.fixture
+def root(tmp_path):
+    return quickstart(tmp_path / "quickstart")
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """A sweep in which its report was written, and what the command printed."""
+    root = quickstart(tmp_path_factory.mktemp("reported") / "quickstart")
+    return root, commands.here(commands.command("mrl_jax.report", root))
 
 
 class Loads(html.parser.HTMLParser):
@@ -55,9 +64,8 @@ class Loads(html.parser.HTMLParser):
         self.text.append(data)
 
 
-def test_sweep_report_files_and_table(root, capsys):
-    report.main([str(root)])
-    printed = capsys.readouterr().out
+def test_sweep_report_files_and_table(reported):
+    root, printed = reported
     # MRL at 4 dims: 0.80 and 0.81, mean 80.5, sample sd 0.7071 points.
     assert re.search(r"^ *4 +80\.50 \+- 0\.71", printed, re.MULTILINE)
     assert "not finished" not in printed
@@ -96,9 +104,8 @@ def test_measures_that_data_did_not_allow_are_listed_once(root):
     assert listed[10:] == ["3 more measures are missing."]
 
 
-def test_csv_is_a_long_table(root):
-    report.main([str(root)])
-    rows = list(csv.DictReader(io.StringIO((root / "results.csv").read_text())))
+def test_csv_is_a_long_table(reported):
+    rows = list(csv.DictReader(io.StringIO((reported[0] / "results.csv").read_text())))
     assert tuple(rows[0]) == report.COLUMNS
     # Per seed and split: MRL 3 + 15, MRL-E 5 + 15, FF-2 1 + 3, FF-8 5 + 15.
     assert len(rows) == 2 * 2 * (18 + 20 + 4 + 20)
@@ -110,23 +117,22 @@ def test_csv_is_a_long_table(root):
     assert {r["method"] for r in rows} == {"MRL", "MRL-E", "FF-2", "FF-8"}
 
 
-def test_page_loads_nothing_and_holds_its_images(root):
-    report.main([str(root)])
-    page = Loads((root / "report.html").read_text())
+def test_page_loads_nothing_and_holds_its_images(reported):
+    content = (reported[0] / "report.html").read_text()
+    page = Loads(content)
     assert len(page.loaded) == 4  # two plots, each for light and dark
     for source in page.loaded:
         kind, _, data = source.partition(",")
         assert kind == "data:image/png;base64"
         assert base64.b64decode(data, validate=True).startswith(b"\x89PNG")
     assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
-    style = re.search(r"<style>(.*?)</style>", (root / "report.html").read_text(), re.DOTALL)[1]
+    style = re.search(r"<style>(.*?)</style>", content, re.DOTALL)[1]
     assert "url(" not in style
     assert "@import" not in style
 
 
-def test_validation_is_folded_and_runs_are_described(root):
-    report.main([str(root)])
-    page = (root / "report.html").read_text()
+def test_validation_is_folded_and_runs_are_described(reported):
+    page = (reported[0] / "report.html").read_text()
     before, _, folded = page.partition("<details>")
     assert "validation" not in before
     assert "1-NN, validation" in folded
@@ -210,11 +216,12 @@ def test_data_without_a_test_split_is_reported_by_its_validation_split(root, tmp
     assert "1-NN, validation" in page
 
 
-def test_same_runs_same_bytes(root, tmp_path):
-    for out in ("a", "b"):
-        report.main([str(root), "--out", str(tmp_path / out)])
-    for path in (tmp_path / "a").iterdir():
-        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+def test_same_runs_same_bytes(reported, root, tmp_path):
+    report.main([str(root), "--out", str(tmp_path / "out")])
+    written = list((tmp_path / "out").iterdir())
+    assert len(written) == 5
+    for path in written:
+        assert path.read_bytes() == (reported[0] / path.name).read_bytes()
 
 
 def test_nothing_half_written_stays(root, monkeypatch):
@@ -250,18 +257,18 @@ def test_a_report_replaces_only_what_a_report_wrote(tmp_path):
         report.write_files(tmp_path, files)
 
 
-def test_out_that_is_a_file(root):
-    with pytest.raises(UsageError, match=r"sweep\.json.*cannot be written"):
-        report.main([str(root), "--out", str(root / "sweep.json")])
+def test_out_that_is_a_file(tmp_path):
+    write_run(tmp_path / "run", make_results("separate", DIMS, 0))
+    file = tmp_path / "run" / "config.json"
+    file.write_text("{}")
+    with pytest.raises(UsageError, match=r"config\.json.*cannot be written"):
+        report.main([str(tmp_path / "run"), "--out", str(file)])
 
 
 def test_the_command_fails_in_one_line(tmp_path):
-    for arguments, code in (([str(tmp_path)], 3), ([str(tmp_path / "absent")], 2), (["--x"], 2)):
-        command = [sys.executable, "-m", "mrl_jax.report", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == code
-        assert done.stdout == ""
-        assert re.fullmatch(r"error: [^\n]+\n", done.stderr)
+    done = commands.run(commands.command("mrl_jax.report", tmp_path))
+    assert (done.returncode, done.stdout) == (3, "")
+    assert re.fullmatch(r"error: [^\n]+\n", done.stderr)
 
 
 def test_bad_roots(tmp_path):
@@ -275,8 +282,9 @@ def test_bad_roots(tmp_path):
     write_sweep(tmp_path, ["run"])
     with pytest.raises(DataError, match=r"sweep\.json: none of the 1 runs it lists has finished"):
         report.main([str(tmp_path)])
-    with pytest.raises(UsageError, match="--help"):
-        report.main([])
+    for arguments in ([], ["--x"]):
+        with pytest.raises(UsageError, match="--help"):
+            report.main(arguments)
 
 
 @pytest.mark.parametrize("folder", ["../run", "/tmp/run", ""])
