@@ -84,14 +84,14 @@ def test_a_run_learns_and_leaves_what_it_promises(finished):
 
 
 def test_killed_it_goes_on_bit_for_bit(finished, folder, tmp_path):
-    """With as many devices as this process has, in which the uninterrupted run was made."""
+    """In a process with as many devices as this one, which made `finished` and goes on."""
     workdir = tmp_path / "run"
     process = test_train.start(train(workdir, folder), devices=8)
     test_train.wait_for_step(workdir, 25, process)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert "resuming from step" in commands.succeed(train(workdir, folder), devices=8)
+    assert "resuming from step" in commands.here(train(workdir, folder))
     assert test_train.records(workdir) == test_train.records(finished[0])
     (_, mine), (_, other) = (test_train.final_arrays(w) for w in (workdir, finished[0]))
     for one, two in zip(mine, other, strict=True):
