@@ -214,15 +214,17 @@ def said(log, name):
 @pytest.mark.slow
 def test_a_failure_stops_no_other_run_all_is_resumable_and_cores_are_shared(tmp_path, capsys):
     # The middle run passes the check of its config and fails later, in its own process.
+    empty = tmp_path / "empty"
+    empty.mkdir()
     body = (
         "yield 'separate', {}; yield 'separate', {'data.source': 'image_folder', "
-        "'data.path': 'nowhere'}; yield 'shared', {}"
+        f"'data.path': {str(empty)!r}}}; yield 'shared', {{}}"
     )
     path, root = write(tmp_path, body, SAID), tmp_path / "root"
     done = commands.run(sweep(path, root, "--jobs", "2"))
     assert done.returncode == 3, done.stderr
     assert "1 of 3 runs failed" in done.stderr
-    assert "nowhere lacks a train or val folder" in done.stderr
+    assert "empty lacks a train or val folder" in done.stderr
     assert "[  3/3]" in done.stdout
     assert "ETA" in done.stdout
     index = json.loads((root / "sweep.json").read_text())
