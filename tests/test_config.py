@@ -1,6 +1,8 @@
 import json
 import re
+import sys
 import textwrap
+import types
 
 import pytest
 
@@ -52,8 +54,9 @@ def test_the_last_value_of_a_key_counts():
 
 def test_overriding_leaves_the_original_alone():
     config = load()
-    assert configs.override(config, ["--config.seed=5"]).seed == 5
-    assert config.seed == 0
+    changed = configs.override(config, ["--config.seed=5", "--config.data.image_size=7"])
+    assert (changed.seed, changed.data.image_size) == (5, 7)
+    assert (config.seed, config.data.image_size) == (0, 32)
 
 
 def test_config_is_locked():
@@ -214,6 +217,14 @@ def test_any_config_dict_takes_overrides_of_the_declared_types(tmp_path):
         path = own_config(tmp_path, *lines[:count])
         config = configs.load(str(path), ["--config.optimizer.learning_rate=0.5"])
         assert config.optimizer.learning_rate == 0.5
+
+
+def test_a_config_that_a_file_keeps_is_left_alone(tmp_path, monkeypatch):
+    kept = types.SimpleNamespace(config=configs.default_config())
+    monkeypatch.setitem(sys.modules, "kept", kept)
+    path = own_config(tmp_path, "import kept", "c = kept.config")
+    assert configs.load(str(path), ["--config.data.image_size=7"]).data.image_size == 7
+    assert configs.load(str(path)).data.image_size == 32
 
 
 def test_numbers_of_numpy_are_plain_numbers(tmp_path):

@@ -10,9 +10,10 @@ import time
 import commands
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from mrl_jax import config as configs
-from mrl_jax import report
+from mrl_jax import report, workdir
 from mrl_jax import sweep as sweeps
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.sweep import expand
@@ -209,6 +210,17 @@ SAID = """
 def said(log, name):
     """The numbers in the lines of a log that begin with this name."""
     return [int(n) for n in re.findall(rf"^{name} (\d+)", log.read_text(), re.MULTILINE)]
+
+
+def test_a_run_waits_while_another_process_uses_its_folder(tmp_path, monkeypatch, capsys):
+    folder, run = tmp_path / "a", sweeps.Run("mrl", {"seed": 1}, "a", [], ConfigDict())
+    with contextlib.ExitStack() as other:
+        other.enter_context(workdir.locked(folder))
+        monkeypatch.setattr(sweeps.time, "sleep", lambda seconds: other.close())
+        assert sweeps.LocalBackend(tmp_path, [])._is_free(folder, run)
+        with workdir.locked(folder):  # the other one has ended
+            pass
+    assert f"mrl seed=1: waiting while another process uses {folder}" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -46,7 +46,19 @@ def test_data_that_moved_are_the_same_and_changed_ones_are_not():
     moved = [reading("separate", s, data="d1", places={"data": f"/{s}/x"}) for s in (0, 1)]
     assert labels(*moved) == {"MRL": [0, 1]}
     changed = [reading("separate", s, data=f"{s}" * 16, places={"data": "/a/x"}) for s in (0, 1)]
-    assert labels(*changed) == {"MRL, data=00000000": [0], "MRL, data=11111111": [1]}
+    apart = {"MRL, data=00000000": [0], "MRL, data=11111111": [1]}
+    assert labels(*changed) == apart
+    # Also beside another variant whose runs agree.
+    found = [
+        reading("separate", s, data=data[s] * 16, places={"data": "/a/x"}, **{"text.max_length": n})
+        for n, data in ((64, "01"), (128, "00"))
+        for s in (0, 1)
+    ]
+    assert labels(*found) == {
+        "MRL, max_length=64, data=00000000": [0],
+        "MRL, max_length=64, data=11111111": [1],
+        "MRL, max_length=128, data=00000000": [0, 1],
+    }
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ def test_one_value_has_no_sd():
 def test_paired_difference_by_hand():
     # Differences 0.01, 0.02, 0.03: mean 0.02, sd 0.01, standard error 0.01 / sqrt(3).
     a = {0: 0.91, 1: 0.93, 2: 0.92}
-    b = {2: 0.89, 0: 0.90, 1: 0.91, 7: 0.10}  # another order, and a seed without a partner
+    # In another order, in which all would differ by 0.02; and a seed without a partner.
+    b = {2: 0.89, 1: 0.91, 0: 0.90, 7: 0.10}
     difference = statistics.paired_difference(a, b)
     half = T_2 * 0.01 / math.sqrt(3)
     assert difference.mean == pytest.approx(0.02)
