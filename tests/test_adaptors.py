@@ -168,6 +168,20 @@ MODULES = {
 }
 
 
+def dense(p, x):
+    return x @ np.float64(p["kernel"]) + p["bias"]
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+ADAPTED = {
+    "linear": lambda p, z: dense(p["dense"], z),
+    "residual": lambda p, z: z + dense(p["out"], gelu(dense(p["hidden"], z))),
+}
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_adaptors_begin_as_the_identity_and_every_parameter_learns(name):
     rng = np.random.default_rng(0)
@@ -178,9 +192,13 @@ def test_adaptors_begin_as_the_identity_and_every_parameter_learns(name):
     moved = jax.tree.map(lambda p: np.float32(p + 0.1 * rng.normal(size=p.shape)), params)
 
     def loss(params):
-        return jnp.tanh(module.apply(params, z_bd) * weight_d[None]).sum()
+        adapted_bd = module.apply(params, z_bd)
+        return jnp.tanh(adapted_bd * weight_d[None]).sum(), adapted_bd
 
-    gradient = jax.jit(jax.grad(loss))(moved)
+    gradient, adapted_bd = jax.jit(jax.grad(loss, has_aux=True))(moved)
+    if name in ADAPTED:  # a rotation has a test of its own
+        expected = ADAPTED[name](moved["params"], np.float64(z_bd))
+        np.testing.assert_allclose(adapted_bd, expected, rtol=1e-4, atol=1e-5)
     assert all(np.abs(g).max() > 1e-4 for g in jax.tree.leaves(gradient))
 
 

@@ -165,6 +165,9 @@ def test_dropout_is_the_same_in_both_passes_and_differs_between_parts_and_keys()
     np.testing.assert_allclose(z_bd, by_hand_bd, rtol=1e-6, atol=1e-6)
     assert relative_error(found, expected) < 1e-5
     assert not np.allclose(z_bd, ours(params, side, jax.random.key(9))[1])
+    data = jax.random.key_data
+    alone = embed_in_parts(lambda _params, _rows, key: data(key), None, side, 1, key)
+    np.testing.assert_array_equal(alone, data(jax.random.fold_in(key, 0)))
     # One sentence in every row: dropout is not repeated from part to part.
     same = tuple(np.repeat(x[:1], BATCH, 0) for x in side)
     z_bd = np.asarray(ours(params, same, key)[1])

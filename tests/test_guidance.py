@@ -102,6 +102,8 @@ def test_a_larger_margin_leaves_fewer_negatives():
     counts = [int(np.sum(guided_mask(similarity, margin=m))) for m in (0, 0.2, 0.5, 3)]
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] == BATCH
+    # As near as the positive is not nearer.
+    assert np.all(guided_mask(np.ones_like(similarity)))
 
 
 def test_guided_loss_is_that_of_sentence_transformers(monkeypatch):

@@ -94,6 +94,10 @@ def test_on_a_cpu_the_tpu_kernel_is_interpreted():
     found = value_and_gradients((2, 6, 13), arrays, dlse)
     expected = value_and_gradients((2, 6, 13), arrays, dlse, interpret="tpu")
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+    # exp(100) is not a float32, neither in rows nor in the padding behind them.
+    *others, bias = arrays
+    of_large = value_and_gradients((2, 6, 13), (*others, bias + 100), dlse)
+    close((of_large[0] - 100, of_large[1]), oracle((2, 6, 13), arrays, dlse), 1e-4)
 
 
 def test_rows_in_several_chunks(monkeypatch):

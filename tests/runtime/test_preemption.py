@@ -105,3 +105,24 @@ preemption.share(Client(), 0)
     # A thread inside the client when Python ends would abort the process.
     output = commands.succeed([sys.executable, "-c", LISTENS + program])
     assert output == "mrl_jax/leaving/over True\n['MainThread', 'signals']\n"
+
+
+def test_a_process_ends_with_the_exit_code_of_the_one_that_has_failed():
+    program = """
+class Client:
+    def key_value_try_get(self, key):
+        return "4"
+
+    def key_value_set(self, key, value, allow_overwrite):
+        print(key, value, flush=True)
+
+    def wait_at_barrier(self, name, milliseconds):
+        print(name, flush=True)
+
+preemption.share(Client(), 1)
+time.sleep(60)
+"""
+    done = commands.run([sys.executable, "-c", LISTENS + program])
+    assert done.returncode == 4
+    assert done.stderr == "error: another process has failed with exit code 4\n"
+    assert done.stdout == "mrl_jax/leaving 4\nmrl_jax/leaving\n"

@@ -5,6 +5,7 @@ import pytest
 
 from mrl_jax import config as configs
 from mrl_jax import workdir
+from mrl_jax.runtime import agreement
 from mrl_jax.runtime.agreement import differences, of_program
 
 
@@ -26,6 +27,18 @@ def test_data_may_lie_elsewhere_on_another_machine():
     assert differences([of_program(one), of_program(other)]) == [
         "config.seed: 0 in process 0, 1 in process 1"
     ]
+
+
+def test_other_code_in_any_folder_is_a_difference(tmp_path: pathlib.Path, monkeypatch):
+    (tmp_path / "runtime").mkdir()
+    monkeypatch.setattr(agreement, "__file__", str(tmp_path / "runtime" / "agreement.py"))
+    config, said = configs.default_config(), []
+    for text in ("a = 1", "a = 1", "a = 2"):
+        (tmp_path / "runtime" / "step.py").write_text(text)
+        said.append(of_program(config))
+    (line,) = differences(said)
+    assert line.startswith("code (digest): ")
+    assert line.endswith(" in process 2")
 
 
 @pytest.mark.slow

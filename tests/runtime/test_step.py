@@ -1,4 +1,5 @@
 import functools
+import types
 
 import jax
 import numpy as np
@@ -37,7 +38,6 @@ def setup():
     return task, batch, state, step
 
 
-@pytest.mark.slow
 def test_every_step_draws_its_own_random_numbers(setup):
     _, batch, state, step = setup
     key = jax.random.key(7)
@@ -66,6 +66,15 @@ def test_metrics_are_of_the_weighted_loss(setup):
         lambda a, b: bool((a != b).any()), state["model_state"], new_state["model_state"]
     )
     assert all(jax.tree.leaves(changed))
+    # Running means go a tenth of the way from 0: after two equal steps 0.1 and 0.19 of it.
+    again, _ = step({**new_state, "step": state["step"]}, batch, key)
+    once, twice = (
+        [np.asarray(x["mean"]) for x in s["model_state"]["batch_stats"].values()]
+        for s in (new_state, again)
+    )
+    assert len(once) == 2
+    for of_one, of_two in zip(once, twice, strict=True):
+        np.testing.assert_allclose(of_two, 1.9 * of_one, rtol=1e-5)
 
 
 def test_a_batch_in_parts_gives_the_gradients_of_the_whole():
@@ -91,6 +100,29 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole():
     whole, parts = run(1), run(4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), parts, whole)
     assert whole[1]["grad_norm"] > 0.1
+
+
+def test_every_part_has_its_own_rows_and_random_numbers():
+    """Part i of n is every n-th row from row i on, as rows of a batch are split over devices."""
+
+    def loss(params, model_state, batch, key):
+        return params * jax.random.normal(key) * batch["row"].mean(), (params[None], model_state)
+
+    row_b = np.arange(12, dtype=np.float32)
+    state = {"step": np.int32(5), "params": np.float32(1), "model_state": {}, "opt_state": ()}
+    step = functools.partial(
+        train_step, task=types.SimpleNamespace(loss=loss), optimizer=optax.identity(), accumulate=3
+    )
+    key = jax.random.key(0)
+    _, metrics = jax.jit(step)(state, {"row": row_b, "mask": np.ones_like(row_b)}, key)
+
+    @jax.jit
+    def drawn(key):
+        of_step = jax.random.fold_in(key, 5)
+        return [jax.random.normal(jax.random.fold_in(of_step, i)) for i in range(3)]
+
+    expected = np.mean([x * row_b[i::3].mean() for i, x in enumerate(drawn(key))])
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
 
 
 def test_moving_averages_of_parameters_and_statistics(setup):
