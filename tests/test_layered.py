@@ -122,8 +122,25 @@ def test_student_layers_equal_to_the_last_differ_by_nothing_at_full_width():
     assert abs(loss) < 1e-6
 
 
+def test_rows_that_do_not_count_are_in_no_kl():
+    z = sides()
+    kept = [x[:, ROWS].astype(np.float64) for x in z]
+    for x in z:
+        x[:, 2] = np.nan
+    lifted = (
+        every_layer(nothing, Nesting((8,)), layers_per_step=None, temperature=0.4),
+        small_to_large(nothing, NESTING, (1, LAYERS), temperature=0.4),
+    )
+    found = jax.jit(lambda z, rows_b: [f(*z, rows_b=rows_b)[0] for f in lifted])(z, ROWS)
+    expected = (
+        np.mean([kl(x[layer][:, :8], x[-1], 0.4) for x in kept for layer in range(LAYERS - 1)]),
+        np.mean([kl(x[0][:, :2], x[-1][:, :8], 0.4) for x in kept]) / 3,
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 @pytest.mark.slow
-def test_rows_that_do_not_count_are_in_no_kl_and_context_is_handed_on():
+def test_masks_and_context_are_handed_on():
     z = sides()
     for x in z:
         x[:, 2] = np.nan

@@ -169,6 +169,15 @@ def test_a_damaged_step_is_set_aside_and_can_be_saved_again(saved):
     assert Checkpoints(saved, keep=2).steps() == [2, 3]
 
 
+def test_a_step_under_the_name_of_another_is_damage(saved, capsys):
+    shutil.rmtree(saved / "3")
+    shutil.copytree(saved / "2", saved / "3")
+    wanted = state_on(make_mesh(), 2)
+    state, _ = Checkpoints(saved, keep=2).restore(abstract(wanted), any_facts)
+    assert_bit_equal(state, wanted)
+    assert "3 is damaged (its description is unreadable)" in capsys.readouterr().out
+
+
 def test_values_that_orbax_restores_but_that_were_not_saved(saved, capsys):
     path = saved / "3" / "meta" / "metadata"
     meta = json.loads(path.read_text())
