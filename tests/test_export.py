@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import types
 
 import commands
 import jax
@@ -8,8 +9,9 @@ import pytest
 import test_train_text
 from safetensors.numpy import load_file
 
-from mrl_jax import trained
+from mrl_jax import Nesting, trained
 from mrl_jax.encoder import Encoder
+from mrl_jax.export import embedding_of
 from mrl_jax.runtime.step import evaluated
 from mrl_jax.tokenization import pad
 
@@ -115,6 +117,21 @@ def test_parameters_by_name(image_run, tmp_path):
     kernel = state["params"]["head"]["kernel_0004"]
     np.testing.assert_array_equal(tensors["params/head/kernel_0004"], kernel)
     assert len(tensors) == len(jax.tree.leaves(evaluated(state)))
+
+
+def test_what_graphs_are_made_of_ends_with_the_widest_trained_prefix(image_run):
+    _, setup, state = trained.restored(image_run)
+    task = setup.program.task  # which embeds in 8 dims
+    narrow = dataclasses.replace(task, head=dataclasses.replace(task.head, nesting=Nesting((2, 4))))
+    program = types.SimpleNamespace(task=narrow)
+    embed, shapes = embedding_of(
+        types.SimpleNamespace(program=program, text_folder=None, dataset=setup.dataset), state
+    )
+    assert shapes == {"image": ("b, 8, 8, 1", np.uint8)}
+    image = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)).astype(np.uint8)
+    z_bd = embedded(image_run, {"image": image})
+    assert z_bd.shape == (3, 8)
+    np.testing.assert_allclose(jax.jit(embed)(image), z_bd[:, :4], atol=1e-5)
 
 
 def test_refusals(image_run, tmp_path):

@@ -40,10 +40,12 @@ def test_fingerprint_follows_content():
     first, second = load("digits"), load("digits")
     assert first.fingerprint() == second.fingerprint()
     image, label = second.splits["val"]
-    image = image.copy()
-    image[5, 3, 3, 0] ^= 1
-    changed = Dataset("digits", {**second.splits, "val": Split(image, label)}, second.class_names)
-    assert changed.fingerprint() != first.fingerprint()
+    other_image, other_label = image.copy(), label.copy()
+    other_image[5, 3, 3, 0] ^= 1
+    other_label[5] = (label[5] + 1) % 10
+    for split in (Split(other_image, label), Split(image, other_label)):
+        changed = Dataset("digits", {**second.splits, "val": split}, second.class_names)
+        assert changed.fingerprint() != first.fingerprint()
 
 
 @pytest.fixture

@@ -6,7 +6,9 @@ import pytest
 from PIL import Image
 
 from mrl_jax.data import Split, load, train_rows
+from mrl_jax.data import stream as streams
 from mrl_jax.data.images import centre_square
+from mrl_jax.data.rand_augment import RandAugment
 from mrl_jax.data.stream import Stream, resolution_at
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.runtime.mesh import batch_sharding, make_mesh
@@ -100,6 +102,34 @@ def test_random_crops_are_a_function_of_seed_and_step_on_any_mesh(folder):
     pairs = [pair for pair in again if len(pair) == 2]
     assert pairs
     assert all((image[a] != image[b]).any() for a, b in pairs)
+
+
+def test_every_image_is_cut_and_changed_by_numbers_of_its_own(folder, monkeypatch):
+    cut, changed, box = [], [], streams.random_box
+    change = RandAugment.__call__
+
+    def cutting(numbers, *more):
+        cut.append(numbers)
+        return box(numbers, *more)
+
+    def changing(self, image, numbers):
+        changed.append(numbers)
+        return change(self, image, numbers)
+
+    monkeypatch.setattr(streams, "random_box", cutting)
+    monkeypatch.setattr(RandAugment, "__call__", changing)
+
+    def images(chunk):
+        """Of one batch, prepared so many at a time."""
+        monkeypatch.setattr(streams, "CHUNK", chunk)
+        split = sets(folder, random_crop=0.1, rand_augment=(2, 0.5)).splits["train"]
+        return host(split.batches(16, 1, batch_sharding(make_mesh()))(0))["image"]
+
+    image = images(16)
+    numbers = np.concatenate([x.ravel() for x in (*cut, *changed)])
+    assert len(cut) >= 16 <= len(changed)
+    assert len(np.unique(numbers)) == len(numbers)
+    np.testing.assert_array_equal(images(3), image)
 
 
 def test_every_process_reads_its_own_part_only(folder):

@@ -53,11 +53,15 @@ def test_every_example_is_there_once_per_epoch(examples):
     """Also where a window of batches holds several epochs."""
     split = pairs(examples)
     found = batches(split)
-    seen = collections.Counter()
+    seen, repeating = collections.Counter(), 0
     steps = WINDOW * 5
     for step in range(steps):
-        seen.update(found.host_batch(step)["anchor_id"].tolist())
+        rows = found.host_batch(step)["anchor_id"].tolist()
+        seen.update(rows)
+        repeating += len({*rows}) < len(rows)
     expected = steps * 8 / examples
+    # An example and its copy of the next epoch may meet where one epoch ends, only there.
+    assert repeating <= expected
     assert len(seen) == examples
     assert set(seen.values()) <= {int(expected), int(np.ceil(expected))}
 

@@ -7,7 +7,7 @@ import pytest
 
 from mrl_jax.data import text
 from mrl_jax.data.text_columns import Columns, Layout, parse_columns
-from mrl_jax.data.text_files import read_rows
+from mrl_jax.data.text_files import first_columns, read_rows
 from mrl_jax.errors import DataError
 from mrl_jax.experiment.sentences import scored_pairs
 
@@ -133,6 +133,7 @@ def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path, mark, ends, suffix):
     content = mark + LINES.replace("\n", ends).encode()
     path = tmp_path / f"t{suffix}"
     path.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+    assert first_columns(path) == ["score", "sentence1", "sentence2"]
     split = load(path).splits["train"]
     assert (split.kind, list(split.texts)) == ("scored", ["a man", "a guy", "a dog", "ä car"])
     np.testing.assert_array_equal(split.score_n, [5, 0])

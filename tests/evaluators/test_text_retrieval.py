@@ -110,6 +110,18 @@ def test_graded_order_by_hand():
     assert found["c/map100", 2].stderr == 0
 
 
+def test_relevant_documents_that_are_not_among_the_first_100_count_as_not_found():
+    names = [f"d{i}" for i in range(102)]
+    judged = np.array([[0, 0, 0], [0, 1, 101], [1, 1, 1]])
+    angle = np.linspace(0, 1, 102)
+    table = dict(zip(names, np.stack([np.cos(angle), np.sin(angle)], 1), strict=True))
+    table["q"] = table["d0"]
+    data = Collection(names, names, ["q"], ["q"], *judged)
+    found = by_name(measure(embedder(table), "c", data, (2,), seed=0))
+    for metric in ("recall10", "recall100", "map100"):
+        np.testing.assert_allclose(found[f"c/{metric}", 2].value, 2 / 3, rtol=1e-6)
+
+
 def test_ids_that_are_equal_mean_nothing_unless_one_says_so():
     shared = (3, 7)
     data, table, grades = collection(shared=shared)
