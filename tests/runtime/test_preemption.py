@@ -10,12 +10,14 @@ import commands
 import pytest
 
 LISTENS = "import signal, sys, time\nfrom mrl_jax.runtime import preemption\npreemption.listen()\n"
+# These tests may themselves run under nohup.
+HANGS_UP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
 READY = "print('ready', flush=True)\n"
 
 
 def start(program, *before):
     process = subprocess.Popen(
-        [*before, sys.executable, "-c", LISTENS + program],
+        [*before, sys.executable, "-c", ("" if before else HANGS_UP) + LISTENS + program],
         cwd=commands.ROOT,
         env={**os.environ, "PYTHONPATH": str(commands.ROOT)},
         stdout=subprocess.PIPE,
