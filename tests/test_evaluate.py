@@ -46,6 +46,7 @@ def test_refusals(digits_run, tmp_path):
     assert "holds no run" in commands.fail(evaluate(tmp_path / "nowhere"), 2)
     line = commands.refused(evaluate(digits_run[0], "--config.model.width=8"), 2)
     assert "model.width: 16 -> 8: the run in" in line
+    assert "holds no step 7" in commands.refused(evaluate(digits_run[0], "--step=7"), 4)
     workdir = shutil.copytree(digits_run[0], tmp_path / "run")
     shutil.rmtree(workdir / "ckpt")
     assert "holds no checkpoint" in commands.refused(evaluate(workdir), 4)

@@ -137,6 +137,8 @@ def test_what_graphs_are_made_of_ends_with_the_widest_trained_prefix(image_run):
 def test_refusals(image_run, tmp_path):
     line = commands.refused(export(image_run, tmp_path / "a", "sentence_transformers"), 2)
     assert "is of text" in line
+    older = [*export(image_run, tmp_path / "a", "safetensors"), "--step=7"]
+    assert "holds no step 7" in commands.refused(older, 4)
     (tmp_path / "there").mkdir()
     line = commands.refused(export(image_run, tmp_path / "there", "safetensors"), 2)
     assert "exists already" in line
