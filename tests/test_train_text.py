@@ -135,9 +135,7 @@ def test_two_processes_give_the_result_of_one(finished, folder, tmp_path):
                 assert mine[name] == pytest.approx(one[name], rel=1e-4), (mine["step"], name)
 
 
-def test_evaluated_again_the_numbers_are_the_same_and_more_can_be_asked(
-    finished, folder, tmp_path
-):
+def test_evaluated_again_the_numbers_are_the_same_and_more_can_be_asked(finished, folder, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
     (tmp_path / "labels").mkdir()

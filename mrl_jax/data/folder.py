@@ -119,9 +119,7 @@ def listing() -> Iterator[None]:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
-def class_folders(
-    root: pathlib.Path, remarks: Remarks, besides: Collection[str] = ()
-) -> list[str]:
+def class_folders(root: pathlib.Path, remarks: Remarks, besides: Collection[str] = ()) -> list[str]:
     """The names of the class folders, sorted.
 
     Args:
@@ -191,8 +189,7 @@ def _records(root: pathlib.Path, classes: tuple[str, ...], remarks: Remarks) -> 
     for name in sorted(folders):
         if name not in known:
             raise DataError(
-                f"{root} has class {name!r}, which train does not have"
-                f"{same_letters(name, classes)}"
+                f"{root} has class {name!r}, which train does not have{same_letters(name, classes)}"
             )
     legal = ", ".join(sorted(IMAGE_SUFFIXES))
     found = []
@@ -234,7 +231,5 @@ def open_folder(
         if "train" not in found or "val" not in found:
             raise DataError(f"image folder {root} lacks a train or val folder; {layout(root)}")
         classes = _classes(root, remarks)
-        splits = {
-            name: _records(found[name], classes, remarks) for name in SPLITS if name in found
-        }
+        splits = {name: _records(found[name], classes, remarks) for name in SPLITS if name in found}
     return splits, classes

@@ -149,7 +149,8 @@ class Columns:
             raise DataError(
                 f"{where}: needs a column texts (a list), or the columns anchor and positive (or "
                 f"sentence1 and sentence2, query and answer, ...); found {listed(names)}"
-                + ": data.columns=anchor=NAME,positive=NAME says which they are" * self.required
+                + ": data.columns=anchor=NAME,positive=NAME says which they are"
+                * self.required
             )
         return layout
 

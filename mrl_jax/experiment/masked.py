@@ -152,9 +152,7 @@ def from_config(config: ConfigDict, mesh: Mesh, run: pathlib.Path | None = None)
     files = {split: texts.files for split, texts in documents.items()}
     note = "\n".join([note, *common.unread(files, config)])
     as_folder = functools.partial(_as_folder, found)
-    return Experiment(
-        program, dataset, evaluation, weights, as_folder, found.tokenizer, note
-    )
+    return Experiment(program, dataset, evaluation, weights, as_folder, found.tokenizer, note)
 
 
 def planned_program(config: ConfigDict, mesh: Mesh) -> Program:

@@ -221,4 +221,3 @@ def _bytes(index: Index) -> str:
 def _progress(rows: int) -> bool:
     """Bars are for terminals, and for what takes a while."""
     return rows >= _SHOWN and sys.stderr.isatty()
-

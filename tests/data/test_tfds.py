@@ -87,9 +87,7 @@ def test_a_split_without_labels_is_named(tmp_path):
     path = prepare(tmp_path, {"train": 4, "validation": 3, "test": 2}, unlabelled=("test",))
     data = opened(path)
     assert sorted(data.splits) == ["train", "val"]
-    assert data.notes[1:] == (
-        "not read (without labels): 1, the first is split test (2 images)",
-    )
+    assert data.notes[1:] == ("not read (without labels): 1, the first is split test (2 images)",)
     with pytest.raises(DataError, match="the examples of test=test have no labels"):
         opened(path, "train=train", "val=validation", "test=test")
 

@@ -49,9 +49,13 @@ def test_a_main_thread_inside_a_library_is_no_hindrance():
 
 
 def test_held_signals_wait_until_they_are_released():
-    program = "preemption.hold()\n" + READY + (
-        "while not preemption.wanted(): time.sleep(.01)\n"
-        "time.sleep(.3); print('saved', flush=True); preemption.release(); time.sleep(60)"
+    program = (
+        "preemption.hold()\n"
+        + READY
+        + (
+            "while not preemption.wanted(): time.sleep(.01)\n"
+            "time.sleep(.3); print('saved', flush=True); preemption.release(); time.sleep(60)"
+        )
     )
     process = start(program)
     process.send_signal(signal.SIGTERM)
