@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from mrl_jax import errors
-from mrl_jax.runtime import preemption, streams
+from mrl_jax.runtime import interrupts, preemption, streams
 
 
 def _path(text: str) -> pathlib.Path:
@@ -79,10 +79,10 @@ def start(preemptible: bool = False) -> None:
         _check_jax()
 
 
-def _drop_orbax_echoes(unraisable) -> None:
+def _unraisable(unraisable) -> None:
     # When a read or write fails, Orbax closes its event loop under the others in flight, which
     # then complain. The failure itself reaches the user as one line.
-    if str(unraisable.exc_value) != "Event loop is closed":
+    if not interrupts.again(unraisable) and str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 
 
@@ -136,7 +136,8 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     Errors of `mrl_jax.errors` become one line on stderr. MRL_JAX_TRACEBACK=1 shows the traceback
     as well, for those who debug the stack itself.
     """
-    sys.unraisablehook = _drop_orbax_echoes
+    sys.unraisablehook = _unraisable
+    interrupts.reach()
     if sys.stdout is not None:
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
     with _errors_as_one_line():

@@ -1,0 +1,47 @@
+"""Ctrl-C in commands that it simply ends: it reaches them wherever they are."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+# Libraries whose compiled code calls back into Python and does not expect an exception there: it
+# is lost, or the process crashes.
+_NOT_INSIDE = ("numba", "llvmlite")
+_LATER_S = 0.05
+
+
+def reach() -> None:
+    """From now on Ctrl-C raises KeyboardInterrupt where that is not lost, if need be a bit later.
+
+    A handler that is not Python's own stays as it is.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def again(unraisable: Any) -> bool:
+    """Whether Python was about to drop a KeyboardInterrupt; it is then raised once more.
+
+    Args:
+      unraisable: what `sys.unraisablehook` is given.
+    """
+    if unraisable.exc_type is not KeyboardInterrupt:
+        return False
+    _later()
+    return True
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_INSIDE:
+            _later()
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _later() -> None:
+    timer = threading.Timer(_LATER_S, signal.raise_signal, (signal.SIGINT,))
+    timer.daemon = True
+    timer.start()
