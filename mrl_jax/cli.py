@@ -75,6 +75,7 @@ def start(preemptible: bool = False) -> None:
     streams.keep(log=preemptible)
     if preemptible:
         preemption.listen()
+    interrupts.end()
     with _errors_as_one_line():
         _check_jax()
 

@@ -1,9 +1,12 @@
 """Ctrl-C in commands that it simply ends: it reaches them wherever they are."""
 
+import os
 import signal
 import threading
 from types import FrameType
 from typing import Any
+
+from mrl_jax.errors import EXIT_INTERRUPTED
 
 # Libraries whose compiled code calls back into Python and does not expect an exception there: it
 # is lost, or the process crashes.
@@ -11,13 +14,20 @@ _NOT_INSIDE = ("numba", "llvmlite")
 _LATER_S = 0.05
 
 
+def end() -> None:
+    """From now on Ctrl-C ends the process immediately: it only imports, and leaves nothing behind.
+
+    A handler that is neither Python's own nor of this module stays as it is.
+    """
+    _handle(_end)
+
+
 def reach() -> None:
     """From now on Ctrl-C raises KeyboardInterrupt where that is not lost, if need be a bit later.
 
-    A handler that is not Python's own stays as it is.
+    A handler that is neither Python's own nor of this module stays as it is.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt)
+    _handle(_interrupt)
 
 
 def again(unraisable: Any) -> bool:
@@ -30,6 +40,16 @@ def again(unraisable: Any) -> bool:
         return False
     _later()
     return True
+
+
+def _handle(handler: Any) -> None:
+    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _end):
+        signal.signal(signal.SIGINT, handler)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"error: interrupted\n")
+    os._exit(EXIT_INTERRUPTED)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -47,3 +47,9 @@ def main(argv):
     exec("interrupted()", {"__name__": "numba.core", "interrupted": interrupted})
 """
     assert outcome(program) == (130, ["inside"], ["error: interrupted"])
+
+
+def test_while_it_imports_a_command_ends_at_once():
+    program = "import os, signal\nfrom mrl_jax import cli\ncli.start()\nos.kill(os.getpid(), 2)\n"
+    done = commands.run([sys.executable, "-c", program + "print('went on')"])
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
