@@ -75,7 +75,8 @@ def start(preemptible: bool = False) -> None:
     streams.keep(log=preemptible)
     if preemptible:
         preemption.listen()
-    interrupts.end()
+    else:
+        interrupts.end()
     with _errors_as_one_line():
         _check_jax()
 

@@ -24,7 +24,7 @@ __all__ = [
 
 
 def of_task(task: str) -> ModuleType:
-    """The module that builds experiments of a task: `check`, `from_config`, `planned_program`."""
+    """The module of a task: `check`, `from_config`, `planned_program`, and its `GROUP` of keys."""
     if task == "sentence_pairs":
         from mrl_jax.experiment import sentences  # needs packages that images do not
 

@@ -203,7 +203,7 @@ def check_config(config: ConfigDict) -> None:
 
 
 def check_paths(config: ConfigDict) -> None:
-    """Refuses files and folders that a run will read and that there are not.
+    """Refuses a config whose files or folders do not exist.
 
     Raises:
       UsageError: weights or a teacher.

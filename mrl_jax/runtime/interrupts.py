@@ -1,4 +1,4 @@
-"""Ctrl-C in commands that it simply ends: it reaches them wherever they are."""
+"""Ctrl-C in commands that have nothing to save: it ends them whatever code is running."""
 
 import os
 import signal
@@ -8,14 +8,14 @@ from typing import Any
 
 from mrl_jax.errors import EXIT_INTERRUPTED
 
-# Libraries whose compiled code calls back into Python and does not expect an exception there: it
-# is lost, or the process crashes.
+# The compiled code of these libraries calls back into Python and does not expect an exception
+# there: the exception is lost, or the process crashes.
 _NOT_INSIDE = ("numba", "llvmlite")
 _LATER_S = 0.05
 
 
 def end() -> None:
-    """From now on Ctrl-C ends the process immediately: it only imports, and leaves nothing behind.
+    """From now on Ctrl-C ends the process immediately; for imports, which leave nothing behind.
 
     A handler that is neither Python's own nor of this module stays as it is.
     """
@@ -23,7 +23,7 @@ def end() -> None:
 
 
 def reach() -> None:
-    """From now on Ctrl-C raises KeyboardInterrupt where that is not lost, if need be a bit later.
+    """From now on Ctrl-C raises KeyboardInterrupt, a moment later where it would get lost.
 
     A handler that is neither Python's own nor of this module stays as it is.
     """

@@ -27,7 +27,7 @@ if "OMPI_COMM_WORLD_SIZE" in os.environ:
     # second later and SIGKILL another second later. SIGTERM alone would leave no time to save.
     SIGNALS.append(signal.SIGCONT)
 _LEAVING = "mrl_jax/leaving"  # names the key and the barrier by which a group ends together
-_OVER_S = 3600  # for which a process that is over waits for others that still write results
+_OVER_S = 3600  # for which a process that has finished waits for others that have not
 _LEAVE_S = 15  # for which a process that leaves waits for the coordinator
 _FAILED_S = 20  # for which a process that has failed waits for the others to fail as well
 
@@ -123,8 +123,9 @@ def share(client: Any, index: int) -> None:
         over.set()
         thread.join()
 
-    # JAX waits for the others as well, but for minutes only, and deaf to what stops them. And were
-    # the thread still inside the client when Python ends its threads, C++ would abort the process.
+    # JAX also waits for the others, but only for minutes, and without noticing that one has failed.
+    # If the thread were still inside the client when Python ends its threads, C++ would abort the
+    # process.
     atexit.register(end)
 
 
