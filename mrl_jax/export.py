@@ -37,6 +37,7 @@ from mrl_jax.adaptors import Rotation
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.experiment import Experiment
 from mrl_jax.interop.sentence_folder import check_sentence_folder, write_sentence_folder
+from mrl_jax.reporting.runs import read_run
 from mrl_jax.runtime.step import evaluated
 from mrl_jax.tasks.adaptor import AdaptorTask
 
@@ -158,13 +159,16 @@ def write_plain(out: pathlib.Path, form: str, setup: Experiment, state: Any, abo
 
 
 def scores_of(folder: pathlib.Path) -> dict[str, dict[int, float]]:
-    """What results.json says of every prefix: measure -> dim -> value; {} where there is none."""
-    path = folder / workdir.RESULTS
-    if not path.exists():
+    """What results.json says of every prefix: measure -> dim -> value; {} where there is none.
+
+    Raises:
+      DataError: it is damaged.
+    """
+    if not (folder / workdir.RESULTS).exists():
         return {}
     scores: dict[str, dict[int, float]] = {}
-    for result in json.loads(path.read_text())["results"]:
-        scores.setdefault(result["name"], {})[result["dim"]] = result["value"]
+    for result in read_run(folder, folder.name).results:
+        scores.setdefault(f"{result.split}/{result.metric}", {})[result.dim] = result.value
     return scores
 
 

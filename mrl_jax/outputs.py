@@ -19,7 +19,8 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 
-from mrl_jax.errors import UsageError
+from mrl_jax import json_files
+from mrl_jax.errors import DataError, UsageError
 
 # In a folder that is replaced as a whole: its subfolders, and the sha256 of all its other files.
 MANIFEST = "mrl_jax.files.json"
@@ -53,8 +54,8 @@ def holds_keys(*keys: str) -> Own:
 
     def own(path: pathlib.Path) -> bool:
         try:
-            content = json.loads(path.read_text())
-        except (OSError, ValueError):
+            content = json_files.read(path)
+        except DataError:
             return False
         return isinstance(content, dict) and set(keys) <= content.keys()
 
@@ -146,9 +147,9 @@ def foreign(folder: pathlib.Path) -> str:
     In a folder without a list of its files, every entry is foreign.
     """
     try:
-        content = json.loads((folder / MANIFEST).read_text())
+        content = json_files.read(folder / MANIFEST)
         listed, folders = dict(content["sha256"]), set(content["folders"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (DataError, ValueError, KeyError, TypeError):
         listed, folders = {}, set()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
+from mrl_jax import json_files
 from mrl_jax.errors import DataError, UsageError, shown
 
 # Special tokens as BERT writes them, and as RoBERTa and MPNet do.
@@ -346,12 +347,4 @@ def _add_tokens(raw: tokenizers.Tokenizer, config: dict[str, Any], where: pathli
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     """The object in a JSON file; {} if there is no file."""
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: not a JSON object")
-    return content
+    return json_files.read_object(path) if path.exists() else {}

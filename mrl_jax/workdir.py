@@ -1,7 +1,6 @@
 """The folder of one run: who may use it, what it holds, whether it is finished."""
 
 import contextlib
-import json
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -11,8 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mrl_jax import config as configs
-from mrl_jax import results
-from mrl_jax.errors import UsageError
+from mrl_jax import json_files, results
+from mrl_jax.errors import DataError, UsageError
 from mrl_jax.evaluators import Finding
 from mrl_jax.runtime import locks
 
@@ -68,13 +67,11 @@ def read_config(folder: pathlib.Path) -> ConfigDict:
     """
     path = folder / CONFIG
     try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
+        values = json_files.read_object(path)
+    except json_files.MissingError:
         raise UsageError(f"{folder} holds no run ({CONFIG} is missing)") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"cannot read {path}: not a config")
+    except DataError as error:
+        raise UsageError(str(error)) from error
     return configs.from_run(values, where=str(path))
 
 
@@ -189,11 +186,12 @@ def _take_back(folder: pathlib.Path) -> None:
 def read_results(folder: pathlib.Path) -> dict[str, Any] | None:
     """The content of results.json; None if it is missing or damaged."""
     try:
-        content = json.loads((folder / RESULTS).read_text())
-    except (OSError, ValueError):
+        content = json_files.read(folder / RESULTS)
+        json_files.field(content, "config", dict, RESULTS)
+        json_files.field(content, "results", list, RESULTS)
+    except DataError:
         return None
-    whole = isinstance(content, dict) and {"config", "results"} <= content.keys()
-    return content if whole else None
+    return content
 
 
 def is_done(folder: pathlib.Path) -> bool:

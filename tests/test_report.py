@@ -326,7 +326,7 @@ def _set(path, value):
             _set(["results", 1], {"name": "v2/odd", "dim": 2, "value": 1.5, "stderr": 0, "n": 1}),
             "v2/odd",
         ),
-        (_set(["results", 0, "value"], float("nan")), "must be finite"),
+        (_set(["results", 0, "value"], float("nan")), "NaN is not a JSON number"),
         (_set(["data"], 7), "field 'data' must be str, got 7"),
         (_set(["results", 0, "n"], 0), "dim and n must be >= 1"),
         (_set(["results", 0, "dim"], "2"), "field 'dim' must be int"),
@@ -348,9 +348,16 @@ def test_a_result_listed_twice(tmp_path):
         report.main([str(tmp_path / "run")])
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 100_000])
-def test_broken_json(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", r"not valid JSON \(Expecting"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"[" * 100_000, "brackets are nested"),
+    ],
+)
+def test_broken_json(tmp_path, content, message):
     write_run(tmp_path / "run", make_results("separate", DIMS, 0))
     (tmp_path / "run" / "results.json").write_bytes(content)
-    with pytest.raises(DataError, match=r"results\.json: not valid JSON"):
+    with pytest.raises(DataError, match=rf"results\.json: {message}"):
         report.main([str(tmp_path / "run")])

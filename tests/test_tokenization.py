@@ -223,7 +223,7 @@ def test_files_that_are_no_tokenizer_are_refused(tmp_path):
         Tokenizer.load(tmp_path)
     vocab_folder(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("[")
-    with pytest.raises(DataError, match=r"tokenizer_config.json: not JSON"):
+    with pytest.raises(DataError, match=r"tokenizer_config.json: not valid JSON"):
         Tokenizer.load(tmp_path / "vocab.txt")
 
 

@@ -90,8 +90,16 @@ def test_done_is_what_has_results(tmp_path):
         workdir.check_same_run(tmp_path, other)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "null", "\0"])
-def test_a_damaged_config_is_one_line(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "must be a JSON object"),
+        ("null", "must be a JSON object"),
+        ("\0", "not valid JSON"),
+    ],
+)
+def test_a_damaged_config_is_one_line(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UsageError, match="cannot read"):
+    with pytest.raises(UsageError, match=f"config.json.*{message}"):
         workdir.read_config(tmp_path)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrl_jax import outputs
-from mrl_jax.errors import DataError
+from mrl_jax import json_files, outputs
+from mrl_jax.errors import DataError, shown
 from mrl_jax.nesting import Nesting
 
 SCHEMA = 1
@@ -84,13 +84,11 @@ class Policy:
         Raises:
           DataError: the file cannot be read, is of another schema, or holds no legal policy.
         """
+        content = json_files.read(path)
         try:
-            content = json.loads(pathlib.Path(path).read_text())
             if content["schema"] != SCHEMA:
-                raise ValueError(f"schema must be {SCHEMA}, got {content['schema']!r}")
+                raise ValueError(f"schema must be {SCHEMA}, got {shown(content['schema'])}")
             return cls(tuple(content["dims"]), tuple(content["thresholds"]))
-        except OSError as error:
-            raise DataError(f"cannot read cascade policy {path}: {error.strerror}") from error
         except KeyError as error:
             raise DataError(f"{path} holds no cascade policy: {error} is missing") from error
         except (TypeError, ValueError) as error:

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from mrl_jax import json_files
 from mrl_jax.errors import DataError
 
 SCHEMA = 1  # of these folders and of all that is kept in them
@@ -219,7 +220,7 @@ def _open(folder: pathlib.Path, kind: str, facts: Facts) -> Stored | None:
     if not path.is_dir():
         return None
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = json_files.read_object(path / MANIFEST)
         checksum = manifest.pop("sha256")
         text = json.dumps(manifest, sort_keys=True)
         if hashlib.sha256(text.encode()).hexdigest() != checksum:
@@ -231,7 +232,7 @@ def _open(folder: pathlib.Path, kind: str, facts: Facts) -> Stored | None:
             with file.open("rb") as content:
                 if hashlib.file_digest(content, "sha256").hexdigest() != about["sha256"]:
                     raise ValueError(f"{file.name} has another checksum")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (DataError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _DamagedError(f"{path} is damaged ({error})") from error
     return Stored(path.name, arrays, manifest["values"])
 

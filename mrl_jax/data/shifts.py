@@ -12,12 +12,12 @@ Some names of shifts are a promise that is checked: imagenet_a and imagenet_r ha
 classes, imagenet_v2 and imagenet_sketch have every training class.
 """
 
-import json
 import pathlib
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mrl_jax import json_files
 from mrl_jax.data.folder import SPLITS, FolderRecords, class_folders, image_files, listing
 from mrl_jax.data.imagenet_classes import IMAGENET_A, IMAGENET_R
 from mrl_jax.data.images import IMAGE_SUFFIXES
@@ -70,27 +70,21 @@ def parse_shifts(entries: Sequence[str]) -> dict[str, pathlib.Path]:
 def _renamed(path: pathlib.Path, folders: list[str], class_names: Sequence[str]) -> dict:
     """The class, or None, of every folder that classes.json speaks of; {} without such a file."""
     try:
-        # Pairs, because a dict would drop all but the last of two equal keys without a word.
-        pairs = json.loads(path.read_text("utf-8"), object_pairs_hook=tuple)
-    except FileNotFoundError:
+        content = json_files.read(path)
+    except json_files.MissingError:
         return {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-    if not isinstance(pairs, tuple):
+    if not isinstance(content, dict):
         raise DataError(f'{path} must be {{"folder": "training class" or null, ...}}')
-    renamed = {}
-    for folder, name in pairs:
-        if folder not in folders or folder in renamed:
-            problem = "is there twice" if folder in renamed else "is no folder beside it"
-            raise DataError(f"{path}: {shown(folder)} {problem}")
+    for folder, name in content.items():
+        if folder not in folders:
+            raise DataError(f"{path}: {shown(folder)} is no folder beside it")
         if name is not None and name not in class_names:
             raise DataError(
                 f"{path} maps {shown(folder)} to {shown(name)}; "
                 f"legal are training classes, such as {class_names[0]!r}, and null"
                 f"{same_letters(name, class_names) if isinstance(name, str) else ''}"
             )
-        renamed[folder] = name
-    return renamed
+    return content
 
 
 def _labels(root: pathlib.Path, class_names: Sequence[str], remarks: Remarks) -> dict[str, int]:

@@ -5,14 +5,13 @@ import contextlib
 import gzip
 import hashlib
 import io
-import json
 import os
 import pathlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
-from mrl_jax import outputs
+from mrl_jax import json_files, outputs
 from mrl_jax.errors import DataError, UsageError, listed, shown
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".tsv", ".tsv.gz", ".txt", ".txt.gz", ".parquet")
@@ -146,24 +145,11 @@ def _lines(path: pathlib.Path, file: BinaryIO) -> Iterator[tuple[str, str]]:
             raise DataError(f"{where}: not UTF-8 ({error.reason})") from error
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):  # json would keep the last one
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"key {shown(twice)} occurs twice")
-    return values
-
-
 def _jsonl(path: pathlib.Path, file: BinaryIO) -> Iterator[Row]:
-    decoder = json.JSONDecoder(object_pairs_hook=_object)
     for where, line in _lines(path, file):
         if not line.strip():
             continue
-        try:
-            values = decoder.decode(line)
-        except (ValueError, RecursionError) as error:  # the latter of a thousand brackets
-            raise DataError(f"{where}: not JSON ({error})") from error
+        values = json_files.parse(line, where, strict=False)
         if not isinstance(values, dict):
             raise DataError(f"{where}: must be a JSON object, got {type(values).__name__}")
         yield Row(where, values)

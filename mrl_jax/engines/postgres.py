@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from mrl_jax import json_files
 from mrl_jax.engines import arrays
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.search.exact import Metric
@@ -216,11 +217,11 @@ def _describe(cursor, table: str) -> tuple[int, str, str, int | None, tuple[int,
     if not exists:
         raise DataError(f"there is no table {table}")
     try:
-        about = json.loads(comment or "")
+        about = json_files.parse(comment or "", f"the comment of table {table}")
         if about["mrl_jax"] != _SCHEMA:
             raise DataError(f"table {table} is of version {about['mrl_jax']}, {_SCHEMA} is read")
         columns = about["width"], about["metric"], about["code"], about["indexed"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (DataError, TypeError, KeyError) as error:
         raise DataError(f"table {table} was not made by load: its comment says nothing") from error
     return *columns, _check_version(version)
 

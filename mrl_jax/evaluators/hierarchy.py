@@ -17,7 +17,6 @@ The paper's 31 ways are the 30 superclasses that MadryLab's robustness package p
 """
 
 import csv
-import json
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mrl_jax import json_files
 from mrl_jax.data.remarks import composed, same_letters
 from mrl_jax.errors import DataError, shown
 from mrl_jax.evaluators import wordnet
@@ -90,20 +90,15 @@ def _listed(path: pathlib.Path) -> Iterator[tuple[str, str]]:
             f"hierarchy {path} must be NAME.json, NAME.csv, NAME.tsv or a WordNet file with the "
             f"superclasses, {path}:n02084071,n02121620"
         )
-    text = _text(path)
-    return _json_pairs(path, text) if kind == ".json" else _table_pairs(path, text, kind)
+    return _json_pairs(path) if kind == ".json" else _table_pairs(path, _text(path), kind)
 
 
-def _json_pairs(path: pathlib.Path, text: str) -> Iterator[tuple[str, str]]:
+def _json_pairs(path: pathlib.Path) -> Iterator[tuple[str, str]]:
     layout = '{"class": "superclass", ...} or {"superclass": ["class", ...], ...}'
-    try:
-        # Pairs, because a dict would drop all but the last of two equal keys without a word.
-        content = json.loads(text, object_pairs_hook=tuple)
-    except ValueError as error:
-        raise DataError(f"cannot read hierarchy {path}: {error}") from error
-    if not isinstance(content, tuple):
+    content = json_files.read(path)
+    if not isinstance(content, dict):
         raise DataError(f"{path} must be {layout}")
-    for key, value in content:
+    for key, value in content.items():
         if isinstance(value, str):
             yield key, value
         elif isinstance(value, list) and all(isinstance(name, str) for name in value):

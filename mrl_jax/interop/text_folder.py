@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 from typing import Any
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from mrl_jax import json_files
 from mrl_jax.errors import DataError, UsageError, shown
 from mrl_jax.interop.layouts import NOTHING, Layout, Rule
 from mrl_jax.interop.text_layouts import bert_of, check_padding, family_of, layout
@@ -161,19 +161,10 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
       UsageError: no such file.
       DataError: something else in it.
     """
-    content = _json(path)
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: not a JSON object")
-    return content
-
-
-def _json(path: pathlib.Path) -> Any:
     try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+        return json_files.read_object(path)
+    except json_files.MissingError:
         raise UsageError(f"{path} not found") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not JSON ({error})") from error
 
 
 # What may follow each other, by the last part of the modules' types.
@@ -192,7 +183,8 @@ def _modules(root: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
         return [("Transformer", root)]
     try:
         found = [
-            (str(entry["type"]).rpartition(".")[2], str(entry["path"])) for entry in _json(path)
+            (str(entry["type"]).rpartition(".")[2], str(entry["path"]))
+            for entry in json_files.read(path)
         ]
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: not a list of modules with type and path") from error

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from mrl_jax.errors import DataError
+from mrl_jax.json_files import field
 from mrl_jax.reporting import sheet, statistics, tables
-from mrl_jax.reporting.artefacts import field, fractions
+from mrl_jax.reporting.artefacts import fractions
 from mrl_jax.reporting.content import Section
 from mrl_jax.reporting.headline import listing, percent
 from mrl_jax.reporting.methods import ONE_DIM, Method

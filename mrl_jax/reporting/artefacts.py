@@ -11,44 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mrl_jax import json_files
 from mrl_jax.errors import DataError, shown
+from mrl_jax.json_files import field
 
 SCHEMA = 1
 EXAMPLES = "examples.npz"
 _DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def read_json(path: pathlib.Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-      DataError: it cannot be read or parsed.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON ({error})") from error
-
-
-def field(values: Any, key: str, types: type | tuple[type, ...], where: str) -> Any:
-    """`values[key]`, where key may be dotted, checked to be of one of `types`.
-
-    Raises:
-      DataError: it is missing or of another type; names `where`.
-    """
-    for part in key.split("."):
-        if not isinstance(values, dict) or part not in values:
-            raise DataError(f"{where}: field {shown(key)} is missing")
-        values = values[part]
-    # bool is an int to Python; True as a seed or a dim is a slip.
-    if not isinstance(values, types) or isinstance(values, bool):
-        names = [t.__name__ for t in (types if isinstance(types, tuple) else (types,))]
-        legal = " or ".join(names)
-        raise DataError(f"{where}: field {shown(key)} must be {legal}, got {shown(values)}")
-    return values
 
 
 def fractions(values: Any, where: str) -> np.ndarray:
@@ -107,7 +77,7 @@ def _read_right(path: pathlib.Path, name: str, modified: int) -> dict[int, np.nd
 @functools.lru_cache(maxsize=64)
 def _read_table(path: pathlib.Path, modified: int) -> dict[str, Any]:
     del modified
-    values = read_json(path)
+    values = json_files.read(path)
     check_schema(values, path)
     return values
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mrl_jax.errors import DataError
-from mrl_jax.reporting.artefacts import field
+from mrl_jax.json_files import field
 from mrl_jax.reporting.content import Figure, Section
 from mrl_jax.reporting.headline import count
 from mrl_jax.reporting.methods import ONE_DIM, Method

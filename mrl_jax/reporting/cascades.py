@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from mrl_jax.errors import DataError
+from mrl_jax.json_files import field
 from mrl_jax.reporting import plots, published, tables
-from mrl_jax.reporting.artefacts import field
 from mrl_jax.reporting.charts import line
 from mrl_jax.reporting.content import Figure, Section
 from mrl_jax.reporting.headline import count, listing, percent

@@ -3,15 +3,16 @@
 import dataclasses
 import functools
 import hashlib
-import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from mrl_jax import config as config_lib
+from mrl_jax import json_files
 from mrl_jax.errors import DataError, UsageError, shown
+from mrl_jax.json_files import field
 from mrl_jax.reporting import metrics
-from mrl_jax.reporting.artefacts import Artefacts, check_schema, field, read_json
+from mrl_jax.reporting.artefacts import Artefacts, check_schema
 
 KINDS = ("separate", "shared", "fixed")
 NO_ARTEFACTS = Artefacts(None)
@@ -90,8 +91,6 @@ def _read_result(values: Any, where: str) -> Result:
     value, stderr = (field(values, key, (int, float), where) for key in ("value", "stderr"))
     if dim < 1 or n < 1:
         raise DataError(f"{where}: dim and n must be >= 1, got dim={dim}, n={n}")
-    if not (math.isfinite(value) and math.isfinite(stderr)):
-        raise DataError(f"{where}: value and stderr must be finite, got {value} and {stderr}")
     low, high = metrics.legal_range(metric)
     if not low <= value <= high:
         legal = "a fraction in [0, 1]" if (low, high) == (0, 1) else f"in [{low}, {high}]"
@@ -139,7 +138,7 @@ def read_run(folder: pathlib.Path, name: str) -> Run:
       DataError: results.json is missing, no JSON, of another schema or lacks a field.
     """
     path = folder / "results.json"
-    values = read_json(path)
+    values = json_files.read(path)
     check_schema(values, path)
     where = str(path)
     kind = field(values, "config.head.kind", str, where)
@@ -196,7 +195,7 @@ def read_sweep(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     Raises:
       DataError: it is damaged, or lists a folder that lies elsewhere.
     """
-    values = read_json(path)
+    values = json_files.read(path)
     check_schema(values, path)
     runs = {}
     for i, entry in enumerate(field(values, "runs", list, str(path))):

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from mrl_jax.errors import DataError
+from mrl_jax.json_files import field
 from mrl_jax.reporting import charts, headline, plots, sheet, statistics, tables
-from mrl_jax.reporting.artefacts import field
 from mrl_jax.reporting.content import Figure, Section
 from mrl_jax.reporting.headline import percent
 from mrl_jax.reporting.methods import Method

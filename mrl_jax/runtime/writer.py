@@ -12,7 +12,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from mrl_jax.errors import CheckpointError
+from mrl_jax import json_files
+from mrl_jax.errors import CheckpointError, DataError
 
 TRAINING = ("train/", "time/")  # prefixes of the numbers that training itself writes
 
@@ -20,8 +21,8 @@ TRAINING = ("train/", "time/")  # prefixes of the numbers that training itself w
 def _record(line: bytes) -> dict[str, Any] | None:
     """The record in a line, or None if the line is not a record."""
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
+        record = json_files.parse(line, "a line", strict=False)  # a loss may have been NaN
+    except DataError:
         return None
     whole = isinstance(record, dict) and type(record.get("step")) is int
     return record if whole else None

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from mrl_jax import results
+from mrl_jax import json_files, results
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.outputs import sha256
 from mrl_jax.runtime import locks
@@ -62,14 +62,14 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text())
-        checksum = content.pop("checksum")
-    except (FileNotFoundError, NotADirectoryError):
+        content = json_files.read_object(path)
+    except json_files.MissingError:
         raise DataError(f"{folder} holds no index ({MANIFEST} is missing)") from None
-    except (KeyError, TypeError, AttributeError):
-        raise DataError(f"{path} is damaged, or of something else than an index") from None
-    except (OSError, ValueError) as error:
+    except DataError as error:
         raise DataError(f"{path} is damaged: {error}") from error
+    if "checksum" not in content:
+        raise DataError(f"{path} is damaged, or of something else than an index")
+    checksum = content.pop("checksum")
     if content.get("schema") != SCHEMA:
         raise DataError(f"{path} is of schema {content.get('schema')}, {SCHEMA} is read")
     text = json.dumps(content, sort_keys=True)

@@ -1,10 +1,10 @@
 """What an index is made of and how it is asked; a plan file is this and what was measured of it."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any, Literal, get_args
 
+from mrl_jax import json_files
 from mrl_jax.errors import DataError, shown
 from mrl_jax.search.exact import Metric
 from mrl_jax.search.schedule import Schedule
@@ -96,10 +96,10 @@ def read_plan(path: pathlib.Path) -> Plan:
     Raises:
       DataError: it is not readable, or no plan.
     """
+    content = json_files.read(path)
     try:
-        content = json.loads(path.read_text())
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             raise ValueError(f"not a plan of schema {SCHEMA}")
         return Plan.from_json(content.get("plan"))
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise DataError(f"cannot read the plan {path}: {error}") from None

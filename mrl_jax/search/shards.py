@@ -19,8 +19,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from mrl_jax import results
+from mrl_jax import json_files, results
 from mrl_jax.errors import DataError, UsageError
+from mrl_jax.json_files import field
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -96,27 +97,29 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
+        content = json_files.read_object(path)
+    except json_files.MissingError:
         raise DataError(f"{folder} has no {MANIFEST}, as mrl_jax.embed writes it") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-    try:
-        if content["schema"] != SCHEMA:
-            raise DataError(f"{path} is of schema {content['schema']}, {SCHEMA} is read")
-        shards = tuple(Shard(int(s["rows"]), dict(s["sha256"])) for s in content["shards"])
-        manifest = Manifest(
-            int(content["width"]), content["format"], shards, dict(content["made_from"])
-        )
-        whole = (
-            manifest.format in get_args(Format)
-            and manifest.width > 0
-            and shards
-            and all(shard.rows > 0 for shard in shards)
-            and manifest.rows == content["rows"]
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is damaged: {error!r}") from error
+    where = str(path)
+    if (schema := field(content, "schema", int, where)) != SCHEMA:
+        raise DataError(f"{path} is of schema {schema}, {SCHEMA} is read")
+    shards = tuple(
+        Shard(field(shard, "rows", int, where), field(shard, "sha256", dict, where))
+        for shard in field(content, "shards", list, where)
+    )
+    manifest = Manifest(
+        field(content, "width", int, where),
+        field(content, "format", str, where),
+        shards,
+        field(content, "made_from", dict, where),
+    )
+    whole = (
+        manifest.format in get_args(Format)
+        and manifest.width > 0
+        and shards
+        and all(shard.rows > 0 for shard in shards)
+        and manifest.rows == field(content, "rows", int, where)
+    )
     if not whole:
         raise DataError(f"{path} is damaged: its format, width and rows do not go together")
     return manifest

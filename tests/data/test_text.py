@@ -113,7 +113,7 @@ PAIR = '{"anchor": "a", "positive": "b"}\n'
     ("content", "message"),
     [
         ("", "has no rows"),
-        (PAIR + "{", "line 2: not JSON"),
+        (PAIR + "{", "line 2: not valid JSON"),
         (PAIR + "[1]", "line 2: must be a JSON object, got list"),
         (PAIR + '{"anchor": "a"}', "line 2: column positive is missing"),
         (PAIR + '\n{"anchor": " ", "positive": "b"}', "line 3: anchor is empty"),

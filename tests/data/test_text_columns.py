@@ -157,5 +157,5 @@ def test_other_encodings_are_refused_in_one_line(tmp_path, content, message):
 
 def test_a_name_twice_in_an_object_is_refused(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"anchor": "a", "positive": "b", "anchor": "c"}\n')
-    with pytest.raises(DataError, match=r"line 1: not JSON \(key 'anchor' occurs twice\)"):
+    with pytest.raises(DataError, match=r"line 1: not valid JSON \(key 'anchor' occurs twice\)"):
         list(read_rows(tmp_path / "t.jsonl"))

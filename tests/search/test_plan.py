@@ -86,7 +86,7 @@ def test_what_does_not_go_together(changes, message, tmp_path):
     ("text", "message"),
     [
         (None, "No such file"),
-        ("", "Expecting value"),
+        ("", "is empty"),
         ('{"schema": 1, "plan": {"schedule"', "Expecting"),
         ("[1, 2]", "not a plan of schema 1"),
         ('{"plan": {"schedule": "8:20 > 16"}}', "not a plan of schema 1"),
@@ -94,7 +94,7 @@ def test_what_does_not_go_together(changes, message, tmp_path):
         ('{"schema": 1}', "a plan is a JSON object, got None"),
         ('{"schema": 1, "plan": []}', r"a plan is a JSON object, got \[\]"),
         ('{"schema": 1, "plan": {}}', "a plan needs a schedule"),
-        (b"\xff\xfe\x00", "utf-8"),
+        (b"\xff\xfe\x00", "not UTF-8"),
     ],
 )
 def test_what_is_no_plan(text, message, tmp_path):
@@ -104,6 +104,6 @@ def test_what_is_no_plan(text, message, tmp_path):
     with pytest.raises(DataError, match=message) as raised:
         read_plan(path)
     line = str(raised.value)
-    assert line.startswith(f"cannot read the plan {path}: ")
+    assert str(path) in line
     assert "\n" not in line
     assert len(line) < 300
