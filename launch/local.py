@@ -163,7 +163,11 @@ def main(argv: Sequence[str]) -> int:
         # SIGHUP stays ignored under nohup.
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda number, frame: events.put((None, number)))
-    port = _free_port()
+    try:
+        port = _free_port()
+    except OSError as error:
+        _say(f"error: the processes cannot meet at 127.0.0.1: {error}")
+        return 2
     children: list[subprocess.Popen] = []
     try:
         # All start before the first thread does: forking with threads is not safe.

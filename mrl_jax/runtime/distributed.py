@@ -10,9 +10,11 @@ from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
 from mrl_jax.errors import UsageError
-from mrl_jax.runtime import preemption
+from mrl_jax.runtime import coordinator, preemption
 
 COORDINATOR = "JAX_COORDINATOR_ADDRESS"
+BIND = "JAX_COORDINATOR_BIND_ADDRESS"
+PORT = "JAX_COORDINATOR_PORT"
 COUNT = "JAX_NUM_PROCESSES"
 INDEX = "JAX_PROCESS_ID"
 
@@ -40,11 +42,41 @@ def _from_environment(environment: Mapping[str, str]) -> dict | None:
     count, index = _integer(environment, COUNT), _integer(environment, INDEX)
     if not 0 <= index < count:
         raise UsageError(f"{INDEX}={index} must be in [0, {COUNT}={count})")
-    return {
-        "coordinator_address": environment[COORDINATOR],
+    address = coordinator.parse(COORDINATOR, environment[COORDINATOR])
+    found = {
+        "coordinator_address": str(address),
         "num_processes": count,
         "process_id": index,
     }
+    # By itself JAX listens at all network interfaces.
+    if environment.get(BIND):
+        found["coordinator_bind_address"] = str(coordinator.parse(BIND, environment[BIND]))
+    elif address.alone:
+        found["coordinator_bind_address"] = str(address)
+    return found
+
+
+def _check_place(arguments: Mapping[str, Any]) -> None:
+    """Refuses an address of the coordinator at which this process would wait in vain."""
+    text = arguments["coordinator_address"]
+    address = coordinator.parse(COORDINATOR, text)
+    if arguments["process_id"] == 0:
+        bind = arguments.get("coordinator_bind_address", text)
+        name = COORDINATOR if bind == text else BIND
+        coordinator.check_free(name, coordinator.parse(name, bind))
+    coordinator.check_reached(COORDINATOR, address)
+
+
+def _check_variables(environment: Mapping[str, str]) -> None:
+    """Refuses variables that JAX reads by itself and cannot work with."""
+    for name in (COORDINATOR, BIND):
+        if environment.get(name):
+            coordinator.parse(name, environment[name])
+    if environment.get(PORT):
+        port = coordinator.parse_port(PORT, environment[PORT])
+        ranks = [environment.get(name) for name in ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK")]
+        if "0" in ranks and not environment.get(COORDINATOR) and not environment.get(BIND):
+            coordinator.check_free(PORT, coordinator.Address("", port))
 
 
 def _devices_of_a_lone_task(environment: Mapping[str, str]) -> list[int] | None:
@@ -86,15 +118,19 @@ def initialize(*, detect: bool = False, timeout_s: int = 300) -> str:
       One line that says what was used.
 
     Raises:
-      UsageError: half a description of a group, or a group that does not come together.
+      UsageError: half a description of a group, or an address where it cannot come together. If it
+        does not in time, the process ends with the exit code of a hang.
     """
     environment = os.environ
     # JAX's own preemption notice reaches only runs that count their steps from zero without gaps;
     # `preemption` does it for all.
     jax.config.update("jax_enable_preemption_service", False)
     arguments = _from_environment(environment)
-    how = "environment variables"
-    if arguments is None:
+    how, others = "environment variables", "the other processes of the group"
+    if arguments is not None:
+        _check_place(arguments)
+        others += f" at {COORDINATOR}={arguments['coordinator_address']}"
+    else:
         found = [
             name
             for name, variable in _CLUSTERS.items()
@@ -104,14 +140,16 @@ def initialize(*, detect: bool = False, timeout_s: int = 300) -> str:
             return "one process"
         arguments, how = {}, found[0] if found else "detected by jax"
         if found == ["slurm"]:
-            environment.setdefault("JAX_COORDINATOR_PORT", str(_port_of_step(environment)))
+            environment.setdefault(PORT, str(_port_of_step(environment)))
             arguments["local_device_ids"] = _devices_of_a_lone_task(environment)
+        _check_variables(environment)
     try:
         # Only the CPU backend looks at this; without it CPU processes cannot exchange arrays.
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(
-            **arguments, initialization_timeout=timeout_s, heartbeat_timeout_seconds=60
-        )
+        with coordinator.waiting(others, timeout_s):
+            jax.distributed.initialize(
+                **arguments, initialization_timeout=timeout_s + 60, heartbeat_timeout_seconds=60
+            )
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"cannot join the process group ({how}): {error}") from error
     client = _client()

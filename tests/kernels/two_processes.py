@@ -3,6 +3,7 @@
 Run by itself, in one process, it computes the same from the whole batch on one device.
 """
 
+import pathlib
 import sys
 
 import jax
@@ -39,8 +40,20 @@ def losses(arrays, labels_b, mask_b, mesh):
     ]
 
 
+def check_listens_here_only() -> None:
+    """No socket of this process can be reached from another machine."""
+    descriptors = [path.resolve().name for path in pathlib.Path("/proc/self/fd").iterdir()]
+    for table in ("tcp", "tcp6"):
+        for line in pathlib.Path("/proc/net", table).read_text().splitlines()[1:]:
+            words = line.split()
+            listens = words[3] == "0A" and f"socket:[{words[9]}]" in descriptors
+            assert not (listens and set(words[1].partition(":")[0]) == {"0"}), line
+
+
 def main(path: str) -> None:
     distributed.initialize()
+    if jax.process_count() > 1 and sys.platform == "linux":
+        check_listens_here_only()
     rng = np.random.default_rng(0)
     arrays = {
         "a": rng.normal(size=(BATCH, 12)),

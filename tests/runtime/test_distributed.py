@@ -1,7 +1,10 @@
+import socket
+
 import pytest
 
 from mrl_jax.errors import UsageError
 from mrl_jax.runtime.distributed import (
+    _check_variables,
     _devices_of_a_lone_task,
     _from_environment,
     _port_of_step,
@@ -22,6 +25,14 @@ def test_the_three_variables_name_a_process():
     }
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1234", "localhost:1234", "[::1]:1234"])
+def test_the_coordinator_listens_at_its_address_only(address):
+    found = _from_environment({**GROUP, "JAX_COORDINATOR_ADDRESS": address})
+    assert found["coordinator_bind_address"] == address
+    bind = {"JAX_COORDINATOR_ADDRESS": address, "JAX_COORDINATOR_BIND_ADDRESS": "10.0.0.1:9"}
+    assert _from_environment({**GROUP, **bind})["coordinator_bind_address"] == "10.0.0.1:9"
+
+
 @pytest.mark.parametrize("environment", [{}, {"JAX_COORDINATOR_ADDRESS": "host:1"}])
 def test_without_them_there_is_no_group(environment):
     assert _from_environment(environment) is None
@@ -35,11 +46,35 @@ def test_without_them_there_is_no_group(environment):
         ({"JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID=4 must be in"),
         ({"JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID=-1 must be in"),
         ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES must be an integer, got 'two'"),
+        ({"JAX_COORDINATOR_ADDRESS": "host"}, "JAX_COORDINATOR_ADDRESS must be HOST:PORT"),
+        ({"JAX_COORDINATOR_BIND_ADDRESS": "x:0"}, "JAX_COORDINATOR_BIND_ADDRESS must be HOST:PORT"),
     ],
 )
 def test_half_a_description_is_refused(change, message):
     with pytest.raises(UsageError, match=message):
         _from_environment({**GROUP, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"JAX_COORDINATOR_PORT": "x"}, "JAX_COORDINATOR_PORT must be a port"),
+        ({"JAX_COORDINATOR_ADDRESS": "host:x"}, "JAX_COORDINATOR_ADDRESS must be HOST:PORT"),
+    ],
+)
+def test_variables_that_jax_reads_itself_are_checked(change, message):
+    with pytest.raises(UsageError, match=message):
+        _check_variables(change)
+
+
+def test_the_first_slurm_task_checks_its_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        port = {"JAX_COORDINATOR_PORT": str(listener.getsockname()[1])}
+        _check_variables({**port, "SLURM_PROCID": "1"})
+        with pytest.raises(UsageError, match="is in use on this machine"):
+            _check_variables({**port, "SLURM_PROCID": "0"})
 
 
 @pytest.mark.parametrize(

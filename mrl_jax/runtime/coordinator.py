@@ -1,0 +1,191 @@
+"""The address at which the first process of a group listens and where the others meet it.
+
+JAX waits minutes for an address that cannot work and then aborts, so it is checked here before.
+"""
+
+import contextlib
+import errno
+import ipaddress
+import os
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from mrl_jax.errors import EXIT_HUNG, UsageError
+
+# Where processes are started on many machines, the name of one may become known a little later.
+_RESOLVED_S = 20
+_SILENT_S = 10  # after which a process that waits for the others says so
+
+
+class Address(NamedTuple):
+    """A host, as a name or an IP address without brackets ("" is any), and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}" if host else f"{self.port}"
+
+    @property
+    def alone(self) -> bool:
+        """Whether it says which network interface is meant: an IP address or localhost.
+
+        The name of a machine does not: to itself it often is 127.0.1.1.
+        """
+        return self.host.lower() == "localhost" or _is_ip(self.host)
+
+
+def parse(name: str, text: str) -> Address:
+    """The address that a text holds.
+
+    Args:
+      name: of what holds it, for the message.
+      text: "HOST:PORT", IPv6 addresses in brackets.
+
+    Raises:
+      UsageError: it holds none.
+    """
+    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^\s:/\[\]]+)):(\d{1,5})", text, re.ASCII)
+    host = found and (found[1] or found[2])
+    if not found or not 1 <= int(found[3]) <= 65535 or (found[1] and not _is_ip(host)):
+        raise UsageError(
+            f"{name} must be HOST:PORT with a port of 1 to 65535, such as 127.0.0.1:1234, "
+            f"node0:1234 or [fd00::1]:1234; got {text!r}"
+        )
+    return Address(host, int(found[3]))
+
+
+def parse_port(name: str, text: str) -> int:
+    """The port that a text holds; arguments as of `parse`.
+
+    Raises:
+      UsageError: it holds none.
+    """
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
+        raise UsageError(f"{name} must be a port of 1 to 65535, got {text!r}")
+    return int(text)
+
+
+def check_reached(name: str, address: Address) -> None:
+    """Refuses a host that has no IP address, or none that there is a way to.
+
+    Raises:
+      UsageError: says which.
+    """
+    begin, waiting = time.monotonic(), False
+    while True:
+        try:
+            places = socket.getaddrinfo(*address, type=socket.SOCK_DGRAM)
+            break
+        except (OSError, UnicodeError) as error:
+            if time.monotonic() - begin > _RESOLVED_S:
+                raise UsageError(
+                    f"{name}={address}: the host {address.host} is not known here ({_why(error)})"
+                ) from None
+        if not waiting:
+            print(f"waiting until the host {address.host} is known here", flush=True)
+            waiting = True
+        time.sleep(1)
+    reason = ""
+    for family, kind, protocol, _, place in places:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.connect(place)  # sends nothing, but looks for the way
+                return
+        except OSError as error:
+            reason = _why(error)
+    raise UsageError(f"{name}={address}: there is no way to this host ({reason}){_loopback()}")
+
+
+def check_free(name: str, address: Address) -> None:
+    """Refuses an address at which this process cannot listen.
+
+    JAX would share the port with another group that listens there.
+
+    Raises:
+      UsageError: the port is in use or reserved, or the address is not of this machine.
+    """
+    host = address.host if address.alone else None
+    places = socket.getaddrinfo(
+        host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    reasons = []
+    for family, kind, protocol, _, place in places:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(place)
+                probe.listen(1)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise UsageError(
+                    f"{name}={address}: port {address.port} is in use on this machine; "
+                    "give another one to all processes"
+                ) from None
+            reasons.append(error)
+    if len(reasons) == len(places):
+        why = _why(reasons[0])
+        if reasons[0].errno == errno.EADDRNOTAVAIL:
+            why = f"no network interface of this machine has the address{_loopback()}"
+        raise UsageError(f"{name}={address}: process 0 cannot listen there: {why}")
+
+
+@contextlib.contextmanager
+def waiting(others: str, timeout_s: float) -> Iterator[None]:
+    """The block waits for other processes: says so after a while, and ends this one at last.
+
+    JAX would abort it, with a trace of C++ instead of a line.
+
+    Args:
+      others: who is waited for.
+      timeout_s: after which the process is ended with the exit code of a hang.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        if over.wait(min(_SILENT_S, timeout_s)):
+            return
+        if timeout_s > _SILENT_S:
+            print(f"waiting for {others}, for at most {timeout_s:g} s", flush=True)
+            if over.wait(timeout_s - _SILENT_S):
+                return
+        print(f"error: no sign of {others} for {timeout_s:g} s", file=sys.stderr, flush=True)
+        os._exit(EXIT_HUNG)
+
+    thread = threading.Thread(target=watch, name="waiting", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _loopback() -> str:
+    """A hint for machines, mostly containers, whose loopback interface is off."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("127.0.0.1", 1))  # sends nothing
+        except OSError:
+            return "; the loopback interface is down, `ip link set lo up` starts it"
+    return ""
