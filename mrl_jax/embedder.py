@@ -26,7 +26,7 @@ from mrl_jax.experiment import Experiment
 from mrl_jax.runtime import mesh as meshes
 from mrl_jax.runtime.forks import check_not_forked
 from mrl_jax.runtime.step import evaluated
-from mrl_jax.search import shards
+from mrl_jax.search import shards, tables
 from mrl_jax.search.shards import Format, Manifest, Shard
 from mrl_jax.search.vectors import open_vectors
 
@@ -227,7 +227,7 @@ class Embedder:
         if shard_rows < 1:
             raise UsageError(f"--shard_rows must be >= 1, got {shard_rows}")
         if form == "parquet":
-            shards.parquet()
+            tables.parquet()
         sizes = (min(shard_rows, self.rows - first) for first in range(0, self.rows, shard_rows))
         return Manifest(self.width, form, tuple(Shard(n, {}) for n in sizes), self.made_from)
 

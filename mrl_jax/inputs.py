@@ -1,8 +1,10 @@
-"""Reading what the user names."""
+"""Reading files that the user names."""
 
 import os
 import pathlib
 import stat
+
+import numpy as np
 
 from mrl_jax.errors import DataError
 
@@ -32,3 +34,23 @@ def check_file(path: pathlib.Path | str, error: type[Exception] = DataError) -> 
     for matches, kind in _KINDS:
         if matches(mode):
             raise error(f"{path} is {kind}, where a file is needed")
+
+
+def open_npy(path: pathlib.Path) -> np.ndarray:
+    """The array of an .npy file, read when it is used; Python objects are refused.
+
+    Raises:
+      DataError: it is missing, no regular file, or not as long as its header says; names it.
+    """
+    check_file(path)
+    try:
+        with np.errstate(over="ignore"):  # of a shape that no file can have
+            array = np.lib.format.open_memmap(path, mode="r")
+        more = path.stat().st_size - array.offset - array.nbytes
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing") from None
+    except Exception as error:  # numpy raises many kinds for headers that lie
+        raise DataError(f"{path} is no whole .npy file: {error or type(error).__name__}") from error
+    if more:
+        raise DataError(f"{path} is no whole .npy file: {more:,} bytes more than its header says")
+    return array

@@ -10,6 +10,7 @@ import os
 import pathlib
 from typing import Any
 
+from mrl_jax import inputs
 from mrl_jax.errors import DataError, shown
 
 MOST_BYTES = 1 << 28  # of a file; the largest tokenizers have a tenth of it
@@ -29,9 +30,8 @@ def read(path: str | os.PathLike) -> Any:
       DataError: it is not a file, cannot be read, is larger than `MOST_BYTES`, or see `parse`.
     """
     path = pathlib.Path(path)
+    inputs.check_file(path)
     try:
-        if path.exists() and not path.is_file():  # reading a pipe might never end
-            raise DataError(f"{path} is not a file")
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
     except OSError as error:

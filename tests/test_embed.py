@@ -234,7 +234,7 @@ def test_a_folder_of_other_vectors_is_refused(run, photos, tmp_path):
     with workdir.locked(out), pytest.raises(UsageError, match="in use"):
         embed.main(argv)
     (out / "manifest.json").write_text("{")
-    with pytest.raises(DataError, match="cannot read"):
+    with pytest.raises(DataError, match="not valid JSON"):
         embed.main(argv)
 
 

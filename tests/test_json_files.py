@@ -59,7 +59,7 @@ def test_rows_may_say_nan():
 
 def test_what_is_no_file(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe")
-    for name, message in (("pipe", "is not a file"), (".", "is not a file"), ("x\0y", "null byte")):
+    for name, message in (("pipe", "is a pipe"), (".", "is a folder"), ("x\0y", "null byte")):
         with pytest.raises(DataError, match=message):
             json_files.read(tmp_path / name)
     with pytest.raises(json_files.MissingError, match="No such file"):

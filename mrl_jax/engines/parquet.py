@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from mrl_jax import outputs
 from mrl_jax.engines import arrays
-from mrl_jax.search import shards
+from mrl_jax.search import tables
 from mrl_jax.search.schedule import Schedule
 
 _FILE_BYTES = 2**28  # of one file, about: what a loader that works in parallel takes at a time
@@ -30,7 +30,7 @@ def export(folder: pathlib.Path, chunks: Iterable[arrays.Chunk], schedule: Sched
       UsageError: the folder exists, or a schedule of more dims than there are; no pyarrow.
       DataError: ids or vectors of another form, NaN or infinity.
     """
-    pq = shards.parquet()
+    pq = tables.parquet()
     import pyarrow as pa
 
     width, blocks = arrays.checked_blocks(chunks, schedule)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from mrl_jax import outputs, printing
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search import frontier, planner, ranks, trial
+from mrl_jax.search import frontier, ids, planner, ranks, trial
 from mrl_jax.search.index import Index
 from mrl_jax.search.plan import Plan, read_plan
 from mrl_jax.search.schedule import Schedule
@@ -102,18 +102,18 @@ def query(arguments: argparse.Namespace) -> None:
     """Writes the neighbours of all queries."""
     index, queries = _open(arguments)
     outputs.check_file(arguments.out, _NEIGHBOURS, (arguments.queries,))
-    ids, scores, seconds = [], [], 0.0
+    found_ids, scores, seconds = [], [], 0.0
     _search(index, queries.read(0, 1), arguments)  # compiles, which is no part of the time
     with tqdm(total=queries.rows, desc="queries", disable=not _progress(queries.rows)) as bar:
         for _, query_bd in queries.chunks(_CHUNK):
             start = time.perf_counter()
             found = _search(index, query_bd, arguments)
             seconds += time.perf_counter() - start
-            ids.append(found[0])
+            found_ids.append(found[0])
             scores.append(found[1])
             bar.update(len(query_bd))
     content = io.BytesIO()
-    np.savez(content, ids=np.concatenate(ids), scores=np.concatenate(scores))
+    np.savez(content, ids=np.concatenate(found_ids), scores=np.concatenate(scores))
     outputs.write_file(arguments.out, content.getvalue(), _NEIGHBOURS)
     print(f"{queries.rows:,} queries, {queries.rows / seconds:,.1f} a second: {arguments.out}")
 
@@ -156,14 +156,8 @@ def add(arguments: argparse.Namespace) -> None:
 def delete(arguments: argparse.Namespace) -> None:
     """Deletes vectors from an index."""
     index = Index.open(arguments.index)
-    try:
-        ids = np.load(arguments.ids, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{arguments.ids} is no whole .npy file: {error}") from None
-    if getattr(ids, "dtype", None) != np.int64 or ids.ndim != 1:
-        raise DataError(f"{arguments.ids} must hold int64 ids of shape [n]")
     before = index.rows
-    index.delete(ids)
+    index.delete(ids.read(arguments.ids))
     gone = before - index.rows
     print(f"{gone:,} vectors deleted, {index.rows:,} left: {arguments.index}")
 

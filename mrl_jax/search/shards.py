@@ -20,8 +20,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from mrl_jax import json_files, results
-from mrl_jax.errors import DataError, UsageError
+from mrl_jax.errors import DataError
 from mrl_jax.json_files import field
+from mrl_jax.search import tables
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -125,19 +126,6 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     return manifest
 
 
-def parquet() -> Any:
-    """The module pyarrow.parquet.
-
-    Raises:
-      UsageError: it is not installed.
-    """
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise UsageError('Parquet needs pyarrow: pip install "mrl_jax[search]"') from None
-    return pyarrow.parquet
-
-
 def write_shard(
     folder: pathlib.Path,
     manifest: Manifest,
@@ -178,7 +166,7 @@ def write_shard(
 
 
 def _write_parquet(path, ids_n, z_nd, names) -> None:
-    pq = parquet()
+    pq = tables.parquet()
     import pyarrow as pa
 
     width = z_nd.shape[1]

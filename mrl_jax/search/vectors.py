@@ -1,15 +1,14 @@
 """Vectors on disk, read a part at a time: one file, or a folder of shards (see `shards`)."""
 
-import contextlib
 import pathlib
-import re
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
 
+from mrl_jax import inputs
 from mrl_jax.errors import DataError, UsageError, shown
-from mrl_jax.search import shards
+from mrl_jax.search import ids, shards, tables
 
 _SAMPLED = 8192  # rows of a sample in memory at a time beside what is kept of them
 
@@ -29,7 +28,7 @@ class _Part(Protocol):
 class _Npy:
     def __init__(self, path: pathlib.Path):
         self.path = path
-        self._map_nd = _open_npy(path)
+        self._map_nd = inputs.open_npy(path)
         if self._map_nd.ndim != 2:
             raise DataError(f"{path} must hold [rows, dims], its shape is {self._map_nd.shape}")
         self.rows, self.width = self._map_nd.shape
@@ -46,16 +45,16 @@ class _Npy:
 class _Parquet:
     def __init__(self, path: pathlib.Path, cache: dict[Any, np.ndarray]):
         self.path, self._cache = path, cache
-        self._parquet = shards.parquet()
-        with _whole(path, "Parquet"), self._parquet.ParquetFile(path) as file:
+        with tables.opened(path) as file:
             self._metadata, schema = file.metadata, file.schema_arrow
-            types = {name: str(schema.field(name).type) for name in schema.names}
-            if types.get("id") != "int64" or not types.get("vector", "").startswith("fixed_size"):
+            types = {field.name: str(field.type) for field in schema}
+            fixed = types.get("vector", "").startswith("fixed_size_list")
+            if "id" not in types or not fixed or not tables.is_vector(schema.field("vector").type):
                 raise DataError(
                     f"{path} must have columns id (int64) and vector, it has {shown(types)}"
                 )
             self.width = schema.field("vector").type.list_size
-            self.ids_n = file.read(["id"])["id"].to_numpy()
+            self.ids_n = tables.read_ids(path, file)
         self.rows, self.dtype = self._metadata.num_rows, np.dtype(np.float32)
         groups = range(self._metadata.num_row_groups)
         sizes = [self._metadata.row_group(i).num_rows for i in groups]
@@ -76,12 +75,10 @@ class _Parquet:
         if (self.path, g) not in self._cache:
             self._cache.clear()
             options = {"metadata": self._metadata, "page_checksum_verification": True}
-            with (
-                _whole(self.path, "Parquet"),
-                self._parquet.ParquetFile(self.path, **options) as file,
-            ):
+            with tables.opened(self.path, **options) as file:
                 column = file.read_row_group(g, ["vector"])["vector"].combine_chunks()
-            self._cache[self.path, g] = column.flatten().to_numpy().reshape(-1, self.width)
+                rows_nd = tables.as_rows(column, self.path, int(self._start_g[g]))
+            self._cache[self.path, g] = rows_nd
         return self._cache[self.path, g]
 
 
@@ -96,68 +93,11 @@ class _Array:
         return self._z_nd[rows]
 
 
-def _read_lists(path: pathlib.Path) -> tuple[_Array, np.ndarray | None]:
-    """The vectors of a Parquet file and, where it has a column id (int64), their ids."""
-    parquet = shards.parquet()
-    with _whole(path, "Parquet"), parquet.ParquetFile(path) as file:
-        schema = file.schema_arrow
-        lists = [f.name for f in schema if re.match(r".*list<.*(float|double)", str(f.type))]
-        if len(lists) > 1:
-            lists = [name for name in lists if name == "vector"] or lists
-        if len(lists) != 1:
-            types = {f.name: str(f.type) for f in schema}
-            raise DataError(
-                f"{path} must have one column of lists of floating point numbers, or one of them "
-                f"called vector; it has {shown(types)}"
-            )
-        column = file.read(lists)[lists[0]].combine_chunks()
-        has_ids = "id" in schema.names and str(schema.field("id").type) == "int64"
-        ids_n = file.read(["id"])["id"].to_numpy() if has_ids else None
-    rows = len(column)
-    lengths_n = column.value_lengths().to_numpy(zero_copy_only=False) if rows else np.zeros(1)
-    if column.null_count or not (lengths_n == lengths_n[0]).all():
-        differs = column.is_null().to_numpy(zero_copy_only=False) | (lengths_n != lengths_n[0])
-        raise DataError(f"{path}: row {differs.argmax()} is empty or of another length than row 0")
-    if not rows or not lengths_n[0]:
-        raise DataError(f"{path} is empty: {rows} rows of {int(lengths_n[0])} dims")
-    values = column.flatten().to_numpy(zero_copy_only=False)
-    return _Array(path, values.reshape(rows, -1)), ids_n
-
-
-@contextlib.contextmanager
-def _whole(path: pathlib.Path, kind: str) -> Iterator[None]:
-    """What a reader says of a broken file becomes a DataError that names it."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} is no whole {kind} file: {error}") from error
-
-
-def _open_npy(path: pathlib.Path) -> np.ndarray:
-    with _whole(path, ".npy"):
-        return np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
-
-
 def _read_ids(path: pathlib.Path, rows: int) -> np.ndarray:
-    ids_n = _open_npy(path)
-    if ids_n.shape != (rows,) or ids_n.dtype != np.int64:
-        raise DataError(
-            f"{path} must hold one int64 id for each of {rows} rows, "
-            f"it holds {ids_n.dtype} of shape {ids_n.shape}"
-        )
-    return np.array(ids_n)
-
-
-def _check_unique(ids_n: np.ndarray, where: pathlib.Path) -> None:
-    if (ids_n[1:] > ids_n[:-1]).all():
-        return
-    order_n = np.argsort(ids_n, kind="stable")
-    same_n = np.flatnonzero(np.diff(ids_n[order_n]) == 0)
-    if len(same_n):
-        a, b = order_n[same_n[0]], order_n[same_n[0] + 1]
-        raise DataError(f"{where}: rows {a} and {b} have the same id, {ids_n[a]}")
+    ids_n = ids.read(path)
+    if len(ids_n) != rows:
+        raise DataError(f"{path} must hold an id for each of {rows} rows, it holds {len(ids_n)}")
+    return ids_n
 
 
 class Vectors:
@@ -259,7 +199,7 @@ def _checked(part: _Part, rows: slice | np.ndarray) -> np.ndarray:
 
 def _open_folder(folder: pathlib.Path) -> Vectors:
     manifest = shards.read_manifest(folder)
-    parts, ids, cache = [], [], {}
+    parts, all_ids, cache = [], [], {}
     for index, shard in enumerate(manifest.shards):
         files = [folder / name for name in manifest.files(index)]
         if not shard.sha256:
@@ -273,20 +213,20 @@ def _open_folder(folder: pathlib.Path) -> Vectors:
                 f"{shards.MANIFEST} says {shard.rows} x {manifest.width} float32"
             )
         parts.append(part)
-        ids.append(part.ids_n if len(files) == 1 else _read_ids(files[1], part.rows))
-    ids_n = np.concatenate(ids)
-    _check_unique(ids_n, folder)
+        all_ids.append(part.ids_n if len(files) == 1 else _read_ids(files[1], part.rows))
+    ids_n = np.concatenate(all_ids)
+    ids.check_unique(ids_n, folder)
     return Vectors(parts, ids_n)
 
 
-def open_vectors(path: pathlib.Path | str, ids: pathlib.Path | str | None = None) -> Vectors:
+def open_vectors(path: pathlib.Path | str, ids_path: pathlib.Path | str | None = None) -> Vectors:
     """Opens vectors on disk; they are read when they are asked for, not before.
 
     Args:
       path: a .npy file, floating point [N, D]; a .parquet file with a column of lists of one
         length, which is read into memory; or a folder that `mrl_jax.embed` wrote.
-      ids: for a file, a .npy file with unique int64 ids [N]; None: the column id of Parquet, or
-        the row numbers from 0.
+      ids_path: for a file, a .npy file with unique ids [N], whole numbers that int64 can hold;
+        None: the column id of Parquet, or the row numbers from 0.
 
     Raises:
       UsageError: ids for a folder, which holds its own; Parquet without pyarrow.
@@ -294,15 +234,17 @@ def open_vectors(path: pathlib.Path | str, ids: pathlib.Path | str | None = None
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        if ids is not None:
-            raise UsageError(f"{path} holds ids itself, {ids} cannot be given besides")
+        if ids_path is not None:
+            raise UsageError(f"{path} holds ids itself, {ids_path} cannot be given besides")
         return _open_folder(path)
-    part, ids_n = _read_lists(path) if path.suffix == ".parquet" else (_Npy(path), None)
-    where = path
-    if ids is not None:
-        where = pathlib.Path(ids)
-        ids_n = _read_ids(where, part.rows)
+    if path.suffix == ".parquet":
+        z_nd, ids_n = tables.read(path, with_ids=ids_path is None)
+        part = _Array(path, z_nd)
+    else:
+        part, ids_n = _Npy(path), None
+    if ids_path is not None:
+        ids_n = _read_ids(pathlib.Path(ids_path), part.rows)
     if ids_n is None:
         return Vectors([part], np.arange(part.rows))
-    _check_unique(ids_n, where)
+    ids.check_unique(ids_n, path if ids_path is None else ids_path)
     return Vectors([part], ids_n)

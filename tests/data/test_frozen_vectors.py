@@ -160,25 +160,6 @@ def test_what_is_wrong_is_named(folder, name, message):
     assert "\n" not in str(error.value)
 
 
-def test_parquet_that_holds_no_matrix_is_refused(tmp_path):
-    path = tmp_path / "x.parquet"
-    lists = pa.array([[1.0, 2.0], None, [1.0, 2.0]], pa.list_(pa.float32()))
-    for table, message in (
-        ({"a": [1, 2]}, r"one column of lists of floating point .* it has {'a': 'int64'}"),
-        ({"a": lists, "b": lists}, "one of them called vector; it has"),
-        ({"a": lists}, "row 1 is empty or of another length than row 0"),
-        ({"a": pa.array([[1.0], [1.0, 2.0]])}, "row 1 is empty or of another length"),
-        ({"a": pa.array([], pa.list_(pa.float32()))}, "is empty: 0 rows"),
-        ({"a": pa.array([[1.0, None]])}, r"x\.parquet: row 0 holds NaN"),
-    ):
-        pq.write_table(pa.table(table), path)
-        with pytest.raises(DataError, match=message):
-            all_of(open_vectors(path))
-    path.write_bytes(b"PAR1")
-    with pytest.raises(DataError, match="no whole Parquet file"):
-        open_vectors(path)
-
-
 def test_places_that_say_too_little_or_too_much(folder):
     x = folder / "train.npy"
     for path, files, error, message in (

@@ -172,7 +172,7 @@ def test_bad_input_is_refused_before_any_work(files, tmp_path):
         (
             ("delete", "--index", index, "--ids", tmp_path / "float_ids.npy"),
             DataError,
-            "must hold int64 ids",
+            "must hold ids as whole numbers",
         ),
         (
             ("delete", "--index", index, "--ids", tmp_path / "no_id.npy"),

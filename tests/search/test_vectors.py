@@ -163,14 +163,25 @@ def test_files_that_are_refused(tmp_path):
     path.write_bytes(whole)
     refused("ids.npy is missing", path, ids)
     for array, message in (
-        (np.arange(3), r"each of 4 rows, it holds int64 of shape \(3,\)"),
-        (np.arange(4, dtype=np.int32), "it holds int32"),
+        (np.arange(3), r"an id for each of 4 rows, it holds 3"),
+        (np.arange(4, dtype=np.float32), "it holds float32"),
+        (np.array(list("abcd")), "ids as whole numbers, .* it holds <U1"),
+        (np.arange(4).astype("m8[s]"), "it holds timedelta64"),
         (np.array([[0, 1, 2, 3]]), "of shape"),
+        (np.array([1, 2, 2**63, 4], np.uint64), "row 2 has the id 9223372036854775808, above"),
         (np.array([7, 5, 9, 5]), "rows 1 and 3 have the same id, 5"),
     ):
         np.save(ids, array)
         refused(message, path, ids)
     refused("no manifest.json", tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint64, ">i8", ">u4"])
+def test_ids_of_any_integers(tmp_path, dtype):
+    np.save(tmp_path / "z.npy", draw(4))
+    np.save(tmp_path / "ids.npy", np.array([4, 3, 9, 0], dtype))
+    ids_n = open_vectors(tmp_path / "z.npy", tmp_path / "ids.npy").ids
+    assert (ids_n.dtype, ids_n.tolist()) == (np.dtype(np.int64), [4, 3, 9, 0])
 
 
 @pytest.mark.parametrize("kind", ["npy", "parquet"])
