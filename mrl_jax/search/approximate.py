@@ -1,14 +1,14 @@
 """Indexes of faiss, for a stage of the search that is left to it; its errors become ours."""
 
 import contextlib
-import mmap
 import pathlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from mrl_jax.errors import DataError, UsageError
+from mrl_jax.search import pages
 from mrl_jax.search.clusters import directions, faiss
 from mrl_jax.search.exact import Metric
 
@@ -57,25 +57,40 @@ def write(index, path: pathlib.Path) -> None:
         faiss().write_index(index, faiss().PyCallbackIOWriter(file.write))
 
 
+def _reader(content: np.ndarray) -> Callable[[int], bytes]:
+    """Gives so many further bytes at each call, as files do, without a copy of all of them."""
+    at = 0
+
+    def read(size: int) -> bytes:
+        nonlocal at
+        at += size
+        return content[at - size : at].tobytes()
+
+    return read
+
+
 class Stored:
     """An index of faiss in a file; it is read when it is needed, also if its name is gone then.
 
-    Attributes:
-      bytes: of the file.
-
-    Raises:
-      DataError: there is no file.
+    Args:
+      file: that holds it.
+      rows: that it must have.
+      width: dims of each.
     """
 
-    def __init__(self, path: pathlib.Path):
-        self._path, self._lock = path, threading.Lock()
-        try:
-            with path.open("rb") as file:
-                self._content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} is damaged: {error}") from None
-        self.bytes = len(self._content)
+    def __init__(self, file: pages.File, rows: int, width: int):
+        self._file, self._rows, self._width = file, rows, width
+        self._lock = threading.Lock()
         self._asked, self._index = None, None
+
+    @property
+    def bytes(self) -> int:
+        """Of the file."""
+        return self._file.size
+
+    def damaged(self, reason: str) -> DataError:
+        """The error that says so."""
+        return DataError(f"{self._file.path} is damaged: {reason}")
 
     def asked(self, parameters: str = ""):
         """The index, asked by these parameters and by faiss's own defaults beside them.
@@ -87,11 +102,16 @@ class Stored:
         with self._lock:
             if self._asked != parameters:
                 # It keeps what it was told: its defaults are back when it is read again.
-                self._content.seek(0)
+                read = _reader(self._file.content())
                 try:
-                    index = faiss().read_index(faiss().PyCallbackIOReader(self._content.read))
+                    index = faiss().read_index(faiss().PyCallbackIOReader(read))
                 except RuntimeError:
-                    raise DataError(f"{self._path} is damaged: faiss cannot read it") from None
+                    raise self.damaged("faiss cannot read it") from None
+                if (index.ntotal, index.d) != (self._rows, self._width):
+                    raise self.damaged(
+                        f"it holds {index.ntotal} rows of {index.d} dims instead of "
+                        f"{self._rows} of {self._width}"
+                    )
                 _ask(index, parameters)
                 self._asked, self._index = parameters, index
             return self._index

@@ -1,17 +1,20 @@
 """The files of an index: arrays in folders, a manifest that says what must be in them.
 
-    manifest.json          schema, plan, width, segments, sha256 and shape of every array
+    manifest.json          schema, plan, width, segments, the size of every file, checksums
     shared-00001/          what all segments are made with: centroids.npy or trained.faiss
     segment-00001/         a batch of rows: codes by stage in list order, whole vectors, ids
     deleted-00003-segment-00001.npy    which rows of the segment were deleted
 
-Folders are written under another name and renamed when they are whole; then the manifest, which
-carries a checksum of itself, is replaced. What no manifest names is left over from a command that
+Folders have checksums of all their pages (see `pages`). They are written under another name and
+renamed when they are whole and on disk; then the manifest, which carries a checksum of itself, is
+replaced. What no manifest names is left over from a command that
 was stopped, and is removed by the next that writes.
 """
 
 import contextlib
-import hashlib
+import errno
+import functools
+import io
 import json
 import os
 import pathlib
@@ -22,12 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from mrl_jax import json_files, results
-from mrl_jax.errors import DataError, UsageError
-from mrl_jax.outputs import sha256
+from mrl_jax import json_files
+from mrl_jax.errors import DataError, UsageError, shown
 from mrl_jax.runtime import locks
+from mrl_jax.search import pages
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished"
 LOCK = ".lock"
@@ -38,97 +41,128 @@ _OURS = re.compile(
 
 
 def describe(folder: pathlib.Path) -> dict[str, Any]:
-    """Size and checksum of every file in a finished folder, by name."""
-    return {
-        path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        for path in sorted(folder.iterdir())
-        if path.name != LOCK
-    }
+    """Writes the checksums of a folder that is finished; what the manifest says of it."""
+    names = [path.name for path in folder.iterdir() if path.name != LOCK]
+    return {"name": folder.name, **pages.describe(folder, names)}
+
+
+def _sealed(content: dict[str, Any]) -> str:
+    """The checksum of what a manifest says."""
+    return f"{pages.checksum(json.dumps(content, sort_keys=True).encode()):016x}"
 
 
 def write_manifest(folder: pathlib.Path, content: dict[str, Any]) -> None:
     """Replaces the manifest, which makes all it names part of the index at once."""
     content = {"schema": SCHEMA, **content}
-    text = json.dumps(content, sort_keys=True)
-    checksum = hashlib.sha256(text.encode()).hexdigest()
-    results.write_text(folder / MANIFEST, json.dumps({"checksum": checksum, **content}, indent=1))
+    temporary = folder / f"{MANIFEST}.tmp"
+    temporary.write_text(json.dumps({"checksum": _sealed(content), **content}, indent=1))
+    sync(temporary)
+    rename(temporary, folder / MANIFEST)
 
 
 def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
-    """What the manifest says.
+    """What the manifest says, all of it of the types that it should be.
 
     Raises:
-      DataError: there is none, it is damaged or of another version.
+      DataError: there is none, it is damaged or of another version, or names what is not within
+        the folder.
     """
     path = folder / MANIFEST
+    if not os.path.lexists(path):
+        raise DataError(f"{folder} holds no index ({MANIFEST} is missing)")
+    text = pages.read(path).tobytes()
     try:
-        content = json_files.read_object(path)
-    except json_files.MissingError:
-        raise DataError(f"{folder} holds no index ({MANIFEST} is missing)") from None
+        content = json_files.parse(text, MANIFEST)
     except DataError as error:
         raise DataError(f"{path} is damaged: {error}") from error
-    if "checksum" not in content:
+    if not isinstance(content, dict) or "checksum" not in content:
         raise DataError(f"{path} is damaged, or of something else than an index")
-    checksum = content.pop("checksum")
-    if content.get("schema") != SCHEMA:
-        raise DataError(f"{path} is of schema {content.get('schema')}, {SCHEMA} is read")
-    text = json.dumps(content, sort_keys=True)
-    if hashlib.sha256(text.encode()).hexdigest() != checksum:
+    checksum, schema = content.pop("checksum"), content.get("schema")
+    if schema in range(1, SCHEMA):
+        raise DataError(f"{path} was written by an older release: build the index again")
+    if schema != SCHEMA:
+        raise DataError(f"{path} is of schema {shown(schema)}, {SCHEMA} is read")
+    if _sealed(content) != checksum:
         raise DataError(f"{path} is damaged: its checksum differs")
+    try:
+        _check(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path} is damaged: {error!r}") from error
     return content
 
 
-def check_sizes(folder: pathlib.Path, files: dict[str, Any]) -> None:
-    """Whether all files are there and as long as they were written, at the cost of a look.
+@functools.lru_cache(4096)  # thousands of segments have files of the same names
+def _is_name(pattern: str, value: str) -> bool:
+    return re.fullmatch(pattern, value) is not None
 
-    Raises:
-      DataError: one is not.
+
+def _check(content: dict[str, Any]) -> None:
+    """Refuses names that lead out of the folder, and values of other types than are written."""
+
+    def of(kind: type, value: Any) -> Any:
+        if type(value) is not kind:
+            raise ValueError(f"{shown(value)} is no {kind.__name__}")
+        return value
+
+    def named(pattern: str, value: Any) -> None:
+        if not _is_name(pattern, of(str, value)):
+            raise ValueError(f"{shown(value)} is no name of what an index holds")
+
+    def folder(kind: str, about: Any) -> None:
+        named(f"{kind}-[0-9]{{5,}}", about["name"])
+        of(str, about["checksum"])
+        for name, size in of(dict, about["bytes"]).items():
+            named(r"[a-z_]+(-[0-9]+)?\.(npy|faiss)", name)
+            if not 0 <= of(int, size) < 2**62:
+                raise ValueError(f"{name} has {shown(size)} bytes")
+
+    of(dict, content["plan"]), of(int, content["width"]), of(int, content["version"])
+    folder("shared", content["shared"])
+    for about in of(list, content["segments"]):
+        folder("segment", about)
+        if not 0 < of(int, about["rows"]) < 2**31:
+            raise ValueError(f"{about['name']} has {shown(about['rows'])} rows")
+        if about["deleted"] is not None:
+            named(f"deleted-[0-9]{{5,}}-{about['name']}\\.npy", about["deleted"]["name"])
+            of(int, about["deleted"]["bytes"]), of(str, about["deleted"]["checksum"])
+    names = [about["name"] for about in content["segments"]]
+    if not names or len(set(names)) < len(names):
+        raise ValueError("it names no segment, or one twice")
+
+
+def rename(old: pathlib.Path, new: pathlib.Path) -> None:
+    """Gives a file or folder its name when all that lies beside it is on disk; and waits for it.
+
+    What the names of a folder stand for may otherwise be there after a power cut without them, or
+    a manifest without what it names.
     """
-    for name, about in files.items():
-        path = folder / name
-        try:
-            found = path.stat().st_size
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}") from error
-        if found != about["bytes"]:
-            raise DataError(f"{path} is damaged: {found} bytes instead of {about['bytes']}")
+    with _descriptor(new.parent) as folder:
+        _sync(folder)
+        os.replace(old, new)
+        _sync(folder)
 
 
-def check_contents(folder: pathlib.Path, files: dict[str, Any]) -> None:
-    """Whether all files hold what was written; reads them whole.
-
-    Raises:
-      DataError: one does not.
-    """
-    check_sizes(folder, files)
-    for name, about in files.items():
-        try:
-            found = sha256(folder / name)
-        except OSError as error:  # removed since, by a command that changes the index
-            raise DataError(f"{folder / name} cannot be read: {error.strerror}") from error
-        if found != about["sha256"]:
-            raise DataError(f"{folder / name} is damaged: its checksum differs")
+def sync(path: pathlib.Path) -> None:
+    """Waits until a file, or the names in a folder, are on disk."""
+    with _descriptor(path) as number:
+        _sync(number)
 
 
-def load(path: pathlib.Path, dtype: Any, shape: tuple[int | None, ...]) -> np.ndarray:
-    """An array of the index, mapped into memory; None in its shape may be any number.
-
-    Raises:
-      DataError: it is no .npy file of the size it says, or holds something else.
-    """
+@contextlib.contextmanager
+def _descriptor(path: pathlib.Path) -> Iterator[int]:
+    number = os.open(path, os.O_RDONLY)
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # a header is read as Python, so that damage may mean anything
-        raise DataError(f"{path} is damaged: {error}") from error
-    fits = len(shape) == found.ndim and all(
-        want in (None, have) for want, have in zip(shape, found.shape, strict=True)
-    )
-    fits &= found.dtype == np.dtype(dtype) and found.flags.c_contiguous
-    if not fits or found.offset + found.nbytes != path.stat().st_size:
-        raise DataError(
-            f"{path} is damaged: {found.dtype} {found.shape} instead of {np.dtype(dtype)} {shape}"
-        )
-    return np.asarray(found)
+        yield number
+    finally:
+        os.close(number)
+
+
+def _sync(number: int) -> None:
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # folders of some file systems
+            raise
 
 
 def array(path: pathlib.Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -153,6 +187,37 @@ def save(path: pathlib.Path, values: np.ndarray) -> None:
     array(path, values.dtype, values.shape)[:] = values
 
 
+def write_deleted(path: pathlib.Path, deleted_n: np.ndarray) -> dict[str, Any]:
+    """Writes which rows are deleted, of [N] bool; what the manifest says of the file.
+
+    Raises:
+      OSError: there is no room for it.
+    """
+    save(path, np.flatnonzero(deleted_n))
+    sync(path)
+    content = pages.read(path)
+    described = f"{pages.checksum(content):016x}"
+    return {"name": path.name, "bytes": len(content), "checksum": described}
+
+
+def read_deleted(path: pathlib.Path, about: dict[str, Any]) -> np.ndarray:
+    """The numbers of deleted rows, given what the manifest says of the file.
+
+    Raises:
+      DataError: it is missing, damaged or something else.
+    """
+    content = pages.read(path, about["bytes"])
+    if f"{pages.checksum(content):016x}" != about["checksum"]:
+        raise DataError(f"{path} is damaged: its checksum differs")
+    try:
+        row_n = np.load(io.BytesIO(content), allow_pickle=False)
+    except Exception as error:  # a header is read as Python, so that damage may mean anything
+        raise DataError(f"{path} is damaged: {error}") from error
+    if getattr(row_n, "dtype", None) != np.int64 or row_n.ndim != 1:
+        raise DataError(f"{path} is damaged: it does not hold numbers of rows")
+    return row_n
+
+
 @contextlib.contextmanager
 def finished(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """A folder to write in, which gets its name when the block ends without an error."""
@@ -168,11 +233,9 @@ def finished(folder: pathlib.Path) -> Iterator[pathlib.Path]:
             try:
                 _empty(temporary)
                 yield temporary
-                for path in temporary.rglob("*"):
-                    if path.is_file():
-                        with path.open("rb") as file:
-                            os.fsync(file.fileno())
-                os.rename(temporary, folder)
+                for path in (*temporary.rglob("*"), temporary):
+                    sync(path)
+                rename(temporary, folder)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise

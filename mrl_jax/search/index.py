@@ -11,12 +11,12 @@ import numpy as np
 import threadpoolctl
 
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search import approximate, clusters, files, segment
+from mrl_jax.search import approximate, clusters, files, pages, segment
 from mrl_jax.search.loops import NO_ROW
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.schedule import Schedule
-from mrl_jax.search.segment import Segment, Shared, Source
-from mrl_jax.search.sources import NO_ID, TOO_LONG, Alive, Legal
+from mrl_jax.search.segment import TOO_LONG, Segment, Shared, Source
+from mrl_jax.search.sources import NO_ID, Alive, Legal
 
 _BLOCK = 512  # queries a thread works on at a time
 
@@ -46,30 +46,30 @@ class Index:
                     raise
 
     def _read(self, manifest: dict) -> None:
+        where = self._folder / files.MANIFEST
         try:
-            self.plan, self.width = Plan.from_json(manifest["plan"]), manifest["width"]
-            self.plan.schedule.check(1, self.width)
-            for about in (manifest["shared"], *manifest["segments"]):
-                files.check_sizes(self._folder / about["name"], about["files"])
-            self._shared = _open_shared(self._folder / manifest["shared"]["name"], self.plan)
-            self._segments = [
-                Segment(self._folder / s["name"], self.plan, s["rows"], self.width)
-                for s in manifest["segments"]
-            ]
-            for part, about in zip(self._segments, manifest["segments"], strict=True):
-                files.check_contents(self._folder, about["deleted"])
-                for name in about["deleted"]:
-                    row_n = files.load(self._folder / name, np.int64, (None,))
-                    try:
-                        part.delete(row_n)
-                    except IndexError as error:
-                        where = self._folder / about["name"]
-                        raise DataError(f"the rows of {where} are damaged: {error}") from None
-        except OSError as error:
-            raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+            plan, width = Plan.from_json(manifest["plan"]), manifest["width"]
+            plan.schedule.check(1, width)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{self._folder / files.MANIFEST} is damaged: {error!r}") from error
-        self._manifest = manifest
+            raise DataError(f"{where} is damaged: {error!r}") from error
+        about = manifest["shared"]
+        shared = Shared(pages.Folder(self._folder / about["name"], about), plan)
+        self.plan, self.width, self._shared = plan, width, shared
+        self._segments, self._manifest = self._opened(manifest, {}), manifest
+
+    def _opened(self, manifest: dict, opened: dict[str, tuple[dict, Segment]]) -> list[Segment]:
+        """The segments of a manifest; what is opened already, by name, is not opened again."""
+        segments = []
+        for about in manifest["segments"]:
+            before, part = opened.get(about["name"], (None, None))
+            if part is None:
+                folder = pages.Folder(self._folder / about["name"], about)
+                part = Segment(folder, self.plan, about["rows"], self.width)
+            if about["deleted"] is not None and about != before:
+                where = self._folder / about["deleted"]["name"]
+                part = part.without(files.read_deleted(where, about["deleted"]), where)
+            segments.append(part)
+        return segments
 
     @classmethod
     def open(cls, folder: pathlib.Path) -> "Index":
@@ -108,12 +108,14 @@ class Index:
             raise DataError(f"the plan has {plan.lists} lists, there are {source.rows} vectors")
         source = Legal(source)
         with files.finished(folder) as temporary:
-            shared = _write_shared(temporary / "shared-00001", source, plan, seed)
+            about_shared = _write_shared(temporary / "shared-00001", source, plan, seed)
+            shared = Shared(pages.Folder(temporary / "shared-00001", about_shared), plan)
             about = _write_segment(temporary / "segment-00001", source, plan, shared, progress)
             content = {
+                "version": 1,
                 "plan": plan.to_json(),
                 "width": source.width,
-                "shared": _about(temporary / "shared-00001"),
+                "shared": about_shared,
                 "segments": [about],
             }
             files.write_manifest(temporary, content)
@@ -136,10 +138,9 @@ class Index:
 
     def bytes(self) -> dict[str, int]:
         """What every search may read ("resident"), and whole vectors ("vectors"), in bytes."""
-        shared = self._shared.centroid_ld
         resident = sum(part.resident_bytes for part in self._segments)
         return {
-            "resident": resident + (0 if shared is None else shared.nbytes),
+            "resident": resident + self._shared.nbytes,
             "vectors": sum(part.vectors.nbytes for part in self._segments),
         }
 
@@ -216,7 +217,7 @@ class Index:
         ids, scores = [], []
         for part in self._segments:
             row_bk, score_bk = part.search(queries, keeps, k, parameters)
-            ids.append(np.where(row_bk == NO_ROW, NO_ID, part.ids[row_bk]))
+            ids.append(np.where(row_bk == NO_ROW, NO_ID, part.ids_of(row_bk)))
             scores.append(score_bk)
         if len(ids) == 1:
             return ids[0], scores[0]
@@ -265,11 +266,8 @@ class Index:
             for part, about in zip(self._segments, self._manifest["segments"], strict=True):
                 deleted_n = np.isin(part.ids, ids) | ~part.alive
                 if deleted_n.any():
-                    name = self._next("deleted") + f"-{about['name']}.npy"
-                    path = self._folder / name
-                    files.save(path, np.flatnonzero(deleted_n))
-                    described = {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
-                    about = {**about, "deleted": {name: described}}
+                    path = self._folder / f"{self._next('deleted')}-{about['name']}.npy"
+                    about = {**about, "deleted": files.write_deleted(path, deleted_n)}
                 segments.append(about)
             self._commit({**self._manifest, "segments": segments})
 
@@ -295,36 +293,46 @@ class Index:
         Raises:
           DataError: one was changed; names it.
         """
-        for about in (self._manifest["shared"], *self._manifest["segments"]):
-            files.check_contents(self._folder / about["name"], about["files"])
+        manifest = self._manifest
+        for about in (manifest["shared"], *manifest["segments"]):
+            pages.Folder(self._folder / about["name"], about).check()
+        for about in manifest["segments"]:
+            if about["deleted"] is not None:
+                files.read_deleted(self._folder / about["deleted"]["name"], about["deleted"])
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
         """Alone with the index as it is on disk now, which another command may have changed."""
         with files.writing(self._folder), files.written(self._folder):
+            manifest = files.read_manifest(self._folder)
             # Of commands that were stopped; and of this one, if it fails or when it has replaced.
-            self._remove_left_overs()
+            self._remove_left_overs(manifest)
             try:
-                if files.read_manifest(self._folder) != self._manifest:
+                if manifest != self._manifest:
                     self.__init__(self._folder)
                 yield
             finally:
-                self._remove_left_overs()
+                # What cannot be removed now is removed before the next change.
+                with contextlib.suppress(OSError, DataError):
+                    self._remove_left_overs(files.read_manifest(self._folder))
 
-    def _remove_left_overs(self) -> None:
-        manifest = files.read_manifest(self._folder)
+    def _remove_left_overs(self, manifest: dict) -> None:
         named = {manifest["shared"]["name"]}
         for about in manifest["segments"]:
-            named |= {about["name"], *about["deleted"]}
+            named |= {about["name"], about["deleted"] and about["deleted"]["name"]}
         files.remove_left_overs(self._folder, named)
 
     def _commit(self, manifest: dict) -> None:
-        manifest["version"] = self._manifest.get("version", 1) + 1
+        """Opens what is new before the manifest says that it is there: then nothing can fail."""
+        manifest = {**manifest, "version": self._manifest["version"] + 1}
+        parts = zip(self._manifest["segments"], self._segments, strict=True)
+        opened = {about["name"]: (about, part) for about, part in parts}
+        segments = self._opened(manifest, opened)
         files.write_manifest(self._folder, manifest)
-        self.__init__(self._folder)
+        self._segments, self._manifest = segments, {"schema": files.SCHEMA, **manifest}
 
     def _next(self, kind: str) -> str:
-        return f"{kind}-{self._manifest.get('version', 1) + 1:05d}"
+        return f"{kind}-{self._manifest['version'] + 1:05d}"
 
 
 @functools.cache
@@ -348,20 +356,14 @@ def _checked(query_bd: np.ndarray, dims: int) -> np.ndarray:
     return query_bd
 
 
-def _about(folder: pathlib.Path) -> dict:
-    return {"name": folder.name, "files": files.describe(folder)}
-
-
 def _write_segment(folder, source: Source, plan: Plan, shared: Shared, progress: bool) -> dict:
     folder.mkdir(exist_ok=True)
-    if shared.trained:
-        shared = shared._replace(trained=shared.trained.asked())
     segment.write(folder, source, plan, shared, progress=progress)
-    return {**_about(folder), "rows": source.rows, "deleted": {}}
+    return {**files.describe(folder), "rows": source.rows, "deleted": None}
 
 
-def _write_shared(folder: pathlib.Path, source: Source, plan: Plan, seed: int) -> Shared:
-    """Fits on examples what all segments are made with."""
+def _write_shared(folder: pathlib.Path, source: Source, plan: Plan, seed: int) -> dict:
+    """Fits on examples what all segments are made with; what the manifest says of it."""
     folder.mkdir()
     dim = plan.schedule.stages[0].dim if plan.factory else plan.list_dim
     rows = min(source.rows, clusters.EXAMPLES * max(plan.lists, 4096))
@@ -373,14 +375,4 @@ def _write_shared(folder: pathlib.Path, source: Source, plan: Plan, seed: int) -
         example_nd = source.sample(rows, seed, dim)
         trained = approximate.train(example_nd, plan.factory, plan.parameters, plan.metric)
         approximate.write(trained, folder / "trained.faiss")
-    return _open_shared(folder, plan)
-
-
-def _open_shared(folder: pathlib.Path, plan: Plan) -> Shared:
-    centroid_ld = trained = None
-    if plan.lists > 1:
-        shape = (plan.lists, plan.list_dim)
-        centroid_ld = files.load(folder / "centroids.npy", np.float32, shape)
-    if plan.factory:
-        trained = approximate.Stored(folder / "trained.faiss")
-    return Shared(centroid_ld, trained)
+    return files.describe(folder)

@@ -202,6 +202,31 @@ def scan_lists(
 
 
 @_compile
+def unread_pages(first_n, last_n, start, row_bytes, page, read_p):
+    """Pages that hold rows first to last - 1 of a span and are not read yet, some of them twice.
+
+    The rows lie one after another from the byte `start` on.
+    """
+    count = 0
+    for n in range(len(first_n)):
+        if last_n[n] > first_n[n]:
+            low = (start + first_n[n] * row_bytes) // page
+            for p in range(low, (start + last_n[n] * row_bytes - 1) // page + 1):
+                count += np.int64(not read_p[p])
+    page_n = np.empty(count, np.int64)
+    at = 0
+    for n in range(len(first_n)):
+        if at < count and last_n[n] > first_n[n]:
+            low = (start + first_n[n] * row_bytes) // page
+            for p in range(low, (start + last_n[n] * row_bytes - 1) // page + 1):
+                # Another thread may have read one meanwhile, but none becomes unread.
+                if at < count and not read_p[p]:
+                    page_n[at] = p
+                    at += 1
+    return page_n[:at]
+
+
+@_compile
 def keep_best(score_bc, place_bc, count_b, keep):
     """Of every query's candidates the best `keep` stay."""
     for b in range(len(count_b)):

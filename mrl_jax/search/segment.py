@@ -1,14 +1,16 @@
 """A batch of rows of an index: written once, scanned by stages."""
 
+import copy
 import functools
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from mrl_jax.errors import DataError
-from mrl_jax.search import approximate, clusters, codes, files, loops
+from mrl_jax.search import approximate, clusters, codes, files, loops, pages
 from mrl_jax.search.plan import Plan
 
 CHUNK = 8192  # rows read and written at a time
@@ -16,6 +18,8 @@ TILE = 1024  # rows of a list where there are no clusters, and of one matrix pro
 # So many queries compare int8 codes of all rows faster by a matrix product of float32, which is
 # exact for so many dims: it adds whole numbers up to 127 * 127 * dims < 2^24.
 DENSE_QUERIES, DENSE_DIMS = 64, 1040
+# Vectors of this length or more are refused, because squares of their differences may be infinite.
+TOO_LONG = 2.0**62
 BLOCK_FILES = ("codes", "gains", "prefix_norms")
 
 
@@ -30,11 +34,46 @@ class Source(Protocol):
         """Rows first to last - 1, float32."""
 
 
-class Shared(NamedTuple):
-    """What all segments are made with: centroids, or an empty index of faiss, or neither."""
+class Shared:
+    """What all segments are made with: centroids, or an empty index of faiss, or neither.
 
-    centroid_ld: np.ndarray | None = None
-    trained: object = None
+    Attributes:
+      trained: the index of faiss, or None.
+
+    Raises:
+      DataError: a file is missing or not of the size or shape that was written.
+    """
+
+    def __init__(self, folder: pages.Folder, plan: Plan):
+        self._centroids = self.trained = None
+        if plan.lists > 1:
+            shape = (plan.lists, plan.list_dim)
+            self._centroids = folder.array("centroids.npy", np.float32, shape)
+        if plan.factory:
+            width = plan.schedule.stages[0].dim
+            self.trained = approximate.Stored(folder.file("trained.faiss"), 0, width)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the centroids."""
+        return self._centroids.nbytes if self._centroids else 0
+
+    @functools.cached_property
+    def centroid_ld(self) -> np.ndarray | None:
+        """[lists, list_dim] float32, checked when it is used first.
+
+        Raises:
+          DataError: it is damaged.
+        """
+        if self._centroids is None:
+            return None
+        centroid_ld = self._centroids.whole()
+        # The nearest of such a list are not to be found, and what is not found is no list.
+        if not legal(centroid_ld).all():
+            raise DataError(
+                f"{self._centroids.path} is damaged: it holds NaN, infinity or too large numbers"
+            )
+        return centroid_ld
 
 
 class Block(NamedTuple):
@@ -45,9 +84,38 @@ class Block(NamedTuple):
     norm_n: np.ndarray  # of the prefix up to the stage's dim
 
 
+class StoredBlock(NamedTuple):
+    """A block's files."""
+
+    codes: pages.Array
+    gains: pages.Array
+    prefix_norms: pages.Array
+
+    @property
+    def all_read(self) -> bool:
+        """Whether all are known to be what was written."""
+        return all(array.all_read for array in self)
+
+    def whole(self) -> Block:
+        """All rows of it; DataError if they are damaged."""
+        return Block(*(array.whole() for array in self))
+
+    def rows(self, first_n: np.ndarray, last_n: np.ndarray) -> Block:
+        """The block, of which rows first to last - 1 of every span may be looked at; likewise."""
+        return Block(*(array.rows(first_n, last_n) for array in self))
+
+
 def _spans(plan: Plan) -> list[tuple[int, int]]:
     dims = [stage.dim for stage in plan.schedule.stages]
     return list(zip([0, *dims], dims, strict=False))
+
+
+def legal(z_nd: np.ndarray) -> np.ndarray:
+    """Which rows have a length an index can work with; NaN has none."""
+    # Lengths cost more; no vector is longer than the root of d times its largest number.
+    if max(z_nd.max(), -z_nd.min()) < TOO_LONG / z_nd.shape[1] ** 0.5:
+        return np.ones(len(z_nd), bool)
+    return np.linalg.norm(z_nd.astype(np.float64), axis=1) < TOO_LONG
 
 
 def norms(z_nd: np.ndarray) -> np.ndarray:
@@ -80,11 +148,12 @@ def write(
     files.save(folder / "ids.npy", np.asarray(source.ids, np.int64))
     vector_nd = files.array(folder / "vectors.npy", np.float32, (n, source.width))
     norm_n = files.array(folder / "norms.npy", np.float32, (n,))
-    blocks = [_new_block(folder, g, n, hi - lo, plan) for g, (lo, hi) in enumerate(spans)]
-    if plan.factory:
-        blocks = []
+    blocks = []
+    if not plan.factory:
+        blocks = [_new_block(folder, g, n, hi - lo, plan) for g, (lo, hi) in enumerate(spans)]
+    else:
         first = plan.schedule.stages[0].dim
-        shortlist = clusters.faiss().clone_index(shared.trained)
+        shortlist = clusters.faiss().clone_index(shared.trained.asked())
     for i in tqdm(starts, desc="codes", unit="chunk", disable=not progress):
         z_nd = source.read(i, min(i + CHUNK, n))
         vector_nd[i : i + CHUNK] = z_nd
@@ -132,60 +201,88 @@ def prepare(query_bd: np.ndarray, plan: Plan, shared: Shared, probes: int) -> Qu
     )
 
 
+def _unchecked(
+    arrays: Sequence[pages.Array], place_bc: np.ndarray, count_b: np.ndarray
+) -> np.ndarray:
+    """The places of all candidates; none where the arrays are known to be what was written."""
+    if all(array.all_read for array in arrays):
+        return place_bc[0, :0]
+    return place_bc[np.arange(place_bc.shape[1]) < count_b[:, None]]
+
+
 class Segment:
     """An opened segment.
 
     Attributes:
       rows: of it, deleted ones included.
-      ids: [N] int64.
+      path: of its folder.
       vectors: [N, D] float32, on disk.
+
+    Raises:
+      DataError: a file is missing or not of the size or shape that was written.
     """
 
-    def __init__(self, folder: pathlib.Path, plan: Plan, rows: int, width: int):
-        self._plan, self.rows = plan, rows
-        self.vectors = files.load(folder / "vectors.npy", np.float32, (rows, width))
-        self._norm_n = files.load(folder / "norms.npy", np.float32, (rows,))
-        self._folder = folder
-        self._unchecked_row_n = files.load(folder / "rows.npy", np.int32, (rows,))
+    def __init__(self, folder: pages.Folder, plan: Plan, rows: int, width: int):
+        self._plan, self.rows, self.path = plan, rows, folder.path
+        self.vectors = folder.array("vectors.npy", np.float32, (rows, width))
+        self._norms = folder.array("norms.npy", np.float32, (rows,))
+        self._rows = folder.array("rows.npy", np.int32, (rows,))
         lists = plan.lists if plan.lists > 1 else -(-rows // TILE)
-        self._unchecked_bounds_l = files.load(folder / "bounds.npy", np.int64, (lists + 1,))
-        self.ids = files.load(folder / "ids.npy", np.int64, (rows,))
+        self._bounds = folder.array("bounds.npy", np.int64, (lists + 1,))
+        self._ids = folder.array("ids.npy", np.int64, (rows,))
         self._blocks = []
         self._approximate = None
         if plan.factory:
-            self._approximate = approximate.Stored(folder / "shortlist.faiss")
+            file, first = folder.file("shortlist.faiss"), plan.schedule.stages[0].dim
+            self._approximate = approximate.Stored(file, rows, first)
         else:
             for g, (lo, hi) in enumerate(_spans(plan)):
-                code_nw, gain_n, norm_n = (folder / f"{name}-{g}.npy" for name in BLOCK_FILES)
-                width = codes.code_bytes(hi - lo, plan.code)
-                block = Block(
-                    files.load(code_nw, np.uint8, (rows, width)),
-                    files.load(gain_n, np.float32, (rows,)),
-                    files.load(norm_n, np.float32, (rows,)),
+                shapes = ((np.uint8, (rows, codes.code_bytes(hi - lo, plan.code))),)
+                shapes += ((np.float32, (rows,)),) * 2
+                arrays = (
+                    folder.array(f"{name}-{g}.npy", *shape)
+                    for name, shape in zip(BLOCK_FILES, shapes, strict=True)
                 )
-                self._blocks.append(block)
+                self._blocks.append(StoredBlock(*arrays))
         self._alive_n = np.ones(rows, bool)
 
     # Compiled code follows these numbers wherever they lead, also out of an array. They are checked
-    # when they are used first: opening an index reads no array.
+    # when they are used first: opening an index reads no array that is large.
     @functools.cached_property
     def _row_n(self) -> np.ndarray:
-        row_n = self._unchecked_row_n
-        if len(row_n) and not 0 <= row_n.min() <= row_n.max() < self.rows:
+        row_n = self._rows.whole()
+        if not 0 <= row_n.min() <= row_n.max() < self.rows:
             raise DataError(
-                f"{self._folder / 'rows.npy'} is damaged: numbers of rows are 0 to {self.rows - 1},"
+                f"{self._rows.path} is damaged: numbers of rows are 0 to {self.rows - 1},"
                 f" it has {row_n.min()} to {row_n.max()}"
             )
+        there_n = np.zeros(self.rows, bool)
+        there_n[row_n] = True
+        if not there_n.all():
+            raise DataError(f"{self._rows.path} is damaged: it lacks row {there_n.argmin()}")
         return row_n
 
     @functools.cached_property
     def _bounds_l(self) -> np.ndarray:
-        bounds_l = self._unchecked_bounds_l
-        if bounds_l[0] != 0 or bounds_l[-1] != self.rows or (np.diff(bounds_l) < 0).any():
+        bounds_l = self._bounds.whole()
+        if bounds_l[0] != 0 or bounds_l[-1] != self.rows or (bounds_l[1:] < bounds_l[:-1]).any():
             raise DataError(
-                f"{self._folder / 'bounds.npy'} is damaged: lists do not go from 0 to {self.rows}"
+                f"{self._bounds.path} is damaged: lists do not go from 0 to {self.rows}"
             )
         return bounds_l
+
+    @property
+    def ids(self) -> np.ndarray:
+        """[N] int64.
+
+        Raises:
+          DataError: they are damaged.
+        """
+        return self._ids.whole()
+
+    def ids_of(self, row_bk: np.ndarray) -> np.ndarray:
+        """The ids of these rows, any number where there is no row; raises as `ids`."""
+        return self._ids.at(row_bk[row_bk != loops.NO_ROW])[row_bk]
 
     @property
     def resident_bytes(self) -> int:
@@ -193,7 +290,7 @@ class Segment:
         found = sum(x.nbytes for block in self._blocks for x in block)
         if self._approximate:
             found += self._approximate.bytes
-        return found + self._unchecked_row_n.nbytes + self._norm_n.nbytes + self.rows
+        return found + self._rows.nbytes + self._norms.nbytes + self.rows
 
     @property
     def alive(self) -> np.ndarray:
@@ -202,11 +299,19 @@ class Segment:
         alive_n[self._row_n] = self._alive_n
         return alive_n
 
-    def delete(self, row_n: np.ndarray) -> None:
-        """These rows are not found any more."""
-        alive_n = self.alive
+    def without(self, row_n: np.ndarray, where: pathlib.Path) -> "Segment":
+        """The same segment, in which these rows are not found.
+
+        Raises:
+          DataError: these are no rows of it; names the file `where` they are from.
+        """
+        if len(row_n) and not 0 <= row_n.min() <= row_n.max() < self.rows:
+            raise DataError(f"{where} is damaged: {self.path} has rows 0 to {self.rows - 1}")
+        alive_n = np.ones(self.rows, bool)
         alive_n[row_n] = False
-        self._alive_n = alive_n[self._row_n]
+        other = copy.copy(self)
+        other._alive_n = alive_n[self._row_n]
+        return other
 
     def search(self, queries: Queries, keeps: tuple[int, ...], k: int, parameters: str):
         """Rows [B, k] int64, `NO_ROW` for none, and scores [B, k]; the stages keep `keeps`."""
@@ -224,33 +329,44 @@ class Segment:
         if self._plan.factory:
             self._ask_faiss(queries, first, parameters, *found)
         else:
-            self._scan(queries, first, *found)
+            block = self._first_block(queries.list_bp)
+            self._scan(block, queries, first, *found)
         loops.keep_best(score_bc, place_bc, count_b, first)
-        norm_before_n = self._blocks[0].norm_n if self._blocks else None
-        for g, block in enumerate(self._blocks[1:], start=1):
+        for g, stored in enumerate(self._blocks[1:], start=1):
             lo, hi = _spans(self._plan)[g]
+            norm_before_n = block.norm_n
+            place_n = _unchecked(stored, place_bc, count_b)
+            block = stored.rows(place_n, place_n + 1)
             loops.add_block(
                 *self._product, metric, *block, norm_before_n, queries.code_gbw[g],
                 queries.gain_gb[g], hi - lo, keeps[g], score_bc, place_bc, count_b,
             )  # fmt: skip
-            norm_before_n = block.norm_n
+        row_n = self._row_n[_unchecked((self.vectors, self._norms), place_bc, count_b)]
         loops.compare_vectors(
-            metric, self.vectors, self._norm_n, self._row_n, queries.query_bd, queries.norm_b,
-            score_bc, place_bc, count_b, row_bk, score_bk,
+            metric, self.vectors.at(row_n), self._norms.at(row_n), self._row_n, queries.query_bd,
+            queries.norm_b, score_bc, place_bc, count_b, row_bk, score_bk,
         )  # fmt: skip
         return row_bk, score_bk
+
+    def _first_block(self, list_bp: np.ndarray | None) -> Block:
+        """The first block, of which what is in these lists may be looked at; None: in all."""
+        stored = self._blocks[0]
+        if list_bp is None or stored.all_read:
+            return stored.whole()
+        asked_n = np.unique(list_bp)
+        return stored.rows(self._bounds_l[asked_n], self._bounds_l[asked_n + 1])
 
     @property
     def _product(self):
         code = self._plan.code
         return codes.product_function(code), codes.PRODUCTS[code]
 
-    def _scan(self, queries: Queries, keep: int, *found: np.ndarray) -> None:
+    def _scan(self, block: Block, queries: Queries, keep: int, *found: np.ndarray) -> None:
         (lo, hi), list_bp = _spans(self._plan)[0], queries.list_bp
         code_bw, gain_b = queries.code_gbw[0], queries.gain_gb[0]
         many = len(code_bw) >= DENSE_QUERIES and hi <= DENSE_DIMS
         if list_bp is None and many and self._plan.code == "int8":
-            code_nw, gain_n, norm_n = self._blocks[0]
+            code_nw, gain_n, norm_n = block
             query_bw = code_bw.view(np.int8).astype(np.float32)
             for i in range(0, self.rows, TILE):
                 tile_nw = code_nw[i : i + TILE].view(np.int8).astype(np.float32)
@@ -262,17 +378,19 @@ class Segment:
             list_bp = np.broadcast_to(everywhere, (len(code_bw), len(everywhere)))
             list_bp = np.ascontiguousarray(list_bp)
         loops.scan_lists(
-            *self._product, loops.METRICS[self._plan.metric], *self._blocks[0], self._alive_n,
+            *self._product, loops.METRICS[self._plan.metric], *block, self._alive_n,
             self._bounds_l, list_bp, code_bw, gain_b, hi - lo, keep, *found,
         )  # fmt: skip
 
     def _compare_all(self, queries: Queries, row_bk: np.ndarray, score_bk: np.ndarray) -> None:
         query_bd, alive_n = queries.query_bd, self.alive
+        norm_n = self._norms.whole()
         count_b = np.zeros(len(query_bd), np.int64)
         for i in range(0, self.rows, TILE):
-            product_bn = query_bd @ self.vectors[i : i + TILE, : query_bd.shape[1]].T
+            vector_nd = self.vectors.rows([i], [min(i + TILE, self.rows)])
+            product_bn = query_bd @ vector_nd[i : i + TILE, : query_bd.shape[1]].T
             loops.compare_products(
-                loops.METRICS[self._plan.metric], product_bn, i, self.vectors, self._norm_n,
+                loops.METRICS[self._plan.metric], product_bn, i, vector_nd, norm_n,
                 alive_n, query_bd, queries.norm_b, count_b, row_bk, score_bk,
             )  # fmt: skip
 
@@ -286,6 +404,8 @@ class Segment:
         # It does not know what was deleted: that many more are asked for.
         dead = int(self.rows - self._alive_n.sum())
         _, place_bk = index.search(query_bd, min(keep + dead, self.rows))
+        if place_bk.max(initial=0) >= self.rows:
+            raise self._approximate.damaged(f"it finds row {place_bk.max()} of {self.rows}")
         alive_bk = (place_bk >= 0) & self._alive_n[place_bk]
         for b, alive_k in enumerate(alive_bk):
             kept = place_bk[b, alive_k][:keep]

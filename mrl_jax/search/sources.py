@@ -6,10 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from mrl_jax.errors import DataError
-from mrl_jax.search.segment import Segment, Source
+from mrl_jax.search.segment import Segment, Source, legal
 
-# Vectors of this length or more are refused, because squares of their differences may be infinite.
-TOO_LONG = 2.0**62
 NO_ID = -1  # where there are fewer results than asked for
 
 
@@ -30,7 +28,7 @@ class Legal:
     def read(self, first: int, last: int) -> np.ndarray:
         """Rows first to last - 1."""
         z_nd = self._source.read(first, last)
-        legal_n = _legal(z_nd)
+        legal_n = legal(z_nd)
         if not legal_n.all():
             row = first + legal_n.argmin()
             raise DataError(f"row {row} holds NaN or infinity, or is longer than 4e18")
@@ -39,17 +37,9 @@ class Legal:
     def sample(self, n: int, seed: int, width: int) -> np.ndarray:
         """The first dims of some of the rows."""
         z_nd = self._source.sample(n, seed, width)
-        if not _legal(z_nd).all():
+        if not legal(z_nd).all():
             raise DataError("a vector holds NaN or infinity, or is longer than 4e18")
         return z_nd
-
-
-def _legal(z_nd: np.ndarray) -> np.ndarray:
-    """Which rows have a length an index can work with; NaN has none."""
-    # Lengths cost more; no vector is longer than the root of d times its largest number.
-    if max(z_nd.max(), -z_nd.min()) < TOO_LONG / z_nd.shape[1] ** 0.5:
-        return np.ones(len(z_nd), bool)
-    return np.linalg.norm(z_nd.astype(np.float64), axis=1) < TOO_LONG
 
 
 class Alive:
@@ -67,5 +57,5 @@ class Alive:
         found = []
         for (part, row_n), start in zip(self._rows, self._starts, strict=False):
             wanted = row_n[max(first - start, 0) : max(last - start, 0)]
-            found.append(part.vectors[wanted])
+            found.append(part.vectors.at(wanted)[wanted])
         return np.concatenate(found)

@@ -12,7 +12,7 @@ from brute_force import draw, store
 from commands import ROOT
 
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search import files
+from mrl_jax.search import files, pages
 from mrl_jax.search.index import Index
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.schedule import Schedule
@@ -143,9 +143,10 @@ def forge(folder, name, array):
     """Another array of the right size and checksum where one of the index is, as by a mistake."""
     manifest = files.read_manifest(folder)
     for about in (manifest["shared"], *manifest["segments"]):
-        if name in about["files"]:
+        if name in about["bytes"]:
             np.save(folder / about["name"] / name, array(np.load(folder / about["name"] / name)))
-            about["files"] = files.describe(folder / about["name"])
+            (folder / about["name"] / pages.CHECKSUMS).unlink()
+            about.update(files.describe(folder / about["name"]))
             break
     manifest.pop("schema")
     files.write_manifest(folder, manifest)
@@ -190,9 +191,12 @@ def test_arrays_of_another_shape_or_type(whole, change, tmp_path):
         ("lists", "rows.npy", lambda x: x - 1),
         ("lists", "bounds.npy", lambda x: x + 1),
         ("lists", "bounds.npy", lambda x: np.append(x[0], x[:0:-1])),
+        ("lists", "rows.npy", lambda x: x[[0, *range(len(x) - 1)]]),
+        ("lists", "centroids.npy", lambda x: x * np.nan),
+        ("lists", "centroids.npy", lambda x: x + np.float32(3e38)),
         ("IVF", "rows.npy", lambda x: x + 10**9),
     ],
-    ids=["beyond", "negative", "late", "falling", "faiss"],
+    ids=["beyond", "negative", "late", "falling", "twice", "nan", "large", "faiss"],
 )
 def test_numbers_that_lead_out_of_arrays(whole, plan, name, change, tmp_path):
     """They must not be followed: the process would end without a word."""
@@ -205,11 +209,14 @@ def test_numbers_that_lead_out_of_arrays(whole, plan, name, change, tmp_path):
 def test_other_schemas(folder):
     path = folder / files.MANIFEST
     content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "schema": 2}))
-    assert line_of(DataError, lambda: Index.open(folder)) == f"{path} is of schema 2, 1 is read"
-    content.pop("schema")
-    path.write_text(json.dumps(content))
-    assert "is of schema None, 1 is read" in line_of(DataError, lambda: Index.open(folder))
+    for schema, line in (
+        (3, "is of schema 3, 2 is read"),
+        (1, "was written by an older release: build the index again"),
+        (None, "is of schema None, 2 is read"),
+        ({"a": [10**90]}, "is of schema {'a': "),
+    ):
+        path.write_text(json.dumps({**content, "schema": schema}))
+        assert line_of(DataError, lambda: Index.open(folder)).startswith(f"{path} {line}")
 
 
 @pytest.mark.parametrize(
@@ -224,7 +231,20 @@ def test_other_schemas(folder):
         lambda m: m["segments"][0].update(rows="300"),
         lambda m: m.update(width=25),
         lambda m: m.update(segments=7),
-        lambda m: m["shared"].update(files=[]),
+        lambda m: m["shared"].update(bytes=[]),
+        lambda m: m["shared"].update(bytes={}, name="segment-00001"),
+        lambda m: m["segments"][0].update(deleted=[]),
+        lambda m: m["segments"][0].update(checksum=7),
+        lambda m: m["segments"][0]["bytes"].update({"ids.npy": 10**400}),
+        lambda m: m["segments"][0]["bytes"].update({"../../x.npy": 1}),
+        lambda m: m["segments"][0].update(bytes={}),
+        lambda m: m["segments"].append(m["segments"][0]),
+        lambda m: m["segments"].clear(),
+        lambda m: m.update(version=float("nan")),
+        *(
+            lambda m, name=name: m["segments"][0].update(name=name)
+            for name in ("/etc", "../..", "..", "", "segment-00001/../segment-00001", "x\n", 7)
+        ),
     ],
 )
 def test_manifests_that_say_something_else(folder, change):
@@ -236,6 +256,24 @@ def test_manifests_that_say_something_else(folder, change):
     assert "damaged" in line_of(DataError, lambda: Index.open(folder))
 
 
+@pytest.mark.parametrize("name", ["segment-00001", "segment-00001/ids.npy", "manifest.json"])
+def test_links_are_not_followed(folder, tmp_path, name):
+    path = folder / name
+    path.rename(tmp_path / "aside")
+    path.symlink_to(tmp_path / "aside")
+    line = line_of(DataError, lambda: Index.open(folder))
+    assert line == f"{path} is a link; an index holds files of its own only"
+
+
+@pytest.mark.parametrize("name", ["segment-00001/ids.npy", "manifest.json"])
+def test_pipes_are_not_waited_for(folder, name):
+    path = folder / name
+    path.unlink()
+    os.mkfifo(path)
+    line = line_of(DataError, lambda: Index.open(folder))
+    assert line == f"{path} is damaged: it is no file"
+
+
 def test_what_is_no_index(tmp_path):
     missing = tmp_path / "missing"
     (tmp_path / "empty").mkdir()
@@ -243,7 +281,16 @@ def test_what_is_no_index(tmp_path):
     for path in (missing, tmp_path / "empty", tmp_path / "file"):
         line = line_of(DataError, lambda p=path: Index.open(p))
         assert line == f"{path} holds no index (manifest.json is missing)"
-    for text in (b"[]", b"{}", b"7", b'"x"', b'{"schema": 1, "shards": []}', b"\xff", b"{"):
+    for text in (
+        b"[]",
+        b"{}",
+        b"7",
+        b'"x"',
+        b'{"schema": 2, "shards": []}',
+        b"\xff",
+        b"{",
+        b"[" * 10**5,
+    ):
         (tmp_path / "empty" / files.MANIFEST).write_bytes(text)
         line = line_of(DataError, lambda: Index.open(tmp_path / "empty"))
         assert line.startswith(f"{tmp_path / 'empty' / files.MANIFEST} is damaged")

@@ -1,0 +1,277 @@
+"""Files of an index whose pages are compared with their checksums before they are used.
+
+Every folder of arrays has a file `CHECKSUMS`: an xxh3 of 8 bytes for each page of each file, the
+files in the order of their names. The manifest has the checksum of that file, and the sizes.
+"""
+
+import ctypes
+import errno
+import functools
+import io
+import itertools
+import mmap
+import os
+import pathlib
+import stat
+import weakref
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from mrl_jax.errors import DataError
+from mrl_jax.search import loops
+
+# Linux reads at least as much when a page of 4 KiB is not in memory yet. Files of one page are read
+# whole when they are opened, larger ones are mapped.
+PAGE = 2**14
+CHECKSUMS = "checksums.bin"
+
+
+def checksum(content: Any) -> int:
+    """Of bytes: 64 bits that differ if any of the bytes do, by accident."""
+    return xxhash.xxh3_64_intdigest(content)
+
+
+def _pages(size: int) -> int:
+    return -(-size // PAGE)
+
+
+def describe(folder: pathlib.Path, names: list[str]) -> dict[str, Any]:
+    """Writes the checksums of a folder's files; what the manifest says of them."""
+    sums = []
+    for name in sorted(names):
+        with (folder / name).open("rb") as file:
+            while page := file.read(PAGE):
+                sums.append(checksum(page))
+    content = np.array(sums, "<u8").tobytes()
+    (folder / CHECKSUMS).write_bytes(content)
+    sizes = {name: (folder / name).stat().st_size for name in sorted(names)}
+    return {"bytes": sizes, "checksum": f"{checksum(content):016x}"}
+
+
+def read(path: pathlib.Path, size: int | None = None) -> np.ndarray:
+    """The bytes of a file, uint8: in memory if it is small, else mapped and not looked at yet.
+
+    A mapped file needs no descriptor, and stays as it is if its name is removed.
+
+    Raises:
+      DataError: it is missing, unreadable, no file, a link, or not of this size.
+    """
+    try:
+        # A link may lead anywhere; to open a pipe that nobody writes to would take for ever.
+        number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise DataError(f"{path} is a link; an index holds files of its own only") from None
+        raise _unreadable(path, error) from None
+    try:
+        found = os.fstat(number)
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError(f"{path} is damaged: it is no file")
+        if size is not None and found.st_size != size:
+            raise DataError(f"{path} is damaged: {found.st_size} bytes instead of {size}")
+        if found.st_size > PAGE:
+            return _mapped(number, found.st_size)
+        return np.frombuffer(os.read(number, PAGE), np.uint8)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    finally:
+        os.close(number)
+
+
+def _unreadable(path: pathlib.Path, error: OSError) -> DataError:
+    return DataError(f"{path} cannot be read: {error.strerror}")
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(None, use_errno=True)
+    size, number = ctypes.c_size_t, ctypes.c_int
+    library.mmap.argtypes = (ctypes.c_void_p, size, number, number, number, ctypes.c_long)
+    library.mmap.restype = ctypes.c_void_p
+    library.munmap.argtypes = (ctypes.c_void_p, size)
+    return library
+
+
+def _mapped(number: int, size: int) -> np.ndarray:
+    """A file in memory, read as it is looked at. Python's own mmap keeps a descriptor for each."""
+    place = _library().mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, number, 0)
+    if place == ctypes.c_void_p(-1).value:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    memory = (ctypes.c_uint8 * size).from_address(place)
+    # Not at the end of the process, when threads may still read.
+    weakref.finalize(memory, _library().munmap, place, size).atexit = False
+    content = np.frombuffer(memory, np.uint8)
+    content.flags.writeable = False
+    return content
+
+
+class File:
+    """A file of an index.
+
+    Attributes:
+      path: of it.
+      size: in bytes.
+      all_read: whether all of it is what was written.
+
+    Raises:
+      DataError: it is not of the size it had, or cannot be read, or is small and damaged.
+    """
+
+    def __init__(self, path: pathlib.Path, size: int, sum_p: np.ndarray):
+        self.path, self.size, self._sum_p = path, size, sum_p
+        self._content = read(path, size)
+        self._bytes = memoryview(self._content)
+        self._read_p = np.zeros(len(sum_p), bool)
+        self.all_read = False
+        if len(sum_p) <= 1:
+            self.content()
+
+    def content(self) -> np.ndarray:
+        """All bytes, uint8, compared with their checksums.
+
+        Raises:
+          DataError: they were changed.
+        """
+        if not self.all_read:
+            self._check(np.flatnonzero(~self._read_p))
+            self.all_read = True
+        return self._content
+
+    def _check(self, page_n: np.ndarray) -> None:
+        for page in page_n.tolist():
+            content = self._bytes[page * PAGE : (page + 1) * PAGE]
+            if checksum(content) != self._sum_p[page]:
+                raise DataError(f"{self.path} is damaged: its checksum differs")
+            self._read_p[page] = True
+
+
+class Array(File):
+    """A .npy file of an index.
+
+    Attributes:
+      shape: of the array.
+      nbytes: of its numbers.
+
+    Raises:
+      DataError: as of every file, or it holds another array.
+    """
+
+    def __init__(self, path, size: int, sum_p: np.ndarray, dtype: Any, shape: tuple[int, ...]):
+        super().__init__(path, size, sum_p)
+        self._check(np.arange(min(1, len(sum_p))))
+        try:
+            start, found, order, kind = _header(bytes(self._content[: _header_size(self._bytes)]))
+        except Exception as error:  # a header is read as Python, so that damage may mean anything
+            raise DataError(f"{path} is damaged: {error}") from error
+        self._start, self.shape = start, tuple(shape)
+        self.nbytes = int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
+        as_said = (found, order, kind) == (self.shape, False, np.dtype(dtype))
+        if not as_said or start + self.nbytes != size:
+            raise DataError(
+                f"{path} is damaged: {kind} {found} instead of {np.dtype(dtype)} {self.shape}"
+            )
+        self._array = self._content[start:].view(dtype).reshape(shape)
+        self._row_bytes = self.nbytes // max(shape[0], 1)
+
+    def whole(self) -> np.ndarray:
+        """The array, compared with its checksums.
+
+        Raises:
+          DataError: it was changed.
+        """
+        self.content()
+        return self._array
+
+    def rows(self, first_n: np.ndarray, last_n: np.ndarray) -> np.ndarray:
+        """The array, of which rows first to last - 1 of every span may be looked at.
+
+        Raises:
+          DataError: one of their pages was changed.
+        """
+        if not self.all_read:
+            spans = np.asarray(first_n, np.int64), np.asarray(last_n, np.int64)
+            page_n = loops.unread_pages(*spans, self._start, self._row_bytes, PAGE, self._read_p)
+            if len(page_n):
+                self._check(np.unique(page_n))
+                self.all_read = self._read_p.all()
+        return self._array
+
+    def at(self, row_n: np.ndarray) -> np.ndarray:
+        """The array, of which these rows may be looked at; raises as `rows`."""
+        return self._array if self.all_read else self.rows(row_n, np.add(row_n, 1))
+
+
+def _header_size(content: memoryview) -> int:
+    """Of the first version of .npy, which is what an index is written in."""
+    return 10 + int.from_bytes(content[8:10], "little")
+
+
+@functools.lru_cache
+def _header(content: bytes) -> tuple[int, tuple[int, ...], bool, np.dtype]:
+    """Where the numbers start, the shape, whether by columns, the type."""
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):
+        raise ValueError(f"version {version} of .npy")
+    shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+    return file.tell(), shape, by_columns, dtype
+
+
+class Folder:
+    """A folder of an index.
+
+    Args:
+      path: of it.
+      about: what `describe` said.
+
+    Raises:
+      DataError: it is a link, or its checksums cannot be read.
+    """
+
+    def __init__(self, path: pathlib.Path, about: dict[str, Any]):
+        if path.is_symlink():
+            raise DataError(f"{path} is a link; an index holds files of its own only")
+        self.path, self._sizes = path, dict(sorted(about["bytes"].items()))
+        pages = [_pages(size) for size in self._sizes.values()]
+        content = read(path / CHECKSUMS, 8 * sum(pages))
+        if f"{checksum(content):016x}" != about["checksum"]:
+            raise DataError(f"{path / CHECKSUMS} is damaged: its checksum differs")
+        sums = content.view("<u8")
+        ends = itertools.accumulate(pages)
+        self._sums = {
+            name: sums[end - count : end]
+            for name, count, end in zip(self._sizes, pages, ends, strict=True)
+        }
+
+    def file(self, name: str) -> File:
+        """One of its files.
+
+        Raises:
+          DataError: see `File`.
+        """
+        return File(self.path / name, self._size(name), self._sums[name])
+
+    def array(self, name: str, dtype: Any, shape: tuple[int, ...]) -> Array:
+        """One of its arrays.
+
+        Raises:
+          DataError: see `Array`.
+        """
+        return Array(self.path / name, self._size(name), self._sums[name], dtype, shape)
+
+    def _size(self, name: str) -> int:
+        if name not in self._sizes:
+            raise DataError(f"{self.path} is damaged: it has no {name}")
+        return self._sizes[name]
+
+    def check(self) -> None:
+        """Reads all of its files and compares their checksums.
+
+        Raises:
+          DataError: one was changed.
+        """
+        for name in self._sizes:
+            self.file(name).content()
