@@ -103,10 +103,13 @@ def _errors_as_one_line() -> Iterator[None]:
             raise
         _end(str(error), error.exit_code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            where = error.filename or "a file"
+            _end(f"cannot write {where}: {error.strerror}", errors.EXIT_CHECKPOINT)
+        of_path = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
+        if error.filename is None or error.errno not in of_path:
             raise
-        where = error.filename or "a file"
-        _end(f"cannot write {where}: {error.strerror}", errors.EXIT_CHECKPOINT)
+        _end(f"{error.filename}: {error.strerror}", errors.EXIT_DATA)
     except (RuntimeError, AssertionError):
         # What JAX raises when it has no device depends on the call that first needs one.
         reason = _no_device()

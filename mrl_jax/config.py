@@ -5,6 +5,7 @@ A config file is Python (an `ml_collections` config), so run only files you trus
 """
 
 import ast
+import contextlib
 import copy
 import difflib
 import functools
@@ -15,7 +16,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -23,6 +24,7 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 from ml_collections.config_dict import RequiredValueError
 
 from mrl_jax.config_keys import (
+    LISTS_OF_PAIRS,
     LISTS_OF_TEXTS,
     LISTS_OF_WORDS,
     OPERATIONAL_KEYS,
@@ -31,6 +33,8 @@ from mrl_jax.config_keys import (
     default_config,
 )
 from mrl_jax.errors import UsageError, shown
+
+MOST_RUNS = 100_000  # of a sweep: one that yields more never ends
 
 
 def set_method(config: ConfigDict, arg: str) -> None:
@@ -120,11 +124,28 @@ def _module(path: str) -> Any:
     # Dataclasses, pickle and typing look their module up there, even after the import.
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # a config file is code: whatever it raises is its own fault
+        with _own_faults(path):
+            spec.loader.exec_module(module)
+    except UsageError:
         del sys.modules[name]
-        raise UsageError(f"{path}: {type(error).__name__}: {_one_line(error)}") from error
+        raise
     return module
+
+
+@contextlib.contextmanager
+def _own_faults(where: str) -> Iterator[None]:
+    """A config file is code: whatever it raises, or that it ends the process, is its own fault."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        said = _one_line(error)
+        if isinstance(error, SystemExit):
+            said = f"it called sys.exit({shown(error.code)})"
+        elif not (isinstance(error, UsageError | ValueError) and said):
+            said = f"{type(error).__name__}: {said}" if said else type(error).__name__
+        raise UsageError(f"{where}: {said}") from error
 
 
 def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -143,20 +164,16 @@ def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
     module = _module(path)
     if not callable(getattr(module, "get_config", None)):
         raise UsageError(f"{path} has no get_config() function")
-    try:
+    with _own_faults(path):
         loaded = module.get_config() if arg is None else module.get_config(arg)
-    except Exception as error:
-        raise UsageError(f"{path}: {_one_line(error)}") from error
     if not isinstance(loaded, ConfigDict):
-        raise UsageError(f"{path}: get_config must return a ConfigDict, got {loaded!r}")
+        raise UsageError(f"{path}: get_config must return a ConfigDict, got {shown(loaded)}")
     values = parse_overrides(overrides)
-    try:
+    with _own_faults(path):  # it may have put anything into its config
         # The file may return a config that it keeps for the next call, or a frozen one.
         frozen = isinstance(loaded, FrozenConfigDict)
         changed = ConfigDict(loaded) if frozen else copy.deepcopy(loaded)
         _apply(changed, values)
-    except Exception as error:  # a file may put anything into its config
-        raise UsageError(f"{path}: {_one_line(error)}") from error
     return from_dict(_resolved(changed, path), where=path)
 
 
@@ -265,15 +282,22 @@ def _words(value: str) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A value as configs hold it: NumPy and JAX values as Python's, sequences as tuples."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, range)):
-        return tuple(plain(item) for item in value)
-    if isinstance(value, pathlib.PurePath):
-        return str(value)
-    # NumPy's float64 and str_ are subclasses of Python's types, but not the declared types.
-    return plain(value.tolist()) if hasattr(value, "tolist") else value
+    """A value as configs hold it: NumPy and JAX values as Python's, sequences as tuples.
+
+    Raises:
+      UsageError: it holds itself.
+    """
+    try:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple, range)):
+            return tuple(plain(item) for item in value)
+        if isinstance(value, pathlib.PurePath):
+            return str(value)
+        # NumPy's float64 and str_ are subclasses of Python's types, but not the declared types.
+        return plain(value.tolist()) if hasattr(value, "tolist") else value
+    except RecursionError:
+        raise UsageError(f"a value of a config holds itself: {shown(value)}") from None
 
 
 @functools.cache
@@ -286,29 +310,32 @@ def check_type(key: str, value: Any, where: str) -> None:
     """Raises a UsageError unless a plain value has the declared type of the key."""
     expected = type(declared()[key])
     # bool is an int to Python, but True is not a number of steps.
-    fits = type(value) is expected or (expected is float and type(value) is int)
-    if not fits or not _is_plain(value):
+    if type(value) is not expected and not (expected is float and type(value) is int):
         raise UsageError(
             f"{where}: config key {key!r} must be {expected.__name__}, got {shown(value)}"
         )
     if expected is tuple:
         _check_items(key, value, where)
+    if "\0" in "".join(_texts(value)):
+        raise UsageError(f"{where}: config key {key!r} holds a zero character: {shown(value)}")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, str):
+        yield value
 
 
 def _check_items(key: str, value: tuple, where: str) -> None:
-    texts = key in LISTS_OF_TEXTS
+    kind, types = ("texts", {str}) if key in LISTS_OF_TEXTS else ("numbers", {int, float})
+    pairs = key in LISTS_OF_PAIRS
     for item in value:
-        if isinstance(item, tuple):
-            _check_items(key, item, where)
-        elif isinstance(item, str) != texts:
-            kind = "texts" if texts else "numbers"
-            raise UsageError(f"{where}: config key {key!r} must hold {kind}, got {shown(item)}")
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return all(map(_is_plain, value))
-    return type(value) in (bool, int, float, str)
+        items = item if pairs and isinstance(item, tuple) else (item,)
+        if len(items) != 1 + pairs or not {*map(type, items)} <= types:
+            legal = f"pairs of {kind}" if pairs else kind
+            raise UsageError(f"{where}: config key {key!r} must hold {legal}, got {shown(item)}")
 
 
 def from_dict(values: dict[str, Any], where: str) -> ConfigDict:
@@ -424,10 +451,15 @@ def sweep_of(path: str) -> list[tuple[str | None, dict[str, Any]]]:
     module = _module(path)
     if not callable(getattr(module, "sweep", None)):
         raise UsageError(f"{path} has no sweep() function")
-    try:
-        entries = list(module.sweep())
-    except Exception as error:  # as in `load`
-        raise UsageError(f"{path}: sweep(): {type(error).__name__}: {_one_line(error)}") from error
+    entries = []
+    with _own_faults(f"{path}: sweep()"):
+        yielded = module.sweep()
+        for entry in yielded if isinstance(yielded, Iterable) else ():
+            if len(entries) == MOST_RUNS:
+                raise ValueError(f"yields more than {MOST_RUNS:,} runs")
+            entries.append(entry)
+    if not isinstance(yielded, Iterable):
+        raise UsageError(f"{path}: sweep() must yield (arg, overrides) pairs, got {shown(yielded)}")
     for entry in entries:
         if not (
             isinstance(entry, tuple)

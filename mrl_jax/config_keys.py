@@ -45,6 +45,7 @@ LISTS_OF_WORDS = {
     "eval.sts",
 }
 LISTS_OF_TEXTS = LISTS_OF_WORDS | {"sharding", "text.prompts"}  # other lists hold numbers
+LISTS_OF_PAIRS = {"data.resolutions", "sharding"}  # ... of texts or of numbers
 
 TASKS = ("classification", "sentence_pairs", "masked_lm", "adaptor")
 # Groups and keys that some tasks read; the first that fits counts. All others are read by all.

@@ -42,6 +42,12 @@ def _restore(monkeypatch):
         (errors.NonFiniteError("step 3"), 5, "error: step 3"),
         (errors.Preempted("stopped"), 75, "error: stopped"),
         (OSError(errno.ENOSPC, "No space left", "x"), 4, "error: cannot write x: No space left"),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "xx"),
+            3,
+            "error: xx: File name too long",
+        ),
+        (OSError(errno.EACCES, "Permission denied", "x"), 3, "error: x: Permission denied"),
         (KeyboardInterrupt(), 130, "error: interrupted"),
     ],
 )

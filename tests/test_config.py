@@ -78,9 +78,18 @@ def test_config_is_locked():
         (["surplus"], "unexpected argument 'surplus'"),
         (["--config.seed"], "--config.seed needs a value"),
         (["--config.eval.sts=(1,)"], "'eval.sts' must hold texts, got 1"),
-        (["--config.sharding=(('.*',3),)"], "'sharding' must hold texts, got 3"),
+        (["--config.sharding=(('.*',3),)"], "'sharding' must hold pairs of texts, got ('.*', 3)"),
+        (["--config.sharding=((1,2),)"], "'sharding' must hold pairs of texts, got (1, 2)"),
+        (["--config.sharding=('.*',)"], "'sharding' must hold pairs of texts, got '.*'"),
         (["--config.data.mean=('x',)"], "'data.mean' must hold numbers, got 'x'"),
-        (["--config.data.resolutions=((0,'x'),)"], "'data.resolutions' must hold numbers, got 'x'"),
+        (["--config.data.mean=nan"], "'data.mean' must hold numbers, got 'nan'"),
+        (["--config.data.std=((1,2),)"], "'data.std' must hold numbers, got (1, 2)"),
+        (["--config.data.std=(True,)"], "'data.std' must hold numbers, got True"),
+        (["--config.eval.shifts=(('a','b'),)"], "'eval.shifts' must hold texts, got ('a', 'b')"),
+        (
+            ["--config.data.resolutions=((0,'x'),)"],
+            "'data.resolutions' must hold pairs of numbers, got (0, 'x')",
+        ),
     ],
 )
 def test_bad_overrides(overrides, message):
@@ -97,7 +106,17 @@ def test_bad_overrides(overrides, message):
         ("def get_config(): return {}", "must return a ConfigDict, got {}"),
         ("import nowhere_at_all", "ModuleNotFoundError: No module named 'nowhere_at_all'"),
         ("def get_config(: pass", "SyntaxError"),
-        ("def get_config(): return 1 / 0", "division by zero"),
+        ("def get_config(): return 1 / 0", "ZeroDivisionError: division by zero"),
+        ("def get_config(): raise RuntimeError", ": RuntimeError"),
+        ("def get_config(): return None", "must return a ConfigDict, got None"),
+        ("def get_config(): return 'x' * 10**6", "must return a ConfigDict, got 'xxx"),
+        ("get_config = 3", "has no get_config() function"),
+        ("import sys; sys.exit()", "it called sys.exit(None)"),
+        ("import sys; sys.exit('bye')", "it called sys.exit('bye')"),
+        ("def get_config(): raise SystemExit(0)", "it called sys.exit(0)"),
+        ("class Odd(BaseException): pass\nraise Odd('so')", "Odd: so"),
+        ("def get_config(arg): pass", "TypeError: get_config() missing 1 required"),
+        ("def get_config(): return get_config()", "RecursionError: maximum recursion depth"),
     ],
 )
 def test_broken_config_files(tmp_path, source, message):
@@ -124,6 +143,9 @@ def test_config_file_cannot_invent_or_mistype_keys(tmp_path):
         ("config.nesting.dims = 8", "dims"),
         ("config.unlock(); config.extra = 1", "unknown config key 'extra'"),
         ("config.unlock(); del config.seed", "config key 'seed' is missing"),
+        ("config.data.path = 'a\\0b'", "'data.path' holds a zero character"),
+        ("config.eval.sts = ('a', 'b\\0')", "'eval.sts' holds a zero character"),
+        ("x = []; x.append(x); config.nesting.dims = x", "a value of a config holds itself"),
     ):
         path.write_text(textwrap.dedent(body).format(line=line))
         with pytest.raises(UsageError, match=message):
@@ -196,7 +218,7 @@ def test_placeholders_must_be_given(tmp_path):
         (["c.log_every = c.get_ref('steps') * 0.1"], "'log_every' must be int, got 20.0"),
         (["c = ConfigDict({'steps': 5, 'stepps': 7})"], "unknown config key 'stepps'"),
         (["c.unlock(); c.data = None"], "config key 'data' has no value"),
-        (["c.nesting.dims = (8, None)"], "'nesting.dims' must be tuple, got (8, None)"),
+        (["c.nesting.dims = (8, None)"], "'nesting.dims' must hold numbers, got None"),
         (["c.steps = c.get_ref('batch_size'); c.batch_size = c.get_ref('steps')"], "ycle"),
     ],
 )
@@ -353,10 +375,19 @@ def test_differences_leave_out_how_a_run_is_carried_out():
         (["eval.dims=4,2"], "config.eval.dims: nesting dims must be strictly increasing"),
         (["eval.dims=65,99"], "config.eval.dims (65, 99) are all wider than the nesting (64 dims)"),
         (["sharding=(('.*','first:data'),)"], "config.sharding: sharding rule 'first:data'"),
-        (["sharding=('.*',)"], "config.sharding: a sharding rule must be a pair"),
         (["optimizer.learning_rate=inf"], "config.optimizer.learning_rate must be a finite number"),
         (["hang_minutes=nan"], "config.hang_minutes must be a finite number, got nan"),
         (["hang_minutes=-1"], "config.hang_minutes must be >= 0, got -1.0"),
+        (
+            ["optimizer.learning_rate=1e39"],
+            "config.optimizer.learning_rate must be a finite number",
+        ),
+        (["data.mean=1e400"], "config.data.mean must be a finite number, got inf"),
+        (["data.mean=1e300"], "config.data.mean must be a finite number, got 1e+300"),
+        (["model.depth=2147483647"], "config.model: model depth must be at most 1000"),
+        (["data.std=1e-320"], "config.head: std must be one positive number"),
+        (["nesting.dims=(10**40,)"], "10**40"),
+        (["eval.dims=4,9223372036854775808"], "config.eval.dims must be below 2**31"),
     ],
 )
 def test_experiments_that_cannot_run_say_why_before_compiling(overrides, message):
@@ -364,6 +395,19 @@ def test_experiments_that_cannot_run_say_why_before_compiling(overrides, message
         experiment.from_config(load(*[f"--config.{o}" for o in overrides]))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("vocab_size=-1", "config.text.vocab_size must be >= 6, got -1"),
+        ("encoder=", "config.text.encoder is empty"),
+    ],
+)
+def test_encoders_that_cannot_be(override, message):
+    config = configs.load("configs/bert_mlm.py:mrl_e,small", [f"--config.text.{override}"])
+    with pytest.raises(UsageError, match=message):
+        experiment.check_config(config)
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,13 @@ def test_digits_sweep_is_every_method_and_seed(tmp_path):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
+        ("return None", "sweep() must yield (arg, overrides) pairs, got None"),
+        ("return 7", "sweep() must yield (arg, overrides) pairs, got 7"),
+        ("return []", "sweep() yields no run"),
+        ("return 'ab'", "sweep() must yield (arg, overrides) pairs, got 'a'"),
+        ("import sys; sys.exit(0)", "sweep(): it called sys.exit(0)"),
+        ("while True: yield None, {}", "sweep(): yields more than 100,000 runs"),
+        ("a = []; a.append(a); yield None, {'nesting.dims': a}", "holds itself"),
         ("yield 'separate', {'sead': 1}", "run 0 of the sweep (separate, {'sead': 1}): unknown"),
         ("yield 'separate', {}; yield 'tied', {'steps': 'x'}", "run 1 of the sweep"),
         ("yield None, {'seed': 1}; yield None, {'seed': 1}", "run 1 of the sweep (None,"),

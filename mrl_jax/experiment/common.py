@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import math
 import os
 import pathlib
 import re
@@ -27,6 +26,8 @@ from mrl_jax.runtime import numerics
 from mrl_jax.runtime import optimizer as optimizers
 from mrl_jax.runtime import step as steps
 from mrl_jax.tasks import Task
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Split(Protocol):
@@ -171,8 +172,14 @@ def check_config(config: ConfigDict) -> None:
     configs.check_task(config)
     values = configs.flatten(config)
     for key, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"config.{key} must be a finite number, got {value}")
+        for number in _numbers(value):
+            if not abs(number) <= _LARGEST:  # NaN is not, either
+                raise UsageError(
+                    f"config.{key} must be a finite number, got {shown(number)} "
+                    f"(float32 holds up to {_LARGEST:.2g})"
+                )
+            if type(number) is int and number >= 2**31:
+                raise UsageError(f"config.{key} must be below 2**31, got {number}")
     least = {
         "seed": 0,
         "steps": 1,
@@ -188,18 +195,26 @@ def check_config(config: ConfigDict) -> None:
         "data.threads": 0,
         "optimizer.warmup_steps": 0,
         "optimizer.accumulate": 1,
+        "text.vocab_size": 6,  # five special tokens and one more
     }
     for key, smallest in least.items():
         if values[key] < smallest:
             raise UsageError(f"config.{key} must be >= {smallest}, got {values[key]}")
-    for key, value in values.items():
-        if type(value) is int and value >= 2**31:
-            raise UsageError(f"config.{key} must be below 2**31, got {value}")
+    if not config.text.encoder:
+        raise UsageError("config.text.encoder is empty; legal is a folder or a fresh encoder")
     for key in ("head.label_smoothing", "optimizer.ema_decay", "text.dropout"):
         if not 0 <= values[key] < 1:
             raise UsageError(f"config.{key} must be in [0, 1), got {values[key]}")
     with config_errors("sharding"):
         meshes.check_rules(config.sharding)
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, float | int):
+        yield value
 
 
 def check_paths(config: ConfigDict) -> None:

@@ -26,6 +26,7 @@ DEFAULTS = {
     "dtype": "float32",
     "remat": False,
 }
+MOST_LAYERS = 1000  # each is traced and compiled by itself
 _LEGAL = {
     "stem": get_args(Stem),
     "pool": get_args(Pool),
@@ -81,6 +82,8 @@ def build(name: str, **options: Any) -> nn.Module:
             raise ValueError(f"model {key} must be one of {', '.join(_LEGAL[key])}; got {value!r}")
         if key not in _LEGAL and value < DEFAULTS[key]:
             raise ValueError(f"model {key} must be >= {DEFAULTS[key]}, got {value}")
+        if key == "depth" and value > MOST_LAYERS:
+            raise ValueError(f"model depth must be at most {MOST_LAYERS}, got {value}")
         if value == DEFAULTS[key]:
             continue
         if key not in network.options:

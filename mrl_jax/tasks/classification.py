@@ -21,6 +21,7 @@ LossForm = Literal["auto", "plain", "blockwise", "streamed"]
 # From this many logits of all granularities on one device, 8 MiB, the fused loss is faster (0.4 to
 # 1.0 times the plain one's time on a CPU); below it is up to 1.25 times as slow.
 FUSED_FROM = 2**21
+_LEAST_STD = float(jnp.finfo(jnp.float32).tiny)  # what is smaller would be rounded to 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,9 @@ class Classification:
 
     def __post_init__(self):
         for key, value in (("mean", self.mean), ("std", self.std)):
-            if len(value) not in (1, self.image_shape[-1]) or (key == "std" and min(value) <= 0):
+            if len(value) not in (1, self.image_shape[-1]) or (
+                key == "std" and min(value) < _LEAST_STD
+            ):
                 raise ValueError(
                     f"{key} must be one positive number or one per channel of images of shape "
                     f"{self.image_shape}, got {value}"
