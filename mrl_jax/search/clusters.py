@@ -3,7 +3,7 @@
 import numpy as np
 
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search import loops
+from mrl_jax.search import codes, loops
 from mrl_jax.search.exact import Metric
 
 ITERATIONS = 10
@@ -51,7 +51,7 @@ def directions(z_nd: np.ndarray, metric: Metric) -> np.ndarray:
     z_nd = np.ascontiguousarray(z_nd, np.float32)
     if metric == "l2":
         return z_nd
-    return z_nd / np.maximum(np.linalg.norm(z_nd, axis=1, keepdims=True), 1e-12)
+    return z_nd / codes.norms(z_nd)[:, None]
 
 
 def nearest(z_bd: np.ndarray, centroid_ld: np.ndarray, probes: int, metric: Metric) -> np.ndarray:

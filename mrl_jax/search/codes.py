@@ -8,6 +8,7 @@ import numpy as np
 
 from mrl_jax.errors import UsageError
 from mrl_jax.search import loops
+from mrl_jax.search.exact import Metric
 from mrl_jax.search.plan import Code
 
 PRODUCTS = {
@@ -18,6 +19,23 @@ PRODUCTS = {
     "binary": loops.BITS,
 }
 _WORD = 8  # bytes that are compared at a time
+_SMALLEST = np.finfo(np.float32).tiny
+
+
+def norms(z_nd: np.ndarray) -> np.ndarray:
+    """Lengths [N] float32; at least the smallest normal number, so that one can divide by them."""
+    return np.maximum(loops.lengths(z_nd), _SMALLEST).astype(np.float32)
+
+
+def compared(query_bd: np.ndarray, metric: Metric) -> np.ndarray:
+    """Queries as they are encoded: by cosine, multiplied by powers of two to about unit length.
+
+    That changes no order and rounds nothing; but products of short vectors would be 0 in float32.
+    """
+    if metric != "cosine":
+        return query_bd
+    _, power_b = np.frexp(norms(query_bd))
+    return np.ldexp(query_bd, -power_b[:, None])
 
 
 def encode(z_nw: np.ndarray, code: Code) -> tuple[np.ndarray, np.ndarray]:
@@ -40,7 +58,7 @@ def encode(z_nw: np.ndarray, code: Code) -> tuple[np.ndarray, np.ndarray]:
         return z_nw.astype(np.float16).view(np.uint8), np.ones(len(z_nw), np.float32)
     if code == "int8":
         gain_n = np.abs(z_nw).max(1) / np.float32(127)
-        code_nw = np.rint(z_nw / np.maximum(gain_n, 1e-30)[:, None]).astype(np.int8)
+        code_nw = np.rint(z_nw / np.maximum(gain_n, _SMALLEST)[:, None]).astype(np.int8)
         return code_nw.view(np.uint8), gain_n
     bits = np.packbits(z_nw > 0, axis=1)
     # Bits beyond the width are 0 in rows and queries, so that they never differ.

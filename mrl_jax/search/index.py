@@ -19,6 +19,7 @@ from mrl_jax.search.segment import TOO_LONG, Segment, Shared, Source
 from mrl_jax.search.sources import NO_ID, Alive, Legal
 
 _BLOCK = 512  # queries a thread works on at a time
+_LEAST_K = 10_000  # may be asked for of every index, however few vectors it has
 
 
 class Index:
@@ -179,6 +180,9 @@ class Index:
             raise ValueError(f"keeps must be {len(stages)} numbers, got {keeps}")
         dims = (s.dim for s in stages)
         Schedule(tuple(zip(dims, keeps, strict=True)), plan.schedule.final).check(k, self.width)
+        most = max(_LEAST_K, *(part.rows for part in self._segments))
+        if k > most:
+            raise ValueError(f"k must be 1 to {most}; got {k}")
         probes = plan.probes if probes is None else probes
         if not 1 <= probes <= plan.lists:
             raise ValueError(f"probes must be 1 to {plan.lists}, got {probes}")
@@ -211,7 +215,7 @@ class Index:
         if not parts:
             return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
         ids, scores = zip(*parts, strict=True)
-        return np.concatenate(ids), np.concatenate(scores)
+        return np.concatenate(ids), np.concatenate(scores).astype(np.float32)
 
     def _search(self, queries, keeps, k: int, parameters: str):
         ids, scores = [], []

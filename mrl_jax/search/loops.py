@@ -13,6 +13,7 @@ METRICS = {"cosine": COSINE, "inner": INNER, "l2": L2}
 INT32, FLOAT32, FLOAT64, BITS = 0, 1, 2, 3
 NO_ROW = -1
 _TOGETHER = 16  # scores of rows that are compared with a bound at a time
+_SMALL = np.float32(2.0**-90)  # squares and products of vectors this short may be no normal numbers
 
 
 def _compile(function):
@@ -283,18 +284,39 @@ def add_block(
 
 
 @_compile
-def _compare(metric, vector_d, norm, query_d, query_norm):
-    """The metric's score of a row, summed in a fixed order: equal rows get equal scores."""
-    total = np.float32(0)
+def lengths(vector_nd):
+    """Euclidean lengths [N] float64 of float32 vectors, of which none is too short or too long."""
+    length_n = np.empty(len(vector_nd), np.float64)
+    for n in range(len(vector_nd)):
+        total = 0.0
+        for d in range(vector_nd.shape[1]):
+            total += np.float64(vector_nd[n, d]) * np.float64(vector_nd[n, d])
+        length_n[n] = np.sqrt(total)
+    return length_n
+
+
+@_compile
+def _compare(metric, vector_d, query_d, query_length):
+    """The metric's score of a row, summed in a fixed order: equal rows get equal scores.
+
+    In float64, where products of float32 are exact and none is too small or too large.
+    """
+    total = 0.0
     if metric == L2:
         for d in range(len(query_d)):
-            difference = vector_d[d] - query_d[d]
+            difference = np.float64(vector_d[d]) - np.float64(query_d[d])
             total -= difference * difference
-        return total
-    for d in range(len(query_d)):
-        total += vector_d[d] * query_d[d]
-    if metric == COSINE:
-        total /= norm * query_norm
+    elif metric == INNER:
+        for d in range(len(query_d)):
+            total += np.float64(vector_d[d]) * np.float64(query_d[d])
+    else:
+        squares = 0.0
+        for d in range(len(query_d)):
+            number = np.float64(vector_d[d])
+            total += number * np.float64(query_d[d])
+            squares += number * number
+        if total != 0:
+            total /= np.sqrt(squares) * query_length
     return total
 
 
@@ -314,8 +336,8 @@ def _insert(score, row, count, row_k, score_k):
 
 @_compile
 def compare_vectors(
-    metric, vector_nd, norm_n, row_n, query_bd, query_norm_b, score_bc, place_bc, count_b,
-    row_bk, score_bk,
+    metric, vector_nd, row_n, query_bd, query_length_b, score_bc, place_bc, count_b, row_bk,
+    score_bk,
 ):  # fmt: skip
     """Compares candidates by whole vectors: rows [B, k], best first, and the metric's own scores.
 
@@ -325,7 +347,7 @@ def compare_vectors(
         for j in range(count_b[b]):
             # Insertion: k is small beside what a comparison costs.
             row = row_n[place_bc[b, j]]
-            score = _compare(metric, vector_nd[row], norm_n[row], query_bd[b], query_norm_b[b])
+            score = _compare(metric, vector_nd[row], query_bd[b], query_length_b[b])
             _insert(score, row, j, row_bk[b], score_bk[b])
 
 
@@ -335,33 +357,39 @@ def _at_most(metric, product_n, norm_n, query_norm, rounding, most_n):
     for j in range(len(product_n)):
         norm = norm_n[j]
         if metric == COSINE:
-            most_n[j] = product_n[j] / (norm * query_norm) + rounding
+            most_n[j] = product_n[j] / norm + rounding
         elif metric == L2:
             both = norm + query_norm
             most_n[j] = np.float32(2) * product_n[j] - norm * norm - query_norm * query_norm
             most_n[j] += rounding * both * both
         else:
             most_n[j] = product_n[j] + rounding * norm * query_norm
+        # Below this, products of float32 lose digits or become 0.
+        if norm * query_norm < _SMALL:
+            most_n[j] = np.float32(np.inf)
 
 
 @_compile
 def compare_products(
-    metric, product_bn, first, vector_nd, norm_n, alive_n, query_bd, query_norm_b, count_b,
-    row_bk, score_bk,
+    metric, product_bn, first, vector_nd, norm_n, alive_n, query_bd, query_length_b,
+    compared_norm_b, count_b, row_bk, score_bk,
 ):  # fmt: skip
-    """Adds the best of the rows from `first` on, given their products with all queries.
+    """Adds the best of some rows, numbered from `first` on, given their products with all queries.
 
     A matrix product rounds equal rows differently, depending on their place and the processor. So
     it only rules out rows that cannot be among the best; the others are compared as in
-    `compare_vectors`. `count_b` is the number of rows compared so far for each query.
+    `compare_vectors`. Its factors are the vectors themselves; by cosine the queries' directions,
+    and by l2 maybe differences of both from one point: `norm_n` and `compared_norm_b` are their
+    lengths. `count_b` is the number of rows compared so far for each query.
     """
     rows = product_bn.shape[1]
-    # This bounds the error of a float32 sum of products in any order, here and in the product.
-    rounding = np.float32((2 * query_bd.shape[1] + 16) * 2.0**-24)
+    # This bounds the error of a float32 sum of products in any order, and of what is added to it.
+    rounding = np.float32((query_bd.shape[1] + 32) * 2.0**-24)
     last = row_bk.shape[1] - 1
-    norm_r, most_n = norm_n[first : first + rows], np.empty(rows, np.float32)
+    most_n = np.empty(rows, np.float32)
     for b in range(len(product_bn)):
-        _at_most(metric, product_bn[b], norm_r, query_norm_b[b], rounding, most_n)
+        compared_norm = np.float32(compared_norm_b[b])
+        _at_most(metric, product_bn[b], norm_n, compared_norm, rounding, most_n)
         for start in range(0, rows, _TOGETHER):
             end = min(start + _TOGETHER, rows)
             # Most rows are too far away; checking many at a time finds that out fastest.
@@ -374,10 +402,7 @@ def compare_products(
             if above == 0:
                 continue
             for j in range(start, end):
-                row = first + j
-                if most_n[j] > score_bk[b, last] and alive_n[row]:
-                    score = _compare(
-                        metric, vector_nd[row], norm_n[row], query_bd[b], query_norm_b[b]
-                    )
-                    _insert(score, row, count_b[b], row_bk[b], score_bk[b])
+                if most_n[j] > score_bk[b, last] and alive_n[j]:
+                    score = _compare(metric, vector_nd[j], query_bd[b], query_length_b[b])
+                    _insert(score, first + j, count_b[b], row_bk[b], score_bk[b])
                     count_b[b] += 1

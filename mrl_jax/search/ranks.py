@@ -12,11 +12,12 @@ import numpy as np
 from tqdm import tqdm
 
 from mrl_jax.errors import DataError
-from mrl_jax.search import clusters, codes, segment
-from mrl_jax.search.exact import Metric, top_k
-from mrl_jax.search.on_disk import Found, merge_top_k, spans
+from mrl_jax.search import clusters, codes
+from mrl_jax.search.exact import Metric
+from mrl_jax.search.exhaustive import Exhaustive
 from mrl_jax.search.plan import Code, Plan
 from mrl_jax.search.segment import Source
+from mrl_jax.search.sources import Legal, legal
 
 _SHARD_NUMBERS = 2**25  # of vectors in memory at a time
 _TILE = 4096  # rows of a sample compared at a time
@@ -84,24 +85,20 @@ def neighbours(
     row, and its vectors.
 
     Raises:
-      DataError: numbers that cannot be compared.
+      DataError: NaN or infinity, or a vector longer than 4e18.
     """
-    found = None
+    if not legal(query_bd).all():
+        raise DataError("a query holds NaN or infinity, or is longer than 4e18")
+    source = Legal(source)
+    found = Exhaustive(query_bd[:, :dim], k, metric)
     size = max(1, _SHARD_NUMBERS // source.width)
-    parts = tqdm(spans(source.rows, size), desc="exact search", unit="part", disable=not progress)
-    for first, last in parts:
-        shard_nd = source.read(first, last)
-        try:
-            row_gbk, score_gbk = top_k(
-                shard_nd, query_bd, (dim or source.width,), min(k, last - first), metric=metric
-            )
-        except ValueError as error:
-            raise DataError(f"rows {first} to {last}: {error}") from error
-        part = Found(row_gbk.astype(np.int64) + first, score_gbk)
-        found = merge_top_k([found, part] if found else [part], k)
+    firsts = range(0, source.rows, size)
+    for first in tqdm(firsts, desc="exact search", unit="part", disable=not progress):
+        shard_nd = source.read(first, min(first + size, source.rows))
+        found.take(first, shard_nd)
         if visit is not None:
             visit(first, shard_nd)
-    return found.rows_gbk[0]
+    return found.row_bk
 
 
 def look(
@@ -149,24 +146,24 @@ def prefix_ranks(truth: Truth, sample: Sample, dim: int, code: Code, metric: Met
     neighbours of its query, which are ahead of it most often, are all counted as they are. Beyond
     `Sample.far` ranks are infinite.
     """
-    query_bw = decoded(truth.query_bd[:, :dim], code)
+    query_bw = decoded(codes.compared(truth.query_bd, metric)[:, :dim], code)
     near_bkw = truth.vector_bkd[..., :dim]
     b, k, _ = near_bkw.shape
     flat_mw = near_bkw.reshape(b * k, dim)
     product_bk = np.einsum("bkw,bw->bk", decoded(flat_mw, code).reshape(b, k, dim), query_bw)
-    score_bk = _as_scored(product_bk, segment.norms(flat_mw).reshape(b, k), metric)
+    score_bk = _as_scored(product_bk, codes.norms(flat_mw).reshape(b, k), metric)
     bar_bk = score_bk + _ROUNDING * np.abs(score_bk)
     order_bk = np.argsort(bar_bk, 1)
     rising_bk = np.take_along_axis(bar_bk, order_bk, 1)
     looked_nd = sample.vector_nd[:: -(-len(sample.row_n) // _LOOKED_AT), :dim]
-    looked_bn = _as_scored(query_bw @ decoded(looked_nd, code).T, segment.norms(looked_nd), metric)
+    looked_bn = _as_scored(query_bw @ decoded(looked_nd, code).T, codes.norms(looked_nd), metric)
     far_b1 = np.quantile(looked_bn, 1 - sample.far, axis=1, keepdims=True)
     least_b1 = np.maximum(rising_bk[:, :1], far_b1)
     # How many rows exceed exactly so many of a query's k bars.
     exceeds_bj = np.zeros((b, k + 1), np.int64)
     for start in range(0, len(sample.row_n), _TILE):
         tile_nd = sample.vector_nd[start : start + _TILE, :dim]
-        tile_nw, norm_n = decoded(tile_nd, code), segment.norms(tile_nd)
+        tile_nw, norm_n = decoded(tile_nd, code), codes.norms(tile_nd)
         if metric == "cosine":
             tile_nw /= norm_n[:, None]
         for first in range(0, b, _BLOCK):

@@ -11,10 +11,11 @@ from tqdm import tqdm
 
 from mrl_jax.errors import DataError
 from mrl_jax.search import approximate, clusters, codes, files, loops, pages
+from mrl_jax.search.exhaustive import Exhaustive
 from mrl_jax.search.plan import Plan
 
 CHUNK = 8192  # rows read and written at a time
-TILE = 1024  # rows of a list where there are no clusters, and of one matrix product
+TILE = 1024  # rows of a list where there are no clusters, and of one product of int8 codes
 # So many queries compare int8 codes of all rows faster by a matrix product of float32, which is
 # exact for so many dims: it adds whole numbers up to 127 * 127 * dims < 2^24.
 DENSE_QUERIES, DENSE_DIMS = 64, 1040
@@ -118,11 +119,6 @@ def legal(z_nd: np.ndarray) -> np.ndarray:
     return np.linalg.norm(z_nd.astype(np.float64), axis=1) < TOO_LONG
 
 
-def norms(z_nd: np.ndarray) -> np.ndarray:
-    """Lengths [N], at least 1e-12."""
-    return np.maximum(np.linalg.norm(z_nd, axis=1), 1e-12).astype(np.float32)
-
-
 def write(
     folder: pathlib.Path, source: Source, plan: Plan, shared: Shared, *, progress: bool
 ) -> None:
@@ -157,11 +153,11 @@ def write(
     for i in tqdm(starts, desc="codes", unit="chunk", disable=not progress):
         z_nd = source.read(i, min(i + CHUNK, n))
         vector_nd[i : i + CHUNK] = z_nd
-        norm_n[i : i + CHUNK] = norms(z_nd[:, : plan.schedule.final])
+        norm_n[i : i + CHUNK] = codes.norms(z_nd[:, : plan.schedule.final])
         at = place_n[i : i + CHUNK]
         for (lo, hi), block in zip(spans, blocks, strict=False):
             block.code_nw[at], block.gain_n[at] = codes.encode(z_nd[:, lo:hi], plan.code)
-            block.norm_n[at] = norms(z_nd[:, :hi])
+            block.norm_n[at] = codes.norms(z_nd[:, :hi])
         if plan.factory:
             shortlist.add(approximate.compared(z_nd[:, :first], plan.metric))
     if plan.factory:
@@ -180,7 +176,6 @@ class Queries(NamedTuple):
     """Some queries as every stage needs them."""
 
     query_bd: np.ndarray
-    norm_b: np.ndarray
     code_gbw: list[np.ndarray]
     gain_gb: list[np.ndarray]
     list_bp: np.ndarray | None
@@ -190,15 +185,14 @@ def prepare(query_bd: np.ndarray, plan: Plan, shared: Shared, probes: int) -> Qu
     """Encodes queries as the rows are, and finds the lists they look into."""
     encoded = []
     if not plan.factory:
-        encoded = [codes.encode(query_bd[:, lo:hi], plan.code) for lo, hi in _spans(plan)]
+        compared_bd = codes.compared(query_bd[:, : plan.schedule.final], plan.metric)
+        encoded = [codes.encode(compared_bd[:, lo:hi], plan.code) for lo, hi in _spans(plan)]
     list_bp = None
     if shared.centroid_ld is not None:
         prefix_bd = query_bd[:, : plan.list_dim]
         list_bp = clusters.nearest(prefix_bd, shared.centroid_ld, probes, plan.metric)
     final_bd = np.ascontiguousarray(query_bd[:, : plan.schedule.final])
-    return Queries(
-        final_bd, norms(final_bd), [c for c, _ in encoded], [g for _, g in encoded], list_bp
-    )
+    return Queries(final_bd, [c for c, _ in encoded], [g for _, g in encoded], list_bp)
 
 
 def _unchecked(
@@ -314,12 +308,17 @@ class Segment:
         return other
 
     def search(self, queries: Queries, keeps: tuple[int, ...], k: int, parameters: str):
-        """Rows [B, k] int64, `NO_ROW` for none, and scores [B, k]; the stages keep `keeps`."""
-        b, metric = len(queries.query_bd), loops.METRICS[self._plan.metric]
-        row_bk, score_bk = np.full((b, k), loops.NO_ROW), np.full((b, k), -np.inf, np.float32)
+        """Rows [B, k] int64, `NO_ROW` for none, and scores [B, k] float64; stages keep `keeps`."""
         if not keeps:
-            self._compare_all(queries, row_bk, score_bk)
-            return row_bk, score_bk
+            found = Exhaustive(queries.query_bd, k, self._plan.metric)
+            norm_n, alive_n = self._norms.whole(), self.alive
+            for i in range(0, self.rows, TILE):
+                rows = slice(i, min(i + TILE, self.rows))
+                vector_nd = self.vectors.rows([rows.start], [rows.stop])
+                found.take(i, vector_nd[rows], norm_n[rows], alive_n[rows])
+            return found.row_bk, found.score_bk
+        b, metric = len(queries.query_bd), loops.METRICS[self._plan.metric]
+        row_bk, score_bk = np.full((b, k), loops.NO_ROW), np.full((b, k), -np.inf)
         keeps = tuple(min(keep, self.rows) for keep in keeps)
         first = keeps[0]
         score_bc = np.empty((b, 2 * first + 64), np.float32)
@@ -341,10 +340,10 @@ class Segment:
                 *self._product, metric, *block, norm_before_n, queries.code_gbw[g],
                 queries.gain_gb[g], hi - lo, keeps[g], score_bc, place_bc, count_b,
             )  # fmt: skip
-        row_n = self._row_n[_unchecked((self.vectors, self._norms), place_bc, count_b)]
+        row_n = self._row_n[_unchecked((self.vectors,), place_bc, count_b)]
         loops.compare_vectors(
-            metric, self.vectors.at(row_n), self._norms.at(row_n), self._row_n, queries.query_bd,
-            queries.norm_b, score_bc, place_bc, count_b, row_bk, score_bk,
+            metric, self.vectors.at(row_n), self._row_n, queries.query_bd,
+            loops.lengths(queries.query_bd), score_bc, place_bc, count_b, row_bk, score_bk,
         )  # fmt: skip
         return row_bk, score_bk
 
@@ -381,18 +380,6 @@ class Segment:
             *self._product, loops.METRICS[self._plan.metric], *block, self._alive_n,
             self._bounds_l, list_bp, code_bw, gain_b, hi - lo, keep, *found,
         )  # fmt: skip
-
-    def _compare_all(self, queries: Queries, row_bk: np.ndarray, score_bk: np.ndarray) -> None:
-        query_bd, alive_n = queries.query_bd, self.alive
-        norm_n = self._norms.whole()
-        count_b = np.zeros(len(query_bd), np.int64)
-        for i in range(0, self.rows, TILE):
-            vector_nd = self.vectors.rows([i], [min(i + TILE, self.rows)])
-            product_bn = query_bd @ vector_nd[i : i + TILE, : query_bd.shape[1]].T
-            loops.compare_products(
-                loops.METRICS[self._plan.metric], product_bn, i, vector_nd, norm_n,
-                alive_n, query_bd, queries.norm_b, count_b, row_bk, score_bk,
-            )  # fmt: skip
 
     def _take(self, product_bn, first: int, *about: np.ndarray) -> None:
         loops.take_products(loops.METRICS[self._plan.metric], product_bn, first, *about)

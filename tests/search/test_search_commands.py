@@ -151,6 +151,7 @@ def test_bad_input_is_refused_before_any_work(files, tmp_path):
         ((*ask, tmp_path / "nan.npy"), DataError, "row 3 holds NaN"),
         ((*ask, tmp_path / "none.npy"), DataError, "is missing"),
         ((*ask, queries, "--k", 0), UsageError, "--k: k must be 1 to all rows; got 0"),
+        ((*ask, queries, "--k", 10**8), UsageError, "--k must be 1 to 2000, the number of vec"),
         (
             ("query", "--index", index, "--queries", queries, "--out", index),
             UsageError,
