@@ -1,8 +1,9 @@
 """Hands vectors over: `python -m mrl_jax.engines postgres|milvus load|query ...`, or `parquet`.
 
-Vectors are a .npy file [N, D] or a folder that `mrl_jax.embed` wrote. A schedule is written like
-"64:400 > 2048" or stands in a plan (`mrl_jax.search plan`). Secrets belong in PGPASSWORD or
-~/.pgpass, and in MILVUS_TOKEN.
+Vectors are a .npy or .parquet file [N, D], or a folder that `mrl_jax.embed` wrote. A schedule is
+written like "64:400 > 2048", or stands in a plan (`mrl_jax.search plan`) with the metric and code
+that it was measured for; a load says what of a plan the engine does not have. Secrets belong in
+PGPASSWORD or ~/.pgpass, and in MILVUS_TOKEN.
 """
 
 from mrl_jax import cli
@@ -16,7 +17,7 @@ import io
 import os
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import get_args
 
 import numpy as np
@@ -25,26 +26,30 @@ from mrl_jax import outputs
 from mrl_jax.engines import parquet
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.search.exact import Metric
-from mrl_jax.search.plan import read_plan
+from mrl_jax.search.plan import Plan, read_plan
 from mrl_jax.search.schedule import Schedule
 from mrl_jax.search.vectors import open_vectors
 
 _CHUNK_ROWS = 4096
 _NEIGHBOURS = outputs.holds_arrays("ids", "scores")
+# How PostgreSQL calls the codes of a plan that it has. Its bits are no binary codes of ours: signs
+# are compared with signs.
+_POSTGRES_CODES = {"float32": "vector", "float16": "halfvec"}
 
 
 def _parser() -> argparse.ArgumentParser:
     plan = cli.ArgumentParser(add_help=False)
     either = plan.add_mutually_exclusive_group(required=True)
     either.add_argument("--schedule", help='such as "64:400 > 2048"')
-    either.add_argument("--plan", type=pathlib.Path, help="JSON file with a schedule")
+    either.add_argument("--plan", type=pathlib.Path, help="of mrl_jax.search plan")
+    plan.add_argument(
+        "--metric", choices=get_args(Metric), help="default: the plan's, without one cosine"
+    )
     source = cli.ArgumentParser(add_help=False)
     source.add_argument(
-        "--vectors", required=True, help=".npy [N, D], or a folder of mrl_jax.embed"
+        "--vectors", required=True, help=".npy or .parquet [N, D], or a folder of mrl_jax.embed"
     )
-    source.add_argument("--ids", help=".npy [N] int64; default: row numbers")
-    metric = cli.ArgumentParser(add_help=False)
-    metric.add_argument("--metric", choices=get_args(Metric), default="cosine")
+    source.add_argument("--ids", help=".npy [N] of integers; default: row numbers")
     asked = cli.ArgumentParser(add_help=False)
     asked.add_argument("--queries", required=True, help=".npy [B, D], or a folder")
     asked.add_argument("--k", type=int, default=10)
@@ -60,9 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     engines = parser.add_subparsers(dest="engine", required=True)
     for engine, place in places.items():
         verbs = engines.add_parser(engine).add_subparsers(dest="verb", required=True)
-        load = verbs.add_parser("load", parents=[place, source, plan, metric])
+        load = verbs.add_parser("load", parents=[place, source, plan])
         if engine == "postgres":
-            load.add_argument("--code", default="vector", help="vector, halfvec or bit")
+            load.add_argument(
+                "--code", help="vector, halfvec or bit; default: the plan's, without one vector"
+            )
         else:
             load.add_argument("--index", default="HNSW", help="HNSW, IVF_FLAT, AUTOINDEX or FLAT")
         verbs.add_parser("query", parents=[place, asked, plan])
@@ -71,19 +78,42 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_schedule(text: str | None, plan: pathlib.Path | None) -> Schedule:
-    """The schedule that a command line gives, as text or in a plan.
+def _wanted(args) -> Plan:
+    """What is asked for: a plan, or the schedule and metric of the command line.
 
     Raises:
-      UsageError: text that is none.
-      DataError: a plan that cannot be read or has none.
+      UsageError: text that is no schedule; or the plan's metric is not that of the command line.
+      DataError: a plan that cannot be read.
     """
-    if plan is not None:
-        return read_plan(plan).schedule
-    try:
-        return Schedule.parse(text)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UsageError(str(error)) from error
+    if args.plan is None:
+        try:
+            return Plan(Schedule.parse(args.schedule), args.metric or "cosine")
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    plan = read_plan(args.plan)
+    if args.metric not in (None, plan.metric):
+        raise UsageError(
+            f"{args.plan} was measured by {plan.metric}, --metric is {args.metric}: leave it out, "
+            f'or give --schedule "{plan.schedule}" in place of the plan'
+        )
+    return plan
+
+
+def _note(plan: Plan, codes: Collection[str]) -> str:
+    """What an engine that has these codes does not take over of a plan; "" if that is nothing."""
+    stays = []
+    if plan.schedule.stages and plan.code not in codes:
+        stays.append(f"{plan.code} codes")
+    if plan.factory:
+        stays.append(f"its index {plan.factory}")
+    if plan.lists > 1:
+        stays.append(f"{plan.lists:,} clusters")
+    if not stays:
+        return ""
+    return (
+        f"note: of the plan, {' and '.join(stays)} stay with mrl_jax.search; what this engine has "
+        "in their place may have another recall and need more memory than the plan promises"
+    )
 
 
 @contextlib.contextmanager
@@ -126,12 +156,15 @@ def _milvus(args):
         raise DataError(f"Milvus: {error.message}") from error
 
 
-def _query(engine, at, args, schedule: Schedule) -> None:
+def _query(engine, at, args, plan: Plan) -> None:
     queries = open_vectors(args.queries)
     outputs.check_file(args.out, _NEIGHBOURS, (args.queries, args.plan or ""))
     queries_bd = queries.read(0, queries.rows)
+    metric = args.metric if args.plan is None else plan.metric
     start = time.perf_counter()
-    ids_bk, scores_bk = engine.search(at, args.name, queries_bd, args.k, schedule)
+    ids_bk, scores_bk = engine.search(
+        at, args.name, queries_bd, args.k, plan.schedule, metric=metric
+    )
     seconds = time.perf_counter() - start
     content = io.BytesIO()
     np.savez(content, ids=ids_bk, scores=scores_bk)
@@ -147,19 +180,27 @@ def main(argv: Sequence[str]) -> None:
       DataError: vectors that cannot be used, or whatever the engine refuses.
     """
     args = _parser().parse_args(argv)
-    schedule = read_schedule(args.schedule, args.plan)
+    plan = _wanted(args)
     if args.engine == "parquet":
         chunks = open_vectors(args.vectors, args.ids).chunks(_CHUNK_ROWS)
-        print(f"{parquet.export(args.out, chunks, schedule)} vectors: {args.out}")
+        rows = parquet.export(args.out, chunks, plan.schedule, metric=plan.metric)
+        print(f"{rows} vectors, to be compared by {plan.metric}: {args.out}")
         return
     with {"postgres": _postgres, "milvus": _milvus}[args.engine](args) as (engine, at):
         if args.verb == "query":
-            _query(engine, at, args, schedule)
+            _query(engine, at, args, plan)
             return
+        how, codes = {}, ("float32",)
+        if args.engine == "postgres":
+            how["code"] = args.code or _POSTGRES_CODES.get(plan.code, "vector")
+            codes = [ours for ours, theirs in _POSTGRES_CODES.items() if theirs == how["code"]]
+        else:
+            how["index"] = args.index
+        if note := _note(plan, codes):
+            print(note)
         chunks = open_vectors(args.vectors, args.ids).chunks(_CHUNK_ROWS)
-        how = {"code": args.code} if args.engine == "postgres" else {"index": args.index}
-        rows = engine.load(at, args.name, chunks, schedule, metric=args.metric, **how)
-        print(f"{rows} vectors: {args.name}")
+        rows = engine.load(at, args.name, chunks, plan.schedule, metric=plan.metric, **how)
+        print(f"{rows} vectors, compared by {plan.metric}: {args.name}")
 
 
 if __name__ == "__main__":

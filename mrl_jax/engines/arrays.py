@@ -6,6 +6,7 @@ from typing import get_args
 import numpy as np
 
 from mrl_jax.errors import DataError, UsageError
+from mrl_jax.search import ids
 from mrl_jax.search.exact import Metric
 from mrl_jax.search.schedule import Schedule
 
@@ -46,9 +47,7 @@ def checked_blocks(chunks: Iterable[Chunk], schedule: Schedule) -> tuple[int, It
 def _blocks(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     width = None
     for ids_n, z_nd in chunks:
-        ids_n = np.asarray(ids_n)
-        if ids_n.ndim != 1 or not np.can_cast(ids_n.dtype, np.int64):
-            raise DataError(f"ids must be [N] int64, got {ids_n.dtype} {ids_n.shape}")
+        ids_n = ids.as_int64(np.asarray(ids_n), "a chunk")
         if z_nd.ndim != 2 or not np.issubdtype(z_nd.dtype, np.floating) or not z_nd.shape[1]:
             raise DataError(f"vectors must be [N, D] floating point, got {z_nd.dtype} {z_nd.shape}")
         width = width or z_nd.shape[1]
@@ -58,7 +57,7 @@ def _blocks(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
             )
         rows = max(_BLOCK_BYTES // (4 * width), 1)
         for start in range(0, len(ids_n), rows):
-            block_n = ids_n[start : start + rows].astype(np.int64)
+            block_n = ids_n[start : start + rows]
             with np.errstate(over="ignore"):  # beyond float32 is infinity, which is refused
                 block_nd = np.asarray(z_nd[start : start + rows], np.float32)
             finite_n = np.isfinite(block_nd).all(1)
@@ -93,6 +92,19 @@ def checked_queries(queries_bd: np.ndarray, k: int, schedule: Schedule, width: i
     if not finite_b.all():
         raise DataError(f"query {finite_b.argmin()} holds NaN or infinity (as float32)")
     return queries_bd
+
+
+def check_metric(where: str, has: str, wanted: str | None) -> None:
+    """Whether vectors are compared as a search wants; None is any metric.
+
+    Raises:
+      UsageError: they are not.
+    """
+    if wanted not in (None, has):
+        check_choice("metric", wanted)
+        raise UsageError(
+            f"{where} compares by {has}, not by {wanted}: load it anew with that metric"
+        )
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...] = get_args(Metric)) -> None:

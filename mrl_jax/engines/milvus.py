@@ -100,6 +100,8 @@ def search(
     queries_bd: np.ndarray,
     k: int,
     schedule: Schedule,
+    *,
+    metric: Metric | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k best rows for every query; the metric is the collection's.
 
@@ -112,6 +114,7 @@ def search(
       queries_bd: [B, D] floating point, as wide as the collection's vectors.
       k: at most what the last stage keeps.
       schedule: of dims that are fields.
+      metric: that the collection must have; None: any.
 
     Returns:
       ids_bk: [B, k] int64, the best first; equal scores in the order of their ids.
@@ -119,7 +122,7 @@ def search(
         Euclidean distance, by the schedule's final dims.
 
     Raises:
-      UsageError: queries, k or a schedule that do not fit the collection.
+      UsageError: queries, k, a schedule or metric that do not fit the collection.
       DataError: no such collection, or fewer than k rows in it; NaN or infinity.
     """
     fields = _fields(client, collection)
@@ -131,7 +134,8 @@ def search(
         raise UsageError(f"Milvus keeps at most {_MOST_KEPT} rows, not {limits[0]}")
     client.load_collection(collection)
     about = client.describe_index(collection, fields[schedule.dims[0]])
-    metric = {theirs: ours for ours, theirs in _METRICS.items()}[about["metric_type"]]
+    its_metric = {theirs: ours for ours, theirs in _METRICS.items()}[about["metric_type"]]
+    arrays.check_metric(f"collection {collection}", its_metric, metric)
 
     def ask(stage: int, query_bd: np.ndarray, **options) -> list:
         dim, last = schedule.dims[stage], stage == len(schedule.stages)
@@ -160,7 +164,7 @@ def search(
                     f"collection {collection} gave {len(hits)} rows where k = {k} were asked for"
                 )
             ids_bk[b], scores_bk[b] = _scored(
-                hits, fields[schedule.final], queries_bd[b, : schedule.final], metric
+                hits, fields[schedule.final], queries_bd[b, : schedule.final], its_metric
             )
     return ids_bk, scores_bk
 

@@ -120,6 +120,8 @@ def search(
     queries_bd: np.ndarray,
     k: int,
     schedule: Schedule,
+    *,
+    metric: Metric | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k best rows for every query, by one statement each; metric and code are the table's.
 
@@ -133,6 +135,7 @@ def search(
       queries_bd: [B, D] floating point, as wide as the table's vectors.
       k: at most what the last stage keeps.
       schedule: its first stage's dim is the one that is indexed. Without stages it reads all rows.
+      metric: that the table must have; None: any.
 
     Returns:
       ids_bk: [B, k] int64, the best first; equal scores in the order of their ids.
@@ -140,14 +143,15 @@ def search(
         Euclidean distance, by the schedule's final dims.
 
     Raises:
-      UsageError: queries, k or a schedule that do not fit the table.
+      UsageError: queries, k, a schedule or metric that do not fit the table.
       DataError: no such table, or fewer than k rows in it; NaN or infinity.
     """
     with (
         connection.transaction(force_rollback=True),  # which also takes the settings back
         connection.cursor(binary=True, row_factory=tuple_row) as cursor,
     ):
-        width, metric, code, indexed, version = _describe(cursor, table)
+        width, its_metric, code, indexed, version = _describe(cursor, table)
+        arrays.check_metric(f"table {table}", its_metric, metric)
         queries_bd = arrays.checked_queries(queries_bd, k, schedule, width)
         if schedule.stages:
             if schedule.dims[0] != indexed:
@@ -155,7 +159,7 @@ def search(
                 raise UsageError(f"table {table} has {which}; {schedule} cannot begin there")
             cursor.execute(*_settings(schedule.stages[0].keep, version))
         name = _identifier(table.replace("%", "%%"))  # a statement with parameters reads it as %
-        statement = _select(name, schedule, width, code, metric, k)
+        statement = _select(name, schedule, width, code, its_metric, k)
         found = []
         for start in range(0, len(queries_bd), _QUERIES):
             part_bd = queries_bd[start : start + _QUERIES]
@@ -174,7 +178,7 @@ def search(
         "cosine": lambda d: 1 - d,
         "inner": np.negative,
         "l2": lambda d: -np.square(d),
-    }[metric](distance_bk)
+    }[its_metric](distance_bk)
     return ids_bk, scores_bk.astype(np.float32)
 
 

@@ -26,7 +26,7 @@ def _parser() -> cli.ArgumentParser:
     vectors.add_argument(
         "--vectors", required=True, help=".npy or .parquet [N, D], or a folder of mrl_jax.embed"
     )
-    vectors.add_argument("--ids", help=".npy [N] int64 (default: row numbers)")
+    vectors.add_argument("--ids", help=".npy [N] of integers (default: row numbers)")
     queries = cli.ArgumentParser(add_help=False)
     queries.add_argument("--queries", required=True, help=".npy or .parquet [Q, D], or a folder")
     queries.add_argument("--k", type=int, default=10, help="neighbours (default: 10)")
@@ -55,7 +55,7 @@ def _parser() -> cli.ArgumentParser:
     verbs.add_parser("evaluate", parents=[index, queries], help="recall, times and bytes")
     verbs.add_parser("add", parents=[index, vectors], help="more vectors")
     verb = verbs.add_parser("delete", parents=[index], help="some vectors")
-    verb.add_argument("--ids", required=True, type=pathlib.Path, help=".npy [n] int64")
+    verb.add_argument("--ids", required=True, type=pathlib.Path, help=".npy [n] of integers")
     verbs.add_parser("compact", parents=[index], help="free the room of deleted vectors")
     verbs.add_parser("verify", parents=[index], help="read all and compare checksums")
     return parser

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import json
 import sys
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from mrl_jax import errors
 from mrl_jax.engines import __main__ as command
 from mrl_jax.engines import milvus
+from mrl_jax.search.plan import Plan
 from mrl_jax.search.schedule import Schedule
 
 N, WIDTH, K = 1200, 64, 10
@@ -79,6 +81,14 @@ def test_final_dims_may_be_fewer_than_all(client, name):
     plans.check(found, plans.expected(IDS, Z, QUERIES, K, schedule, "cosine"))
 
 
+def test_ids_come_back_as_they_were(client, name):
+    ids = np.array([2**53 + 1, 2**63 - 1, -(2**63)])
+    chunks = [(ids.astype(">i8"), Z[:3].astype(">f4"))]
+    milvus.load(client, name, chunks, FUNNEL, index="FLAT")
+    found = milvus.search(client, name, Z[:3].astype(">f8"), 1, FUNNEL)
+    assert found[0][:, 0].tolist() == ids.tolist()
+
+
 def test_whatever_breaks_off_a_load_leaves_no_collection(client, name):
     def breaking_off():
         yield IDS[:900], Z[:900]
@@ -142,18 +152,23 @@ def test_commands_and_a_file_that_is_opened_again(tmp_path, capsys):
     np.save(tmp_path / "z.npy", Z)
     np.save(tmp_path / "ids.npy", IDS)
     np.save(tmp_path / "q.npy", QUERIES)
-    place = ["--uri", f"{tmp_path}/lite.db", "--collection", "c", "--schedule", str(FUNNEL)]
+    written = {"schema": 1, "plan": Plan(FUNNEL, "l2").to_json()}
+    (tmp_path / "plan.json").write_text(json.dumps(written))
+    place = ["--uri", f"{tmp_path}/lite.db", "--collection", "c", "--plan", f"{tmp_path}/plan.json"]
     vectors = ["--vectors", f"{tmp_path}/z.npy", "--ids", f"{tmp_path}/ids.npy"]
     command.main(["milvus", "load", *place, *vectors, "--index", "FLAT"])
-    assert capsys.readouterr().out == f"{N} vectors: c\n"
+    assert capsys.readouterr().out == f"{N} vectors, compared by l2: c\n"
     from milvus_lite import server_manager_instance
 
     server_manager_instance.release_server(f"{tmp_path}/lite.db")
     out = ["--queries", f"{tmp_path}/q.npy", "--k", "5", "--out", f"{tmp_path}/found.npz"]
     command.main(["milvus", "query", *place, *out])
     found = np.load(tmp_path / "found.npz")
-    right = plans.expected(IDS, Z, QUERIES, 5, FUNNEL, "cosine")
+    right = plans.expected(IDS, Z, QUERIES, 5, FUNNEL, "l2")
     plans.check((found["ids"], found["scores"]), right)
+    (tmp_path / "plan.json").write_text(json.dumps({"schema": 1, "plan": Plan(FUNNEL).to_json()}))
+    with pytest.raises(errors.UsageError, match="collection c compares by l2, not by cosine"):
+        command.main(["milvus", "query", *place, *out])
 
 
 @pytest.mark.parametrize(("engine", "library"), [("milvus", "pymilvus"), ("postgres", "psycopg")])

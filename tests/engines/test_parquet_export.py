@@ -1,5 +1,7 @@
 """What other engines load is read back by pyarrow, as their loaders do."""
 
+import json
+
 import numpy as np
 import plans
 import pyarrow.dataset
@@ -8,7 +10,9 @@ import pytest
 from mrl_jax import errors
 from mrl_jax.engines import __main__ as command
 from mrl_jax.engines import parquet
+from mrl_jax.search.plan import Plan
 from mrl_jax.search.schedule import Schedule
+from mrl_jax.search.vectors import open_vectors
 
 IDS, Z = plans.vectors(500)
 PLAN = Schedule.parse("8:50 > 16:20 > 64")
@@ -59,7 +63,30 @@ def test_what_breaks_off_leaves_no_folder(tmp_path):
 
 def test_command(tmp_path, capsys):
     np.save(tmp_path / "z.npy", Z)
-    arguments = ["parquet", "--vectors", f"{tmp_path}/z.npy", "--schedule", str(PLAN)]
+    written = {"schema": 1, "plan": Plan(PLAN, "l2").to_json()}
+    (tmp_path / "plan.json").write_text(json.dumps(written))
+    arguments = ["parquet", "--vectors", f"{tmp_path}/z.npy", "--plan", f"{tmp_path}/plan.json"]
     command.main([*arguments, "--out", f"{tmp_path}/out"])
-    assert capsys.readouterr().out == f"500 vectors: {tmp_path}/out\n"
+    said = f"500 vectors, to be compared by l2: {tmp_path}/out\n"
+    assert capsys.readouterr().out == said
     np.testing.assert_array_equal(read(tmp_path / "out")[0], np.arange(500))
+    about = pyarrow.dataset.dataset(tmp_path / "out").schema.metadata[b"mrl_jax"]
+    assert json.loads(about) == {"schedule": str(PLAN), "metric": "l2"}
+
+
+def test_ids_come_back_as_they_were(tmp_path):
+    ids = np.array([2**53 + 1, 2**63 - 1, -(2**63)])
+    parquet.export(tmp_path / "out", [(ids, Z[:3])], PLAN)
+    vectors = open_vectors(tmp_path / "out" / "part-00000.parquet")
+    assert vectors.ids.tolist() == ids.tolist()
+    np.testing.assert_array_equal(vectors.read(0, 3), Z[:3])
+    for chunks, message in (
+        (
+            [(ids[:2], Z[:2]), (ids[1:], Z[1:3])],
+            "rows 1 and 2 have the same id, 9223372036854775807",
+        ),
+        ([(ids.astype("u8"), Z[:3])], "row 2 has the id 9223372036854775808, above"),
+    ):
+        with pytest.raises(errors.DataError, match=message):
+            parquet.export(tmp_path / "twice", chunks, PLAN)
+        assert not (tmp_path / "twice").exists()

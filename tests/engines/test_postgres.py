@@ -136,6 +136,13 @@ def test_a_vector_of_length_zero_has_cosine_zero(connection):
     plans.check(found, right)
 
 
+def test_ids_come_back_as_they_were(connection):
+    ids = np.array([2**53 + 1, 2**63 - 1, -(2**63)])
+    postgres.load(connection, "t", [(ids.astype(">i8"), Z[:3].astype(">f4"))], PLAN)
+    found = postgres.search(connection, "t", Z[:3].astype(">f8"), 1, PLAN)
+    assert found[0][:, 0].tolist() == ids.tolist()
+
+
 @pytest.mark.parametrize("table", ['we"ird; DROP TABLE t --', "test.Upper", "%s"])
 def test_names_are_quoted(connection, table):
     postgres.load(connection, table, in_chunks(), PLAN)
@@ -194,7 +201,9 @@ WIDE = np.zeros((2, 16_001), np.float32)
         ([(IDS[[1, 2, 1]], Z[:3])], {}, rf"ids must be distinct: Key \(id\)=\({IDS[1]}\)"),
         ([(IDS, Z), (IDS[:5], Z[:5, :60])], {}, r"5 ids need vectors \(5, 64\), got \(5, 60\)"),
         ([(IDS[:4], Z[:5])], {}, r"4 ids need vectors \(4, 64\), got \(5, 64\)"),
-        ([(IDS.astype("f8"), Z)], {}, r"ids must be \[N\] int64, got float64"),
+        ([(IDS.astype("f8"), Z)], {}, "must hold ids as whole numbers, .* it holds float64"),
+        ([(IDS > 0, Z)], {}, "it holds bool"),
+        ([(np.array([1, 2**63], "u8"), Z[:2])], {}, "row 1 has the id 9223372036854775808, above"),
         ([(IDS, Z.astype(int))], {}, r"vectors must be \[N, D\] floating point, got int64"),
         ([], {}, "there are no vectors to load"),
         ([(IDS[:0], Z[:0])], {}, "there are no vectors to load"),
@@ -269,15 +278,20 @@ def test_commands(dsn, connection, tmp_path, capsys):
     np.save(tmp_path / "z.npy", Z)
     np.save(tmp_path / "ids.npy", IDS)
     np.save(tmp_path / "q.npy", QUERIES)
-    written = {"schema": 1, "plan": Plan(Schedule.parse("16:100 > 64")).to_json()}
+    plan = Plan(Schedule.parse("16:100 > 64"), "l2", "float16", lists=4, list_dim=16)
+    written = {"schema": 1, "plan": plan.to_json()}
     (tmp_path / "plan.json").write_text(json.dumps(written))
     place = ["--dsn", dsn, "--table", "test.t"]
     vectors = ["--vectors", f"{tmp_path}/z.npy", "--ids", f"{tmp_path}/ids.npy"]
     plan = ["--plan", f"{tmp_path}/plan.json"]
-    command.main(["postgres", "load", *place, *vectors, *plan, "--metric", "l2"])
-    assert capsys.readouterr().out == "2000 vectors: test.t\n"
+    command.main(["postgres", "load", *place, *vectors, *plan])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("note: of the plan, 4 clusters stay with mrl_jax.search")
+    assert said[1:] == ["2000 vectors, compared by l2: test.t"]
+    comment = connection.execute("SELECT obj_description('test.t'::regclass)").fetchone()[0]
+    assert json.loads(comment)["code"] == "halfvec"
     out = ["--queries", f"{tmp_path}/q.npy", "--k", "5", "--out", f"{tmp_path}/found.npz"]
-    command.main(["postgres", "query", *place, *out, "--schedule", "16:100 > 64"])
+    command.main(["postgres", "query", *place, *out, *plan])
     assert capsys.readouterr().out.startswith("24 queries, ")
     found = np.load(tmp_path / "found.npz")
     right = plans.expected(IDS, Z, QUERIES, 5, PLAN, "l2")
@@ -287,6 +301,10 @@ def test_commands(dsn, connection, tmp_path, capsys):
     (tmp_path / "empty.json").write_text("{}")
     for wrong, message in (
         (["--plan", f"{tmp_path}/empty.json"], r"empty.json: not a plan of schema 1"),
+        (
+            ["--schedule", "16:100 > 64", "--metric", "inner"],
+            "t compares by l2, not by inner: load",
+        ),
         (["--schedule", "16-100"], "a schedule reads like '16:200 > 2048', got '16-100'"),
     ):
         with pytest.raises(errors.USER_ERRORS, match=message):
