@@ -23,6 +23,7 @@ from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 from ml_collections.config_dict import RequiredValueError
 
+from mrl_jax import inputs
 from mrl_jax.config_keys import (
     LISTS_OF_PAIRS,
     LISTS_OF_TEXTS,
@@ -114,6 +115,7 @@ def split_config_arg(config: str) -> tuple[str, str | None]:
 
 
 def _module(path: str) -> Any:
+    inputs.check_file(path, UsageError)
     if not pathlib.Path(path).is_file():
         raise UsageError(f"config file {path} not found")
     name = "mrl_jax_config" + re.sub(r"\W", "_", os.path.abspath(path))

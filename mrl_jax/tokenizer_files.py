@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
-from mrl_jax import json_files
+from mrl_jax import inputs, json_files
 from mrl_jax.errors import DataError, UsageError, shown
 
 # Special tokens as BERT writes them, and as RoBERTa and MPNet do.
@@ -107,6 +107,7 @@ def read(path: pathlib.Path, *, settings: bool = True, lowercase: bool = False) 
         path = files[0]
     if not path.exists():
         raise UsageError(f"tokenizer {path} not found")
+    inputs.check_file(path)
     config = _settings(path) if settings else {}
     where = path.with_name("tokenizer_config.json")
     name = _class_name(path, config) if settings else None

@@ -5,8 +5,15 @@ import struct
 import numpy as np
 import pytest
 
-from mrl_jax import inputs
+from mrl_jax import config, errors, inputs, tokenizer_files
+from mrl_jax.data import folder, text_files, tree, vectors
+from mrl_jax.data.remarks import Remarks
 from mrl_jax.errors import DataError, UsageError
+from mrl_jax.evaluators import hierarchy
+from mrl_jax.interop import torch_weights
+from mrl_jax.search import ids
+from mrl_jax.search.plan import read_plan
+from mrl_jax.search.vectors import open_vectors
 
 
 def test_only_regular_files_are_opened(tmp_path, monkeypatch):
@@ -28,6 +35,38 @@ def test_only_regular_files_are_opened(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     inputs.check_file("file")
     inputs.check_file("missing")  # whoever opens it says so
+
+
+def read_tree(path):
+    tree.open_tree(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("x.jsonl", lambda path: list(text_files.read_rows(path))),
+        ("x.tsv.gz", text_files.sha256),
+        ("x.npy", open_vectors),
+        ("x.parquet", open_vectors),
+        ("x.npy", ids.read),
+        ("x.npz", lambda path: vectors.read_scored(path, 2)),
+        ("x.safetensors", torch_weights.read_tensors),
+        ("x.csv", lambda path: hierarchy.read(str(path), ["a"])),
+        ("x.noun", lambda path: hierarchy.read(f"{path}:n02084071", ["n02084072"])),
+        ("tokenizer.json", tokenizer_files.read),
+        ("x.py", lambda path: config.load(f"{path}:mrl")),
+        ("x.json", read_plan),
+        ("x.jpg", read_tree),
+        ("x.jpg", lambda path: folder.image_files(path.parent, Remarks())),
+    ],
+)
+def test_readers_refuse_what_is_no_regular_file(tmp_path, monkeypatch, name, read):
+    """Seen at a socket, which cannot be opened; a pipe would be waited for."""
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(name)
+        with pytest.raises(errors.USER_ERRORS, match="is a socket, where a file is needed"):
+            read(tmp_path / name)
 
 
 def header(descr="<f4", order="False", shape="(2, 3)", data=24, version=b"\1\0"):

@@ -6,12 +6,12 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-import stat
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from mrl_jax import inputs
 from mrl_jax.data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from mrl_jax.data.remarks import Remarks, composed, entries, same_letters
 from mrl_jax.errors import DataError
@@ -176,8 +176,7 @@ def image_files(folder: pathlib.Path, remarks: Remarks) -> list[tuple[str, File]
             remarks.add_file(entry.path, legal)
             continue
         about = entry.stat()
-        if not stat.S_ISREG(about.st_mode):
-            raise DataError(f"{entry.path} is not a regular file")
+        inputs.check_file(entry.path)
         found.append((entry.name, File.of(about)))
     return found
 

@@ -23,6 +23,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from mrl_jax import inputs
 from mrl_jax.data.boxes import Box, centre_box
 from mrl_jax.errors import DataError
 
@@ -69,6 +70,7 @@ def _naming(where: str) -> Iterator[None]:
 def format_of(path: str) -> str | None:
     """The image format that the first bytes of a file show; None if it is not an image."""
     try:
+        inputs.check_file(path)
         with Image.open(path, formats=_FORMATS + _OTHER_FORMATS) as picture:
             return picture.format
     except Exception:  # each format's parser raises errors of its own

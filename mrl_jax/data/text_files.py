@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
-from mrl_jax import json_files, outputs
+from mrl_jax import inputs, json_files, outputs
 from mrl_jax.errors import DataError, UsageError, listed, shown
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".tsv", ".tsv.gz", ".txt", ".txt.gz", ".parquet")
@@ -70,6 +70,7 @@ def sha256(path: pathlib.Path) -> str:
     Raises:
       DataError: it cannot be read.
     """
+    inputs.check_file(path)
     try:
         return outputs.sha256(path)
     except OSError as error:
@@ -94,6 +95,7 @@ def read_rows(path: pathlib.Path, reading: Reading | None = None) -> Iterator[Ro
     if not path.name.endswith(SUFFIXES):
         raise UsageError(f"{path}: must end in one of {', '.join(SUFFIXES)}")
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    inputs.check_file(path)
     try:
         with path.open("rb", buffering=0) as raw:
             # Parquet is not read in order, so that its checksum cannot be had on the way.

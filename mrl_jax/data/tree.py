@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+from mrl_jax import inputs
 from mrl_jax.data.folder import File, FolderRecords, listing
 from mrl_jax.data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from mrl_jax.data.remarks import Remarks, entries
@@ -40,6 +41,7 @@ def open_tree(root: pathlib.Path, remarks: Remarks | None = None) -> FolderRecor
             elif suffix in OTHER_SUFFIXES:
                 raise DataError(f"{path} has an unsupported file type (supported: {_LEGAL})")
             elif suffix in IMAGE_SUFFIXES:
+                inputs.check_file(path)
                 found.append((_name(path, root), File.of(entry.stat()), 0))
             else:
                 remarks.add_file(entry.path, _LEGAL)

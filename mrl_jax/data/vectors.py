@@ -12,14 +12,13 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import jax
 import numpy as np
 
+from mrl_jax import inputs
 from mrl_jax.data.loader import put, train_rows
 from mrl_jax.data.text_files import SPLITS
 from mrl_jax.errors import DataError, UsageError, shown
@@ -218,12 +217,14 @@ def read_scored(path: pathlib.Path, width: int) -> ScoredVectors:
       DataError: the file or an array is missing, the width differs, or there are values that are
         not numbers, NaN or infinite; names the file.
     """
+    inputs.check_file(path)
     try:
         # Opened here, as np.load leaves its own handle open if the file is torn.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             a_nd, b_nd, score_n = (arrays[name] for name in ("a", "b", "score"))
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error, BadZipFile) as error:
-        raise DataError(f"{path} must be .npz with arrays a, b and score: {error}") from error
+    except Exception as error:  # zipfile and numpy raise many kinds for files that lie
+        reason = error or type(error).__name__
+        raise DataError(f"{path} must be .npz with arrays a, b and score: {reason}") from error
     shapes, n = (a_nd.shape, b_nd.shape, score_n.shape), score_n.size
     if shapes != ((n, width), (n, width), (n,)):
         raise DataError(f"{path} must hold a and b [N, {width}] and score [N], it has {shapes}")

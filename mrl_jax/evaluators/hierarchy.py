@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrl_jax import json_files
+from mrl_jax import inputs, json_files
 from mrl_jax.data.remarks import composed, same_letters
 from mrl_jax.errors import DataError, shown
 from mrl_jax.evaluators import wordnet
@@ -74,6 +74,7 @@ def read(path: str, class_names: Sequence[str]) -> Hierarchy:
 
 
 def _text(path: pathlib.Path) -> str:
+    inputs.check_file(path)
     try:
         return path.read_text("utf-8-sig")
     except OSError as error:

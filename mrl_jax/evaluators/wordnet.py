@@ -9,6 +9,7 @@ import pathlib
 import re
 from collections.abc import Iterable, Iterator
 
+from mrl_jax import inputs
 from mrl_jax.errors import DataError
 
 _ID = re.compile("n[0-9]{8}")
@@ -47,6 +48,7 @@ def lowest_above(
 
 def _parents(path: pathlib.Path) -> dict[str, tuple[str, ...]]:
     """The ids right above every id."""
+    inputs.check_file(path)
     try:
         lines = path.read_text("latin-1").splitlines()
     except OSError as error:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
+from mrl_jax import inputs
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.interop.layouts import LAYOUTS, Layout, detect, find
 from mrl_jax.models.resnet import ResNet
@@ -149,6 +150,7 @@ def read_tensors(path: pathlib.Path) -> dict[str, dict[str, Any]]:
         )
     if path.suffix.lower() != ".safetensors":
         raise UsageError(f"weights must be a .safetensors file, got {path}")
+    inputs.check_file(path)
     try:
         # Not `safetensors.numpy`, which does not know bfloat16.
         tensors = safetensors.deserialize(path.read_bytes())

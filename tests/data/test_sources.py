@@ -91,7 +91,7 @@ def test_image_folder(folder):
         (lambda f: (f / "train/cat/more").mkdir(), r"cat/more is a folder; images lie directly in"),
         (lambda f: (f / "train/stray.png").touch(), "stray.png lies beside the class folders"),
         (lambda f: (f / "train/cat/x.png").symlink_to("away"), "cannot read .*x.png: No such file"),
-        (lambda f: os.mkfifo(f / "train/cat/x.png"), "x.png is not a regular file"),
+        (lambda f: os.mkfifo(f / "train/cat/x.png"), "x.png is a pipe, where a file is needed"),
     ],
 )
 def test_image_folder_errors_name_the_place(folder, harm, message):

@@ -52,7 +52,7 @@ def test_files_are_read(tmp_path, name, text):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.json", '{"dog": "animal", "dog": "pet"}', "'dog' in two superclasses, 'animal' and"),
+        ("a.json", '{"dog": "animal", "dog": "pet"}', "key 'dog' occurs twice"),
         ("a.json", '{"animal": ["dog"], "pet": ["cat", "dog"]}', "'dog' in two superclasses"),
         ("a.json", '{"cow": "animal"}', "none of the 5 classes a superclass; .* like 'cat'"),
         ("a.json", "{}", "none of the 5 classes"),
@@ -60,7 +60,7 @@ def test_files_are_read(tmp_path, name, text):
         ("a.json", '["dog"]', r"must be \{.class"),
         ("a.json", '{"dog": 3}', "'dog' has neither"),
         ("a.json", '{"dog": [3]}', "'dog' has neither"),
-        ("a.json", "dog", "cannot read hierarchy"),
+        ("a.json", "dog", "not valid JSON"),
         ("a.csv", "dog,animal\ncat,animal,pet", r"line 2: must be class and superclass, got \['c"),
         ("a.csv", "dog\tanimal", "line 1: must be class and superclass"),
         ("a.tsv", "dog\t", "line 1: must be class and superclass"),
@@ -84,7 +84,7 @@ def test_names_of_another_unicode_form_are_named(tmp_path):
 def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "a.json").write_bytes(b"\xff\xfe")
     for path, problem in (
-        ("a.json", "no UTF-8"),
+        ("a.json", "not UTF-8"),
         ("b.json", "No such"),
         ("c:n00000001", "No such"),
     ):

@@ -350,7 +350,7 @@ def test_files_that_are_not_safetensors_are_refused(tmp_path):
     assert "not found" in refusal(UsageError, tmp_path / "no.safetensors", backbone, trees)
     folder = tmp_path / "folder.safetensors"
     folder.mkdir()
-    assert "cannot be read (Is a directory)" in refusal(DataError, folder, backbone, trees)
+    assert "is a folder, where a file is needed" in refusal(DataError, folder, backbone, trees)
     message = refusal(UsageError, tmp_path / "weights.npz", backbone, trees)
     assert "must be a .safetensors file" in message
     with pytest.raises(ValueError, match="head must be one of load, skip; got 'drop'"):
