@@ -55,7 +55,7 @@ def write_manifest(folder: pathlib.Path, content: dict[str, Any]) -> None:
     """Replaces the manifest, which makes all it names part of the index at once."""
     content = {"schema": SCHEMA, **content}
     temporary = folder / f"{MANIFEST}.tmp"
-    temporary.write_text(json.dumps({"checksum": _sealed(content), **content}, indent=1))
+    temporary.write_text(json.dumps({"checksum": _sealed(content), **content}))
     sync(temporary)
     rename(temporary, folder / MANIFEST)
 
@@ -237,7 +237,10 @@ def finished(folder: pathlib.Path) -> Iterator[pathlib.Path]:
                     sync(path)
                 rename(temporary, folder)
             except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)
+                # The lock goes last: by it the next command knows that what is left may be removed.
+                with contextlib.suppress(OSError):
+                    _empty(temporary)
+                    shutil.rmtree(temporary)
                 raise
 
 

@@ -4,8 +4,9 @@ Numba compiles them at first use and caches them. They hold no lock, so that thr
 by side; every call works on its own queries.
 """
 
-import numba
 import numpy as np
+
+from mrl_jax.search.compiling import compiled as _compile
 
 COSINE, INNER, L2 = 0, 1, 2
 METRICS = {"cosine": COSINE, "inner": INNER, "l2": L2}
@@ -14,10 +15,6 @@ INT32, FLOAT32, FLOAT64, BITS = 0, 1, 2, 3
 NO_ROW = -1
 _TOGETHER = 16  # scores of rows that are compared with a bound at a time
 _SMALL = np.float32(2.0**-90)  # squares and products of vectors this short may be no normal numbers
-
-
-def _compile(function):
-    return numba.njit(function, nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
 
 
 @_compile

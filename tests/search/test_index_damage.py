@@ -16,11 +16,20 @@ from mrl_jax.search import files, pages
 from mrl_jax.search.index import Index
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.schedule import Schedule
+from mrl_jax.search.trial import InMemory as Vectors
 
 N, D = 300, 24
 LISTS = Plan(Schedule.parse(f"8:60 > 16:40 > {D}"), code="int8", lists=4, list_dim=8, probes=4)
 IVF = Plan(Schedule.parse(f"8:60 > {D}"), factory="IVF4,Flat", parameters="nprobe=4")
 PLANS = {"lists": LISTS, "IVF": IVF}
+
+
+class InMemory(Vectors):
+    """Vectors with ids of their own."""
+
+    def __init__(self, vector_nd, ids):
+        super().__init__(vector_nd)
+        self.ids = ids
 
 
 @pytest.fixture(scope="module")
@@ -373,6 +382,93 @@ def test_a_full_disk(name, whole, tmp_path):
         shutil.rmtree(folder)
         shutil.copytree(whole / name, folder)
     assert len(seen) > 15
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_an_index_holds_no_descriptors(name, whole, tmp_path):
+    """However many segments it has, of small files and of large ones."""
+    count = lambda: len(os.listdir("/dev/fd"))  # noqa: E731
+    before = count()
+    index = Index.open(shutil.copytree(whole / name, tmp_path / "index"))
+    for n in range(8):
+        ids = np.arange(5000) + 10_000 * (n + 1)
+        rows = 5000 if n % 4 == 3 else 1
+        index.add(InMemory(draw(rows, D, seed=n), ids[:rows]))
+        index.search(draw(2, D), 5)
+    assert index.rows == 318 + 6 + 10_000
+    assert count() <= before
+
+
+@pytest.mark.parametrize("change", ["open", "build", "add", "delete", "compact"])
+def test_too_few_descriptors(change, whole, tmp_path):
+    """That is what is said, nothing is called damaged, and what fails has changed nothing."""
+    folder = shutil.copytree(whole / "lists", tmp_path / "index")
+    more = InMemory(draw(40, D, seed=5), np.arange(40) + 2000)
+    index = Index.open(folder)
+    do = {
+        "open": lambda: Index.open(folder),
+        "build": lambda: Index.build(tmp_path / "new", more, LISTS),
+        "add": lambda: index.add(more),
+        "delete": lambda: index.delete([3]),
+        "compact": lambda: index.compact(),
+    }[change]
+    before = [index.rows, sorted(path for path in inside(folder))]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    for free in range(40):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + free, hard))
+        try:
+            line = line_of(DataError, do)
+        except pytest.fail.Exception:
+            break
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert line.endswith(": Too many open files")
+        assert "damaged" not in line
+        assert [Index.open(folder).rows, sorted(inside(folder))] == before
+        assert not (tmp_path / "new").exists()
+    assert 0 < free < 30
+    Index.open(folder).verify()
+
+
+def test_data_are_on_disk_before_the_manifest_names_them(whole, tmp_path, monkeypatch):
+    """In this order, as after a power cut there may be any first part of it."""
+    events, sync, replace = [], os.fsync, os.replace
+
+    def fsync(number):
+        events.append(("on disk", os.readlink(f"/proc/self/fd/{number}")))
+        sync(number)
+
+    def rename(old, new):
+        events.append(("named", str(new)))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", rename)
+    folder = shutil.copytree(whole / "lists", tmp_path / "index")
+    index = Index.open(folder)
+    manifest, names = folder / files.MANIFEST, ("on disk", str(folder))
+    for change in (
+        lambda: index.add(InMemory(draw(3, D), np.arange(3) + 5000)),
+        lambda: index.delete([5000, 3]),
+        lambda: index.compact(),
+    ):
+        old = set(inside(folder))
+        events.clear()
+        change()
+        named = events.index(("named", str(manifest)))
+        for path in set(inside(folder)) - old:
+            if path.parent == folder:
+                first = events.index(("on disk", str(path)))
+            else:
+                temporary = f"{path.parent}{files.UNFINISHED}"
+                first = events.index(("named", str(path.parent)))
+                written = [("on disk", f"{temporary}/{path.name}"), ("on disk", temporary)]
+                assert max(map(events.index, written)) < first
+            assert names in events[first:named]
+        assert ("on disk", f"{manifest}.tmp") in events[:named]
+        assert names in events[named:]
 
 
 def test_room_is_taken_before_it_is_filled(tmp_path):
