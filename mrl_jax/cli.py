@@ -77,8 +77,20 @@ def start(preemptible: bool = False) -> None:
         preemption.listen()
     else:
         interrupts.end()
+    sys.excepthook = _uncaught
     with _errors_as_one_line():
         _check_jax()
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """What ends the imports of a command: a library may be missing."""
+    try:
+        with _errors_as_one_line():
+            raise error
+    except SystemExit:
+        raise
+    except BaseException:
+        sys.__excepthook__(kind, error, trace)
 
 
 def _unraisable(unraisable) -> None:

@@ -11,11 +11,14 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from mrl_jax import extras
 from mrl_jax.errors import NonFiniteError, UsageError
-from mrl_jax.interop.text_folder import TextFolder, read_text_folder
 from mrl_jax.models.text import SentenceEncoder, Static
 from mrl_jax.runtime.forks import check_not_forked
-from mrl_jax.tokenization import pad, text_list
+
+with extras.needed("text", "encoding texts"):
+    from mrl_jax.interop.text_folder import TextFolder, read_text_folder
+    from mrl_jax.tokenization import pad, text_list
 
 # So many texts are tokenised and sorted at a time.
 WINDOW = 1 << 16

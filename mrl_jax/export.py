@@ -12,7 +12,7 @@ Takes the newest checkpoint of a run. FORMAT is one of
 Embeddings come out whole and as they are: cut a prefix, then scale it to unit length.
 """
 
-from mrl_jax import cli
+from mrl_jax import cli, extras
 
 if __name__ == "__main__":
     cli.start()  # before the imports below, which take seconds
@@ -36,15 +36,16 @@ from mrl_jax import results as result_files
 from mrl_jax.adaptors import Rotation
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.experiment import Experiment
-from mrl_jax.interop.sentence_folder import check_sentence_folder, write_sentence_folder
 from mrl_jax.reporting.runs import read_run
 from mrl_jax.runtime.step import evaluated
 from mrl_jax.tasks.adaptor import AdaptorTask
 
+with extras.needed("export", "exporting"):
+    from mrl_jax.interop.sentence_folder import check_sentence_folder, write_sentence_folder
+
 FORMATS = ("sentence_transformers", "stablehlo", "onnx", "safetensors")
 PLATFORMS = ("cpu", "cuda", "tpu")
 ABOUT = "about.json"
-NEEDS = "format {} needs packages: pip install 'mrl_jax[export]'"
 
 
 def embedding_of(setup: Experiment, state: Any) -> tuple[Callable[..., jax.Array], dict]:
@@ -90,10 +91,8 @@ def write_stablehlo(folder: pathlib.Path, setup: Experiment, state: Any) -> None
         for shape, dtype in shapes.values()
     ]
     exported = export.export(jax.jit(embed), platforms=PLATFORMS)(*arguments)
-    try:
+    with extras.needed("export", "format stablehlo"):
         content = exported.serialize()
-    except ImportError:
-        raise UsageError(NEEDS.format("stablehlo")) from None
     (folder / "embed.stablehlo").write_bytes(content)
 
 
@@ -103,10 +102,8 @@ def write_onnx(folder: pathlib.Path, setup: Experiment, state: Any) -> None:
     # matters ends in an error.
     for name in ("jax2onnx", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    try:
+    with extras.needed("export", "format onnx"):
         from jax2onnx import to_onnx
-    except ImportError:
-        raise UsageError(NEEDS.format("onnx")) from None
     embed, shapes = embedding_of(setup, state)
     longest = getattr(setup.program.task, "max_length", 0)
     sizes = {"b": "b", "t": longest}

@@ -1,27 +1,23 @@
 """Text to token ids, and ids to batches of a few lengths. A thin wrap of the package tokenizers."""
 
 import collections
+import itertools
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from mrl_jax import extras, tokenizer_files
 from mrl_jax.errors import DataError, UsageError, cut, shown
-
-try:
-    import tokenizers
-except ImportError as error:
-    raise UsageError(
-        'tokenising text needs the package tokenizers: pip install "mrl_jax[text]"'
-    ) from error
-
-from tokenizers import normalizers, trainers
-
-from mrl_jax import tokenizer_files
 from mrl_jax.tokenizer_files import SPECIAL
+
+with extras.needed("text", "tokenising text"):
+    import tokenizers
+    from tokenizers import normalizers, trainers
 
 # Batches are padded to these, so that few shapes are compiled and little is padding.
 LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -29,6 +25,24 @@ LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 MOST_LETTERS = 1000  # of a vocabulary that is made; others are unknown
 
 _UNCUT = 2**30  # tokens; no text is longer
+
+# Letters of a text that are read at a time: tokenizers takes 250 bytes of memory for each. A word
+# is not cut unless it has more than `LONGEST_WORD`.
+PIECE, LONGEST_WORD = 1 << 15, 1 << 17
+_SPACE = re.compile("[ \n]")
+_LOOK = 256  # letters before and behind a place where a text may be cut
+
+
+def pieces_of(text: str) -> list[str]:
+    """The text in pieces of about `PIECE` letters, which begin at a space."""
+    pieces, start = [], 0
+    while len(text) - start > PIECE:
+        end = min(start + LONGEST_WORD, len(text))
+        space = _SPACE.search(text, start + PIECE, end)
+        end = space.start() if space else end
+        pieces.append(text[start:end])
+        start = end
+    return [*pieces, text[start:]] if start < len(text) or not pieces else pieces
 
 
 def padded_length(tokens: int, longest: int) -> int:
@@ -125,8 +139,8 @@ class Tokenizer:
         raw = tokenizer_files.bare_wordpiece({}, settings)
         texts = list(texts) if iter(texts) is texts else texts
         found = collections.Counter()
-        for text in texts:
-            found.update(raw.normalizer.normalize_str(text))
+        for piece in itertools.chain.from_iterable(map(pieces_of, texts)):
+            found.update(raw.normalizer.normalize_str(piece))
         common = sorted(
             (c for c in found if not c.isspace()), key=lambda letter: (-found[letter], letter)
         )
@@ -142,7 +156,7 @@ class Tokenizer:
             limit_alphabet=len(letters),
             show_progress=False,
         )
-        raw.train_from_iterator(texts, trainer)
+        raw.train_from_iterator(itertools.chain.from_iterable(map(pieces_of, texts)), trainer)
         return cls(tokenizer_files.wordpiece(raw.get_vocab(), settings), marks=marks)
 
     def encode(self, texts: Iterable[str], max_length: int) -> list[np.ndarray]:
@@ -153,26 +167,69 @@ class Tokenizer:
           DataError: text that is not Unicode (half of a surrogate pair).
         """
         texts = text_list(texts)
-        around = self.raw.num_special_tokens_to_add(False) if self.marks else 0
+        around = self._around
         if max_length <= around:
             raise UsageError(
                 f"max_length must be more than the {around} special tokens around a text, "
                 f"got {max_length}"
             )
+        lengthy = [i for i, text in enumerate(texts) if len(text) > PIECE]
+        usual = [text if len(text) <= PIECE else "" for text in texts] if lengthy else texts
         try:
-            encodings = self.raw.encode_batch_fast(texts, add_special_tokens=self.marks)
+            found = self._encode(usual, max_length, max_length - around)
+            for i in lengthy:
+                found[i] = self._encode_lengthy(texts[i], max_length - around)
         except (TypeError, UnicodeEncodeError):  # what it makes of half a surrogate pair
             bad = [row for row, text in enumerate(texts) if not _is_unicode(text)]
             if not bad:
                 raise
             raise DataError(f"text {bad[0]} is not valid Unicode: {shown(texts[bad[0]])}") from None
+        return found
+
+    def _encode(self, texts: Sequence[str], max_length: int, room: int) -> list[np.ndarray]:
+        encodings = self.raw.encode_batch_fast(texts, add_special_tokens=self.marks)
         long = [i for i, encoding in enumerate(encodings) if len(encoding) > max_length]
         # What is cut off is text, not the marks: those are put around what is left.
         bare = self.raw.encode_batch_fast([texts[i] for i in long], add_special_tokens=False)
         for i, encoding in zip(long, bare, strict=True):
-            encoding.truncate(max_length - around, direction=self.cut)
+            encoding.truncate(room, direction=self.cut)
             encodings[i] = self.raw.post_process(encoding, add_special_tokens=self.marks)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def _encode_lengthy(self, text: str, room: int) -> np.ndarray:
+        """The ids of a text that is read in pieces, and only as far as they can matter."""
+        pieces, parts, count = pieces_of(text), [], 0
+        left = self.cut == "left"
+        for number in reversed(range(len(pieces))) if left else range(len(pieces)):
+            if number and not self._is_apart(pieces[number - 1], pieces[number]):
+                return self._encode([text], room + self._around, room)[0]
+            parts.append(self._bare(pieces[number]))
+            count += len(parts[-1])
+            if count >= room:
+                break
+        ids_t = np.concatenate(parts[::-1] if left else parts)
+        ids_t = ids_t[max(count - room, 0) :] if left else ids_t[:room]
+        if not self.marks:
+            return ids_t
+        word = self.raw.encode("a")  # any: its ids stand where those of the text belong
+        text_at = [at for at, special in enumerate(word.special_tokens_mask) if not special]
+        marks = word.ids[: text_at[0]], word.ids[text_at[-1] + 1 :]
+        return np.concatenate([marks[0], ids_t, marks[1]]).astype(np.int32)
+
+    def _is_apart(self, before: str, behind: str) -> bool:
+        """Whether two pieces have the same tokens as together: rules may see beyond a space."""
+        if not _SPACE.match(behind):
+            return True  # a word that is longer than `LONGEST_WORD`
+        before, behind = before[-_LOOK:], behind[:_LOOK]
+        apart_t = np.concatenate([self._bare(before), self._bare(behind)])
+        return np.array_equal(apart_t, self._bare(before + behind))
+
+    @property
+    def _around(self) -> int:
+        return self.raw.num_special_tokens_to_add(False) if self.marks else 0
+
+    def _bare(self, text: str) -> np.ndarray:
+        return np.array(self.raw.encode(text, add_special_tokens=False).ids, np.int32)
 
     def to_json(self, max_length: int | None = None) -> str:
         """The text of tokenizer.json, which `load` reads back the same.

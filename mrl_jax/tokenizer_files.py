@@ -10,11 +10,12 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
-import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
-
-from mrl_jax import inputs, json_files
+from mrl_jax import extras, inputs, json_files
 from mrl_jax.errors import DataError, UsageError, shown
+
+with extras.needed("text", "tokenising text"):
+    import tokenizers
+    from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 # Special tokens as BERT writes them, and as RoBERTa and MPNet do.
 SPECIAL = {

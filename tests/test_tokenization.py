@@ -8,7 +8,9 @@ import sys
 import numpy as np
 import pytest
 import text_models
+import tokenizers
 
+from mrl_jax import tokenization
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.tokenization import LENGTHS, Tokenizer, pad, padded_length
 
@@ -231,3 +233,58 @@ def test_a_tokenizer_without_a_mask_says_so(tmp_path):
     (tmp_path / "vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]\n")
     with pytest.raises(UsageError, match=r"no mask_token: legal is \[MASK\] or <mask>"):
         _ = Tokenizer.load(tmp_path).mask_id
+
+
+@pytest.mark.parametrize("cut", ["right", "left"])
+@pytest.mark.parametrize("marks", [True, False])
+def test_long_texts_are_read_in_pieces_and_give_the_same_tokens(monkeypatch, cut, marks):
+    random = np.random.default_rng(0)
+    words = ["a", "bc", "Abc", "b-c", "\u4e2d\u6587", "x" * 150, "\n", "  ", "e\u0301", "[SEP]", ""]
+    texts = [" ".join(random.choice(words, 400)) for _ in range(5)] + [" " * 900, "x" * 900]
+    made = Tokenizer.train(["a bc abc b - c \u4e2d"] * 3, 40)
+    tokenizer = Tokenizer(made.raw, marks=marks, cut=cut)
+    lengths = (3, 40, 333, 2**30)
+    whole = [tokenizer.encode(texts, length) for length in lengths]
+    monkeypatch.setattr(tokenization, "PIECE", 64)
+    monkeypatch.setattr(tokenization, "LONGEST_WORD", 1000)
+    assert all(len(tokenization.pieces_of(text)) > 3 for text in texts[:5])
+    for length, expected in zip(lengths, whole, strict=True):
+        for ids_t, expected_t in zip(tokenizer.encode(texts, length), expected, strict=True):
+            np.testing.assert_array_equal(ids_t, expected_t)
+    again = Tokenizer.train(["a bc abc b - c \u4e2d"] * 3, 40)
+    assert again.content == made.content
+
+
+def test_a_tokenizer_that_sees_beyond_spaces_reads_long_texts_whole(monkeypatch):
+    tokenizer = Tokenizer.train(["a b c"], 20, marks=False)
+    tokenizer.raw.normalizer = tokenizers.normalizers.Prepend("a")
+    expected_t = tokenizer.encode(["b c " * 200], 2**30)[0]
+    monkeypatch.setattr(tokenization, "PIECE", 64)
+    np.testing.assert_array_equal(tokenizer.encode(["b c " * 200], 2**30)[0], expected_t)
+
+
+def test_only_what_can_matter_of_a_long_text_is_tokenised():
+    class Counted:
+        read = 0
+
+        def __init__(self, raw):
+            self.raw = raw
+
+        def __getattr__(self, name):
+            return getattr(self.raw, name)
+
+        def encode(self, text, **options):
+            Counted.read += len(text)
+            return self.raw.encode(text, **options)
+
+    tokenizer = Tokenizer.train(["a b c"], 20)
+    tokenizer.raw = Counted(tokenizer.raw)
+    assert len(tokenizer.encode(["a b c " * 10**6], 128)[0]) == 128
+    assert Counted.read < 4 * tokenization.PIECE
+
+
+def test_pieces_are_the_text():
+    for text in ("", "a", "a b" * 30_000, "a" * 300_000, "a " * 20_000 + "b" * 300_000 + " c"):
+        pieces = tokenization.pieces_of(text)
+        assert "".join(pieces) == text
+        assert max(map(len, pieces)) <= tokenization.LONGEST_WORD

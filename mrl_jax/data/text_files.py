@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
-from mrl_jax import inputs, json_files, outputs
+from mrl_jax import extras, inputs, json_files, outputs
 from mrl_jax.errors import DataError, UsageError, listed, shown
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".tsv", ".tsv.gz", ".txt", ".txt.gz", ".parquet")
@@ -184,11 +184,9 @@ def _txt(path: pathlib.Path, file: BinaryIO) -> Iterator[Row]:
 
 
 def _parquet(path: pathlib.Path, file: BinaryIO) -> Iterator[Row]:
-    try:
+    with extras.needed("text", str(path)):
         import pyarrow
         from pyarrow import parquet
-    except ImportError as error:
-        raise UsageError(f'{path} needs pip install "mrl_jax[text]" (pyarrow)') from error
     number = 0
     try:
         table = parquet.ParquetFile(file)

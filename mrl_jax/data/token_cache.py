@@ -6,11 +6,14 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
-import tokenizers
 from tqdm import tqdm
 
+from mrl_jax import extras
 from mrl_jax.data.array_cache import Parts, stored
 from mrl_jax.tokenization import Tokenizer
+
+with extras.needed("text", "tokenising text"):
+    import tokenizers
 
 # Tokenised at a time: so many texts, or fewer of so many letters in all.
 PART, PART_LETTERS = 1 << 14, 1 << 21

@@ -11,15 +11,14 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from mrl_jax import extras
 from mrl_jax.engines import arrays
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.search.exact import Metric
 from mrl_jax.search.schedule import Schedule
 
-try:
+with extras.needed("engines", "Milvus"):
     import pymilvus
-except ImportError as error:
-    raise UsageError('Milvus needs the package pymilvus: pip install "mrl_jax[engines]"') from error
 
 Index = Literal["HNSW", "IVF_FLAT", "AUTOINDEX", "FLAT"]
 

@@ -13,20 +13,16 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from mrl_jax import json_files
+from mrl_jax import extras, json_files
 from mrl_jax.engines import arrays
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.search.exact import Metric
 from mrl_jax.search.schedule import Schedule
 
-try:
+with extras.needed("engines", "PostgreSQL"):
     import psycopg
     from psycopg import sql
     from psycopg.rows import tuple_row
-except ImportError as error:
-    raise UsageError(
-        'PostgreSQL needs the package psycopg: pip install "mrl_jax[engines]"'
-    ) from error
 
 Code = Literal["vector", "halfvec", "bit"]
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from mrl_jax import embedder, workdir
+from mrl_jax import embedder, extras, workdir
 from mrl_jax.embedder import Embedder, Request
 from mrl_jax.errors import USER_ERRORS, UsageError
 from mrl_jax.search import on_disk
@@ -57,10 +57,8 @@ def _quiet() -> Iterator[Any]:
     """The module ray, whose own code uses what others have deprecated."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
+        with extras.needed("engines", "Ray"):
             import ray.data
-        except ImportError as error:
-            raise UsageError('Ray needs the package ray: pip install "mrl_jax[engines]"') from error
         yield ray
 
 

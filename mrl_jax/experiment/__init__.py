@@ -7,6 +7,7 @@ from types import ModuleType
 import jax
 from ml_collections import ConfigDict
 
+from mrl_jax import extras
 from mrl_jax.experiment import common, images
 from mrl_jax.experiment.common import Experiment, check_config, check_mesh, check_paths, make_mesh
 from mrl_jax.runtime import memory
@@ -26,12 +27,12 @@ __all__ = [
 def of_task(task: str) -> ModuleType:
     """The module of a task: `check`, `from_config`, `planned_program`, and its `GROUP` of keys."""
     if task == "sentence_pairs":
-        from mrl_jax.experiment import sentences  # needs packages that images do not
-
+        with extras.needed("text", f"task {task}"):
+            from mrl_jax.experiment import sentences
         return sentences
     if task == "masked_lm":
-        from mrl_jax.experiment import masked  # as above
-
+        with extras.needed("text", f"task {task}"):
+            from mrl_jax.experiment import masked
         return masked
     if task == "adaptor":
         from mrl_jax.experiment import adaptor

@@ -3,15 +3,9 @@
 Needs the package safetensors, which nothing else of `mrl_jax` needs.
 """
 
-try:
-    import safetensors  # noqa: F401
-except ImportError as error:
-    from mrl_jax.errors import UsageError
+from mrl_jax import extras
 
-    raise UsageError(
-        'reading PyTorch weights needs the package safetensors: pip install "mrl_jax[weights]"'
-    ) from error
-
-from mrl_jax.interop.torch_weights import load_weights
+with extras.needed("weights", "reading PyTorch weights"):
+    from mrl_jax.interop.torch_weights import load_weights
 
 __all__ = ["load_weights"]

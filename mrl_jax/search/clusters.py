@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from mrl_jax.errors import DataError, UsageError
+from mrl_jax import extras
+from mrl_jax.errors import DataError
 from mrl_jax.search import codes, loops
 from mrl_jax.search.exact import Metric
 
@@ -15,11 +16,8 @@ _GROUP = 8  # lists of which the nearest is looked at first
 
 def faiss():
     """The library; UsageError where it is not installed."""
-    try:
+    with extras.needed("search", "an index"):
         import faiss
-    except ImportError:
-        message = "indexes need numba, numkong and faiss: pip install 'mrl_jax[search]'"
-        raise UsageError(message) from None
     return faiss
 
 

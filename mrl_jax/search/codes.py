@@ -6,6 +6,7 @@ import functools
 import ml_dtypes
 import numpy as np
 
+from mrl_jax import extras
 from mrl_jax.errors import UsageError
 from mrl_jax.search import loops
 from mrl_jax.search.exact import Metric
@@ -84,11 +85,8 @@ def product_function(code: Code):
     Raises:
       UsageError: numkong is not installed.
     """
-    try:
+    with extras.needed("search", "an index"):
         import numkong
-    except ImportError:
-        message = "indexes need numba, numkong and faiss: pip install 'mrl_jax[search]'"
-        raise UsageError(message) from None
     kind = {"binary": "int8", "bfloat16": "bf16"}.get(code, code)
     pointers = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p)
     return ctypes.CFUNCTYPE(None, *pointers)(numkong.pointer_to_dot(kind))

@@ -8,8 +8,11 @@ import stat
 import tempfile
 from collections.abc import Callable
 
-import numba
-from numba.core.caching import FunctionCache
+from mrl_jax import extras
+
+with extras.needed("search", "an index"):
+    import numba
+    from numba.core.caching import FunctionCache
 
 
 class _Cache(FunctionCache):

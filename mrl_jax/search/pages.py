@@ -17,10 +17,13 @@ import weakref
 from typing import Any
 
 import numpy as np
-import xxhash
 
+from mrl_jax import extras
 from mrl_jax.errors import DataError
 from mrl_jax.search import loops
+
+with extras.needed("search", "an index"):
+    import xxhash
 
 # Linux reads at least as much when a page of 4 KiB is not in memory yet. Files of one page are read
 # whole when they are opened, larger ones are mapped.

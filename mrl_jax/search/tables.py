@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mrl_jax import inputs
-from mrl_jax.errors import DataError, UsageError, shown
+from mrl_jax import extras, inputs
+from mrl_jax.errors import DataError, shown
 from mrl_jax.search import ids
 
 _BATCH = 2**22  # numbers that are decoded at a time
@@ -20,10 +20,8 @@ def parquet() -> Any:
     Raises:
       UsageError: it is not installed.
     """
-    try:
+    with extras.needed("search", "Parquet"):
         import pyarrow.parquet
-    except ImportError:
-        raise UsageError('Parquet needs pyarrow: pip install "mrl_jax[search]"') from None
     return pyarrow.parquet
 
 
