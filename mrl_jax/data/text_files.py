@@ -19,6 +19,8 @@ SPLITS = ("train", "val", "test")
 VALIDATION = ("dev", "validation", "valid")  # other names of the val split
 FALSE = ("", "0", "false", "False")
 _BUFFER = 1 << 20  # bytes that are read at a time
+# What a small file may be packed from without end: bytes of a line, and lines without content.
+MOST_BYTES, MOST_BLANK = 1 << 26, 10**6
 
 
 class Row(NamedTuple):
@@ -132,9 +134,16 @@ def first_columns(path: pathlib.Path) -> list[str]:
 
 
 def _lines(path: pathlib.Path, file: BinaryIO) -> Iterator[tuple[str, str]]:
-    lines = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
-    for number, line in enumerate(lines, 1):
+    if path.suffix == ".gz":
+        file = io.BufferedReader(gzip.GzipFile(fileobj=file), _BUFFER)
+    blank = 0
+    for number, line in enumerate(iter(lambda: file.readline(MOST_BYTES + 1), b""), 1):
         where = f"{path} line {number}"
+        if len(line) > MOST_BYTES:
+            raise DataError(f"{where} is longer than {MOST_BYTES:,} bytes")
+        blank = 0 if line.strip() else blank + 1
+        if blank > MOST_BLANK:
+            raise DataError(f"{where}: more than {MOST_BLANK:,} blank lines one after another")
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
             if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from mrl_jax.data import text
+from mrl_jax.data import text, text_files
 from mrl_jax.errors import DataError, UsageError
 
 GROUPS = [
@@ -198,3 +198,23 @@ def test_arguments_that_cannot_be_meant(options, error, message):
     with pytest.raises(error) as raised:
         text.load(**options)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["t.jsonl.gz", "t.tsv.gz", "t.txt.gz"])
+def test_what_a_small_file_unpacks_to_without_end_is_refused(tmp_path, monkeypatch, name):
+    """A million newlines pack into a kilobyte."""
+    monkeypatch.setattr(text_files, "MOST_BYTES", 5000)
+    monkeypatch.setattr(text_files, "MOST_BLANK", 3000)
+    path, head = tmp_path / name, b"a\n" if "tsv" in name else b""
+    for content, message in (
+        (b"\n" * 100_000, "more than 3,000 blank lines one after another"),
+        (b" \n" * 100_000, "more than 3,000 blank lines one after another"),
+        (b"x" * 100_000, "is longer than 5,000 bytes"),
+        (b"\0" * 100_000, "is longer than 5,000 bytes"),
+    ):
+        path.write_bytes(gzip.compress(head + content))
+        with pytest.raises(DataError, match=message):
+            list(text_files.read_rows(path))
+    rows = b'{"a": 1}\n' if "jsonl" in name else b"1\n"
+    path.write_bytes(gzip.compress(head + (rows + b"\n" * 2000) * 2 + rows.strip()))
+    assert len(list(text_files.read_rows(path))) == 3
