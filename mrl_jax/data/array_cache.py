@@ -227,6 +227,8 @@ def _open(folder: pathlib.Path, kind: str, facts: Facts) -> Stored | None:
             raise ValueError(f"{MANIFEST} has another checksum")
         arrays = {}
         for name, about in manifest["arrays"].items():
+            if pathlib.PurePath(name).name != name:
+                raise ValueError(f"{name!r} is no name of an array")
             file = path / f"{name}.bin"
             arrays[name] = _mapped(file, np.dtype(about["dtype"]), about["length"])
             with file.open("rb") as content:

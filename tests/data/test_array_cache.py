@@ -1,4 +1,5 @@
 import concurrent.futures
+import hashlib
 import json
 import os
 import platform
@@ -78,6 +79,14 @@ def changed(path):
     path.write_text(json.dumps({**manifest, "values": {"note": "b"}}))
 
 
+def outside(path):
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"]
+    manifest["arrays"]["../../numbers"] = manifest["arrays"].pop("numbers")
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({**manifest, "sha256": digest}))
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "reason"),
     [
@@ -85,6 +94,7 @@ def changed(path):
         ("numbers.bin", cut, "numbers.bin has 55 bytes, not 7 x 8"),
         ("numbers.bin", os.remove, "No such file"),
         (MANIFEST, changed, "manifest.json has another checksum"),
+        (MANIFEST, outside, "'../../numbers' is no name of an array"),
         (MANIFEST, cut, "Expecting"),
         (MANIFEST, os.remove, "No such file"),
     ],

@@ -20,7 +20,9 @@ def test_a_file_system_without_locks_is_said_once(tmp_path, monkeypatch, capsys,
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with (tmp_path / "lock").open("a") as file:
+    monkeypatch.setattr(locks, "_said", set())
+    with (tmp_path / "lock").open("a") as file, (tmp_path / "other").open("a") as other:
         assert locks.taken(file)
+        assert locks.taken(other)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: {tmp_path / 'lock'} cannot be locked ({os.strerror(number)})")

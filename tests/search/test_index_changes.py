@@ -1,3 +1,6 @@
+import errno
+import fcntl
+import os
 import shutil
 import threading
 
@@ -6,6 +9,7 @@ import pytest
 from brute_force import check, draw, similar, store
 
 from mrl_jax.errors import DataError, UsageError
+from mrl_jax.runtime import locks
 from mrl_jax.search import files
 from mrl_jax.search.index import NO_ID, Index
 from mrl_jax.search.plan import Plan
@@ -269,6 +273,28 @@ def test_one_change_at_a_time(tmp_path):
     assert index.rows == 45
     index.delete([0])
     assert len(content(folder)) > len(before)
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
+    """All changes are made, after one line."""
+
+    def flock(file, how):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(locks, "_said", set())
+    index = Index.build(tmp_path / "index", store(tmp_path, draw(40, D)), PLANS["flat"])
+    index.add(store(tmp_path, draw(5, D), np.arange(5) + 500))
+    index.delete([3])
+    index.compact()
+    assert index.rows == 44
+    index.verify()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: ")
+    assert line.endswith(
+        ".lock cannot be locked (Function not implemented): nothing keeps another command from the "
+        "same folder"
+    )
 
 
 def test_one_build_at_a_time(tmp_path):

@@ -1,5 +1,6 @@
 import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -196,6 +197,26 @@ def test_bad_input_is_refused_before_any_work(files, tmp_path):
 
 def test_sizes():
     assert [size(x) for x in ("2GB", "1.5m", "500", "3 kB")] == [2 * 10**9, 1_500_000, 500, 3000]
+
+
+@pytest.mark.slow
+def test_results_are_written_where_stderr_is_closed(tmp_path):
+    """As by daemons, with so many rows and queries that a terminal would show bars."""
+    np.save(tmp_path / "x.npy", vectors(6000, 8, 0))
+    source, index, out = tmp_path / "x.npy", tmp_path / "index", tmp_path / "found.npz"
+    for arguments in (
+        ("build", "--vectors", source, "--out", index),
+        ("query", "--index", index, "--queries", source, "--out", out),
+    ):
+        done = subprocess.run(
+            commands.command(SEARCH, *arguments),
+            cwd=commands.ROOT,
+            env=commands.environment(),
+            stdout=subprocess.PIPE,
+            preexec_fn=lambda: os.close(2),
+        )
+        assert done.returncode == 0
+    np.testing.assert_array_equal(np.load(out)["ids"][:, 0], np.arange(6000))
 
 
 @pytest.mark.slow
