@@ -81,6 +81,13 @@ def plan(arguments: argparse.Namespace) -> None:
         f"nearest one needs less); {sampled}{proposal.tuned_on} queries to tune on, "
         f"{proposal.held_out} others to measure with"
     )
+    given, needed = proposal.tuned_on + proposal.held_out, planner.queries_needed(wanted)
+    if needed is None or needed > given:
+        more = f"give {needed}" if needed else f"even {planner.MOST_QUERIES:,} would be"
+        print(
+            f"{given:,} queries are too few to promise {wanted.target_recall:g} of any plan but "
+            f"exact search, even if it misses nothing: {more}"
+        )
     print(f"plan: {out}, plot: {plot}")
 
 

@@ -11,9 +11,9 @@ from mrl_jax.search.plan import Plan
 from mrl_jax.search.planner import LEVEL, Point, Proposal, Wanted, beats
 
 _NOTE = (
-    "expected.interval holds the mean recall over as many other queries of the same kind with "
-    "probability level; times are of the machine that planned, those of more than sample_rows "
-    "vectors scaled by rows scanned"
+    "expected.interval holds the mean recall over as many other queries of the same kind with at "
+    "least probability level, the intervals of the frontier each by itself; times are of the "
+    "machine that planned, those of more than sample_rows vectors scaled by rows scanned"
 )
 
 

@@ -92,7 +92,8 @@ def cheapest(
       aims: shares of neighbours to be found, rising.
     """
     keep_n = _steps(k, most)
-    axes = [(ranks.of(layout.code, dim), keep_n) for dim in layout.dims]
+    stages = (layout.dims[: g + 1] for g in range(len(layout.dims)))
+    axes = [(ranks.of(layout.code, dims), keep_n) for dims in stages]
     if layout.lists > 1:
         found = ranks.clusters[layout.list_dim]
         axes.append((found.rank_bk, _steps(1, layout.lists)))

@@ -3,7 +3,7 @@
 True neighbours are found among all vectors. Where they stand by few dims is counted once (see
 `ranks`), in a sample if there are many vectors; from that the cheapest efforts of all layouts
 follow (`options`), and those of a few layouts are built and timed (`trial`). Half of the queries
-decide what is tried; the others say what it recalls.
+decide what is tried and in which order plans are considered; the others say what these recall.
 """
 
 import collections
@@ -34,9 +34,10 @@ SAMPLE_ROWS = 200_000
 PAPER = (16, 200)  # dims and candidates of the paper's own schedule (section 4.3.1)
 _SAMPLE_NUMBERS = 2**28  # at most in memory: 1 GiB
 _NEIGHBOUR_NUMBERS = 2**26
-_RESAMPLES = 2000
-# Half the square of the normal quantile of the level, as for proportions (Agresti and Coull, 1998).
-_UNSEEN = 3
+# The square of the normal quantile of the level: as for proportions (Agresti and Coull, 1998), but
+# all of them failures.
+_UNSEEN = 7
+_BEYOND = 25  # resampled means beyond each end of an interval
 _LEAST_DIM = 8
 _CLUSTERED_ROWS = 10_000  # fewer are scanned in less time than their lists are found
 _MOST_CANDIDATES = 0.25  # of all rows: more are no shortlist
@@ -128,8 +129,8 @@ class Proposal:
     """What `propose` found.
 
     Attributes:
-      chosen: of the points that reach the target within the limits, that with the highest QPS; of
-        those about as fast the one that needs least memory.
+      chosen: see `pick`; of the points within the limits. Its interval is wider than those of the
+        others, which hold for each plan by itself and say nothing of one that is picked by them.
       points: all that were tried and that no other one beats, and the two baselines; from the
         highest recall to the lowest.
       rows, width: of the vectors.
@@ -146,29 +147,96 @@ class Proposal:
     held_out: int
 
 
-def prediction_interval(recall_b: np.ndarray, k: int, seed: int) -> tuple[float, float]:
-    """Where the mean over as many other queries lies, with probability `LEVEL`: bootstrap.
+def prediction_interval(
+    recall_b: np.ndarray, k: int, seed: int, level: float = LEVEL
+) -> tuple[float, float]:
+    """Where the mean over as many other queries lies, with probability `level`: bootstrap.
 
     Both these queries and the others are drawn anew, so the interval is wider than that of the
     expectation. `_UNSEEN` queries are added that miss as much as those that miss anything, at least
-    one of k: resampling what few misses were seen alone would promise too much.
+    one of k: resampling what few misses were seen alone would promise too much. Of few queries the
+    spread itself is uncertain: deviations are stretched as Student's t is wider than the normal.
     """
-    misses_b = 1 - recall_b
+    n, misses_b = len(recall_b), 1 - recall_b
     worst = math.sqrt(np.square(misses_b[misses_b > 0]).mean()) if misses_b.any() else 0.0
     seen_b = np.append(recall_b, [1 - max(worst, 1 / k)] * _UNSEEN)
-    found = stats.bootstrap(
-        (seen_b, seen_b),
-        lambda a, b, axis: a.mean(axis) - b.mean(axis),
-        vectorized=True,
-        paired=False,
-        n_resamples=_RESAMPLES,
-        batch=500,
-        confidence_level=LEVEL,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
+    value_v, count_v = np.unique(seen_b, return_counts=True)
+    rng, beyond = np.random.default_rng(seed), (1 - level) / 2
+    times_rv, others_rv = (
+        rng.multinomial(n, count_v / len(seen_b), math.ceil(_BEYOND / beyond)) for _ in range(2)
+    )
+    ends = np.quantile((times_rv - others_rv) @ value_v / n, [beyond, 1 - beyond])
+    low, high = ends * stats.t.isf(beyond, n - 1) / stats.norm.isf(beyond)
     mean = recall_b.mean()
-    return float(max(0.0, mean + found.low)), float(min(1.0, mean + found.high))
+    return float(max(0.0, mean + low)), float(min(1.0, mean + high))
+
+
+def queries_needed(wanted: Wanted) -> int | None:
+    """How many queries it takes to promise the target for a plan that misses nothing.
+
+    A power of two times `FEWEST_QUERIES`; None where no number is enough.
+    """
+    queries = FEWEST_QUERIES
+    while queries <= MOST_QUERIES:
+        low, _ = prediction_interval(np.ones(queries // 2), wanted.k, wanted.seed, _levels(0))
+        if low >= wanted.target_recall:
+            return queries
+        queries *= 2
+    return None
+
+
+def _levels(tested: int) -> float:
+    """Of the interval of a plan that is tested after so many others.
+
+    The probabilities to be wrong add up to that of `LEVEL`: whichever plan is chosen in the end,
+    its interval is wrong no more often.
+    """
+    return 1 - (1 - LEVEL) / 2 ** (tested + 1)
+
+
+def pick(
+    tuned_pb: np.ndarray, held_pb: np.ndarray, qps_p: np.ndarray, memory_p: np.ndarray,
+    exact_p: np.ndarray, wanted: Wanted,
+) -> tuple[int, tuple[float, float], bool]:  # fmt: skip
+    """Which of some plans to propose, with the interval of its recall, and whether that reaches.
+
+    The order of plans follows from the queries that were tuned on: first the fastest whose interval
+    there reaches the target, then those that miss ever less. The other queries accept the first
+    plan whose interval reaches the target. So none is chosen for being lucky with the queries that
+    it is measured by.
+
+    Args:
+      tuned_pb: [P, B] recall by the queries tuned on.
+      held_pb: [P, b] by the others.
+      qps_p: [P] queries a second.
+      memory_p: [P] of plans about as fast the one that needs least comes first.
+      exact_p: [P] which are exact search, whose recall is certain.
+      wanted: target, k and seed.
+    """
+    k, seed, missed = wanted.k, wanted.seed, 1 - wanted.target_recall
+    surely_p = np.array(
+        [
+            1.0 if exact else prediction_interval(recall_b, k, seed)[0]
+            for recall_b, exact in zip(tuned_pb, exact_p, strict=True)
+        ]
+    )
+    order = []
+    for safety in (*_SAFETY, 0.0):
+        reaching = np.flatnonzero(surely_p >= 1 - missed * safety)
+        if len(reaching):
+            enough = reaching[qps_p[reaching] >= _AS_FAST * qps_p[reaching].max()]
+            order.append(int(enough[memory_p[enough].argmin()]))
+    # Where few queries leave no plan that is sure there, the best may still be.
+    order = list(dict.fromkeys(order)) or [int(tuned_pb.mean(1).argmax())]
+    tested = []
+    for p in order:
+        interval = (1.0, 1.0)
+        if not exact_p[p]:
+            interval = prediction_interval(held_pb[p], k, seed, _levels(len(tested)))
+        tested.append((p, interval))
+        if interval[0] >= wanted.target_recall:
+            return p, interval, True
+    return *max(tested, key=lambda found: found[1][0]), False
 
 
 def beats(a: Sequence[float], b: Sequence[float]) -> bool:
@@ -204,26 +272,43 @@ def propose(
         roles[Plan(Schedule.adaptive(*PAPER, width), metric)] = "paper"
     ranked = sorted({*dims, *(s.dim for plan in roles for s in plan.schedule.stages)})
     lists, list_dims = _clusters(rows, size, dims)
+    largest = max(sample.largest, float(np.abs(query_bd).max()))
+    kinds = [c for c in options.CODES if c != "float16" or largest <= np.finfo(np.float16).max]
     counted = ranks.count(
-        truth, sample, ranked, lists, list_dims, metric, seed=wanted.seed, progress=progress
+        truth, sample, ranked, kinds, lists, list_dims, metric, seed=wanted.seed, progress=progress
     )
     most = max(k, int(min(sample.far, _MOST_CANDIDATES) * rows))
-    kinds = [c for c in options.CODES if c != "float16" or _fit_float16(sample.vector_nd)]
-    promising = _promising(counted.only(~held_b), kinds, dims, width, most, wanted)
-    plans = list(dict.fromkeys([*roles, *(option.plan for option in promising)]))
-    held = counted.only(held_b)
-    points = []
-    for tried in _try(plans, sample, query_bd[held_b], wanted, progress):
-        recall_b = _recall(tried, truth.row_bk[held_b], held)
-        points.append(_point(tried, roles.get(tried.plan, ""), recall_b, vectors, wanted))
-    chosen = _choose(points, wanted)
+    promising = _promising(counted.only(~held_b), kinds, dims, most, wanted, width)
+    counted = ranks.with_blocks(
+        counted, truth, sample, {(x.code, x.dims) for x in promising}, metric, progress=progress
+    )
+    tuned = counted.only(~held_b)
+    found = [_cheapest(tuned, layout, most, wanted, width) for layout in promising]
+    plans = list(dict.fromkeys([*roles, *(option.plan for options in found for option in options)]))
+    points, tuned_pb, held_pb = [], [], []
+    for tried in _try(plans, sample, query_bd, wanted, progress):
+        recall_b = _recall(tried, truth.row_bk, counted)
+        tuned_pb.append(recall_b[~held_b])
+        held_pb.append(recall_b[held_b])
+        role = roles.get(tried.plan, "")
+        points.append(_point(tried, role, held_pb[-1], vectors, wanted))
+    best, chosen = _choose(points, np.array(tuned_pb), np.array(held_pb), wanted)
+    points[best] = chosen
     kept = [
         p
         for p in points
         if p is chosen or p.role or not any(beats(q.merits, p.merits) for q in points)
     ]
     kept.sort(key=lambda p: (-p.recall, -p.times.qps))
-    return Proposal(chosen, tuple(kept), rows, width, size, int((~held_b).sum()), int(held_b.sum()))
+    return Proposal(
+        chosen=chosen,
+        points=tuple(kept),
+        rows=rows,
+        width=width,
+        sample_rows=size,
+        tuned_on=int((~held_b).sum()),
+        held_out=int(held_b.sum()),
+    )
 
 
 def _try(
@@ -274,35 +359,40 @@ def _clusters(rows: int, sampled: int, dims: Sequence[int]) -> tuple[int, tuple[
     return min(lists, sampled // 16), tuple(sorted({least, most}))
 
 
-def _fit_float16(vector_nd: np.ndarray) -> bool:
-    return max(vector_nd.max(), -vector_nd.min()) <= np.finfo(np.float16).max
+def _aims(wanted: Wanted) -> list[float]:
+    missed = 1 - wanted.target_recall
+    return sorted({*_FURTHER_AIMS, *(1 - missed * safety for safety in _SAFETY)})
+
+
+def _cheapest(
+    counted: Ranks, layout: Layout, most: int, wanted: Wanted, width: int
+) -> list[Option]:
+    """Efforts of a layout by which it reaches the target with more or less to spare, and others."""
+    return options.cheapest(counted, layout, wanted.k, most, width, wanted.metric, _aims(wanted))
 
 
 def _promising(
     counted: Ranks,
     kinds: Sequence[Code],
     dims: Sequence[int],
-    width: int,
     most: int,
     wanted: Wanted,
-) -> list[Option]:
-    """Efforts of the layouts that, by ranks, reach the most that can be reached for least."""
-    missed = 1 - wanted.target_recall
-    aims = sorted({*_FURTHER_AIMS, *(1 - missed * safety for safety in _SAFETY)})
-    found: dict[Layout, list[Option]] = {}
+    width: int,
+) -> list[Layout]:
+    """The layouts that, by ranks, reach the most that can be reached for least."""
+    found: list[list[Option]] = []
     for layout in options.layouts(counted, kinds, dims):
         size = options.row_bytes(layout) * counted.rows + 4 * layout.lists * layout.list_dim
         if wanted.memory is None or size <= wanted.memory:
-            found[layout] = options.cheapest(
-                counted, layout, wanted.k, most, width, wanted.metric, aims
-            )
+            found.append(_cheapest(counted, layout, most, wanted, width))
     # Half the misses that are allowed: its interval should reach the target.
-    for aim in reversed([aim for aim in aims if aim <= 1 - missed / 2]):
-        reaching = [next((o for o in f if o.recall >= aim), None) for f in found.values()]
+    enough = 1 - (1 - wanted.target_recall) / 2
+    for aim in reversed([aim for aim in _aims(wanted) if aim <= enough]):
+        reaching = [next((o for o in f if o.recall >= aim), None) for f in found]
         if any(reaching):
-            layouts = options.worth_trying([o for o in reaching if o])
-            return [option for layout in layouts for option in found[layout]]
-    return [option for layout in found.values() for option in layout]
+            return options.worth_trying([o for o in reaching if o])
+    best = sorted((f[-1] for f in found if f), key=lambda o: (-o.recall, o.cost))
+    return [options.layout_of(o.plan) for o in best[: options.FAMILIES]]
 
 
 def _recall(tried: trial.Tried, row_bk: np.ndarray, counted: Ranks) -> np.ndarray:
@@ -326,12 +416,12 @@ def _point(
     return Point(plan, role, float(recall_b.mean()), low, high, tried.times, resident, whole)
 
 
-def _choose(points: Sequence[Point], wanted: Wanted) -> Point:
-    fitting = [p for p in points if p.fits(wanted)]
-    reaching = [p for p in fitting if p.low >= wanted.target_recall]
-    if reaching:
-        enough = _AS_FAST * max(p.times.qps for p in reaching)
-        return min((p for p in reaching if p.times.qps >= enough), key=lambda p: p.memory)
+def _choose(
+    points: Sequence[Point], tuned_pb: np.ndarray, held_pb: np.ndarray, wanted: Wanted
+) -> tuple[int, Point]:
+    """Which point is proposed, and that point with the interval by which it was accepted."""
+    at_p = np.array([p for p, point in enumerate(points) if point.fits(wanted)], int)
+    fitting = [points[p] for p in at_p]
     if not fitting:
         fast = min(points, key=lambda p: p.times.latency_ms["p99"])
         small = min(points, key=lambda p: p.memory)
@@ -340,9 +430,22 @@ def _choose(points: Sequence[Point], wanted: Wanted) -> Point:
             f"{fast.times.latency_ms['p99']:.3g} ms ({fast.plan.schedule}), the smallest needs "
             f"{small.memory:,} bytes ({small.plan.schedule})"
         )
-    best = max(fitting, key=lambda p: (p.low, p.recall))
+    p, (low, high), reaches = pick(
+        tuned_pb[at_p],
+        held_pb[at_p],
+        np.array([point.times.qps for point in fitting]),
+        np.array([point.memory for point in fitting]),
+        np.array([not point.plan.schedule.stages for point in fitting]),
+        wanted,
+    )
+    best = dataclasses.replace(fitting[p], low=low, high=high)
+    if reaches:
+        return int(at_p[p]), best
+    needed, held = queries_needed(wanted), held_pb.shape[1]
+    few = needed is not None and needed > 2 * held
     raise DataError(
         f"no plan within the limits reaches recall@{wanted.k} {wanted.target_recall:g}: the best "
-        f"is {best.recall:.4f}, {best.low:.4f} or more for other queries ({best.plan.schedule}, "
+        f"is {best.recall:.4f}, {low:.4f} or more for other queries ({best.plan.schedule}, "
         f"{best.plan.code})"
+        + (f"; {2 * held} queries are too few to promise more, give {needed}" if few else "")
     )

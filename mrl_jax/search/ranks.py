@@ -5,7 +5,8 @@ there, and whose lists looked into hold it. So the ranks of neighbours, counted 
 number of candidates and lists would recall.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,11 +36,13 @@ class Sample(NamedTuple):
       rows: N, all there are.
       row_n: [n] which these are, rising.
       vector_nd: [n, D] float32.
+      largest: magnitude of any number of all N rows.
     """
 
     rows: int
     row_n: np.ndarray
     vector_nd: np.ndarray
+    largest: float
 
     @property
     def whole(self) -> bool:
@@ -108,8 +111,11 @@ def look(
     rng = np.random.default_rng(seed)
     row_n = np.sort(rng.choice(source.rows, size, replace=False, shuffle=False))
     vector_nd = np.empty((size, source.width), np.float32)
+    largest = 0.0
 
     def take(first: int, shard_nd: np.ndarray) -> None:
+        nonlocal largest
+        largest = max(largest, float(shard_nd.max()), -float(shard_nd.min()))
         a, b = np.searchsorted(row_n, [first, first + len(shard_nd)])
         vector_nd[a:b] = shard_nd[row_n[a:b] - first]
 
@@ -118,7 +124,7 @@ def look(
     wanted_u, at_bk = np.unique(row_bk, return_inverse=True)
     vector_ud = np.concatenate([source.read(row, row + 1) for row in wanted_u.tolist()])
     truth = Truth(query_bd, row_bk, vector_ud[at_bk.reshape(row_bk.shape)])
-    return truth, Sample(source.rows, row_n, vector_nd)
+    return truth, Sample(source.rows, row_n, vector_nd, largest)
 
 
 def decoded(z_nw: np.ndarray, code: Code) -> np.ndarray:
@@ -132,6 +138,20 @@ def decoded(z_nw: np.ndarray, code: Code) -> np.ndarray:
     return code_nw.view(code).astype(np.float32)
 
 
+def as_stored(z_nd: np.ndarray, code: Code, dims: Sequence[int]) -> np.ndarray:
+    """What the codes of stages' blocks of dims stand for, [N, dims[-1]] float32."""
+    spans = itertools.pairwise((0, *dims))
+    return np.concatenate([decoded(z_nd[:, lo:hi], code) for lo, hi in spans], 1)
+
+
+def _products(query_bw: np.ndarray, z_nw: np.ndarray, metric: Metric) -> np.ndarray:
+    """[B, N] float32, rounded about as those of an index are."""
+    if metric == "l2":
+        # Far from the origin little is left of a distance in float32, and it matters what.
+        return (query_bw.astype(np.float64) @ z_nw.T.astype(np.float64)).astype(np.float32)
+    return query_bw @ z_nw.T
+
+
 def _as_scored(product, norm, metric: Metric):
     """As the index's loops rank rows."""
     if metric == "cosine":
@@ -139,36 +159,44 @@ def _as_scored(product, norm, metric: Metric):
     return product - np.square(norm) / 2 if metric == "l2" else product
 
 
-def prefix_ranks(truth: Truth, sample: Sample, dim: int, code: Code, metric: Metric) -> np.ndarray:
-    """Of every neighbour among all N rows by codes of the first `dim` dims, [B, k]; 1 is first.
+def prefix_ranks(
+    truth: Truth, sample: Sample, dims: tuple[int, ...], code: Code, metric: Metric
+) -> np.ndarray:
+    """Of every neighbour among all N rows in the stage at dims[-1], [B, k]; 1 is first.
 
+    `dims` are those of the stages up to this one: each has codes of the dims beyond the one before.
     Rows ahead of it are counted in the sample and scaled by N / n, which is right on average. Other
     neighbours of its query, which are ahead of it most often, are all counted as they are. Beyond
     `Sample.far` ranks are infinite.
     """
-    query_bw = decoded(codes.compared(truth.query_bd, metric)[:, :dim], code)
+    dim = dims[-1]
+    query_bw = as_stored(codes.compared(truth.query_bd, metric), code, dims)
     near_bkw = truth.vector_bkd[..., :dim]
     b, k, _ = near_bkw.shape
     flat_mw = near_bkw.reshape(b * k, dim)
-    product_bk = np.einsum("bkw,bw->bk", decoded(flat_mw, code).reshape(b, k, dim), query_bw)
+    near_bkw = as_stored(flat_mw, code, dims).reshape(b, k, dim)
+    exactly = np.float64 if metric == "l2" else np.float32
+    product_bk = np.einsum("bkw,bw->bk", near_bkw, query_bw, dtype=exactly).astype(np.float32)
     score_bk = _as_scored(product_bk, codes.norms(flat_mw).reshape(b, k), metric)
-    bar_bk = score_bk + _ROUNDING * np.abs(score_bk)
+    # By l2 both sums are rounded once, from float64.
+    bar_bk = score_bk if metric == "l2" else score_bk + _ROUNDING * np.abs(score_bk)
     order_bk = np.argsort(bar_bk, 1)
     rising_bk = np.take_along_axis(bar_bk, order_bk, 1)
     looked_nd = sample.vector_nd[:: -(-len(sample.row_n) // _LOOKED_AT), :dim]
-    looked_bn = _as_scored(query_bw @ decoded(looked_nd, code).T, codes.norms(looked_nd), metric)
+    looked_bn = _products(query_bw, as_stored(looked_nd, code, dims), metric)
+    looked_bn = _as_scored(looked_bn, codes.norms(looked_nd), metric)
     far_b1 = np.quantile(looked_bn, 1 - sample.far, axis=1, keepdims=True)
     least_b1 = np.maximum(rising_bk[:, :1], far_b1)
     # How many rows exceed exactly so many of a query's k bars.
     exceeds_bj = np.zeros((b, k + 1), np.int64)
     for start in range(0, len(sample.row_n), _TILE):
         tile_nd = sample.vector_nd[start : start + _TILE, :dim]
-        tile_nw, norm_n = decoded(tile_nd, code), codes.norms(tile_nd)
+        tile_nw, norm_n = as_stored(tile_nd, code, dims), codes.norms(tile_nd)
         if metric == "cosine":
             tile_nw /= norm_n[:, None]
         for first in range(0, b, _BLOCK):
             rows = slice(first, first + _BLOCK)
-            score_bn = query_bw[rows] @ tile_nw.T
+            score_bn = _products(query_bw[rows], tile_nw, metric)
             if metric == "l2":
                 score_bn -= np.square(norm_n) / 2
             at_e = np.flatnonzero(score_bn > least_b1[rows])
@@ -227,17 +255,21 @@ class Ranks(NamedTuple):
 
     Attributes:
       rows: N.
-      prefix: [B, k] by code and dim; float16 ranks as float32 does.
+      prefix: [B, k] by code and dims of the stages up to this one.
       clusters: by their dim.
     """
 
     rows: int
-    prefix: dict[tuple[Code, int], np.ndarray]
+    prefix: dict[tuple[Code, tuple[int, ...]], np.ndarray]
     clusters: dict[int, ListRanks]
 
-    def of(self, code: Code, dim: int) -> np.ndarray:
-        """Of neighbours by codes of a prefix, [B, k]."""
-        return self.prefix["float32" if code == "float16" else code, dim]
+    def of(self, code: Code, dims: tuple[int, ...]) -> np.ndarray:
+        """Of neighbours in the stage at dims[-1], [B, k].
+
+        What was not counted with the codes of its stages (see `with_blocks`) is taken from those of
+        one stage, which differ where a row has a scale for each block.
+        """
+        return self.prefix.get((code, dims), self.prefix[code, dims[-1:]])
 
     def only(self, chosen_b: np.ndarray) -> "Ranks":
         """Of some queries."""
@@ -252,8 +284,9 @@ class Ranks(NamedTuple):
         is really found is this or slightly more.
         """
         found = [np.ones(1, bool)]
-        for stage in plan.schedule.stages:
-            found.append(self.of(plan.code, stage.dim) <= stage.keep)
+        dims = tuple(stage.dim for stage in plan.schedule.stages)
+        for g, stage in enumerate(plan.schedule.stages, start=1):
+            found.append(self.of(plan.code, dims[:g]) <= stage.keep)
         if plan.lists > 1:
             found.append(self.clusters[plan.list_dim].rank_bk <= plan.probes)
         shape = next(iter(self.prefix.values())).shape
@@ -264,6 +297,7 @@ def count(
     truth: Truth,
     sample: Sample,
     dims: Sequence[int],
+    kinds: Sequence[Code],
     lists: int,
     list_dims: Sequence[int],
     metric: Metric,
@@ -271,16 +305,40 @@ def count(
     seed: int,
     progress: bool,
 ) -> Ranks:
-    """Ranks by float32, int8 and binary codes of each prefix, and of lists where lists > 1."""
-    wanted = [(code, dim) for dim in dims for code in ("float32", "int8", "binary")]
+    """Ranks by these codes of each prefix, and by float32; and of lists where lists > 1."""
+    wanted = [(code, dim) for dim in dims for code in dict.fromkeys(("float32", *kinds))]
     wanted = [(code, dim) for code, dim in wanted if code != "binary" or dim % 8 == 0]
     prefix, found = {}, {}
     work = sum(dim for _, dim in wanted) + (len(list_dims) * lists if lists > 1 else 0)
     with tqdm(desc="ranks", total=work, unit="dim", disable=not progress) as bar:
         for code, dim in wanted:
-            prefix[code, dim] = prefix_ranks(truth, sample, dim, code, metric)
+            prefix[code, (dim,)] = prefix_ranks(truth, sample, (dim,), code, metric)
             bar.update(dim)
         for dim in list_dims if lists > 1 else ():
             found[dim] = list_ranks(truth, sample, lists, dim, metric, seed)
             bar.update(lists)
     return Ranks(sample.rows, prefix, found)
+
+
+def with_blocks(
+    counted: Ranks,
+    truth: Truth,
+    sample: Sample,
+    wanted: Iterable[tuple[Code, tuple[int, ...]]],
+    metric: Metric,
+    *,
+    progress: bool,
+) -> Ranks:
+    """Counts, besides, codes of stages beyond the first where they have scales of their own.
+
+    There are many pairs of stages, so only those are counted that are worth it.
+    """
+    more = {
+        (code, dims[:g])
+        for code, dims in wanted
+        for g in range(2, len(dims) + 1)
+        if code in ("int8", "binary")
+    }
+    ordered = tqdm(sorted(more), desc="ranks of blocks", unit="code", disable=not progress)
+    found = {key: prefix_ranks(truth, sample, key[1], key[0], metric) for key in ordered}
+    return counted._replace(prefix={**counted.prefix, **found})
