@@ -206,7 +206,7 @@ def _parquet(path: pathlib.Path, file: BinaryIO) -> Iterator[Row]:
             for values in part.to_pylist():
                 number += 1
                 yield Row(f"{path} row {number}", values)
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # a date of year 10,000
         raise DataError(f"cannot read {path}: {' '.join(str(error).split())}") from error
 
 

@@ -84,8 +84,13 @@ def check_vectors(name: str, x: Array, width: int) -> None:
     """Refuses what is no matrix of floating point with so many columns."""
     if x.ndim != 2 or x.shape[0] < 1 or x.shape[1] < width:
         raise ValueError(f"{name} must be [>= 1, >= {width}], got {x.shape}")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
+    if not jnp.issubdtype(_native(x.dtype), jnp.floating):
         raise ValueError(f"{name} must be floating point, got {x.dtype}")
+
+
+def _native(dtype: np.dtype) -> np.dtype:
+    """The same numbers in this machine's byte order, the only one that JAX knows."""
+    return dtype.newbyteorder("=")
 
 
 def check_k(k: int, rows: int) -> int:
@@ -115,8 +120,8 @@ def _split(database_nd: Array, rows: int, width: int, mesh: Mesh) -> jax.Array:
 
     def part(index):
         part_nd = database_nd[index]
-        if part_nd.dtype == np.float64:
-            part_nd = part_nd.astype(np.float32)
+        native = _native(part_nd.dtype)
+        part_nd = part_nd.astype(np.float32 if native == np.float64 else native, copy=False)
         lacking = len(range(rows)[index[0]]) - len(part_nd)
         return np.pad(part_nd, ((0, lacking), (0, 0))) if lacking else part_nd
 

@@ -27,7 +27,7 @@ class Legal:
 
     def read(self, first: int, last: int) -> np.ndarray:
         """Rows first to last - 1."""
-        z_nd = self._source.read(first, last)
+        z_nd = _float32(self._source.read(first, last))
         legal_n = legal(z_nd)
         if not legal_n.all():
             row = first + legal_n.argmin()
@@ -36,10 +36,16 @@ class Legal:
 
     def sample(self, n: int, seed: int, width: int) -> np.ndarray:
         """The first dims of some of the rows."""
-        z_nd = self._source.sample(n, seed, width)
+        z_nd = _float32(self._source.sample(n, seed, width))
         if not legal(z_nd).all():
             raise DataError("a vector holds NaN or infinity, or is longer than 4e18")
         return z_nd
+
+
+def _float32(z_nd: np.ndarray) -> np.ndarray:
+    """The same in this machine's byte order; what float32 cannot hold is infinite, and refused."""
+    with np.errstate(over="ignore"):
+        return np.asarray(z_nd, np.float32)
 
 
 class Alive:

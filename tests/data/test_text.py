@@ -58,6 +58,16 @@ def test_triplets_with_lists_or_columns_of_negatives(tmp_path):
     assert tuple(only(write(tmp_path / "b.jsonl", [row])).texts) == ("q", "d", "n", "m")
 
 
+def test_a_date_that_python_does_not_have_is_one_line(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = {"text": ["a", "b"], "day": pyarrow.array([1, 2**30], pyarrow.date32())}
+    parquet.write_table(pyarrow.table(table), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"cannot read .*t\.parquet: "):
+        only(tmp_path / "t.parquet")
+
+
 def test_scored_pairs_of_tsv_and_parquet_are_the_same(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet

@@ -165,6 +165,13 @@ def test_precisions_and_vectors_of_length_zero():
     assert (scores_bk[2] == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [">f4", ">f8"])
+def test_arrays_of_the_other_byte_order(dtype):
+    database, query = vectors(99), vectors(5, seed=1)
+    found = search(database.astype(dtype), query.astype(dtype), Schedule.parse("4:99 > 75"), 9)
+    check(found, database, query, "4:99 > 75", 9)
+
+
 def test_memory_does_not_grow_with_the_database(monkeypatch):
     sizes = exact.Sizes(queries=16, tile=512, maxima=2**18, candidates=2**14)
     monkeypatch.setattr(exact, "_CPU", sizes)

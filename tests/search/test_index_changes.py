@@ -325,3 +325,27 @@ def test_deleted_rows_are_not_found_by_many_queries_at_once(plan, tmp_path):
     np.testing.assert_array_equal(ids_bk[1::2, 0], np.arange(1, 200, 2))
     single = [index.search(z_nd[b : b + 1], 5) for b in range(50)]
     np.testing.assert_array_equal(ids_bk[:50], np.concatenate([ids for ids, _ in single]))
+
+
+class _Swapped:
+    """A source of vectors and ids in the other byte order."""
+
+    def __init__(self, z_nd, ids_n):
+        self._z_nd, self.ids = z_nd.astype(">f8"), ids_n.astype(">i8")
+        self.rows, self.width = z_nd.shape
+
+    def read(self, first, last):
+        return self._z_nd[first:last]
+
+    def sample(self, n, seed, width):
+        return self._z_nd[:n, :width]
+
+
+def test_a_source_of_the_other_byte_order(tmp_path):
+    z_nd = np.random.default_rng(0).standard_normal((300, 16)).astype(np.float32)
+    plan = Plan(Schedule.parse("8:50 > 16"), lists=4, list_dim=8, probes=4)
+    index = Index.build(tmp_path / "index", _Swapped(z_nd[:200], np.arange(200)), plan)
+    index.add(_Swapped(z_nd[200:], np.arange(1000, 1100)))
+    index.delete(np.array([1000], ">i8"))
+    found, _ = index.search(z_nd[[7, 201]].astype(">f4"), 1)
+    assert found[:, 0].tolist() == [7, 1001]
