@@ -7,6 +7,7 @@ import stat
 import numpy as np
 
 from mrl_jax.errors import DataError
+from mrl_jax.mapping import mapped
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -47,8 +48,15 @@ def open_npy(path: pathlib.Path) -> np.ndarray:
         with np.errstate(over="ignore"):  # of a shape that no file can have
             array = np.lib.format.open_memmap(path, mode="r")
         more = path.stat().st_size - array.offset - array.nbytes
+        with path.open("rb") as file:
+            content = mapped(file.fileno())[array.offset : array.offset + array.nbytes]
+        # There may be thousands of files, and numpy's maps hold a descriptor each.
+        order = "C" if array.flags.c_contiguous else "F"
+        array = content.view(array.dtype).reshape(array.shape, order=order)
     except FileNotFoundError:
         raise DataError(f"{path} is missing") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # numpy raises many kinds for headers that lie
         raise DataError(f"{path} is no whole .npy file: {error or type(error).__name__}") from error
     if more:

@@ -1,4 +1,5 @@
 import os
+import resource
 import socket
 import struct
 
@@ -115,3 +116,25 @@ def test_arrays_of_any_order_are_opened(tmp_path, form):
     os.mkfifo(tmp_path / "pipe.npy")
     with pytest.raises(DataError, match="is a pipe, where a file is needed"):
         inputs.open_npy(tmp_path / "pipe.npy")
+
+
+def test_arrays_hold_no_descriptors(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(12.0).reshape(3, 4))
+    before = len(os.listdir("/dev/fd"))
+    arrays = [inputs.open_npy(tmp_path / "x.npy") for _ in range(20)]
+    assert len(os.listdir("/dev/fd")) == before
+    (tmp_path / "x.npy").unlink()
+    for x_nd in arrays:
+        np.testing.assert_array_equal(x_nd, np.arange(12.0).reshape(3, 4))
+        assert not x_nd.flags.writeable
+
+
+def test_too_few_descriptors_are_no_damage(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(DataError, match=r"x\.npy cannot be read: Too many open files$"):
+            inputs.open_npy(tmp_path / "x.npy")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

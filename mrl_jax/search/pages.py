@@ -4,22 +4,20 @@ Every folder of arrays has a file `CHECKSUMS`: an xxh3 of 8 bytes for each page 
 files in the order of their names. The manifest has the checksum of that file, and the sizes.
 """
 
-import ctypes
 import errno
 import functools
 import io
 import itertools
-import mmap
 import os
 import pathlib
 import stat
-import weakref
 from typing import Any
 
 import numpy as np
 
 from mrl_jax import extras
 from mrl_jax.errors import DataError
+from mrl_jax.mapping import mapped
 from mrl_jax.search import loops
 
 with extras.needed("search", "an index"):
@@ -78,7 +76,7 @@ def read(path: pathlib.Path, size: int | None = None) -> np.ndarray:
         if size is not None and found.st_size != size:
             raise DataError(f"{path} is damaged: {found.st_size} bytes instead of {size}")
         if found.st_size > PAGE:
-            return _mapped(number, found.st_size)
+            return mapped(number)
         return np.frombuffer(os.read(number, PAGE), np.uint8)
     except OSError as error:
         raise _unreadable(path, error) from None
@@ -88,30 +86,6 @@ def read(path: pathlib.Path, size: int | None = None) -> np.ndarray:
 
 def _unreadable(path: pathlib.Path, error: OSError) -> DataError:
     return DataError(f"{path} cannot be read: {error.strerror}")
-
-
-@functools.cache
-def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(None, use_errno=True)
-    size, number = ctypes.c_size_t, ctypes.c_int
-    library.mmap.argtypes = (ctypes.c_void_p, size, number, number, number, ctypes.c_long)
-    library.mmap.restype = ctypes.c_void_p
-    library.munmap.argtypes = (ctypes.c_void_p, size)
-    return library
-
-
-def _mapped(number: int, size: int) -> np.ndarray:
-    """A file in memory, read as it is looked at. Python's own mmap keeps a descriptor for each."""
-    place = _library().mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, number, 0)
-    if place == ctypes.c_void_p(-1).value:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    memory = (ctypes.c_uint8 * size).from_address(place)
-    # Not at the end of the process, when threads may still read.
-    weakref.finalize(memory, _library().munmap, place, size).atexit = False
-    content = np.frombuffer(memory, np.uint8)
-    content.flags.writeable = False
-    return content
 
 
 class File:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import faiss
 import numpy as np
 import pytest
 from brute_force import draw, store
@@ -213,6 +214,36 @@ def test_numbers_that_lead_out_of_arrays(whole, plan, name, change, tmp_path):
     path = forge(folder, name, change)
     line = line_of(DataError, lambda: Index.open(folder).search(draw(3, D, seed=1), 10))
     assert line.startswith(f"{path} is damaged: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: (8, rows - 1, None), "it holds 299 rows of 8 dims instead of 300 of 8"),
+        (lambda rows: (9, rows, None), "it holds 300 rows of 9 dims instead of 300 of 8"),
+        (lambda rows: (8, rows, np.arange(rows) + 10**9), "it finds row 1000000"),
+    ],
+    ids=["rows", "dims", "numbers"],
+)
+def test_an_index_of_faiss_of_something_else(whole, tmp_path, change, message):
+    folder = shutil.copytree(whole / "IVF", tmp_path / "index")
+    manifest = files.read_manifest(folder)
+    about = manifest["segments"][0]
+    dim, rows, ids = change(about["rows"])
+    other = faiss.IndexIDMap(faiss.IndexFlatIP(dim)) if ids is not None else faiss.IndexFlatIP(dim)
+    if ids is None:
+        other.add(draw(rows, dim))
+    else:
+        other.add_with_ids(draw(rows, dim), ids)
+    path = folder / about["name"] / "shortlist.faiss"
+    faiss.write_index(other, str(path))
+    (path.parent / pages.CHECKSUMS).unlink()
+    about.update(files.describe(path.parent))
+    manifest.pop("schema")
+    files.write_manifest(folder, manifest)
+    index = Index.open(folder)
+    line = line_of(DataError, lambda: index.search(draw(3, D, seed=1), 10, parameters=""))
+    assert line.startswith(f"{path} is damaged: {message}")
 
 
 def test_other_schemas(folder):
