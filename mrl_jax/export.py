@@ -4,12 +4,15 @@ Takes the newest checkpoint of a run. FORMAT is one of
 
   sentence_transformers   of text: a folder for SentenceTransformer(PLACE, truncate_dim=64) and for
                           `mrl_jax.encoder.Encoder.load`, with the scores of results.json
-  stablehlo               a folder with the embedding compiled for any number of examples on CPU,
+  stablehlo               a folder with the network compiled for any number of examples on CPU,
                           CUDA and TPU, for `jax.export.deserialize`; needs the extra `export`
-  onnx                    a folder with the embedding for ONNX Runtime; needs the extra `export`
+  onnx                    a folder with the network for ONNX Runtime; needs the extra `export`
   safetensors             a folder with all parameters by name
 
-Embeddings come out whole and as they are: cut a prefix, then scale it to unit length.
+A graph gives `embedding` and, of images, `logits_8` and so on: the classes by each prefix that was
+trained. Embeddings come out whole and as they are: cut a prefix, then scale it to unit length. Each
+folder has a README.md with code that uses it, and about.json: of images the names of the classes
+and what is done to an image, of text the prompts beside tokenizer.json.
 """
 
 from mrl_jax import cli, extras
@@ -17,19 +20,22 @@ from mrl_jax import cli, extras
 if __name__ == "__main__":
     cli.start()  # before the imports below, which take seconds
 
+import contextlib
 import dataclasses
+import io
 import json
 import logging
 import pathlib
 import types
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from jax import export
+from ml_collections import ConfigDict
 
 from mrl_jax import outputs, prompts, trained, workdir
 from mrl_jax import results as result_files
@@ -38,95 +44,178 @@ from mrl_jax.errors import DataError, UsageError
 from mrl_jax.experiment import Experiment
 from mrl_jax.reporting.runs import read_run
 from mrl_jax.runtime.step import evaluated
+from mrl_jax.tasks import Classification
 from mrl_jax.tasks.adaptor import AdaptorTask
 
 with extras.needed("export", "exporting"):
+    from mrl_jax.interop.plain_card import card
     from mrl_jax.interop.sentence_folder import check_sentence_folder, write_sentence_folder
 
 FORMATS = ("sentence_transformers", "stablehlo", "onnx", "safetensors")
 PLATFORMS = ("cpu", "cuda", "tpu")
 ABOUT = "about.json"
+OPSET = 21  # of ONNX, which ONNX Runtime reads from 1.20 on
+# How far ONNX Runtime may be from JAX, as a share of the largest number: rounding is far below it.
+TOLERANCE = 1e-3
 
 
-def embedding_of(setup: Experiment, state: Any) -> tuple[Callable[..., jax.Array], dict]:
-    """What a run embeds by, as a function of arrays, and their shapes with "b" examples.
+class Graph(NamedTuple):
+    """What a run computes, as a function of arrays.
 
-    Of text: tokens [b, t] and lengths [b], int32, t from 1 to the run's `max_length`. Of images:
-    image [b, H, W, C] uint8. Of an adaptor: vector [b, width] float32. The result is [b, D]
-    float32, D the widest trained prefix.
+    Attributes:
+      compute: arrays -> {"embedding": [b, D], ...} float32, by `outputs`. D is the widest trained
+        prefix. Of images also "logits_8" and so on, [b, classes], for every trained prefix.
+      inputs: name -> (shape with "b" examples, dtype). Of text: tokens [b, t] and lengths [b],
+        int32, t from 1 to the run's `max_length`. Of images: image [b, H, W, C] uint8. Of an
+        adaptor: vector [b, width] float32.
+      outputs: names, in order.
+      example: arrays of two examples, the longest there can be.
     """
+
+    compute: Callable[..., dict[str, jax.Array]]
+    inputs: dict[str, tuple[tuple[int | str, ...], type]]
+    outputs: tuple[str, ...]
+    example: tuple[np.ndarray, ...]
+
+
+def graph_of(setup: Experiment, state: Any, *, exact: bool = False) -> Graph:
+    """The graph of a run; `exact`: with all products in float32, whatever it was trained in."""
     # What is handed on runs on one device, whatever the run was trained on.
     task = dataclasses.replace(setup.program.task, mesh=None)
+    if exact and isinstance(task, Classification) and hasattr(task.backbone, "dtype"):
+        task = dataclasses.replace(task, backbone=task.backbone.clone(dtype=jnp.float32))
     params, model_state = jax.device_get(evaluated(state))
-    width = task.nesting.width
+    width, rng = task.nesting.width, np.random.default_rng(0)
+    names: tuple[str, ...] = ("embedding",)
     if setup.text_folder:
-        shapes = {"tokens": ("b, t", np.int32), "lengths": ("b", np.int32)}
+        inputs = {"tokens": (("b", "t"), np.int32), "lengths": (("b",), np.int32)}
+        longest, words = task.max_length, setup.text_folder(params).tokenizer.vocab_size
+        tokens_bt = rng.integers(0, words, (2, longest)).astype(np.int32)
+        example = (tokens_bt, np.array([longest, max(1, longest // 2)], np.int32))
     elif isinstance(task, AdaptorTask):
-        shapes = {"vector": (f"b, {task.width}", np.float32)}
+        inputs = {"vector": (("b", task.width), np.float32)}
+        example = (rng.standard_normal((2, task.width)).astype(np.float32),)
     else:
-        size = ", ".join(map(str, setup.dataset.image_shape))
-        shapes = {"image": (f"b, {size}", np.uint8)}
+        inputs = {"image": (("b", *setup.dataset.image_shape), np.uint8)}
+        example = (rng.integers(0, 256, (2, *setup.dataset.image_shape)).astype(np.uint8),)
+        names += tuple(f"logits_{dim}" for dim in task.nesting.dims)
 
     if isinstance(task, AdaptorTask) and isinstance(task.adaptor, Rotation):
         # A product, because not every runtime can solve for what makes the rotation.
         unit_dd = np.eye(task.width, dtype=np.float32)
         turn_dd = np.asarray(task.embed(params, model_state, {"vector": unit_dd}))[:, :width]
-        return lambda z_bd: z_bd @ turn_dd, shapes
+        return Graph(lambda z_bd: {"embedding": z_bd @ turn_dd}, inputs, names, example)
 
-    def embed(*arrays: jax.Array) -> jax.Array:
-        batch = dict(zip(shapes, arrays, strict=True))
-        return task.embed(params, model_state, batch)[:, :width].astype(jnp.float32)
+    def compute(*arrays: jax.Array) -> dict[str, jax.Array]:
+        z_bd = task.embed(params, model_state, dict(zip(inputs, arrays, strict=True)))
+        found = [z_bd[:, :width]]
+        if isinstance(task, Classification):
+            found += list(task.logits(params, z_bd, task.nesting.dims))
+        return {name: array.astype(jnp.float32) for name, array in zip(names, found, strict=True)}
 
-    return embed, shapes
+    return Graph(compute, inputs, names, example)
 
 
-def write_stablehlo(folder: pathlib.Path, setup: Experiment, state: Any) -> None:
-    """The embedding as `jax.export` serialises it, which JAX promises to read for 6 months."""
-    embed, shapes = embedding_of(setup, state)
+def write_stablehlo(folder: pathlib.Path, setup: Experiment, state: Any, about: dict) -> None:
+    """The graph as `jax.export` serialises it, which JAX promises to read for 6 months."""
+    graph = graph_of(setup, state)
     # A transformer has no positions for more.
     longest = (f"t <= {setup.program.task.max_length}",) if setup.text_folder else ()
     scope = export.SymbolicScope(longest)
     arguments = [
-        jax.ShapeDtypeStruct(export.symbolic_shape(shape, scope=scope), dtype)
-        for shape, dtype in shapes.values()
+        jax.ShapeDtypeStruct(
+            export.symbolic_shape(", ".join(map(str, shape)), scope=scope), np.dtype(dtype)
+        )
+        for shape, dtype in graph.inputs.values()
     ]
-    exported = export.export(jax.jit(embed), platforms=PLATFORMS)(*arguments)
+    exported = export.export(jax.jit(graph.compute), platforms=PLATFORMS)(*arguments)
     with extras.needed("export", "format stablehlo"):
         content = exported.serialize()
-    (folder / "embed.stablehlo").write_bytes(content)
+    (folder / about["file"]).write_bytes(content)
 
 
-def write_onnx(folder: pathlib.Path, setup: Experiment, state: Any) -> None:
-    """The embedding as an ONNX graph, inputs by name: of text, padded to `max_length` tokens."""
+def write_onnx(folder: pathlib.Path, setup: Experiment, state: Any, about: dict) -> None:
+    """The graph as ONNX, inputs and outputs by name: of text, padded to `max_length` tokens.
+
+    The file also holds what about.json does. Before it is written ONNX checks all of its shapes,
+    and ONNX Runtime computes what the run does.
+
+    Raises:
+      UsageError: packages are missing, or the network cannot be written as ONNX.
+    """
     # They warn of operations of newer JAX that they skip and of values without a name: what
     # matters ends in an error.
     for name in ("jax2onnx", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with extras.needed("export", "format onnx"):
+        import onnx
+        import onnxruntime  # noqa: F401 (`check_numbers` needs it)
         from jax2onnx import to_onnx
-    embed, shapes = embedding_of(setup, state)
-    longest = getattr(setup.program.task, "max_length", 0)
-    sizes = {"b": "b", "t": longest}
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(evaluated(state)))
+    if size >= 2**31:
+        raise UsageError(
+            f"an .onnx file holds less than 2 GiB, the parameters have {size / 2**30:.1f}; "
+            "legal: --format stablehlo"
+        )
+    graph = graph_of(setup, state, exact=True)
+    sizes = {"t": getattr(setup.program.task, "max_length", 0)}
     inputs = [
         # A ShapeDtypeStruct takes no names.
-        types.SimpleNamespace(
-            shape=tuple(sizes.get(d) or int(d) for d in shape.split(", ")), dtype=np.dtype(dtype)
-        )
-        for shape, dtype in shapes.values()
+        types.SimpleNamespace(shape=tuple(sizes.get(d, d) for d in shape), dtype=np.dtype(dtype))
+        for shape, dtype in graph.inputs.values()
     ]
-    to_onnx(
-        embed,
-        inputs=inputs,
-        return_mode="file",
-        output_path=str(folder / "embed.onnx"),
-        input_names=list(shapes),
-        output_names=["embedding"],
-    )
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # some releases of jax2onnx say too much
+            model = to_onnx(
+                lambda *arrays: tuple(graph.compute(*arrays).values()),
+                inputs=inputs,
+                input_names=list(graph.inputs),
+                output_names=list(graph.outputs),
+                model_name=about["run"],
+                opset=OPSET,
+            )
+        # Where jax2onnx lays out axes anew it leaves the shapes of before behind.
+        del model.graph.value_info[:]
+        model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        onnx.checker.check_model(model, full_check=True)
+        content = {key: v if isinstance(v, str) else json.dumps(v) for key, v in about.items()}
+        onnx.helper.set_model_props(model, content)
+        path = folder / about["file"]
+        path.write_bytes(model.SerializeToString())
+        check_numbers(path, graph)
+    except (UsageError, OSError):
+        raise
+    except Exception as error:  # three packages raise dozens of kinds
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UsageError(
+            f"this network cannot be written as ONNX ({reason}); legal: --format stablehlo"
+        ) from error
 
 
-def write_safetensors(folder: pathlib.Path, setup: Experiment, state: Any) -> None:
+def check_numbers(path: pathlib.Path, graph: Graph) -> None:
+    """Refuses an ONNX file that computes something else than the run.
+
+    Raises:
+      UsageError: names the output.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path)
+    feed = dict(zip(graph.inputs, graph.example, strict=True))
+    theirs = session.run(list(graph.outputs), feed)
+    ours = jax.device_get(jax.jit(graph.compute)(*graph.example))
+    for name, found in zip(graph.outputs, theirs, strict=True):
+        off, most = np.abs(found - ours[name]).max(), np.abs(ours[name]).max()
+        if not off <= TOLERANCE * most:
+            raise UsageError(
+                f"as ONNX, {name} of this network is off by {off:.3g} of {most:.3g}: not written; "
+                "legal: --format stablehlo"
+            )
+
+
+def write_safetensors(folder: pathlib.Path, setup: Experiment, state: Any, about: dict) -> None:
     """All parameters and model state under "params/..." and "model_state/..."."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     params, model_state = jax.device_get(evaluated(state))
     tree = {"params": params, "model_state": model_state}
@@ -134,23 +223,81 @@ def write_safetensors(folder: pathlib.Path, setup: Experiment, state: Any) -> No
         name: np.ascontiguousarray(value)
         for name, value in traverse_util.flatten_dict(tree, sep="/").items()
     }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "mrl_jax"})
+    # Not `save_file`, whose files nobody else may read.
+    (folder / about["file"]).write_bytes(save(tensors, metadata={"format": "mrl_jax"}))
 
 
-WRITERS = {"stablehlo": write_stablehlo, "onnx": write_onnx, "safetensors": write_safetensors}
+WRITERS = {
+    "stablehlo": (write_stablehlo, "embed.stablehlo"),
+    "onnx": (write_onnx, "embed.onnx"),
+    "safetensors": (write_safetensors, "model.safetensors"),
+}
 
 
-def write_plain(out: pathlib.Path, form: str, setup: Experiment, state: Any, about: dict) -> None:
+def facts(config: ConfigDict, setup: Experiment, state: Any, form: str) -> dict[str, Any]:
+    """What about.json says: what the file is of, and what goes into it and comes out."""
+    task, graph = setup.program.task, graph_of(setup, state)
+    about = {
+        "run": config.name,
+        "step": int(state["step"]),
+        "commit": result_files.commit(),
+        "dims": list(task.nesting.dims),
+        "format": form,
+        "file": WRITERS[form][1],
+        "inputs": {
+            name: {"shape": list(shape), "dtype": np.dtype(dtype).name}
+            for name, (shape, dtype) in graph.inputs.items()
+        },
+        "outputs": list(graph.outputs),
+    }
+    if setup.text_folder:
+        folder = setup.text_folder(evaluated(state)[0])
+        about["prompts"] = prompts.by_role(folder.prompts, folder.default_prompt)
+        about["max_length"] = task.max_length
+        about["marks"] = folder.tokenizer.marks  # special tokens around a text
+    elif isinstance(task, Classification):
+        about["classes"] = list(setup.dataset.class_names)
+        about["model"] = dict(config.model)
+        about["head"] = {"kind": task.head.kind, "normalize": task.head.normalize}
+        about["preprocessing"] = preprocessing(task, config.data.eval_crop)
+    return about
+
+
+def preprocessing(task: Classification, crop_share: float) -> dict[str, Any]:
+    """How an image file becomes what the network reads, see `data.images.centre_square`."""
+    height, width, channels = task.image_shape
+    return {
+        "orientation": "exif",
+        "transparent": "white",
+        "color": "RGB" if channels == 3 else "L",
+        "crop": "center_square",
+        "crop_share": crop_share,
+        "size": [height, width],
+        "resample": "bilinear",
+        "antialias": True,
+        "layout": "NHWC",
+        "dtype": "uint8",
+        "range": [0, 255],
+        "mean": list(task.mean),
+        "std": list(task.std),
+    }
+
+
+def write_plain(out: pathlib.Path, setup: Experiment, state: Any, about: dict) -> None:
     """A folder of one of `WRITERS`, which appears when it is whole.
 
     Raises:
-      UsageError: something is there, or packages are missing.
+      UsageError: something is there, packages are missing, or the network cannot be written so.
       DataError: it cannot be written.
     """
     try:
         with outputs.made(out) as new:
-            WRITERS[form](new, setup, state)
+            WRITERS[about["format"]][0](new, setup, state, about)
+            if setup.text_folder:
+                folder = setup.text_folder(evaluated(state)[0])
+                folder.tokenizer.save(new, about["max_length"])
             (new / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+            (new / "README.md").write_text(card(about), "utf-8")
     except OSError as error:
         raise DataError(f"cannot write {out}: {error.strerror}") from error
 
@@ -197,17 +344,7 @@ def main(argv: Sequence[str]) -> None:
             width, scores = folder.encoder.out_dim, {}
         write_sentence_folder(out, folder, scores=scores)
     else:
-        about = {
-            "run": config.name,
-            "step": int(state["step"]),
-            "commit": result_files.commit(),
-            "dims": list(task.nesting.dims),
-            "format": form,
-        }
-        if setup.text_folder:
-            folder = setup.text_folder(evaluated(state)[0])
-            about["prompts"] = prompts.by_role(folder.prompts, folder.default_prompt)
-        write_plain(out, form, setup, state, about)
+        write_plain(out, setup, state, facts(config, setup, state, form))
     print(f"step {int(state['step'])}, {width} dims, as {form} in {out}")
 
 

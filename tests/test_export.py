@@ -1,5 +1,9 @@
+import contextlib
 import dataclasses
+import io
 import json
+import os
+import re
 import types
 
 import commands
@@ -7,11 +11,14 @@ import jax
 import numpy as np
 import pytest
 import test_train_text
+from PIL import Image
 from safetensors.numpy import load_file
 
 from mrl_jax import Nesting, trained
+from mrl_jax.data.images import centre_square
 from mrl_jax.encoder import Encoder
-from mrl_jax.export import embedding_of
+from mrl_jax.export import graph_of, preprocessing
+from mrl_jax.interop import plain_card
 from mrl_jax.runtime.step import evaluated
 from mrl_jax.tokenization import pad
 
@@ -81,11 +88,49 @@ def test_text_becomes_a_folder_of_sentence_transformers(text_run, tmp_path):
     assert "holds something other" in line
 
 
+def unit(z_bd):
+    return z_bd / np.linalg.norm(z_bd, axis=1, keepdims=True)
+
+
+def use(folder, monkeypatch):
+    """What the code in a README.md computes beside its files: all of its variables."""
+    text = (folder / "README.md").read_text()
+    code = text[text.index("```python\n") + len("```python\n") :].partition("```")[0]
+    monkeypatch.chdir(folder)
+    found = {}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(code, "README.md", "exec"), found)
+    return found | {"printed": printed.getvalue()}
+
+
+def photo(folder):
+    """Writes a picture that is turned, transparent at two edges, not square and too large."""
+    rgba_hwc = np.random.default_rng(3).integers(0, 256, (21, 30, 4)).astype(np.uint8)
+    rgba_hwc[5:, 5:, 3] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # upright once it is turned to the right
+    Image.fromarray(rgba_hwc).save(folder / "photo.jpg", "PNG", exif=exif)
+
+
+def check_image_outputs(run, outputs, batch):
+    """The outputs of an exported image network are those of the run."""
+    _, setup, state = trained.restored(run)
+    task = dataclasses.replace(setup.program.task, mesh=None)
+    params = jax.device_get(evaluated(state)[0])
+    z_bd = embedded(run, batch)
+    logits_gbc = task.logits(params, z_bd, task.nesting.dims)
+    assert set(outputs) == {"embedding", "logits_2", "logits_4", "logits_8"}
+    np.testing.assert_allclose(outputs["embedding"], z_bd[:, :8], atol=1e-5)
+    for dim, logits_bc in zip((2, 4, 8), logits_gbc, strict=True):
+        np.testing.assert_allclose(outputs[f"logits_{dim}"], logits_bc, atol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["stablehlo", "onnx"])
-def test_graphs_give_the_embeddings_of_the_run(text_run, image_run, tmp_path, form):
+def test_graphs_give_the_embeddings_of_the_run(text_run, image_run, tmp_path, monkeypatch, form):
     if form == "onnx":
         pytest.importorskip("jax2onnx")
+        onnx = pytest.importorskip("onnx")
         onnxruntime = pytest.importorskip("onnxruntime")
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)).astype(np.uint8)
     longest = 64 if form == "onnx" else 30
@@ -93,21 +138,88 @@ def test_graphs_give_the_embeddings_of_the_run(text_run, image_run, tmp_path, fo
     tokens["tokens"] = np.pad(tokens["tokens"], ((0, 0), (0, longest - 30)))
     for run, batch in ((text_run, tokens), (image_run, {"image": images})):
         out = tmp_path / run.parent.name
-        commands.succeed(export(run, out, form))
+        printed = commands.succeed(export(run, out, form))
+        assert re.fullmatch(rf"step \d+, 8 dims, as {form} in {out}\n", printed)
         about = json.loads((out / "about.json").read_text())
         assert (about["format"], about["dims"]) == (form, [2, 4, 8])
         nothing = dict.fromkeys(("query", "document", "default"), "")
         assert about.get("prompts") == (nothing if run is text_run else None)
+        if form == "onnx":
+            model = onnx.load(out / "embed.onnx")
+            onnx.checker.check_model(model, full_check=True)
+            kept = {prop.key: prop.value for prop in model.metadata_props}
+            assert json.loads(kept["dims"]) == [2, 4, 8]
+            assert ("classes" in kept) == (run is image_run)
         for b in (1, 3):
             arrays = {name: np.asarray(x)[:b] for name, x in batch.items()}
             if form == "onnx":
                 session = onnxruntime.InferenceSession(out / "embed.onnx")
-                (found_bd,) = session.run(["embedding"], arrays)
+                found = dict(zip(about["outputs"], session.run(None, arrays), strict=True))
             else:
                 exported = jax.export.deserialize(bytearray((out / "embed.stablehlo").read_bytes()))
                 assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
-                found_bd = exported.call(*arrays.values())
-            np.testing.assert_allclose(found_bd, embedded(run, batch)[:b, :8], atol=1e-5)
+                found = exported.call(*arrays.values())
+            np.testing.assert_allclose(found["embedding"], embedded(run, arrays)[:, :8], atol=1e-5)
+            if run is image_run:
+                check_image_outputs(run, found, arrays)
+    used = use(tmp_path / text_run.parent.name, monkeypatch)
+    _, setup, _ = trained.restored(text_run)
+    rows = setup.text_folder(None).tokenizer.encode(["a text", "another one"], 64)
+    batch = dict(zip(("tokens", "lengths"), pad(rows, 64, 2), strict=True))
+    np.testing.assert_allclose(used["unit"], unit(embedded(text_run, batch)[:, :2]), atol=1e-5)
+    if form == "onnx":
+        out = tmp_path / image_run.parent.name
+        photo(out)
+        used = use(out, monkeypatch)
+        check_image_outputs(image_run, used["outputs"], {"image": used["image"]})
+
+
+@pytest.mark.parametrize("form", ["stablehlo", "safetensors"])
+def test_the_code_of_an_image_export_gives_the_predictions_of_the_run(
+    image_run, tmp_path, monkeypatch, form
+):
+    out = tmp_path / "out"
+    commands.here(export(image_run, out, form))
+    photo(out)
+    used = use(out, monkeypatch)
+    check_image_outputs(image_run, used["outputs"], {"image": used["image"]})
+    assert used["printed"] == f"{used['outputs']['logits_8'][0].argmax()}\n"
+    about = json.loads((out / "about.json").read_text())
+    assert about["classes"] == [str(digit) for digit in range(10)]
+    assert about["preprocessing"]["size"] == [8, 8]
+
+
+def test_colour_images_are_prepared_as_the_run_prepares_them(tmp_path, monkeypatch):
+    about = {"dims": [2], "format": "", "inputs": {"image": {}}, "run": "r", "file": "f"}
+    task = types.SimpleNamespace(image_shape=(8, 8, 3), mean=(1.0, 2.0, 3.0), std=(4.0,))
+    about["preprocessing"] = preprocessing(task, crop_share=0.75)
+    (tmp_path / "about.json").write_text(json.dumps(about))
+    photo(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(plain_card.PIXELS, found)
+    data = (tmp_path / "photo.jpg").read_bytes()
+    np.testing.assert_array_equal(found["image"][0], centre_square(data, "photo", 8, 0.75))
+
+
+@pytest.mark.slow
+def test_onnx_of_every_kind_of_image_network_is_checked_whole(tmp_path):
+    for package in ("jax2onnx", "onnxruntime"):
+        pytest.importorskip(package)
+    # In a process of its own: jax2onnx puts functions of its own into JAX.
+    assert not commands.succeed(commands.command("tests.onnx_networks", tmp_path))
+
+
+def test_exported_files_may_be_read_by_whom_the_umask_says(text_run, image_run, tmp_path):
+    before = os.umask(0o027)
+    try:
+        commands.here(export(image_run, tmp_path / "a", "safetensors"))
+        commands.here(export(text_run, tmp_path / "b", "sentence_transformers"))
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 6
+    assert {oct(path.stat().st_mode & 0o777) for path in files} == {"0o640"}
 
 
 def test_parameters_by_name(image_run, tmp_path):
@@ -122,16 +234,21 @@ def test_parameters_by_name(image_run, tmp_path):
 def test_what_graphs_are_made_of_ends_with_the_widest_trained_prefix(image_run):
     _, setup, state = trained.restored(image_run)
     task = setup.program.task  # which embeds in 8 dims
-    narrow = dataclasses.replace(task, head=dataclasses.replace(task.head, nesting=Nesting((2, 4))))
+    head = dataclasses.replace(task.head, nesting=Nesting((2, 4)))
+    narrow = dataclasses.replace(task, head=head)
+    params = {name: x for name, x in state["params"]["head"].items() if "8" not in name}
+    state = {**state, "params": {**state["params"], "head": params}}
     program = types.SimpleNamespace(task=narrow)
-    embed, shapes = embedding_of(
+    graph = graph_of(
         types.SimpleNamespace(program=program, text_folder=None, dataset=setup.dataset), state
     )
-    assert shapes == {"image": ("b, 8, 8, 1", np.uint8)}
+    assert graph.inputs == {"image": (("b", 8, 8, 1), np.uint8)}
+    assert graph.outputs == ("embedding", "logits_2", "logits_4")
     image = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)).astype(np.uint8)
     z_bd = embedded(image_run, {"image": image})
     assert z_bd.shape == (3, 8)
-    np.testing.assert_allclose(jax.jit(embed)(image), z_bd[:, :4], atol=1e-5)
+    found = jax.jit(graph.compute)(image)
+    np.testing.assert_allclose(found["embedding"], z_bd[:, :4], atol=1e-5)
 
 
 def test_refusals(image_run, tmp_path):

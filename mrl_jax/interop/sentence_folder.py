@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from mrl_jax import outputs, prompts
 from mrl_jax.errors import DataError, UsageError
@@ -175,7 +175,8 @@ def _write_dense(place: pathlib.Path, params: Tree) -> None:
 
 def _save(place: pathlib.Path, state: dict[str, Any]) -> None:
     state = {name: np.ascontiguousarray(value, np.float32) for name, value in state.items()}
-    save_file(state, place / "model.safetensors", metadata={"format": "pt"})
+    # Not `save_file`, whose files nobody else may read.
+    (place / "model.safetensors").write_bytes(save(state, metadata={"format": "pt"}))
 
 
 def _dump(path: pathlib.Path, content: Any) -> None:

@@ -51,7 +51,7 @@ def prefix_norms(a_bd: jax.Array, dims: Sequence[int], epsilon: float = 1e-12) -
         raise ValueError(f"prefix {dims[-1]} exceeds rows of {a_bd.shape}")
     squares_bd = jnp.square(a_bd.astype(jnp.promote_types(a_bd.dtype, jnp.float32)))
     blocks_gb = jnp.stack([squares_bd[:, lo:hi].sum(-1) for lo, hi in _blocks(dims)])
-    return jnp.sqrt(jnp.maximum(jnp.cumsum(blocks_gb, 0), epsilon**2))
+    return jnp.sqrt(jnp.maximum(jnp.cumsum(blocks_gb, axis=0), epsilon**2))
 
 
 def prefix_dots(x_bd: jax.Array, y_bd: jax.Array, dims: Sequence[int]) -> jax.Array:

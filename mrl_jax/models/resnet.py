@@ -151,7 +151,9 @@ class ResNet(nn.Module):
             x = conv(self.width, 3, name="conv1")(x)
         x = nn.relu(norm(name="bn1")(x, train))
         if self.stem == "imagenet":
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            # Padded beforehand: converters to ONNX pass over the padding of a pooling.
+            x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+            x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
         for stage, blocks in enumerate(self.stages):
             for index in range(blocks):
                 stride = 2 if stage and not index else 1
