@@ -1,17 +1,25 @@
-"""Forks of a process that uses JAX: they lack JAX's threads, and wait for them for ever."""
+"""Forked processes: they lack their parent's threads, for which JAX and OpenMP wait for ever."""
 
+import concurrent.futures
+import functools
 import os
+import threading
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 from jax._src import xla_bridge  # nothing public says whether devices are in use already
 
 from mrl_jax.errors import UsageError
 
-_forked = False
+_P, _R = ParamSpec("_P"), TypeVar("_R")
+
+_forked, _forked_from_jax = False, False
 
 
 def _note() -> None:
-    global _forked
-    _forked = _forked or xla_bridge.backends_are_initialized()
+    global _forked, _forked_from_jax
+    _forked = True
+    _forked_from_jax = _forked_from_jax or xla_bridge.backends_are_initialized()
 
 
 os.register_at_fork(after_in_child=_note)
@@ -23,8 +31,25 @@ def check_not_forked() -> None:
     Raises:
       UsageError: says how to start workers instead.
     """
-    if _forked:
+    if _forked_from_jax:
         raise UsageError(
             "this process is a fork of one in which JAX was in use, and would hang: start workers "
             "with multiprocessing.get_context('spawn'), or fork before anything is loaded"
         )
+
+
+def with_openmp(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Makes a function that uses OpenMP work in forked processes, too.
+
+    OpenMP remembers threads for each thread that has used it. In a fork those of the only thread
+    that is left are missing, and another one, which has none yet, calls the function.
+    """
+
+    @functools.wraps(function)
+    def called(*arguments: _P.args, **options: _P.kwargs) -> _R:
+        if not _forked or threading.current_thread() is not threading.main_thread():
+            return function(*arguments, **options)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            return pool.submit(function, *arguments, **options).result()
+
+    return called

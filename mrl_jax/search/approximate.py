@@ -1,6 +1,7 @@
 """Indexes of faiss, for a stage of the search that is left to it; its errors become ours."""
 
 import contextlib
+import os
 import pathlib
 import threading
 from collections.abc import Callable, Iterator
@@ -8,9 +9,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from mrl_jax.errors import DataError, UsageError
+from mrl_jax.runtime.forks import with_openmp
 from mrl_jax.search import pages
 from mrl_jax.search.clusters import directions, faiss
 from mrl_jax.search.exact import Metric
+
+_MORE = 8  # times as much is looked at where an index finds too few
 
 
 @contextlib.contextmanager
@@ -29,6 +33,7 @@ def compared(z_nd: np.ndarray, metric: Metric) -> np.ndarray:
     return directions(z_nd, metric) if metric == "cosine" else z_nd
 
 
+@with_openmp
 def train(z_nd: np.ndarray, factory: str, parameters: str, metric: Metric):
     """An empty index of faiss, trained on examples [N, d], that takes rows and parameters.
 
@@ -43,6 +48,12 @@ def train(z_nd: np.ndarray, factory: str, parameters: str, metric: Metric):
         faiss().clone_index(trained).add(z_nd[:1])
     _ask(faiss().clone_index(trained), parameters)
     return trained
+
+
+@with_openmp
+def add(index, z_nd: np.ndarray, metric: Metric) -> None:
+    """Adds rows [N, d] to an index of faiss."""
+    index.add(compared(z_nd, metric))
 
 
 def _ask(index, parameters: str) -> None:
@@ -69,6 +80,74 @@ def _reader(content: np.ndarray) -> Callable[[int], bytes]:
     return read
 
 
+def _told(index, keep: int, allowed_n: np.ndarray | None, effort: float):
+    """How to ask this index of faiss for `keep` of the rows that are allowed.
+
+    Args:
+      index: of faiss, possibly made of several.
+      keep: so many rows should come.
+      allowed_n: [N] which rows may be found; None: all.
+      effort: 1 is what it was told; more looks at so many times as much.
+
+    Returns:
+      Parameters of a search, None where it needs none, or takes none; and whether only allowed rows
+      are found by them.
+    """
+    library, index = faiss(), faiss().downcast_index(index)
+    if isinstance(index, library.IndexPreTransform):
+        inner, only = _told(index.index, keep, allowed_n, effort)
+        return inner and library.SearchParametersPreTransform(index_params=inner), only
+    if isinstance(index, library.IndexRefine):
+        base_keep = min(int(keep * index.k_factor), index.ntotal)
+        inner, only = _told(index.base_index, base_keep, allowed_n, effort)
+        if inner is None:
+            return None, only
+        by = {"k_factor": index.k_factor, "base_index_params": inner}
+        return library.IndexRefineSearchParameters(**by), only
+    told = {}
+    if allowed_n is not None:
+        told["sel"] = library.IDSelectorBitmap(np.packbits(allowed_n, bitorder="little"))
+    if isinstance(index, library.IndexIVF):
+        probes = min(int(index.nprobe * effort), index.nlist)
+        lists, _ = _told(index.quantizer, probes, None, 1)
+        if lists is not None:
+            told["quantizer_params"] = lists
+        if told or probes > index.nprobe:
+            return library.SearchParametersIVF(nprobe=probes, **told), True
+    elif isinstance(index, library.IndexHNSW):
+        # It stops when so many are nearer than the next; those that are not allowed count, too.
+        wide = max(keep, index.hnsw.efSearch)
+        if allowed_n is not None:
+            wide *= len(allowed_n) / np.count_nonzero(allowed_n)
+        wide = min(int(wide * effort), index.ntotal)
+        if told or wide > index.hnsw.efSearch:
+            return library.SearchParametersHNSW(efSearch=wide, **told), True
+    elif (
+        type(index)
+        in (
+            library.IndexFlat,
+            library.IndexFlatL2,
+            library.IndexFlatIP,
+            library.IndexScalarQuantizer,
+        )
+        and told
+    ):
+        return library.SearchParameters(**told), True
+    return None, allowed_n is None
+
+
+# One for all indexes, and a new one in a fork: a thread that held it would be gone there.
+_reading = threading.Lock()
+
+
+def _start_anew() -> None:
+    global _reading
+    _reading = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_start_anew)
+
+
 class Stored:
     """An index of faiss in a file; it is read when it is needed, also if its name is gone then.
 
@@ -80,8 +159,7 @@ class Stored:
 
     def __init__(self, file: pages.File, rows: int, width: int):
         self._file, self._rows, self._width = file, rows, width
-        self._lock = threading.Lock()
-        self._asked, self._index = None, None
+        self._asked = None, None
 
     @property
     def bytes(self) -> int:
@@ -99,19 +177,81 @@ class Stored:
           UsageError: it has no such parameters.
           DataError: it cannot be read.
         """
-        with self._lock:
-            if self._asked != parameters:
-                # It keeps what it was told: its defaults are back when it is read again.
-                read = _reader(self._file.content())
-                try:
-                    index = faiss().read_index(faiss().PyCallbackIOReader(read))
-                except RuntimeError:
-                    raise self.damaged("faiss cannot read it") from None
-                if (index.ntotal, index.d) != (self._rows, self._width):
-                    raise self.damaged(
-                        f"it holds {index.ntotal} rows of {index.d} dims instead of "
-                        f"{self._rows} of {self._width}"
-                    )
-                _ask(index, parameters)
-                self._asked, self._index = parameters, index
-            return self._index
+        asked, index = self._asked
+        if asked == parameters:
+            return index
+        with _reading:
+            asked, index = self._asked
+            if asked == parameters:
+                return index
+            # It keeps what it was told: its defaults are back when it is read again.
+            read = _reader(self._file.content())
+            try:
+                index = faiss().read_index(faiss().PyCallbackIOReader(read))
+            except RuntimeError:
+                raise self.damaged("faiss cannot read it") from None
+            if (index.ntotal, index.d) != (self._rows, self._width):
+                raise self.damaged(
+                    f"it holds {index.ntotal} rows of {index.d} dims instead of "
+                    f"{self._rows} of {self._width}"
+                )
+            _ask(index, parameters)
+            self._asked = parameters, index
+            return index
+
+    def search(
+        self,
+        query_bd: np.ndarray,
+        keep: int,
+        least: int,
+        parameters: str,
+        allowed_n: np.ndarray,
+        rows: int,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The `keep` nearest rows of every query, by the dims the index is of, that are allowed.
+
+        An index that looks into lists may find fewer where these hold no more; if these are fewer
+        than `least`, it looks into more lists.
+
+        Args:
+          query_bd: [B, d], as `compared`.
+          keep: fewer than `rows`.
+          least: at most `keep`.
+          parameters: how it is asked at first.
+          allowed_n: [N] bool, in the order they were added.
+          rows: how many that allows.
+
+        Returns:
+          row_bk: [B, keep], those found come first, then -1.
+          lacking_m: which queries found too few, whatever was tried: [m].
+
+        Raises:
+          UsageError, DataError: as `asked`.
+        """
+        index = self.asked(parameters)
+        only = None if rows == self._rows else allowed_n
+        row_bk, lacking_m = np.full((len(query_bd), keep), -1), np.arange(len(query_bd))
+        has_lists = faiss().try_extract_index_ivf(index) is not None
+        wanted = least if has_lists else keep
+        for effort in (1, _MORE):
+            found_mk = self._found(index, query_bd[lacking_m], keep, only, rows, effort)
+            row_bk[lacking_m] = found_mk
+            lacking_m = lacking_m[(found_mk >= 0).sum(1) < wanted]
+            if not len(lacking_m):
+                break
+            wanted = keep
+        return row_bk, lacking_m
+
+    def _found(self, index, query_bd, keep: int, only, rows: int, effort: int) -> np.ndarray:
+        """Rows [B, keep] of one try, -1 behind them."""
+        told, alone = _told(index, keep, only, effort)
+        # An index that cannot be told what is allowed is asked for so many more.
+        asked = keep if alone else min(keep + self._rows - rows, self._rows)
+        _, row_bk = index.search(query_bd, asked, params=told)
+        if row_bk.max(initial=0) >= self._rows:
+            raise self.damaged(f"it finds row {row_bk.max()} of {self._rows}")
+        if not alone:
+            row_bk = np.where(only[row_bk], row_bk, -1)
+            order_bk = np.argsort(row_bk < 0, 1, kind="stable")[:, :keep]
+            row_bk = np.take_along_axis(row_bk, order_bk, 1)
+        return row_bk

@@ -4,6 +4,7 @@ import numpy as np
 
 from mrl_jax import extras
 from mrl_jax.errors import DataError
+from mrl_jax.runtime.forks import with_openmp
 from mrl_jax.search import codes, loops
 from mrl_jax.search.exact import Metric
 
@@ -21,6 +22,7 @@ def faiss():
     return faiss
 
 
+@with_openmp
 def fit(z_nd: np.ndarray, lists: int, metric: Metric, seed: int) -> np.ndarray:
     """Centroids [lists, d] of k-means on examples [N, d]; of unit length but for L2.
 
@@ -54,9 +56,59 @@ def directions(z_nd: np.ndarray, metric: Metric) -> np.ndarray:
 
 def nearest(z_bd: np.ndarray, centroid_ld: np.ndarray, probes: int, metric: Metric) -> np.ndarray:
     """The `probes` nearest lists of every row, [B, probes] int64, in no order."""
+    return _best(_scores(z_bd, centroid_ld, metric), probes)
+
+
+def looked_into(
+    z_bd: np.ndarray,
+    centroid_ld: np.ndarray,
+    probes: int,
+    metric: Metric,
+    rows_l: np.ndarray,
+    least: int,
+    enough: int,
+) -> np.ndarray:
+    """The `probes` nearest lists of every query that are not empty, or more if these hold too few.
+
+    Args:
+      z_bd: [B, d] queries.
+      centroid_ld: [lists, d].
+      probes: at most so many where they hold `least` rows.
+      metric: that makes them near.
+      rows_l: [lists] how many rows of each list may be found; not all 0.
+      least: with fewer rows than these a query goes on to the next lists,
+      enough: until it has so many, or there are no more.
+
+    Returns:
+      [B, >= 1] int64, in no order; the number of lists where a query looks into fewer.
+    """
+    score_bl = _scores(z_bd, centroid_ld, metric)
+    filled = np.count_nonzero(rows_l)
+    if filled < len(rows_l):
+        score_bl[:, rows_l == 0] = -np.inf
+    list_bp = _best(score_bl, min(probes, filled))
+    few_m = np.flatnonzero(rows_l[list_bp].sum(1) < least)
+    if len(few_m) and list_bp.shape[1] < filled:
+        order_ml = np.argsort(-score_bl[few_m], 1, kind="stable")[:, :filled]
+        before_ml = np.cumsum(rows_l[order_ml], 1) - rows_l[order_ml]
+        needed_ml = before_ml < enough
+        more = max(int(needed_ml.sum(1).max()) - list_bp.shape[1], 0)
+        list_bp = np.pad(list_bp, ((0, 0), (0, more)), constant_values=len(rows_l))
+        order_ml = np.where(needed_ml, order_ml, len(rows_l))
+        list_bp[few_m] = order_ml[:, : list_bp.shape[1]]
+    return list_bp
+
+
+def _scores(z_bd: np.ndarray, centroid_ld: np.ndarray, metric: Metric) -> np.ndarray:
+    """How near the lists are to every row, [B, lists]."""
     score_bl = directions(z_bd, metric) @ centroid_ld.T
     if metric == "l2":
         score_bl -= np.square(centroid_ld).sum(1) / 2
+    return score_bl
+
+
+def _best(score_bl: np.ndarray, probes: int) -> np.ndarray:
+    """Those with the largest scores, [B, probes] int64, in no order."""
     if probes == 1:
         return score_bl.argmax(1)[:, None]
     queries, lists = score_bl.shape

@@ -1,24 +1,22 @@
 """An index on disk: find with few dims, decide with many, on one machine's CPUs."""
 
-import concurrent.futures
 import contextlib
-import functools
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import threadpoolctl
 
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.search import approximate, clusters, files, pages, segment
-from mrl_jax.search.loops import NO_ROW
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.schedule import Schedule
-from mrl_jax.search.segment import TOO_LONG, Segment, Shared, Source
+from mrl_jax.search.segment import TOO_LONG, Shared, Source
+from mrl_jax.search.snapshot import Snapshot
 from mrl_jax.search.sources import NO_ID, Alive, Legal
+from mrl_jax.search.threads import cores
 
-_BLOCK = 512  # queries a thread works on at a time
+__all__ = ["NO_ID", "Index"]
+
 _LEAST_K = 10_000  # may be asked for of every index, however few vectors it has
 
 
@@ -29,48 +27,23 @@ class Index:
     vectors it decides by. Rows added later form a segment of their own, which is searched like the
     first and made one with it by `compact`.
 
-    Attributes:
-      plan: what it was built by.
-      width: dims of a vector.
+    Several threads may search it while one changes it: a search is of what was there when it began.
     """
 
     def __init__(self, folder: pathlib.Path):
         self._folder = pathlib.Path(folder)
-        while True:
-            manifest = files.read_manifest(self._folder)
-            try:
-                self._read(manifest)
-                return
-            except DataError:
-                # Another command may have replaced, meanwhile, what this manifest names.
-                if files.read_manifest(self._folder) == manifest:
-                    raise
+        # Searches of other threads read it once, changes replace it by one assignment.
+        self._now = Snapshot.read(self._folder)
 
-    def _read(self, manifest: dict) -> None:
-        where = self._folder / files.MANIFEST
-        try:
-            plan, width = Plan.from_json(manifest["plan"]), manifest["width"]
-            plan.schedule.check(1, width)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{where} is damaged: {error!r}") from error
-        about = manifest["shared"]
-        shared = Shared(pages.Folder(self._folder / about["name"], about), plan)
-        self.plan, self.width, self._shared = plan, width, shared
-        self._segments, self._manifest = self._opened(manifest, {}), manifest
+    @property
+    def plan(self) -> Plan:
+        """What it was built by."""
+        return self._now.plan
 
-    def _opened(self, manifest: dict, opened: dict[str, tuple[dict, Segment]]) -> list[Segment]:
-        """The segments of a manifest; what is opened already, by name, is not opened again."""
-        segments = []
-        for about in manifest["segments"]:
-            before, part = opened.get(about["name"], (None, None))
-            if part is None:
-                folder = pages.Folder(self._folder / about["name"], about)
-                part = Segment(folder, self.plan, about["rows"], self.width)
-            if about["deleted"] is not None and about != before:
-                where = self._folder / about["deleted"]["name"]
-                part = part.without(files.read_deleted(where, about["deleted"]), where)
-            segments.append(part)
-        return segments
+    @property
+    def width(self) -> int:
+        """Dims of a vector."""
+        return self._now.width
 
     @classmethod
     def open(cls, folder: pathlib.Path) -> "Index":
@@ -125,24 +98,26 @@ class Index:
     @property
     def rows(self) -> int:
         """How many vectors it finds."""
-        return sum(int(part.alive.sum()) for part in self._segments)
+        return sum(part.allowed.rows for part in self._now.segments)
 
     @property
     def ids(self) -> np.ndarray:
         """Of the vectors it finds, in the order they were given."""
-        return np.concatenate([part.ids[part.alive] for part in self._segments])
+        return np.concatenate([part.ids[part.alive] for part in self._now.segments])
 
     @property
     def vectors(self) -> Alive:
         """Those it finds, in the order they were given, read when they are asked for."""
-        return Alive(self._segments, self.width)
+        now = self._now
+        return Alive(now.segments, now.width)
 
     def bytes(self) -> dict[str, int]:
         """What every search may read ("resident"), and whole vectors ("vectors"), in bytes."""
-        resident = sum(part.resident_bytes for part in self._segments)
+        now = self._now
+        resident = sum(part.resident_bytes for part in now.segments)
         return {
-            "resident": resident + self._shared.nbytes,
-            "vectors": sum(part.vectors.nbytes for part in self._segments),
+            "resident": resident + now.shared.nbytes,
+            "vectors": sum(part.vectors.nbytes for part in now.segments),
         }
 
     def search(
@@ -161,12 +136,14 @@ class Index:
           query_bd: [B, >= final dims of the plan], floating point.
           k: how many.
           keeps: candidates kept by every stage, instead of the plan's.
-          probes: lists looked into, instead of the plan's.
+          probes: lists looked into, instead of the plan's; more where these hold fewer than k
+            vectors.
           parameters: of faiss's index, instead of the plan's.
-          threads: at most; None: as many as there are cores.
+          threads: at most; None: as many as there are cores. BLAS, which has one limit for the
+            whole process, has one thread while any search runs.
 
         Returns:
-          ids_bk: [B, k] int64; `NO_ID` where fewer were found.
+          ids_bk: [B, k] int64; `NO_ID` only where the index holds fewer.
           scores_bk: [B, k] float32: cosine, product, or minus the squared distance, of the plan's
             final dims; -inf where there is no id. Equal scores are in the order of rows.
 
@@ -174,13 +151,14 @@ class Index:
           ValueError: arguments that cannot be, NaN or infinity.
           DataError: what faiss is to read is damaged.
         """
-        plan, stages = self.plan, self.plan.schedule.stages
+        now = self._now
+        plan, stages = now.plan, now.plan.schedule.stages
         keeps = tuple(s.keep for s in stages) if keeps is None else tuple(keeps)
         if len(keeps) != len(stages):
             raise ValueError(f"keeps must be {len(stages)} numbers, got {keeps}")
         dims = (s.dim for s in stages)
-        Schedule(tuple(zip(dims, keeps, strict=True)), plan.schedule.final).check(k, self.width)
-        most = max(_LEAST_K, *(part.rows for part in self._segments))
+        Schedule(tuple(zip(dims, keeps, strict=True)), plan.schedule.final).check(k, now.width)
+        most = max(_LEAST_K, *(part.rows for part in now.segments))
         if k > most:
             raise ValueError(f"k must be 1 to {most}; got {k}")
         probes = plan.probes if probes is None else probes
@@ -192,42 +170,10 @@ class Index:
             raise ValueError(
                 f"parameters are of faiss, the plan has none of it; got {parameters!r}"
             )
-        threads = len(os.sched_getaffinity(0)) if threads is None else threads
-        if threads < 1:
+        most_threads = cores() if threads is None else threads
+        if most_threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
-
-        def found(block_bd):
-            queries = segment.prepare(block_bd, plan, self._shared, probes)
-            return self._search(queries, keeps, k, parameters)
-
-        # Matrix products over all rows, and faiss, have threads of their own.
-        theirs = not stages or bool(plan.factory)
-        size = max(1, min(_BLOCK, len(query_bd) if theirs else -(-len(query_bd) // threads)))
-        blocks = [query_bd[i : i + size] for i in range(0, len(query_bd), size)]
-        # Theirs beside ours would be more than there are cores, and wait for each other.
-        alone = theirs or len(blocks) <= 1
-        with _libraries().limit(limits=threads if alone else 1):
-            if alone:
-                parts = [found(block_bd) for block_bd in blocks]
-            else:
-                with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-                    parts = list(pool.map(found, blocks))
-        if not parts:
-            return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
-        ids, scores = zip(*parts, strict=True)
-        return np.concatenate(ids), np.concatenate(scores).astype(np.float32)
-
-    def _search(self, queries, keeps, k: int, parameters: str):
-        ids, scores = [], []
-        for part in self._segments:
-            row_bk, score_bk = part.search(queries, keeps, k, parameters)
-            ids.append(np.where(row_bk == NO_ROW, NO_ID, part.ids_of(row_bk)))
-            scores.append(score_bk)
-        if len(ids) == 1:
-            return ids[0], scores[0]
-        id_bc, score_bc = np.concatenate(ids, 1), np.concatenate(scores, 1)
-        best_bk = np.argsort(-score_bc, 1, kind="stable")[:, :k]
-        return np.take_along_axis(id_bc, best_bk, 1), np.take_along_axis(score_bc, best_bk, 1)
+        return now.search(query_bd, k, keeps, probes, parameters, most_threads)
 
     def add(self, source: Source, *, progress=False) -> None:
         """Adds vectors as a segment of their own, at once or not at all.
@@ -240,15 +186,14 @@ class Index:
         if source.width != self.width:
             raise DataError(f"vectors have {source.width} dims, the index has {self.width}")
         source = Legal(source)
-        with self._changing():
+        with self._changing() as now:
             known_n = np.isin(source.ids, self.ids)
             if known_n.any():
                 raise DataError(f"id {source.ids[known_n.argmax()]} is in the index already")
-            name = self._next("segment")
+            name = _next(now, "segment")
             with files.finished(self._folder / name) as temporary:
-                about = _write_segment(temporary, source, self.plan, self._shared, progress)
-            segments = [*self._manifest["segments"], {**about, "name": name}]
-            self._commit({**self._manifest, "segments": segments})
+                about = _write_segment(temporary, source, now.plan, now.shared, progress)
+            self._commit(now, [*now.manifest["segments"], {**about, "name": name}])
 
     def delete(self, ids: np.ndarray) -> None:
         """These vectors are not found any more; `compact` frees their room.
@@ -262,18 +207,18 @@ class Index:
         if ids.size and (ids.dtype.kind not in "iu" or not np.can_cast(ids.dtype, np.int64)):
             raise ValueError(f"ids must be int64, got {ids.dtype}")
         ids = np.unique(ids.astype(np.int64))
-        with self._changing():
+        with self._changing() as now:
             missing_n = ~np.isin(ids, self.ids)
             if missing_n.any():
                 raise DataError(f"id {ids[missing_n.argmax()]} is not in the index")
             segments = []
-            for part, about in zip(self._segments, self._manifest["segments"], strict=True):
+            for part, about in zip(now.segments, now.manifest["segments"], strict=True):
                 deleted_n = np.isin(part.ids, ids) | ~part.alive
                 if deleted_n.any():
-                    path = self._folder / f"{self._next('deleted')}-{about['name']}.npy"
+                    path = self._folder / f"{_next(now, 'deleted')}-{about['name']}.npy"
                     about = {**about, "deleted": files.write_deleted(path, deleted_n)}
                 segments.append(about)
-            self._commit({**self._manifest, "segments": segments})
+            self._commit(now, segments)
 
     def compact(self, *, progress=False) -> None:
         """Makes one segment of all, without what was deleted. Clusters stay as they are.
@@ -282,14 +227,14 @@ class Index:
           UsageError: another command changes the index.
           DataError: nothing is left, or the disk is full.
         """
-        with self._changing():
-            name = self._next("segment")
+        with self._changing() as now:
+            name = _next(now, "segment")
             source = self.vectors
             if not source.rows:
                 raise DataError(f"{self._folder}: all vectors are deleted; build a new index")
             with files.finished(self._folder / name) as temporary:
-                about = _write_segment(temporary, source, self.plan, self._shared, progress)
-            self._commit({**self._manifest, "segments": [{**about, "name": name}]})
+                about = _write_segment(temporary, source, now.plan, now.shared, progress)
+            self._commit(now, [{**about, "name": name}])
 
     def verify(self) -> None:
         """Reads every file and compares its checksum.
@@ -297,7 +242,7 @@ class Index:
         Raises:
           DataError: one was changed; names it.
         """
-        manifest = self._manifest
+        manifest = self._now.manifest
         for about in (manifest["shared"], *manifest["segments"]):
             pages.Folder(self._folder / about["name"], about).check()
         for about in manifest["segments"]:
@@ -305,16 +250,16 @@ class Index:
                 files.read_deleted(self._folder / about["deleted"]["name"], about["deleted"])
 
     @contextlib.contextmanager
-    def _changing(self) -> Iterator[None]:
+    def _changing(self) -> Iterator[Snapshot]:
         """Alone with the index as it is on disk now, which another command may have changed."""
         with files.writing(self._folder), files.written(self._folder):
             manifest = files.read_manifest(self._folder)
             # Of commands that were stopped; and of this one, if it fails or when it has replaced.
             self._remove_left_overs(manifest)
             try:
-                if manifest != self._manifest:
-                    self.__init__(self._folder)
-                yield
+                if manifest != self._now.manifest:
+                    self._now = Snapshot.read(self._folder)
+                yield self._now
             finally:
                 # What cannot be removed now is removed before the next change.
                 with contextlib.suppress(OSError, DataError):
@@ -326,24 +271,16 @@ class Index:
             named |= {about["name"], about["deleted"] and about["deleted"]["name"]}
         files.remove_left_overs(self._folder, named)
 
-    def _commit(self, manifest: dict) -> None:
+    def _commit(self, now: Snapshot, segments: list[dict]) -> None:
         """Opens what is new before the manifest says that it is there: then nothing can fail."""
-        manifest = {**manifest, "version": self._manifest["version"] + 1}
-        parts = zip(self._manifest["segments"], self._segments, strict=True)
-        opened = {about["name"]: (about, part) for about, part in parts}
-        segments = self._opened(manifest, opened)
+        manifest = {**now.manifest, "segments": segments, "version": now.manifest["version"] + 1}
+        changed = now.changed(manifest)
         files.write_manifest(self._folder, manifest)
-        self._segments, self._manifest = segments, {"schema": files.SCHEMA, **manifest}
-
-    def _next(self, kind: str) -> str:
-        return f"{kind}-{self._manifest['version'] + 1:05d}"
+        self._now = changed
 
 
-@functools.cache
-def _libraries() -> threadpoolctl.ThreadpoolController:
-    """The libraries loaded that have threads of their own, faiss among them."""
-    clusters.faiss()
-    return threadpoolctl.ThreadpoolController()
+def _next(now: Snapshot, kind: str) -> str:
+    return f"{kind}-{now.manifest['version'] + 1:05d}"
 
 
 def _checked(query_bd: np.ndarray, dims: int) -> np.ndarray:

@@ -153,14 +153,14 @@ def scan_lists(
 ):  # fmt: skip
     """Scans the lists each query asks for, a list for all its queries at a time.
 
-    So a list is fetched from memory once. What is found goes on in `score_bc`, `place_bc` and
-    `count_b`; `bound_b` is what a score must exceed. C, the room for candidates, is at least
-    2 `keep`; of more, the best `keep` stay.
+    So a list is fetched from memory once. In `list_bp` the number of lists stands for none. What is
+    found goes on in `score_bc`, `place_bc` and `count_b`; `bound_b` is what a score must exceed. C,
+    the room for candidates, is at least 2 `keep`; of more, the best `keep` stay.
     """
     queries, probes = list_bp.shape
     lists = len(bounds_l) - 1
     # Queries by list: counting sort.
-    start_l = np.zeros(lists + 1, np.int64)
+    start_l = np.zeros(lists + 2, np.int64)
     for b in range(queries):
         for p in range(probes):
             start_l[list_bp[b, p] + 1] += 1
@@ -333,8 +333,7 @@ def _insert(score, row, count, row_k, score_k):
 
 @_compile
 def compare_vectors(
-    metric, vector_nd, row_n, query_bd, query_length_b, score_bc, place_bc, count_b, row_bk,
-    score_bk,
+    metric, vector_nd, row_n, query_bd, query_length_b, place_bc, count_b, row_bk, score_bk
 ):  # fmt: skip
     """Compares candidates by whole vectors: rows [B, k], best first, and the metric's own scores.
 

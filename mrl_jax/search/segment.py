@@ -159,7 +159,7 @@ def write(
             block.code_nw[at], block.gain_n[at] = codes.encode(z_nd[:, lo:hi], plan.code)
             block.norm_n[at] = codes.norms(z_nd[:, :hi])
         if plan.factory:
-            shortlist.add(approximate.compared(z_nd[:, :first], plan.metric))
+            approximate.add(shortlist, z_nd[:, :first], plan.metric)
     if plan.factory:
         approximate.write(shortlist, folder / "shortlist.faiss")
 
@@ -172,6 +172,18 @@ def _new_block(folder: pathlib.Path, g: int, n: int, width: int, plan: Plan) -> 
     )
 
 
+class Allowed(NamedTuple):
+    """Rows of a segment that a search may find: all that are not deleted, or some of them.
+
+    Attributes:
+      place_n: [N] bool, in list order.
+      rows: how many they are.
+    """
+
+    place_n: np.ndarray
+    rows: int
+
+
 class Queries(NamedTuple):
     """Some queries as every stage needs them."""
 
@@ -181,16 +193,33 @@ class Queries(NamedTuple):
     list_bp: np.ndarray | None
 
 
-def prepare(query_bd: np.ndarray, plan: Plan, shared: Shared, probes: int) -> Queries:
-    """Encodes queries as the rows are, and finds the lists they look into."""
+def prepare(
+    query_bd: np.ndarray,
+    plan: Plan,
+    shared: Shared,
+    probes: int,
+    rows_l: np.ndarray | None,
+    k: int,
+    keep: int,
+) -> Queries:
+    """Encodes queries as the rows are, and finds the lists they look into.
+
+    These are `probes`, or as many as hold `keep` of the rows that may be found, if `probes` hold
+    fewer than k. `rows_l`, [lists], counts such rows; None where there are no lists.
+    """
     encoded = []
     if not plan.factory:
         compared_bd = codes.compared(query_bd[:, : plan.schedule.final], plan.metric)
         encoded = [codes.encode(compared_bd[:, lo:hi], plan.code) for lo, hi in _spans(plan)]
     list_bp = None
-    if shared.centroid_ld is not None:
-        prefix_bd = query_bd[:, : plan.list_dim]
-        list_bp = clusters.nearest(prefix_bd, shared.centroid_ld, probes, plan.metric)
+    if rows_l is not None:
+        prefix_bd, centroid_ld = query_bd[:, : plan.list_dim], shared.centroid_ld
+        if rows_l.any():
+            list_bp = clusters.looked_into(
+                prefix_bd, centroid_ld, probes, plan.metric, rows_l, k, keep
+            )
+        else:
+            list_bp = np.empty((len(query_bd), 0), np.int64)
     final_bd = np.ascontiguousarray(query_bd[:, : plan.schedule.final])
     return Queries(final_bd, [c for c, _ in encoded], [g for _, g in encoded], list_bp)
 
@@ -211,6 +240,7 @@ class Segment:
       rows: of it, deleted ones included.
       path: of its folder.
       vectors: [N, D] float32, on disk.
+      allowed: its rows that are not deleted.
 
     Raises:
       DataError: a file is missing or not of the size or shape that was written.
@@ -238,7 +268,7 @@ class Segment:
                     for name, shape in zip(BLOCK_FILES, shapes, strict=True)
                 )
                 self._blocks.append(StoredBlock(*arrays))
-        self._alive_n = np.ones(rows, bool)
+        self.allowed = Allowed(np.ones(rows, bool), rows)
 
     # Compiled code follows these numbers wherever they lead, also out of an array. They are checked
     # when they are used first: opening an index reads no array that is large.
@@ -290,7 +320,7 @@ class Segment:
     def alive(self) -> np.ndarray:
         """Which rows are not deleted, [N] bool."""
         alive_n = np.empty(self.rows, bool)
-        alive_n[self._row_n] = self._alive_n
+        alive_n[self._row_n] = self.allowed.place_n
         return alive_n
 
     def without(self, row_n: np.ndarray, where: pathlib.Path) -> "Segment":
@@ -304,32 +334,46 @@ class Segment:
         alive_n = np.ones(self.rows, bool)
         alive_n[row_n] = False
         other = copy.copy(self)
-        other._alive_n = alive_n[self._row_n]
+        other.allowed = Allowed(alive_n[self._row_n], int(alive_n.sum()))
         return other
 
-    def search(self, queries: Queries, keeps: tuple[int, ...], k: int, parameters: str):
-        """Rows [B, k] int64, `NO_ROW` for none, and scores [B, k] float64; stages keep `keeps`."""
-        if not keeps:
-            found = Exhaustive(queries.query_bd, k, self._plan.metric)
-            norm_n, alive_n = self._norms.whole(), self.alive
-            for i in range(0, self.rows, TILE):
-                rows = slice(i, min(i + TILE, self.rows))
-                vector_nd = self.vectors.rows([rows.start], [rows.stop])
-                found.take(i, vector_nd[rows], norm_n[rows], alive_n[rows])
-            return found.row_bk, found.score_bk
-        b, metric = len(queries.query_bd), loops.METRICS[self._plan.metric]
-        row_bk, score_bk = np.full((b, k), loops.NO_ROW), np.full((b, k), -np.inf)
-        keeps = tuple(min(keep, self.rows) for keep in keeps)
-        first = keeps[0]
+    def rows_of_lists(self, allowed: Allowed) -> np.ndarray:
+        """How many of these rows are in each list, [lists]."""
+        if allowed.rows == self.rows:
+            return np.diff(self._bounds_l)
+        return np.diff(np.append(0, np.cumsum(allowed.place_n))[self._bounds_l])
+
+    def search(
+        self, queries: Queries, keeps: tuple[int, ...], k: int, parameters: str, allowed: Allowed
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows [B, k] int64 and scores [B, k] float64: the best of the rows that are allowed.
+
+        The stages keep `keeps`. There is `NO_ROW` only where fewer are allowed, or, where there are
+        clusters, where the lists of `queries` hold fewer.
+        """
+        query_bd, keeps = queries.query_bd, tuple(min(keep, allowed.rows) for keep in keeps)
+        # Whatever finds a shortlist of all finds all; an index of faiss is no help then.
+        if not keeps or (self._approximate and keeps[0] == allowed.rows):
+            return self._compare_all(query_bd, k, allowed)
+        row_bk = np.full((len(query_bd), k), loops.NO_ROW)
+        score_bk = np.full(row_bk.shape, -np.inf)
+        if allowed.rows and self._approximate:
+            self._compare_found(queries, keeps[0], parameters, allowed, row_bk, score_bk)
+        elif allowed.rows:
+            self._compare_stages(queries, keeps, allowed, row_bk, score_bk)
+        return row_bk, score_bk
+
+    def _compare_stages(
+        self, queries: Queries, keeps: tuple[int, ...], allowed: Allowed, row_bk, score_bk
+    ) -> None:
+        """By codes, stage for stage, then by whole vectors."""
+        b, first = len(queries.query_bd), keeps[0]
         score_bc = np.empty((b, 2 * first + 64), np.float32)
         place_bc = np.empty(score_bc.shape, np.int64)
         count_b, bound_b = np.zeros(b, np.int64), np.full(b, -np.inf, np.float32)
+        block = self._first_block(queries.list_bp)
         found = score_bc, place_bc, count_b, bound_b
-        if self._plan.factory:
-            self._ask_faiss(queries, first, parameters, *found)
-        else:
-            block = self._first_block(queries.list_bp)
-            self._scan(block, queries, first, *found)
+        self._scan(block, queries, allowed.place_n, first, *found)
         loops.keep_best(score_bc, place_bc, count_b, first)
         for g, stored in enumerate(self._blocks[1:], start=1):
             lo, hi = _spans(self._plan)[g]
@@ -337,22 +381,26 @@ class Segment:
             place_n = _unchecked(stored, place_bc, count_b)
             block = stored.rows(place_n, place_n + 1)
             loops.add_block(
-                *self._product, metric, *block, norm_before_n, queries.code_gbw[g],
-                queries.gain_gb[g], hi - lo, keeps[g], score_bc, place_bc, count_b,
+                *self._product, loops.METRICS[self._plan.metric], *block, norm_before_n,
+                queries.code_gbw[g], queries.gain_gb[g], hi - lo, keeps[g], score_bc, place_bc,
+                count_b,
             )  # fmt: skip
+        self._compare_vectors(queries.query_bd, place_bc, count_b, row_bk, score_bk)
+
+    def _compare_vectors(self, query_bd, place_bc, count_b, row_bk, score_bk) -> None:
+        """The first `count_b` of these places by whole vectors."""
         row_n = self._row_n[_unchecked((self.vectors,), place_bc, count_b)]
         loops.compare_vectors(
-            metric, self.vectors.at(row_n), self._row_n, queries.query_bd,
-            loops.lengths(queries.query_bd), score_bc, place_bc, count_b, row_bk, score_bk,
+            loops.METRICS[self._plan.metric], self.vectors.at(row_n), self._row_n, query_bd,
+            loops.lengths(query_bd), place_bc, count_b, row_bk, score_bk,
         )  # fmt: skip
-        return row_bk, score_bk
 
     def _first_block(self, list_bp: np.ndarray | None) -> Block:
         """The first block, of which what is in these lists may be looked at; None: in all."""
         stored = self._blocks[0]
         if list_bp is None or stored.all_read:
             return stored.whole()
-        asked_n = np.unique(list_bp)
+        asked_n = np.unique(list_bp[list_bp < len(self._bounds_l) - 1])
         return stored.rows(self._bounds_l[asked_n], self._bounds_l[asked_n + 1])
 
     @property
@@ -360,7 +408,9 @@ class Segment:
         code = self._plan.code
         return codes.product_function(code), codes.PRODUCTS[code]
 
-    def _scan(self, block: Block, queries: Queries, keep: int, *found: np.ndarray) -> None:
+    def _scan(
+        self, block: Block, queries: Queries, allowed_n: np.ndarray, keep: int, *found: np.ndarray
+    ) -> None:
         (lo, hi), list_bp = _spans(self._plan)[0], queries.list_bp
         code_bw, gain_b = queries.code_gbw[0], queries.gain_gb[0]
         many = len(code_bw) >= DENSE_QUERIES and hi <= DENSE_DIMS
@@ -370,32 +420,42 @@ class Segment:
             for i in range(0, self.rows, TILE):
                 tile_nw = code_nw[i : i + TILE].view(np.int8).astype(np.float32)
                 product_bn = query_bw @ tile_nw.T
-                self._take(product_bn, i, gain_n, norm_n, self._alive_n, gain_b, keep, *found)
+                self._take(product_bn, i, gain_n, norm_n, allowed_n, gain_b, keep, *found)
             return
         if list_bp is None:
             everywhere = np.arange(len(self._bounds_l) - 1)
             list_bp = np.broadcast_to(everywhere, (len(code_bw), len(everywhere)))
             list_bp = np.ascontiguousarray(list_bp)
         loops.scan_lists(
-            *self._product, loops.METRICS[self._plan.metric], *block, self._alive_n,
+            *self._product, loops.METRICS[self._plan.metric], *block, allowed_n,
             self._bounds_l, list_bp, code_bw, gain_b, hi - lo, keep, *found,
         )  # fmt: skip
 
     def _take(self, product_bn, first: int, *about: np.ndarray) -> None:
         loops.take_products(loops.METRICS[self._plan.metric], product_bn, first, *about)
 
-    def _ask_faiss(self, queries, keep, parameters, score_bc, place_bc, count_b, bound_b) -> None:
-        first = self._plan.schedule.stages[0].dim
-        query_bd = approximate.compared(queries.query_bd[:, :first], self._plan.metric)
-        index = self._approximate.asked(parameters)
-        # It does not know what was deleted: that many more are asked for.
-        dead = int(self.rows - self._alive_n.sum())
-        _, place_bk = index.search(query_bd, min(keep + dead, self.rows))
-        if place_bk.max(initial=0) >= self.rows:
-            raise self._approximate.damaged(f"it finds row {place_bk.max()} of {self.rows}")
-        alive_bk = (place_bk >= 0) & self._alive_n[place_bk]
-        for b, alive_k in enumerate(alive_bk):
-            kept = place_bk[b, alive_k][:keep]
-            count_b[b] = len(kept)
-            place_bc[b, : len(kept)] = kept
-            score_bc[b, : len(kept)] = -np.arange(len(kept))
+    def _compare_all(self, query_bd: np.ndarray, k: int, allowed: Allowed):
+        """All rows by whole vectors; there are no clusters, so that places are rows."""
+        found, norm_n = Exhaustive(query_bd, k, self._plan.metric), self._norms.whole()
+        for i in range(0, self.rows, TILE):
+            rows = slice(i, min(i + TILE, self.rows))
+            if allowed.place_n[rows].any():
+                vector_nd = self.vectors.rows([rows.start], [rows.stop])
+                found.take(i, vector_nd[rows], norm_n[rows], allowed.place_n[rows])
+        return found.row_bk, found.score_bk
+
+    def _compare_found(
+        self, queries: Queries, keep: int, parameters: str, allowed: Allowed, row_bk, score_bk
+    ) -> None:
+        """What an index of faiss finds, by whole vectors; all rows where it finds too few."""
+        k, first = row_bk.shape[1], self._plan.schedule.stages[0].dim
+        place_bc, lacking_m = self._approximate.search(
+            approximate.compared(queries.query_bd[:, :first], self._plan.metric),
+            keep, min(k, keep), parameters, *allowed,
+        )  # fmt: skip
+        count_b = (place_bc >= 0).sum(1)
+        count_b[lacking_m] = 0
+        self._compare_vectors(queries.query_bd, place_bc, count_b, row_bk, score_bk)
+        if len(lacking_m):
+            found = self._compare_all(queries.query_bd[lacking_m], k, allowed)
+            row_bk[lacking_m], score_bk[lacking_m] = found
