@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from mrl_jax import extras, inputs, json_files
 from mrl_jax.errors import DataError, UsageError, shown
+from mrl_jax.errors import cut as shortened
 
 with extras.needed("text", "tokenising text"):
     import tokenizers
@@ -124,6 +125,11 @@ def read(path: pathlib.Path, *, settings: bool = True, lowercase: bool = False) 
     except Exception as error:  # tokenizers raises nothing narrower
         reason = str(error).partition("\n")[0]
         raise DataError(f"{path}: not a tokenizer ({reason})") from error
+    _check_template(raw, path)
+    try:
+        raw.encode("\U0010ffff a")  # a token that no vocabulary has, so that it is unknown
+    except Exception as error:  # as above
+        raise DataError(f"{path}: cannot tokenise ({shortened(str(error), 200)})") from error
     cut = config.get("truncation_side") or (raw.truncation or {}).get("direction", "right")
     if cut not in ("left", "right"):
         raise DataError(f"{where}: truncation_side {shown(cut)}; legal: left, right")
@@ -144,6 +150,19 @@ def read(path: pathlib.Path, *, settings: bool = True, lowercase: bool = False) 
         then = [] if raw.normalizer is None else [raw.normalizer]
         raw.normalizer = normalizers.Sequence([normalizers.Lowercase(), *then])
     return Read(raw, cut)
+
+
+def _check_template(raw: tokenizers.Tokenizer, path: pathlib.Path) -> None:
+    """Refuses marks that are not said to be tokens, at which tokenizers would abort."""
+    if not isinstance(raw.post_processor, processors.TemplateProcessing):
+        return
+    content = json.loads(raw.post_processor.__getstate__())
+    pieces = (piece.get("SpecialToken", {}) for piece in content["single"])
+    for name in (piece["id"] for piece in pieces if piece):
+        if name not in content["special_tokens"]:
+            raise DataError(
+                f"{path}: post_processor puts {shown(name)} around a text, which it lacks"
+            )
 
 
 def bare_wordpiece(

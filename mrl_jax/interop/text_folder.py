@@ -15,6 +15,7 @@ from mrl_jax.errors import DataError, UsageError, shown
 from mrl_jax.interop.layouts import NOTHING, Layout, Rule
 from mrl_jax.interop.text_layouts import bert_of, check_padding, family_of, layout
 from mrl_jax.interop.torch_weights import Tree, assign, named, numbers, read_tensors
+from mrl_jax.json_files import field
 from mrl_jax.models.text import Bert, Pooling, SentenceEncoder, Static
 from mrl_jax.tokenization import Tokenizer
 
@@ -145,9 +146,12 @@ def read_text_folder(path: str | os.PathLike) -> TextFolder:
 def _prompts(settings: dict[str, Any], where: pathlib.Path) -> tuple[dict[str, str], str]:
     """The prompts by name, and the name of the default one ("" for none)."""
     prompts, default = settings.get("prompts") or {}, settings.get("default_prompt_name") or ""
-    prompts = {name: "" if text is None else text for name, text in dict(prompts).items()}
-    if not all(isinstance(text, str) for text in prompts.values()):
-        raise DataError(f"{where}: prompts must be texts, got {shown(prompts)}")
+    texts = prompts.values() if isinstance(prompts, dict) else [prompts]
+    if not all(isinstance(text, str | None) for text in texts):
+        raise DataError(f"{where}: prompts must be texts by name, got {shown(prompts)}")
+    prompts = {name: text or "" for name, text in prompts.items()}
+    if not isinstance(default, str):
+        raise DataError(f"{where}: default_prompt_name must be a text, got {shown(default)}")
     if default and default not in prompts:
         legal = ", ".join(prompts) or "none, there are no prompts"
         raise DataError(f"{where}: default_prompt_name {shown(default)}; legal: {legal}")
@@ -181,20 +185,22 @@ def _modules(root: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
     path = root / MODULES
     if not path.exists():
         return [("Transformer", root)]
-    try:
-        found = [
-            (str(entry["type"]).rpartition(".")[2], str(entry["path"]))
-            for entry in json_files.read(path)
-        ]
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a list of modules with type and path") from error
+    where, entries = str(path), json_files.read(path)
+    if not isinstance(entries, list):
+        raise DataError(f"{path} must be a list of modules, got {shown(entries)}")
+    found = [
+        (field(entry, "type", str, where).rpartition(".")[2], field(entry, "path", str, where))
+        for entry in entries
+    ]
     kinds = tuple(kind for kind, _ in found)
     if kinds not in _LEGAL:
         legal = "; ".join(" > ".join(kinds) for kinds in _LEGAL)
         raise UsageError(f"{path}: modules {' > '.join(kinds)} are not known; legal: {legal}")
     for _, place in found:
         if ".." in pathlib.PurePath(place).parts or pathlib.PurePath(place).is_absolute():
-            raise DataError(f"{path}: {place!r} is not inside the folder")
+            raise DataError(f"{path}: {shown(place)} is not inside the folder")
+        if place and not (root / place).is_dir():
+            raise UsageError(f"{path}: there is no folder {shown(place)} beside it")
     return [(kind, root / place) for kind, place in found]
 
 
@@ -326,7 +332,10 @@ def _read_dense(folder: pathlib.Path, width: int) -> Tree:
             f"{path}: a Dense with activation {activation or 'unknown'}"
             f"{' and a residual' if config.get('use_residual') else ''}; legal: Identity alone"
         )
-    wanted = {"kernel": (width, int(config["out_features"]))}
+    out_dim = field(config, "out_features", int, str(path))
+    if not 1 <= out_dim < 2**31:
+        raise DataError(f"{path}: out_features must be 1 to {2**31 - 1}, got {shown(out_dim)}")
+    wanted = {"kernel": (width, out_dim)}
     if config.get("bias", True):
         wanted["bias"] = wanted["kernel"][1:]
     weights = _weights(folder)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from mrl_jax import json_files
 from mrl_jax.errors import DataError, UsageError, shown
 from mrl_jax.interop.layouts import NOTHING, Layout, Rule
 from mrl_jax.models.text import Bert
@@ -208,7 +209,31 @@ def family_of(config: dict[str, Any], where: str) -> Family:
         if model_type in family.model_types:
             return family
     legal = ", ".join(name for family in FAMILIES for name in family.model_types)
-    raise UsageError(f"{where}: model_type {model_type!r} is none that we know; legal: {legal}")
+    raise UsageError(
+        f"{where}: model_type {shown(model_type)} is none that we know; legal: {legal}"
+    )
+
+
+# What a number in a config.json may be; all others are whole numbers from 1 on.
+_RANGES = {
+    "types": (0, 2**31 - 1),
+    "pad_token_id": (0, 2**31 - 1),
+    "layers": (1, 1000),  # each is traced by itself
+    "epsilon": (1e-30, 1.0),
+    "dropout": (0.0, 1.0),
+    "attention_dropout": (0.0, 1.0),
+}
+
+
+def _check_field(ours: str, theirs: str, config: dict[str, Any], where: str) -> None:
+    """Refuses a value of another kind than the field has."""
+    if ours == "activation":
+        json_files.field(config, theirs, str, where)
+        return
+    low, high = _RANGES.get(ours, (1, 2**31 - 1))
+    kinds = (int,) if isinstance(low, int) else (int, float)
+    if not low <= json_files.field(config, theirs, kinds, where) <= high:
+        raise DataError(f"{where}: {theirs} must be {low} to {high}, got {shown(config[theirs])}")
 
 
 def bert_of(config: dict[str, Any], where: str) -> Bert:
@@ -222,6 +247,10 @@ def bert_of(config: dict[str, Any], where: str) -> Bert:
     missing = [key for key in family.keys.values() if key not in config]
     if missing:
         raise DataError(f"{where} lacks {', '.join(missing)}")
+    for ours, theirs in family.keys.items():
+        _check_field(ours, theirs, config, where)
+    if "pad_token_id" in config:
+        _check_field("pad_token_id", "pad_token_id", config, where)
     fields = {ours: config[theirs] for ours, theirs in family.keys.items()}
     if fields["activation"] not in _ACTIVATIONS:
         raise UsageError(

@@ -316,7 +316,7 @@ def test_modules_that_are_not_ours_are_refused(folder, modules, kind, message):
     with pytest.raises(kind, match=message):
         read_text_folder(folder)
     (folder / "modules.json").write_text('[{"path": ""}]')
-    with pytest.raises(DataError, match="not a list of modules with type and path"):
+    with pytest.raises(DataError, match="field 'type' is missing"):
         read_text_folder(folder)
 
 
@@ -381,3 +381,34 @@ def test_the_settings_of_the_config_are_those_of_the_module(tmp_path):
     text_models.bert_folder(tmp_path / "m", activation="silu", attention_dropout=0.3, **fields)
     found = read_text_folder(tmp_path / "m").encoder.backbone
     assert found == Bert(100, 32, activation="silu", attention_dropout=0.3, **fields)
+
+
+@pytest.mark.parametrize(
+    ("file", "path", "value", "message"),
+    [
+        ("config.json", ["vocab_size"], None, "field 'vocab_size' must be int, got None"),
+        ("config.json", ["hidden_size"], [], "field 'hidden_size' must be int"),
+        ("config.json", ["num_hidden_layers"], 10**18, "num_hidden_layers must be 1 to 1000"),
+        ("config.json", ["num_attention_heads"], 0, "num_attention_heads must be 1 to"),
+        ("config.json", ["layer_norm_eps"], "x", "field 'layer_norm_eps' must be int or float"),
+        ("config.json", ["hidden_act"], ["gelu"], "field 'hidden_act' must be str"),
+        ("2_Dense/config.json", ["out_features"], None, "field 'out_features' must be int"),
+        ("2_Dense/config.json", ["out_features"], -1, "out_features must be 1 to"),
+        ("config_sentence_transformers.json", ["prompts"], True, "prompts must be texts by name"),
+        ("config_sentence_transformers.json", ["default_prompt_name"], [1], "must be a text"),
+        ("modules.json", [0, "path"], "\ud800", "there is no folder"),
+        ("modules.json", [0], None, "field 'type' is missing"),
+        ("tokenizer.json", ["model", "unk_token"], "x", "cannot tokenise"),
+        ("tokenizer.json", ["post_processor", "single", 0, "SpecialToken", "id"], "x", "it lacks"),
+    ],
+)
+def test_fields_of_another_type_are_named(tmp_path, file, path, value, message):
+    text_models.bert_folder(tmp_path / "m", projection=16)
+    (tmp_path / "m/tokenizer_config.json").unlink()
+    content = inner = json.loads((tmp_path / "m" / file).read_text())
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    (tmp_path / "m" / file).write_text(json.dumps(content))
+    with pytest.raises((DataError, UsageError), match=message):
+        read_text_folder(tmp_path / "m")
