@@ -15,7 +15,7 @@ import numpy as np
 
 from mrl_jax import extras, json_files
 from mrl_jax.engines import arrays
-from mrl_jax.errors import DataError, UsageError
+from mrl_jax.errors import DataError, UsageError, shown
 from mrl_jax.search.exact import Metric
 from mrl_jax.search.schedule import Schedule
 
@@ -218,12 +218,15 @@ def _describe(cursor, table: str) -> tuple[int, str, str, int | None, tuple[int,
         raise DataError(f"there is no table {table}")
     try:
         about = json_files.parse(comment or "", f"the comment of table {table}")
-        if about["mrl_jax"] != _SCHEMA:
-            raise DataError(f"table {table} is of version {about['mrl_jax']}, {_SCHEMA} is read")
-        columns = about["width"], about["metric"], about["code"], about["indexed"]
+        keys = ("mrl_jax", "width", "metric", "code", "indexed")
+        schema, width, metric, code, indexed = (about[key] for key in keys)
     except (DataError, TypeError, KeyError) as error:
         raise DataError(f"table {table} was not made by load: its comment says nothing") from error
-    return *columns, _check_version(version)
+    if schema != _SCHEMA:
+        raise DataError(f"table {table} is of version {schema}, {_SCHEMA} is read")
+    if metric not in get_args(Metric) or code not in get_args(Code):
+        raise DataError(f"table {table} compares {shown(code)} by {shown(metric)}, unknown here")
+    return width, metric, code, indexed, _check_version(version)
 
 
 def _settings(keep: int, version: tuple[int, ...]) -> tuple[str, list[str]]:

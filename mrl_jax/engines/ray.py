@@ -22,6 +22,7 @@ from tqdm import tqdm
 from mrl_jax import embedder, extras, workdir
 from mrl_jax.embedder import Embedder, Request
 from mrl_jax.errors import USER_ERRORS, UsageError
+from mrl_jax.runtime import coordinator
 from mrl_jax.search import on_disk
 from mrl_jax.search.exact import Metric
 from mrl_jax.search.on_disk import Found
@@ -72,13 +73,16 @@ def connected(address: str | None, workers: Workers) -> Iterator[None]:
       workers: that must fit: Ray would wait for ever for what the cluster has not.
 
     Raises:
-      UsageError: Ray is not installed, no such cluster, or one that is too small.
+      UsageError: Ray is not installed, no such cluster, or one that is too small; or processes of
+        this machine cannot reach each other.
     """
     if workers.count < 1 or workers.cpus <= 0 or workers.gpus < 0:
         raise UsageError(
             f"there must be at least 1 worker with some of a CPU, got {workers.count} with "
             f"{workers.cpus:g} CPUs and {workers.gpus:g} GPUs each"
         )
+    if not coordinator.has_loopback():  # Ray would try for minutes
+        raise UsageError(f"Ray cannot be used here: {coordinator.NO_LOOPBACK}")
     with _quiet() as ray:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # plans, and failures once more
         here = {"include_dashboard": False, "object_store_memory": _STORE_BYTES}

@@ -22,6 +22,10 @@ _RESOLVED_S = 20
 _SILENT_S = 10  # after which a process that waits for the others says so
 
 
+# Mostly in containers.
+NO_LOOPBACK = "the loopback interface is down, `ip link set lo up` starts it"
+
+
 class Address(NamedTuple):
     """A host, as a name or an IP address without brackets ("" is any), and a port."""
 
@@ -100,7 +104,7 @@ def check_reached(name: str, address: Address) -> None:
                 return
         except OSError as error:
             reason = _why(error)
-    raise UsageError(f"{name}={address}: there is no way to this host ({reason}){_loopback()}")
+    raise UsageError(f"{name}={address}: there is no way to this host ({reason}){_hint()}")
 
 
 def check_free(name: str, address: Address) -> None:
@@ -134,8 +138,18 @@ def check_free(name: str, address: Address) -> None:
     if len(reasons) == len(places):
         why = _why(reasons[0])
         if reasons[0].errno == errno.EADDRNOTAVAIL:
-            why = f"no network interface of this machine has the address{_loopback()}"
+            why = f"no network interface of this machine has the address{_hint()}"
         raise UsageError(f"{name}={address}: process 0 cannot listen there: {why}")
+
+
+def has_loopback() -> bool:
+    """Whether processes of this machine can reach each other."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("127.0.0.1", 1))  # sends nothing
+        except OSError:
+            return False
+    return True
 
 
 @contextlib.contextmanager
@@ -181,11 +195,5 @@ def _why(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _loopback() -> str:
-    """A hint for machines, mostly containers, whose loopback interface is off."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("127.0.0.1", 1))  # sends nothing
-        except OSError:
-            return "; the loopback interface is down, `ip link set lo up` starts it"
-    return ""
+def _hint() -> str:
+    return "" if has_loopback() else f"; {NO_LOOPBACK}"

@@ -175,5 +175,5 @@ def test_commands_and_a_file_that_is_opened_again(tmp_path, capsys):
 def test_a_library_that_is_missing(engine, library, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.delitem(sys.modules, f"mrl_jax.engines.{engine}", raising=False)
-    with pytest.raises(errors.UsageError, match=rf'needs the package {library}: pip install "mrl'):
+    with pytest.raises(errors.UsageError, match=rf'install "mrl_jax\[engines\]" .*{library}'):
         importlib.import_module(f"mrl_jax.engines.{engine}")

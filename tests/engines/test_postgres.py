@@ -252,12 +252,19 @@ def test_a_table_that_exists_stays(connection):
         ({"schedule": Schedule.parse("16:100 > 65")}, "needs 65 dims; the vectors have 64"),
         ({"table": "nowhere"}, "there is no table nowhere"),
         ({"table": "foreign_table"}, "foreign_table was not made by load"),
+        ({"table": "newer"}, "table newer is of version 2, 1 is read"),
+        ({"table": "other"}, "table other compares 'vector' by 'dot', unknown here"),
         ({"k": 41, "table": "small"}, "table small gave 40 rows where k = 41 were asked for"),
     ],
 )
 def test_searches_that_cannot_be(connection, changed, message):
     postgres.load(connection, "t", [(IDS[:40], Z[:40])], PLAN)
     postgres.load(connection, "small", [(IDS[:40], Z[:40])], PLAN)
+    about = {"mrl_jax": 1, "width": 64, "metric": "cosine", "code": "vector", "indexed": 16}
+    for table, change in (("newer", {"mrl_jax": 2}), ("other", {"metric": "dot"})):
+        comment = sql.Literal(json.dumps(about | change))
+        connection.execute(f"CREATE TABLE {table} (id bigint)")
+        connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(sql.SQL(table), comment))
     connection.execute("CREATE TABLE foreign_table (id bigint)")
     arguments = {"table": "t", "queries_bd": QUERIES, "k": K, "schedule": PLAN, **changed}
     with pytest.raises((errors.DataError, errors.UsageError), match=message):

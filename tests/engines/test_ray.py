@@ -198,6 +198,15 @@ def test_workers_must_be_some(workers):
         pass
 
 
+def test_without_loopback_ray_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(ray.coordinator, "has_loopback", lambda: False)
+    with (
+        pytest.raises(UsageError, match="Ray cannot be used here: the loopback interface is down"),
+        ray.connected(None, ray.Workers(1)),
+    ):
+        pass
+
+
 def test_room_is_counted_by_node():
     assert ray._room({"CPU": 5.0}, ray.Workers(1, 2)) == 2
     assert ray._room({"CPU": 8.0, "GPU": 3.0}, ray.Workers(1, 2, 1)) == 3
@@ -209,7 +218,9 @@ def test_ray_is_not_installed(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
-        pytest.raises(UsageError, match=r'package ray: pip install "mrl_jax\[engines\]"'),
+        pytest.raises(
+            UsageError, match=r'Ray needs more packages: pip install "mrl_jax\[engines\]"'
+        ),
         ray.connected(None, ray.Workers(1)),
     ):
         pass
