@@ -7,7 +7,7 @@ import pytest
 from brute_force import best, draw, similar, store
 
 from mrl_jax.errors import DataError
-from mrl_jax.search import files
+from mrl_jax.search import files, pages
 from mrl_jax.search.index import Index
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.schedule import Schedule
@@ -43,6 +43,12 @@ def indexes(tmp_path_factory):
     truth_bn[:, [7, N + 3]] = -np.inf
     np.testing.assert_array_equal(found["exact"][2][0], best(truth_bn, 10))
     return found
+
+
+@pytest.fixture(autouse=True)
+def _page_by_page(monkeypatch):
+    """As of files that are too large to be compared at once."""
+    monkeypatch.setattr(pages, "_FEW", 0)
 
 
 def answers(folder, query_bd):
