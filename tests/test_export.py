@@ -17,7 +17,8 @@ from safetensors.numpy import load_file
 from mrl_jax import Nesting, trained
 from mrl_jax.data.images import centre_square
 from mrl_jax.encoder import Encoder
-from mrl_jax.export import graph_of, preprocessing
+from mrl_jax.errors import DataError
+from mrl_jax.export import graph_of, preprocessing, scores_of
 from mrl_jax.interop import plain_card
 from mrl_jax.runtime.step import evaluated
 from mrl_jax.tokenization import pad
@@ -262,3 +263,18 @@ def test_refusals(image_run, tmp_path):
     line = commands.fail(export(tmp_path / "none", tmp_path / "b", "stablehlo"), 2)
     assert "holds no run" in line
     assert [p.name for p in tmp_path.iterdir()] == ["there"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"schema": 1, "resul', "results.json: not valid JSON"),
+        (b"", "results.json is empty"),
+        (b"[" * 100_000, "brackets are nested"),
+        (b'{"schema": 1}', "results.json: field 'config.head.kind' is missing"),
+    ],
+)
+def test_scores_that_are_damaged_are_refused(tmp_path, content, message):
+    (tmp_path / "results.json").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        scores_of(tmp_path)

@@ -125,7 +125,8 @@ def read_text_folder(path: str | os.PathLike) -> TextFolder:
     prompts, default_prompt = _prompts(settings, root / SETTINGS)
     if any(prompts.values()) and not _includes_prompt(folders.get("Pooling")):
         raise UsageError(f"{root}: pooling without the prompt is not known; legal: include_prompt")
-    dims = read_json(root / MATRYOSHKA).get("dims", []) if (root / MATRYOSHKA).exists() else []
+    nested = root / MATRYOSHKA
+    dims = field(read_json(nested), "dims", list, str(nested)) if nested.exists() else []
     truncate_dim = settings.get("truncate_dim")
     for dim in (*dims, *([] if truncate_dim is None else [truncate_dim])):
         if not isinstance(dim, int) or not 1 <= dim <= encoder.out_dim:
@@ -146,8 +147,8 @@ def read_text_folder(path: str | os.PathLike) -> TextFolder:
 def _prompts(settings: dict[str, Any], where: pathlib.Path) -> tuple[dict[str, str], str]:
     """The prompts by name, and the name of the default one ("" for none)."""
     prompts, default = settings.get("prompts") or {}, settings.get("default_prompt_name") or ""
-    texts = prompts.values() if isinstance(prompts, dict) else [prompts]
-    if not all(isinstance(text, str | None) for text in texts):
+    named = isinstance(prompts, dict)
+    if not named or not all(isinstance(text, str | None) for text in prompts.values()):
         raise DataError(f"{where}: prompts must be texts by name, got {shown(prompts)}")
     prompts = {name: text or "" for name, text in prompts.items()}
     if not isinstance(default, str):

@@ -395,6 +395,8 @@ def test_the_settings_of_the_config_are_those_of_the_module(tmp_path):
         ("2_Dense/config.json", ["out_features"], None, "field 'out_features' must be int"),
         ("2_Dense/config.json", ["out_features"], -1, "out_features must be 1 to"),
         ("config_sentence_transformers.json", ["prompts"], True, "prompts must be texts by name"),
+        ("config_sentence_transformers.json", ["prompts"], "x", "prompts must be texts by name"),
+        ("matryoshka.json", ["dims"], None, "field 'dims' must be list, got None"),
         ("config_sentence_transformers.json", ["default_prompt_name"], [1], "must be a text"),
         ("modules.json", [0, "path"], "\ud800", "there is no folder"),
         ("modules.json", [0], None, "field 'type' is missing"),
@@ -405,6 +407,7 @@ def test_the_settings_of_the_config_are_those_of_the_module(tmp_path):
 def test_fields_of_another_type_are_named(tmp_path, file, path, value, message):
     text_models.bert_folder(tmp_path / "m", projection=16)
     (tmp_path / "m/tokenizer_config.json").unlink()
+    (tmp_path / "m/matryoshka.json").write_text('{"dims": [4, 16]}')
     content = inner = json.loads((tmp_path / "m" / file).read_text())
     for key in path[:-1]:
         inner = inner[key]
