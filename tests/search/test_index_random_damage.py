@@ -62,7 +62,9 @@ def answers(folder, query_bd):
 def damage(folder, generator):
     """Changes a file of an index; the file, and what undoes it."""
     inside = sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size)
-    path = inside[generator.integers(len(inside))]
+    sizes = np.array([p.stat().st_size for p in inside], float)
+    likely = generator.choice([np.ones(len(sizes)), sizes])  # every file, and every byte
+    path = generator.choice(inside, p=likely / likely.sum())
     content = path.read_bytes()
     changed = bytearray(content)
     at = generator.integers(len(content))
