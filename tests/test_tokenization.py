@@ -277,9 +277,13 @@ def test_only_what_can_matter_of_a_long_text_is_tokenised():
             Counted.read += len(text)
             return self.raw.encode(text, **options)
 
+        def encode_batch_fast(self, texts, **options):
+            Counted.read += sum(map(len, texts))
+            return self.raw.encode_batch_fast(texts, **options)
+
     tokenizer = Tokenizer.train(["a b c"], 20)
     tokenizer.raw = Counted(tokenizer.raw)
-    assert len(tokenizer.encode(["a b c " * 10**6], 128)[0]) == 128
+    assert len(tokenizer.encode(["a b c " * 10**5], 128)[0]) == 128
     assert Counted.read < 4 * tokenization.PIECE
 
 
