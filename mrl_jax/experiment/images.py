@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -186,6 +187,7 @@ def pretrained(path: str, program: Program) -> tuple[str, Callable[[Any], Any]]:
             program.state["params"],
             program.state["model_state"],
             head="skip",
+            say=lambda line: print(line) if jax.process_index() == 0 else None,
         )
         return program.with_values(state, params, model_state)
 

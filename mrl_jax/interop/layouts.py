@@ -191,13 +191,15 @@ LAYOUTS = (
 )
 
 
-def detect(names: Iterable[str]) -> Layout | None:
-    """The layout that the names are of, or None."""
-    names = list(names)
-    for layout in LAYOUTS:
-        if any(re.fullmatch(layout.signature, name) for name in names):
-            return layout
-    return None
+def detect(names: Iterable[str]) -> list[tuple[Layout, str]]:
+    """The networks that the names are of: the layout of each, and what stands before its names."""
+    found = []
+    for name in names:
+        for layout in LAYOUTS:
+            match = re.fullmatch(rf"((?:\w+\.)*?)(?:{layout.signature})", name)
+            if match:
+                found.append((layout, match[1]))
+    return found
 
 
 def find(layout: Layout, name: str) -> tuple[tuple[str, ...], Form] | None:

@@ -1,11 +1,12 @@
 """PyTorch weights, saved as safetensors, for our backbones and heads."""
 
 import json
+import math
 import os
 import pathlib
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
@@ -22,6 +23,18 @@ from mrl_jax.models.vit import ViT
 
 Tree = dict[str, Any]
 Head = Literal["load", "skip"]
+
+# What PyTorch puts around modules that it compiles or splits, anywhere in a name.
+_WRAPPERS = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
+# How many models were averaged: torch.optim.swa_utils counts them among the tensors.
+_COUNTS = r"(.*\.)?n_averaged"
+# Where checkpoints keep weights, averages first.
+_KEYS = (
+    "state_dict_ema model_ema ema_state_dict ema_model ema teacher "
+    "state_dict model_state_dict model net module student"
+)
+# Before names of averages over training steps, which classify better than the last step's weights.
+_AVERAGED = {"ema", "ema_model", "model_ema", "averaged_model", "swa_model", "teacher"}
 
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar")
 _DTYPES = {
@@ -43,12 +56,16 @@ def load_weights(
     model_state: Tree,
     *,
     head: Head = "load",
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Tree, Tree]:
     """The parameters and batch statistics of a PyTorch network, in the trees of ours.
 
     Reads, by their names, a ResNet of torchvision or of the paper's reference (RAIVNLab/MRL, with
-    or without blurpool; heads of MRL, MRL-E and FF-m) and a ViT of timm or transformers, all with
-    or without the prefix "module." that DistributedDataParallel leaves.
+    or without blurpool; heads of MRL, MRL-E and FF-m) and a ViT of timm or transformers, with
+    whatever modules stand before them: "module.", "model.", "backbone.", "_orig_mod." and so on. Of
+    a teacher or another moving average beside the network it was made of, the average is read.
+
+    Position embeddings of a square grid of patches are resized to another one, as timm does.
 
     Four things are not in such files and stay the caller's business: how a ViT pools where its
     names do not tell (timm's `global_pool` other than "token", or "avg" with `fc_norm`), how images
@@ -64,7 +81,9 @@ def load_weights(
         `NestedHead`'s; one that is separate takes the file's classifiers in their order.
       model_state: {"batch_stats": ...} of a ResNet, {} of a ViT.
       head: "load" needs a tensor for every parameter. "skip" leaves the head as it is, and the
-        backbone's `embedding` where it has one, and does not read the file's classifiers.
+        backbone's `embedding` where it has one, and does not read the file's classifiers, nor what
+        does not belong to the network.
+      say: is told in a line each what was chosen, resized or not read.
 
     Returns:
       (params, model_state) of the same structure, shapes and dtypes, as arrays on the host.
@@ -80,13 +99,7 @@ def load_weights(
     if head not in get_args(Head):
         raise ValueError(f"head must be one of {', '.join(get_args(Head))}; got {head!r}")
     path = pathlib.Path(path)
-    tensors = _without_prefix(read_tensors(path))
-    layout = detect(tensors)
-    if layout is None:
-        raise DataError(
-            f"{path}: names such as {some(tensors) or '(none)'} are of no layout that we know; "
-            f"legal: {', '.join(known.title for known in LAYOUTS)}"
-        )
+    layout, tensors, others = _network(path, read_tensors(path), say)
     if not isinstance(backbone, layout.network):
         raise UsageError(
             f"{path} holds a {layout.title}, the model's backbone is a {type(backbone).__name__}; "
@@ -94,6 +107,12 @@ def load_weights(
         )
     if isinstance(backbone, ViT):
         _check_pool(path, tensors, backbone)
+    if head == "skip":
+        left = [name for name in tensors if _of_head(layout, name)] + list(others)
+        if left:
+            say(f"not read of {path}: {some(left)}")
+    else:
+        tensors |= others  # which have no place and are named
     wanted = {
         name: leaf.shape
         for name, leaf in (*named(params), *named(model_state))
@@ -105,6 +124,8 @@ def load_weights(
     parts = assign(path, layout, tensors, wanted, _classifiers(params), head, legal)
     if isinstance(backbone, ResNet):
         _check_blur(path, tensors, parts, backbone)
+    else:
+        _resize_positions(path, parts, wanted, backbone, say)
     found = {target: numbers(path, target, part) for target, part in parts.items()}
 
     def replace(keys, leaf):
@@ -146,7 +167,8 @@ def read_tensors(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     if path.suffix.lower() in _PICKLES:
         raise UsageError(
             f"{path} is a pickle, which can run any code when it is read; legal is .safetensors. "
-            f"Convert it where torch is installed, with weights_only=True: {_conversion(path)}"
+            "Convert it where torch is installed (this takes averaged weights, EMA, before others "
+            f"and prints which): {_conversion(path)}"
         )
     if path.suffix.lower() != ".safetensors":
         raise UsageError(f"weights must be a .safetensors file, got {path}")
@@ -165,22 +187,76 @@ def read_tensors(path: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 
 def _conversion(path: pathlib.Path) -> str:
-    """The command that turns a PyTorch checkpoint into a safetensors file."""
-    # Copies, because safetensors refuses tensors that share memory.
+    """The command that turns a PyTorch checkpoint into a safetensors file.
+
+    It looks for the weights under the names that training scripts give them, averages first, and
+    prints what it took. Copies, because safetensors refuses tensors that share memory.
+    """
     code = (
-        "import torch, safetensors.torch as s; "
+        "import argparse, torch, safetensors.torch as s; "
+        "torch.serialization.add_safe_globals([argparse.Namespace]); "
+        f'keys = "{_KEYS}".split(); '
+        "has = lambda c: isinstance(c, dict) and (any(map(torch.is_tensor, c.values())) or "
+        "any(has(c.get(k)) for k in keys)); "
+        "pick = lambda c, at: "
+        "next((pick(c[k], at + [k]) for k in keys if has(c.get(k))), (c, at)); "
         f'c = torch.load({json.dumps(str(path))}, map_location="cpu", weights_only=True); '
-        's.save_file({k: v.clone().contiguous() for k, v in c.get("state_dict", c).items()}, '
-        f"{json.dumps(str(path.with_suffix('.safetensors')))})"
+        "w, at = pick(c, []); "
+        "s.save_file({k: v.clone().contiguous() for k, v in w.items() if torch.is_tensor(v)}, "
+        f"{json.dumps(str(path.with_suffix('.safetensors')))}); "
+        'print("weights taken:", "/".join(at) or "the whole file", "of", '
+        "[k for k in keys if has(c.get(k))])"
     )
     return f"python -c {shlex.quote(code)}"
 
 
-def _without_prefix(tensors: dict[str, Any]) -> dict[str, Any]:
-    prefix = "module."
-    if not all(name.startswith(prefix) for name in tensors):
-        return tensors
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+def _network(
+    path: pathlib.Path, tensors: dict[str, Any], say: Callable[[str], None]
+) -> tuple[Layout, dict[str, Any], dict[str, Any]]:
+    """The one network to read: its layout, its tensors without what stands before their names.
+
+    The third are the tensors outside of every network, by their names.
+
+    Raises:
+      DataError: no network that we know, or two tensors of one name.
+      UsageError: several networks.
+    """
+    plain: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        short = re.sub(rf"(?<![^.])(?:{_WRAPPERS})\.", "", name)
+        if short in plain:
+            raise DataError(f"{path}: two tensors are called {short}, one of them {name}")
+        if not re.fullmatch(_COUNTS, short):
+            plain[short] = tensor
+    found = detect(plain)
+    if not found:
+        raise DataError(
+            f"{path}: names such as {some(tensors) or '(none)'} are of no layout that we know; "
+            f"legal: {', '.join(known.title for known in LAYOUTS)}"
+        )
+    averaged = [pair for pair in found if _AVERAGED & set(pair[1].split("."))]
+    chosen = averaged or found
+    if len(chosen) > 1:
+        names = ", ".join(repr(prefix) for _, prefix in chosen)
+        raise UsageError(
+            f"{path} holds {len(chosen)} networks, whose names begin with {names}; "
+            "legal: a file with one of them"
+        )
+    layout, prefix = chosen[0]
+    inside = {name.removeprefix(prefix): t for name, t in plain.items() if name.startswith(prefix)}
+    unread = tuple(other for _, other in found if other != prefix)
+    if unread:
+        say(
+            f"of {path} the averaged network is read, whose names begin with {prefix!r}, not "
+            f"{', '.join(map(repr, unread))}"
+        )
+    others = {n: t for n, t in plain.items() if not n.startswith((prefix, *unread))}
+    return layout, inside, others
+
+
+def _of_head(layout: Layout, name: str) -> bool:
+    targets, _ = find(layout, name) or (("",), None)
+    return targets[0].startswith("head/")
 
 
 def _array(path: pathlib.Path, name: str, tensor: dict[str, Any]) -> np.ndarray:
@@ -258,7 +334,7 @@ def assign(
         cut = np.split(_array(path, name, tensor), len(targets)) if fits else [None] * len(targets)
         for target, piece in zip(targets, cut, strict=True):
             parts[target] = Part(name, None if piece is None else form.convert(piece))
-            if piece is None or parts[target].array.shape != wanted[target]:
+            if piece is None or not _fits(target, parts[target].array.shape, wanted[target]):
                 wrong.append(f"{name} {list(shape)} for {target} {list(wanted[target])}")
     missing = [target for target in wanted if target not in parts]
     problems = [
@@ -275,6 +351,44 @@ def assign(
             f"{path} ({layout.title}) does not fit the model: {'; '.join(problems)}; legal: {legal}"
         )
     return parts
+
+
+def _fits(target: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether a parameter has the wanted shape, or is resized to it by `_resize_positions`."""
+    if target != "backbone/position" or shape[1:] != wanted[1:]:
+        return shape == wanted
+    # Both are square grids of patches, after a class token or none.
+    return shape == wanted or any(
+        _side(shape[0] - first) and _side(wanted[0] - first) for first in (0, 1)
+    )
+
+
+def _side(patches: int) -> int:
+    """Patches per side of a square of so many; 0 if they are none."""
+    side = math.isqrt(max(patches, 0))
+    return side if side**2 == patches else 0
+
+
+def _resize_positions(
+    path: pathlib.Path,
+    parts: dict[str, Part],
+    wanted: dict[str, tuple[int, ...]],
+    backbone: ViT,
+    say: Callable[[str], None],
+) -> None:
+    """Brings the position embeddings to the model's grid: bicubic, the class token's as it is."""
+    target = "backbone/position"
+    name, position_td = parts[target]
+    if position_td.shape == wanted[target]:
+        return
+    first = backbone.pool == "cls"
+    old, new = (_side(tokens - first) for tokens in (len(position_td), wanted[target][0]))
+    grid_hwd = numbers(path, target, Part(name, position_td[first:])).reshape(old, old, -1)
+    # As timm's resample_abs_pos_embed: with antialiasing, corners not aligned.
+    grid_hwd = jax.image.resize(grid_hwd, (new, new, grid_hwd.shape[-1]), "cubic", antialias=True)
+    grid_td = np.asarray(grid_hwd).reshape(new * new, -1)
+    parts[target] = Part(name, np.concatenate([position_td[:first], grid_td]))
+    say(f"{name} of {path} resized from {old}x{old} to {new}x{new} patches")
 
 
 def _check_pool(path: pathlib.Path, tensors: dict[str, Any], backbone: ViT) -> None:

@@ -1,6 +1,8 @@
 import functools
 import re
+import shlex
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -367,6 +369,148 @@ def test_pickles_are_refused_with_the_command_that_converts_them(tmp_path, suffi
     compile(code, "command", "exec")
     assert f'torch.load("{path}", map_location="cpu", weights_only=True)' in code
     assert f'"{path.with_suffix(".safetensors")}")' in code
+
+
+class Tensor:
+    """What the converting command uses of torch.Tensor."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def clone(self):
+        return self
+
+    def contiguous(self):
+        return self
+
+
+RAW, AVERAGE = ({"module.fc.bias": Tensor(value)} for value in (1, 2))
+CHECKPOINTS = {
+    "the whole file": (RAW, 1),
+    "state_dict": ({"epoch": 3, "state_dict": RAW, "hyper_parameters": {"lr": 0.1}}, 1),
+    "model": ({"model": RAW, "optimizer": {"state": {0: Tensor(0)}}, "model_ema": None}, 1),
+    "model_ema": ({"model": RAW, "model_ema": AVERAGE | {"n_averaged": Tensor(9)}}, 2),
+    "state_dict_ema": ({"state_dict": RAW, "state_dict_ema": AVERAGE}, 2),
+    "ema/state_dict": ({"model": RAW, "ema": {"decay": 0.9, "state_dict": AVERAGE}}, 2),
+    "teacher": ({"student": RAW, "teacher": AVERAGE}, 2),
+    "model/state_dict": ({"model": {"state_dict": RAW}, "ema": {"decay": 0.9}}, 1),
+}
+
+
+@pytest.mark.parametrize("place", CHECKPOINTS)
+def test_the_converting_command_takes_averages_first_and_says_so(
+    tmp_path, monkeypatch, capsys, place
+):
+    checkpoint, value = CHECKPOINTS[place]
+    path, backbone = tmp_path / "a b.pth", ResNet(TINY, False, width=4)
+    message = refusal(UsageError, path, backbone, abstract(backbone))
+    assert "takes averaged weights, EMA, before others" in message
+    _, _, code = shlex.split(message[message.index("python -c ") :])
+    saved = {}
+    torch = types.SimpleNamespace(
+        load=lambda file, map_location, weights_only: {str(path): checkpoint}[file],
+        is_tensor=lambda x: isinstance(x, Tensor),
+        serialization=types.SimpleNamespace(add_safe_globals=lambda kinds: None),
+    )
+    writer = types.SimpleNamespace(save_file=lambda state, out: saved.update({out: state}))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", writer)
+    monkeypatch.setattr("safetensors.torch", writer, raising=False)
+    exec(code, {})
+    (state,) = saved.values()
+    assert list(saved) == [str(tmp_path / "a b.safetensors")]
+    assert state["module.fc.bias"].value == value
+    assert f"weights taken: {place} of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "model.",
+        "backbone.",
+        "encoder.",
+        "student.",
+        "_orig_mod.",
+        "module.module.",
+        "module._orig_mod.model.",
+        "_orig_mod.module.backbone.",
+    ],
+)
+def test_whatever_modules_are_around_a_network_it_is_found(tmp_path, prefix):
+    backbone = ResNet(TINY, False, width=4)
+    state = reference.resnet_state(TINY, False, 4) | head_of_five()
+    trees = abstract(backbone, NestedHead(Nesting((32,)), CLASSES, "fixed"))
+    expected = load_weights(save(tmp_path, state), backbone, *trees)
+    wrapped = {prefix + name: value for name, value in state.items()}
+    # torch.compile of a part, and the count of torch.optim.swa_utils.
+    name = f"{prefix}layer1.0.conv1.weight"
+    wrapped[name.replace("layer1.0", "layer1._orig_mod.0")] = wrapped.pop(name)
+    wrapped["n_averaged"] = np.array(3, np.int64)
+    found = load_weights(save(tmp_path, wrapped), backbone, *trees)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_of_several_networks_the_average_is_read_or_one_is_asked_for(tmp_path):
+    backbone = ResNet(TINY, False, width=4)
+    state = reference.resnet_state(TINY, False, 4)
+    trees, lines = abstract(backbone), []
+    both = {f"student.backbone.{name}": value + 1 for name, value in state.items()}
+    both |= {f"teacher.backbone.{name}": value for name, value in state.items()}
+    path = save(tmp_path, both)
+    params, _ = load_weights(path, backbone, *trees, say=lines.append)
+    np.testing.assert_array_equal(params["backbone"]["bn1"]["bias"], state["bn1.bias"])
+    assert lines == [
+        f"of {path} the averaged network is read, whose names begin with 'teacher.backbone.', not "
+        "'student.backbone.'"
+    ]
+    renamed = {name.replace("teacher", "other"): value for name, value in both.items()}
+    message = refusal(UsageError, save(tmp_path, renamed), backbone, trees)
+    assert "holds 2 networks, whose names begin with 'other.backbone.', 'student.back" in message
+    twice = {**state, "_orig_mod.bn1.bias": state["bn1.bias"]}
+    message = refusal(DataError, save(tmp_path, twice), backbone, trees)
+    assert "two tensors are called bn1.bias" in message
+
+
+def test_what_is_not_read_of_a_file_is_said(tmp_path):
+    backbone, lines = ResNet(TINY, False, width=4), []
+    state = reference.resnet_state(TINY, False, 4) | head_of_five()
+    wrapped = {f"backbone.{name}": value for name, value in state.items()}
+    wrapped["projector.weight"] = np.zeros((2, 2), np.float32)
+    path = save(tmp_path, wrapped)
+    trees = abstract(backbone, NestedHead(Nesting((8, 32)), 7))
+    load_weights(path, backbone, *trees, head="skip", say=lines.append)
+    assert lines == [f"not read of {path}: fc.bias, fc.weight, projector.weight"]
+    message = refusal(UsageError, path, backbone, trees)
+    assert "no parameter for projector.weight" in message
+
+
+# What timm 1.0.31 makes of sin(0.7 i^2), i the place in the embedding, by resample_abs_pos_embed.
+RESIZED = {
+    (
+        3,
+        5,
+    ): """0.0 0.79186 0.66884 0.4339 0.14573 -0.01875 0.03622 -0.06819 -0.20106 -0.06044 0.04824
+        -0.97945 -1.02463 -0.97563 -0.2984 0.14591 -0.2752 -0.13956 0.0728 0.12034 0.12755 0.30928
+        0.55825 0.85827 0.42586 0.10414""",
+    (5, 2): "0.0 0.23804 -0.13608 0.19613 0.11385",
+}
+
+
+@pytest.mark.parametrize("pool", ["cls", "gap"])
+@pytest.mark.parametrize("sides", RESIZED)
+def test_position_embeddings_are_resized_as_timm_resizes_them(tmp_path, sides, pool):
+    old, new = sides
+    state = reference.vit_state(PATCH, WIDTH, 1, old * old + (pool == "cls"), pool=pool)
+    position_t = np.sin(np.arange(1 + old * old) ** 2 * 0.7)[pool == "gap" :]
+    state["pos_embed"] = np.repeat(position_t[None, :, None], WIDTH, 2).astype(np.float32)
+    backbone, lines = ViT(PATCH, WIDTH, 1, HEADS, pool), []
+    path = save(tmp_path, state)
+    trees = abstract(backbone, None, (PATCH * new, PATCH * new))
+    params, _ = load_weights(path, backbone, *trees, say=lines.append)
+    exact_t = np.array([float(x) for x in RESIZED[sides].split()])[pool == "gap" :]
+    found_td = params["backbone"]["position"]
+    np.testing.assert_allclose(found_td, np.repeat(exact_t[:, None], WIDTH, 1), atol=2e-5)
+    assert lines == [f"pos_embed of {path} resized from {old}x{old} to {new}x{new} patches"]
 
 
 def test_without_safetensors_the_import_says_what_to_install(monkeypatch):
