@@ -71,7 +71,10 @@ def _parser() -> argparse.ArgumentParser:
                 "--code", help="vector, halfvec or bit; default: the plan's, without one vector"
             )
         else:
-            load.add_argument("--index", default="HNSW", help="HNSW, IVF_FLAT, AUTOINDEX or FLAT")
+            load.add_argument(
+                "--index",
+                help="HNSW, IVF_FLAT, AUTOINDEX or FLAT; default: HNSW, FLAT for an exact search",
+            )
         verbs.add_parser("query", parents=[place, asked, plan])
     files = engines.add_parser("parquet", parents=[source, plan])
     files.add_argument("--out", required=True, type=pathlib.Path, help="folder that is not there")

@@ -34,7 +34,7 @@ def load(
     chunks: Iterable[arrays.Chunk],
     schedule: Schedule,
     *,
-    index: Index = "HNSW",
+    index: Index | None = None,
     metric: Metric = "cosine",
 ) -> int:
     """Makes a collection of vectors and the prefixes that the schedule compares.
@@ -49,7 +49,8 @@ def load(
         [(ids_n, z_nd)]. Ids are distinct.
       schedule: every dim it names becomes a field: prefix_64, ..., and `vector` for all of them.
         Milvus allows 4 such fields unless its configuration says otherwise.
-      index: of the shortest prefix. The others are FLAT, as they only rank what they are given.
+      index: of the shortest prefix; None: HNSW, or FLAT where the schedule has no stages, as it is
+        exact then. The others are FLAT, as they only rank what they are given.
       metric: of all comparisons.
 
     Returns:
@@ -60,6 +61,7 @@ def load(
       DataError: the collection exists, or ids or vectors that cannot be loaded.
     """
     arrays.check_choice("metric", metric)
+    index = index or ("HNSW" if schedule.stages else "FLAT")
     arrays.check_choice("index", index, get_args(Index))
     width, blocks = arrays.checked_blocks(chunks, schedule)
     if client.has_collection(collection):

@@ -74,6 +74,11 @@ def test_recall_of_the_index(client, name, index, metric):
     assert plans.recall(found, exact) >= 0.97 * plans.recall(flat, exact)
 
 
+def test_without_a_shortlist_the_search_is_exact(client, name):
+    milvus.load(client, name, [(IDS[:50], Z[:50])], Schedule.exact(WIDTH))
+    assert client.describe_index(name, "vector")["index_type"] == "FLAT"
+
+
 def test_final_dims_may_be_fewer_than_all(client, name):
     schedule = Schedule.parse("16:100 > 48")
     milvus.load(client, name, in_chunks(), schedule, index="FLAT")
