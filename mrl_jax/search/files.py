@@ -14,6 +14,7 @@ was stopped, and is removed by the next that writes.
 import contextlib
 import errno
 import functools
+import hashlib
 import io
 import json
 import os
@@ -48,7 +49,7 @@ def describe(folder: pathlib.Path) -> dict[str, Any]:
 
 def _sealed(content: dict[str, Any]) -> str:
     """The checksum of what a manifest says."""
-    return f"{pages.checksum(json.dumps(content, sort_keys=True).encode()):016x}"
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_manifest(folder: pathlib.Path, content: dict[str, Any]) -> None:
@@ -111,10 +112,10 @@ def _check(content: dict[str, Any]) -> None:
     def folder(kind: str, about: Any) -> None:
         named(f"{kind}-[0-9]{{5,}}", about["name"])
         of(str, about["checksum"])
-        for name, size in of(dict, about["bytes"]).items():
+        for name, file in of(dict, about["files"]).items():
             named(r"[a-z_]+(-[0-9]+)?\.(npy|faiss)", name)
-            if not 0 <= of(int, size) < 2**62:
-                raise ValueError(f"{name} has {shown(size)} bytes")
+            if not 0 <= of(int, file["bytes"]) < 2**62:
+                raise ValueError(f"{name} has {shown(file['bytes'])} bytes")
 
     of(dict, content["plan"]), of(int, content["width"]), of(int, content["version"])
     folder("shared", content["shared"])

@@ -50,8 +50,8 @@ def describe(folder: pathlib.Path, names: list[str]) -> dict[str, Any]:
                 sums.append(checksum(page))
     content = np.array(sums, "<u8").tobytes()
     (folder / CHECKSUMS).write_bytes(content)
-    sizes = {name: (folder / name).stat().st_size for name in sorted(names)}
-    return {"bytes": sizes, "checksum": f"{checksum(content):016x}"}
+    about = {name: {"bytes": (folder / name).stat().st_size} for name in sorted(names)}
+    return {"files": about, "checksum": f"{checksum(content):016x}"}
 
 
 def read(path: pathlib.Path, size: int | None = None) -> np.ndarray:
@@ -218,7 +218,8 @@ class Folder:
     def __init__(self, path: pathlib.Path, about: dict[str, Any]):
         if path.is_symlink():
             raise DataError(f"{path} is a link; an index holds files of its own only")
-        self.path, self._sizes = path, dict(sorted(about["bytes"].items()))
+        self.path = path
+        self._sizes = {name: file["bytes"] for name, file in sorted(about["files"].items())}
         pages = [_pages(size) for size in self._sizes.values()]
         content = read(path / CHECKSUMS, 8 * sum(pages))
         if f"{checksum(content):016x}" != about["checksum"]:

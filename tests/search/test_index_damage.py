@@ -154,7 +154,7 @@ def forge(folder, name, array):
     """Another array of the right size and checksum where one of the index is, as by a mistake."""
     manifest = files.read_manifest(folder)
     for about in (manifest["shared"], *manifest["segments"]):
-        if name in about["bytes"]:
+        if name in about["files"]:
             np.save(folder / about["name"] / name, array(np.load(folder / about["name"] / name)))
             (folder / about["name"] / pages.CHECKSUMS).unlink()
             about.update(files.describe(folder / about["name"]))
@@ -272,13 +272,13 @@ def test_other_schemas(folder):
         lambda m: m["segments"][0].update(rows="300"),
         lambda m: m.update(width=25),
         lambda m: m.update(segments=7),
-        lambda m: m["shared"].update(bytes=[]),
-        lambda m: m["shared"].update(bytes={}, name="segment-00001"),
+        lambda m: m["shared"].update(files=[]),
+        lambda m: m["shared"].update(files={}, name="segment-00001"),
         lambda m: m["segments"][0].update(deleted=[]),
         lambda m: m["segments"][0].update(checksum=7),
-        lambda m: m["segments"][0]["bytes"].update({"ids.npy": 10**400}),
-        lambda m: m["segments"][0]["bytes"].update({"../../x.npy": 1}),
-        lambda m: m["segments"][0].update(bytes={}),
+        lambda m: m["segments"][0]["files"]["ids.npy"].update(bytes=10**200),
+        lambda m: m["segments"][0]["files"].update({"../../x.npy": {"bytes": 1}}),
+        lambda m: m["segments"][0].update(files={}),
         lambda m: m["segments"].append(m["segments"][0]),
         lambda m: m["segments"].clear(),
         lambda m: m.update(version=float("nan")),
