@@ -245,4 +245,4 @@ def top_k(
         for index, part in _for_each(range(len(spans)), make, workers):
             found = on_disk.merge_top_k([found, part] if found else [part], k)
             bar.update(min(shard_rows, rows - index * shard_rows))
-    return found
+    return found.rounded()

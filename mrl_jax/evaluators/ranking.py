@@ -51,8 +51,11 @@ def nearest(
     dims = tuple(dims)
     if dims[0] > 1:
         return top_k(database_nd, query_bd, dims, k, mesh=mesh)[0]
-    signs = np.sign(database_nd[:, :1]), np.sign(query_bd[:, :1])
-    found = [top_k(*signs, (1,), k, mesh=mesh)[0]]
+    found_gbk = np.empty((len(dims), len(query_bd), k), np.int32)
+    for sign in (-1, 0, 1):
+        # All that have the largest cosine tie; comparing them one by one would take long.
+        nearest_k = np.argsort(-sign * np.sign(database_nd[:, 0]), kind="stable")[:k]
+        found_gbk[0, np.sign(query_bd[:, 0]) == sign] = nearest_k
     if len(dims) > 1:
-        found.append(top_k(database_nd, query_bd, dims[1:], k, mesh=mesh)[0])
-    return np.concatenate(found)
+        found_gbk[1:] = top_k(database_nd, query_bd, dims[1:], k, mesh=mesh)[0]
+    return found_gbk

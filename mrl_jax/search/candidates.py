@@ -6,16 +6,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mrl_jax.search.placement import Layout, Sharded
+from mrl_jax.search.placement import Layout
 
 
 def sums(
     layout: Layout, database_nd: jax.Array, query_bd, row_bc, dims: tuple[int, int], at_most: int
-) -> jax.Array:
-    """Products, or minus squared distances, over dims lo to hi: of each query its own rows.
+) -> tuple[jax.Array, jax.Array]:
+    """Sums over dims lo to hi that scores follow from (see `scores`): of each query its own rows.
 
     Each is a sum by itself: equal rows get equal numbers wherever they are, which a matrix product
-    does not promise.
+    does not promise. In float64, where no product of float32 is too small or too large and rows
+    are told apart that differ in their last digits.
 
     Args:
       layout: of the database.
@@ -26,7 +27,8 @@ def sums(
       at_most: numbers of rows that are held at a time, but one query's C * (hi - lo) at least.
 
     Returns:
-      [B, C] float32.
+      Two [B, C] float64: products, or minus squared distances; squares of rows, or zeros if the
+      metric is not the cosine.
     """
     lo, hi = dims
     together = max(at_most // (row_bc.shape[1] * (hi - lo)), 1)
@@ -35,30 +37,36 @@ def sums(
 
     def of_query(arguments):
         query_d, row_c = arguments
+        first = jnp.full((), lo, row_c.dtype)
         # Slices of some dims, not rows of one slice: that would be a copy of the database.
-        part_cd = jax.vmap(lambda row: lax.dynamic_slice(database_nd, (row, lo), (1, hi - lo))[0])(
-            row_c
-        ).astype(jnp.float32)
-        query_d = query_d[None, lo:hi]
-        return (-jnp.square(part_cd - query_d) if layout.metric == "l2" else part_cd * query_d).sum(
-            1
-        )
+        part_cd = jax.vmap(
+            lambda row: lax.dynamic_slice(database_nd, (row, first), (1, hi - lo))[0]
+        )(row_c)
+        # By float32: an accelerator reads other precisions as that.
+        part_cd = part_cd.astype(jnp.float32).astype(jnp.float64)
+        query_d = query_d[None, lo:hi].astype(jnp.float64)
+        if layout.metric == "l2":
+            sum_c = -jnp.square(part_cd - query_d).sum(1)
+        else:
+            sum_c = (part_cd * query_d).sum(1)
+        squares_c = jnp.zeros_like(sum_c)
+        if layout.metric == "cosine":
+            squares_c = jnp.square(part_cd).sum(1)
+        return sum_c, squares_c
 
     # No batches of one: an axis of length 1 makes XLA's code for CPUs 5 times slower.
     batch = together if together > 1 else None
-    sum_bc = lax.map(of_query, (query_bd, row_bc), batch_size=batch)
-    # A sum of one product may be -0.0, which `lax.top_k` holds to be less than 0.0.
+    sum_bc, squares_bc = lax.map(of_query, (query_bd, row_bc), batch_size=batch)
+    return sum_bc, squares_bc
+
+
+def scores(layout: Layout, query_bd, sum_bc, squares_bc, dim: int) -> jax.Array:
+    """The metric's own scores [B, C] float64 by the first `dim` dims, given all their sums."""
+    if layout.metric == "cosine":
+        length_b1 = jnp.linalg.norm(query_bd[:, :dim].astype(jnp.float64), axis=1)[:, None]
+        sum_bc = jnp.where(sum_bc == 0, 0, sum_bc / (jnp.sqrt(squares_bc) * length_b1))
+    # A sum of one product may be -0.0, which is less than 0.0 where numbers are sorted.
     return jnp.where(sum_bc == 0, 0, sum_bc)
-
-
-def scales(layout: Layout, placed: Sharded, row_bc: jax.Array, dim: int) -> jax.Array:
-    """What makes scores that rank rows of the sums over the first `dim` dims, [B, C].
-
-    A query's own norm is left out: it scales all its scores alike.
-    """
-    if layout.metric != "cosine":
-        return jnp.ones(row_bc.shape)
-    return 1 / placed.norm_gn[layout.dims.index(dim)][row_bc]
 
 
 def largest(x_bn: jax.Array, k: int) -> jax.Array:
@@ -77,7 +85,7 @@ def largest(x_bn: jax.Array, k: int) -> jax.Array:
 
 def members(group_bk: jax.Array, size: int) -> jax.Array:
     """The members of groups of one size, in order: [..., k * size]."""
-    member = jnp.arange(size).reshape(*[1] * group_bk.ndim, size)
+    member = jnp.arange(size, dtype=group_bk.dtype).reshape(*[1] * group_bk.ndim, size)
     return (size * group_bk[..., None] + member).reshape(*group_bk.shape[:-1], -1)
 
 

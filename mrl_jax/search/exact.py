@@ -41,6 +41,12 @@ _SHORT = 32
 _SPARE_ROWS, _SPARE_BLOCKS = 24, 3
 # So many neighbouring blocks are one group when the largest maxima are looked for.
 _GROUP = 8
+# Rows that are scored at a time where rounding leaves open which are the best.
+_OPEN = 64
+# A prefix of a smaller part of its vector's length is too short for products in float32.
+_SHORT_PART = 2.0**-45
+# Smaller products than this may be rounded to 0.
+_LEAST = 2.0**-100
 
 
 class Plan(NamedTuple):
@@ -77,9 +83,10 @@ def top_k(
     again and sorted. Beside its arguments (the database lies on the devices) and its result, a
     search needs one number per row and prefix, and memory that grows with neither N nor B.
 
-    Scores are rounded as float32 is: by about 1e-7 of the lengths of the two vectors. Rows that are
-    nearer to each other than that may change places. Who asks the same database again should keep a
-    `DeviceIndex` of it.
+    The result is that of float64, also far from the origin, of short vectors, and of rows that are
+    nearly equal: maxima are products of float32 and only rule rows out. Where their rounding leaves
+    open which rows are the best, as it does where many tie, these are all scored one by one, which
+    takes longer. Who asks the same database again should keep a `DeviceIndex` of it.
 
     Args:
       database_nd: [N, >= m_G] floating point; computed with in float32. On a mesh the same on every
@@ -101,19 +108,31 @@ def top_k(
         longer than 4e18.
     """
     dims = Nesting(tuple(dims)).dims
-    placement.check_vectors("queries", query_bd, dims[-1])
+    query_bd = placement.checked("queries", query_bd, dims[-1])
     placed, layout = placement.place(database_nd, dims, metric, mesh)
-    return search(placed, layout, query_bd, dims, k)
+    row_gbk, score_gbk = search(placed, layout, query_bd, dims, k)
+    return row_gbk, score_gbk.astype(np.float32)
 
 
 def search(
     placed: Sharded, layout: Layout, query_bd: Array, dims: tuple[int, ...], k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`top_k` of a database that is placed, by some of its dims."""
+    """`top_k` of a database that is placed, by some of its dims; scores are float64."""
     k = placement.check_k(k, layout.rows)
 
     def chunk(query_bd):
-        return _search(placed, query_bd, layout, make_plan(layout, dims, k, len(query_bd)), k)
+        plan = make_plan(layout, dims, k, len(query_bd))
+        row_gbk, score_gbk, legal, sure_b = _search(placed, query_bd, layout, plan, k)
+        open_b = np.flatnonzero(np.asarray(sure_b) == 0)
+        if len(open_b) and legal:
+            row_gbk, score_gbk = np.array(row_gbk), np.array(score_gbk)
+            open_b = np.resize(open_b, 1 << (len(open_b) - 1).bit_length())
+            some = np.asarray(query_bd)[open_b], score_gbk[:, open_b]
+            some = (placement.everywhere(x, layout.mesh) for x in some)
+            plan = make_plan(layout, dims, k, len(open_b))._replace(block=1)
+            found = _search_surely(placed, *some, layout, plan)
+            row_gbk[:, open_b], score_gbk[:, open_b] = map(np.asarray, found)
+        return row_gbk, score_gbk, legal
 
     at_most = sizes_for(layout.mesh).queries
     return placement.in_chunks(chunk, query_bd, dims[-1], at_most, layout.mesh)
@@ -161,13 +180,27 @@ def block_maxima(layout: Layout, plan: Plan, placed: Sharded, part_gdb, t: jax.A
     one for each of `ranges`.
     """
     start = _start(layout, plan, t)
-    exists_n = _exists(layout, plan, t, start + jnp.arange(plan.tile))
+    exists_n = _exists(layout, plan, t, start + jnp.arange(plan.tile, dtype=jnp.int32))
+    # By cosine rows and queries are brought to about unit length by powers of two, which rounds
+    # nothing: products of short ones would be 0.
+    shrink_n = jnp.ones(plan.tile, jnp.float32)
+    if layout.metric == "cosine":
+        last = layout.dims.index(plan.dims[-1])
+        _, power_n = jnp.frexp(lax.dynamic_slice_in_dim(placed.norm_gn[last], start, plan.tile))
+        shrink_n = jnp.ldexp(shrink_n, -power_n)
     product_nb, maxima = None, []
     for (lo, hi), part_db in zip(ranges(plan.dims), part_gdb, strict=True):
-        tile_nd = lax.dynamic_slice(placed.database_nd, (start, lo), (plan.tile, hi - lo))
-        block_nb = exact_dot(tile_nd.astype(jnp.float32), part_db)
+        corner = start, jnp.full((), lo, start.dtype)
+        tile_nd = lax.dynamic_slice(placed.database_nd, corner, (plan.tile, hi - lo))
+        tile_nd = tile_nd.astype(jnp.float32)
+        if layout.metric == "l2":
+            tile_nd -= placed.centre_d[None, lo:hi]
+        elif layout.metric == "cosine":
+            tile_nd *= shrink_n[:, None]
+        block_nb = exact_dot(tile_nd, part_db)
         product_nb = product_nb + block_nb if lo else block_nb
         norm_n = lax.dynamic_slice_in_dim(placed.norm_gn[layout.dims.index(hi)], start, plan.tile)
+        norm_n *= shrink_n
         # A query's own norm scales all its scores alike.
         scale_n = 1 / norm_n if layout.metric == "cosine" else jnp.ones_like(norm_n)
         offset_n = -jnp.square(norm_n) / 2 if layout.metric == "l2" else jnp.zeros_like(norm_n)
@@ -177,29 +210,44 @@ def block_maxima(layout: Layout, plan: Plan, placed: Sharded, part_gdb, t: jax.A
     return maxima
 
 
+def compared(layout: Layout, placed: Sharded, query_bd, dim: int) -> jax.Array:
+    """Queries [B, dim] as `block_maxima` multiplies them."""
+    query_bd = query_bd[:, :dim]
+    if layout.metric == "l2":
+        return query_bd - placed.centre_d[None, :dim]
+    if layout.metric == "cosine":
+        _, power_gb = jnp.frexp(placement.lengths(query_bd, (dim,)))
+        return jnp.ldexp(query_bd, -power_gb[0][:, None])
+    return query_bd
+
+
 def _maxima(x_nb: jax.Array, size: int) -> jax.Array:
     """The maxima of groups of so many neighbours, [N / size, B]."""
     # Queries last: a maximum over the dim before runs along vectors of them.
     return x_nb.reshape(-1, size, x_nb.shape[-1]).max(1)
 
 
-def _largest_blocks(layout: Layout, plan: Plan, placed: Sharded, query_bd) -> jax.Array:
-    """The `keep` blocks with the largest maxima, [G, B, keep] in rising order; -1 is none."""
+def _largest_blocks(layout: Layout, plan: Plan, placed: Sharded, query_bd):
+    """The `keep` blocks with the largest maxima, [G, B, keep] in rising order; -1 is none.
+
+    And what no maximum of another block exceeds, [G, B].
+    """
     queries = len(query_bd)
     in_span = plan.tiles * plan.tile // plan.block
-    part_gdb = [query_bd[:, lo:hi].T for lo, hi in ranges(plan.dims)]
+    compared_bd = compared(layout, placed, query_bd, plan.dims[-1])
+    part_gdb = [compared_bd[:, lo:hi].T for lo, hi in ranges(plan.dims)]
 
     def of_span(found, span):
         maxima_gtjb = lax.map(
             functools.partial(block_maxima, layout, plan, placed, part_gdb),
-            span * plan.tiles + jnp.arange(plan.tiles),
+            span * plan.tiles + jnp.arange(plan.tiles, dtype=jnp.int32),
         )
         maxima_gjb = [maxima_tjb.reshape(in_span, queries) for maxima_tjb in maxima_gtjb]
         # The largest are among the members of the groups with the largest maxima.
         groups_gbj = jnp.stack([_maxima(maxima_jb, _GROUP).T for maxima_jb in maxima_gjb])
         group_gbk = candidates.largest(groups_gbj, min(plan.keep, groups_gbj.shape[-1]))
         block_gbc = candidates.members(group_gbk, _GROUP)
-        query_b1 = jnp.arange(queries)[:, None]
+        query_b1 = jnp.arange(queries, dtype=jnp.int32)[:, None]
         largest_gbc = jnp.stack(
             [
                 maxima_jb[block_bc, query_b1]
@@ -211,53 +259,157 @@ def _largest_blocks(layout: Layout, plan: Plan, placed: Sharded, query_bd) -> ja
         return candidates.best(*(jnp.concatenate(x, -1) for x in both), plan.keep), None
 
     shape = len(plan.dims), queries, plan.keep
-    none = jnp.full(shape, -jnp.inf), jnp.full(shape, -1)
-    (_, block_gbk), _ = lax.scan(of_span, none, jnp.arange(plan.spans))
-    return jnp.sort(block_gbk, -1)
+    none = jnp.full(shape, -jnp.inf, jnp.float32), jnp.full(shape, -1, jnp.int32)
+    (largest_gbk, block_gbk), _ = lax.scan(of_span, none, jnp.arange(plan.spans, dtype=jnp.int32))
+    others = plan.spans * in_span > plan.keep
+    bound_gb = largest_gbk[..., -1] if others else jnp.full(shape[:2], -jnp.inf, jnp.float32)
+    return jnp.sort(block_gbk, -1), bound_gb
 
 
-def scored(layout: Layout, plan: Plan, placed: Sharded, query_bd) -> tuple[jax.Array, jax.Array]:
+def scored(layout: Layout, plan: Plan, placed: Sharded, query_bd):
     """Within `on_mesh`: this device's rows that may be among the best, scored one by one.
 
     Returns:
-      sum_gbc: [G, B, C] as `candidates.sums`; -inf where there is no row.
+      score_gbc: [G, B, C] float64, the metric's own; -inf where there is no row.
       row_gbc: [G, B, C] of this device, rising where there are rows.
+      bound_gb: [G, B] what no score of another row exceeds, as in `block_maxima`.
     """
-    place_gbc = candidates.members(_largest_blocks(layout, plan, placed, query_bd), plan.block)
+    block_gbk, bound_gb = _largest_blocks(layout, plan, placed, query_bd)
+    place_gbc = candidates.members(block_gbk, plan.block)
     t_gbc = place_gbc // plan.tile
     row_gbc = _start(layout, plan, t_gbc) + place_gbc % plan.tile
     exists_gbc = (t_gbc >= 0) & _exists(layout, plan, t_gbc, row_gbc)
     row_gbc = jnp.maximum(row_gbc, 0)
-    sum_gbc = jnp.stack(
-        [
-            candidates.sums(layout, placed.database_nd, query_bd, row_bc, (0, m), plan.candidates)
-            for m, row_bc in zip(plan.dims, row_gbc, strict=True)
-        ]
-    )
-    return jnp.where(exists_gbc, sum_gbc, -jnp.inf), row_gbc
+    scores = []
+    for m, row_bc in zip(plan.dims, row_gbc, strict=True):
+        sums = candidates.sums(
+            layout, placed.database_nd, query_bd, row_bc, (0, m), plan.candidates
+        )
+        scores.append(candidates.scores(layout, query_bd, *sums, m))
+    return jnp.where(exists_gbc, jnp.stack(scores), -jnp.inf), row_gbc, bound_gb
+
+
+def _rounding(dim: int) -> float:
+    """Of a float32 sum of so many products and what is added to it, in units of both lengths.
+
+    Errors add up to `dim` roundings at most, and as good as never to more than eight times the root
+    of that many (Higham and Mary, SIAM J. Sci. Comput. 41, 2019).
+    """
+    return (min(dim, 8 * math.sqrt(dim)) + 16) * 2.0**-24
+
+
+def _floor(layout: Layout, plan: Plan, placed: Sharded, query_bd, score_gbk) -> jax.Array:
+    """Within `on_mesh`: this device's rows with lower `block_maxima` are not the best, [G, B].
+
+    It is the k-th best score, in their units, less what they may have been rounded by.
+    """
+    compared_bd = compared(layout, placed, query_bd, plan.dims[-1])
+    length_gb = placement.lengths(compared_bd, plan.dims)
+    whole_n, floors = placed.norm_gn[layout.dims.index(plan.dims[-1])], []
+    for m, length_b, score_bk in zip(plan.dims, length_gb, score_gbk, strict=True):
+        norm_n = placed.norm_gn[layout.dims.index(m)]
+        longest, error = norm_n.max().astype(jnp.float64), _rounding(m)
+        worst_b, length_b = score_bk[:, -1], length_b.astype(jnp.float64)
+        if layout.metric == "cosine":
+            # Of prefixes much shorter than their vectors, products may have been rounded to 0.
+            short = ((norm_n > placement.SHORTEST) & (norm_n < _SHORT_PART * whole_n)).any()
+            short_b = (length_b > placement.SHORTEST) & (length_b < _SHORT_PART)
+            floor_b = jnp.where(short | short_b, -jnp.inf, length_b * (worst_b - error))
+        elif layout.metric == "l2":
+            worst_b = (worst_b + jnp.square(length_b)) / 2
+            floor_b = worst_b - error * jnp.square(length_b + longest) - _LEAST
+        else:
+            floor_b = worst_b - error * length_b * longest - _LEAST
+        # All scores of a query of zeros are 0, but for l2.
+        nothing_b = (length_b <= placement.SHORTEST) & (layout.metric != "l2")
+        floors.append(jnp.where(nothing_b, jnp.inf, floor_b))
+    return jnp.stack(floors)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _search(placed: Sharded, query_bd, layout: Layout, plan: Plan, k: int):
-    """Rows and scores [G, B, k], and whether all queries are finite and not too long."""
+    """Rows and scores [G, B, k], whether all queries are legal, and for which this is sure [B]."""
 
     def local(placed, query_bd):
-        sum_gbc, row_gbc = scored(layout, plan, placed, query_bd)
-        scale_gbc = jnp.stack(
-            [
-                candidates.scales(layout, placed, row_bc, m)
-                for m, row_bc in zip(plan.dims, row_gbc, strict=True)
-            ]
-        )
-        found = candidates.best(sum_gbc * scale_gbc, row_gbc, min(k, sum_gbc.shape[-1]))
+        score_gbc, row_gbc, bound_gb = scored(layout, plan, placed, query_bd)
+        found = candidates.best(score_gbc, row_gbc, min(k, score_gbc.shape[-1]))
         score_gbk, row_gbk = found[0], layout.first() + found[1]
         # Devices come in the order of their rows.
         rows = layout.mesh.axis_names
         gathered = lax.all_gather((score_gbk, row_gbk), rows, axis=2, tiled=True)
-        return candidates.best(*gathered, k)
+        score_gbk, row_gbk = candidates.best(*gathered, k)
+        sure_gb = bound_gb < _floor(layout, plan, placed, query_bd, score_gbk)
+        sure_gb |= bound_gb == -jnp.inf
+        return score_gbk, row_gbk, lax.pmin(sure_gb.all(0).astype(jnp.int32), rows)
 
-    score_gbk, row_gbk = placement.on_mesh(local, layout, placed, query_bd)
-    norm_gb, legal = placement.query_norms(query_bd, plan.dims)
-    if layout.metric == "cosine":
-        score_gbk /= norm_gb[..., None]
-    return row_gbk, score_gbk, legal
+    score_gbk, row_gbk, sure_b = placement.on_mesh(local, layout, placed, query_bd)
+    return row_gbk, score_gbk, placement.legal_queries(query_bd, plan.dims), sure_b
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _search_surely(placed: Sharded, query_bd, score_gbk, layout: Layout, plan: Plan):
+    """Rows and scores [G, B, k], given the best scores of some rows.
+
+    Every row is scored by itself that the rounding of float32 leaves open. In `plan` every row is a
+    block.
+    """
+    k = score_gbk.shape[-1]
+    together = min(_OPEN, plan.tile)
+
+    def local(placed, given):
+        query_bd, score_gbk = given
+        floor_gb = _floor(layout, plan, placed, query_bd, score_gbk)
+        # A query of zeros has no rows to be told apart.
+        floor_gb = jnp.where(floor_gb == jnp.inf, -jnp.inf, floor_gb)
+        compared_bd = compared(layout, placed, query_bd, plan.dims[-1])
+        part_gdb = [compared_bd[:, lo:hi].T for lo, hi in ranges(plan.dims)]
+
+        def of_query(m, start, arguments):
+            """The best rows of one query, of those in a tile and those before."""
+            query_d, floor, most_n, score_k, row_k = arguments
+
+            def is_open(state):
+                most = state[0].max()
+                return (most >= floor) & (most > -jnp.inf)
+
+            def step(state):
+                most_n, score_k, row_k = state
+                most_c, at_c = lax.top_k(most_n, together)
+                row_c = start + at_c
+                sums = candidates.sums(
+                    layout, placed.database_nd, query_d[None], row_c[None], (0, m), plan.candidates
+                )
+                score_c = candidates.scores(layout, query_d[None], *sums, m)[0]
+                score_c = jnp.where(most_c == -jnp.inf, -jnp.inf, score_c)
+                worse_c = jnp.concatenate([-score_k, -score_c])
+                row_c = jnp.concatenate([row_k, layout.first() + row_c])
+                worse_c, row_c = lax.sort((worse_c, row_c), num_keys=2)
+                return most_n.at[at_c].set(-jnp.inf), -worse_c[:k], row_c[:k]
+
+            _, score_k, row_k = lax.while_loop(is_open, step, (most_n, score_k, row_k))
+            return score_k, row_k
+
+        def of_tile(t, found):
+            maxima = block_maxima(layout, plan, placed, part_gdb, t)
+            start = _start(layout, plan, t)
+            results = [
+                lax.map(
+                    functools.partial(of_query, m, start),
+                    (query_bd, floor_gb[g], maxima[g].T, found[0][g], found[1][g]),
+                )
+                for g, m in enumerate(plan.dims)
+            ]
+            return tuple(jnp.stack(x) for x in zip(*results, strict=True))
+
+        none = jnp.full(score_gbk.shape, -jnp.inf, jnp.float64)
+        no_row = jnp.full(score_gbk.shape, jnp.iinfo(jnp.int32).max, jnp.int32)
+        found = lax.fori_loop(
+            jnp.int32(0), jnp.int32(plan.spans * plan.tiles), of_tile, (none, no_row)
+        )
+        rows = layout.mesh.axis_names
+        score_gbc, row_gbc = lax.all_gather(found, rows, axis=2, tiled=True)
+        worse_gbc, row_gbc = lax.sort((-score_gbc, row_gbc), num_keys=2)
+        return -worse_gbc[..., :k], row_gbc[..., :k]
+
+    score_gbk, row_gbk = placement.on_mesh(local, layout, placed, (query_bd, score_gbk))
+    return row_gbk, score_gbk

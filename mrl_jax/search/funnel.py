@@ -50,7 +50,8 @@ class DeviceIndex:
 
     def top_k(self, query_bd: Array, k: int) -> tuple[np.ndarray, np.ndarray]:
         """`mrl_jax.search.top_k` at all dims: rows and scores [G, B, k]."""
-        return exact.search(self._placed, self._layout, query_bd, self.dims, k)
+        row_gbk, score_gbk = exact.search(self._placed, self._layout, query_bd, self.dims, k)
+        return row_gbk, score_gbk.astype(np.float32)
 
     def search(self, query_bd: Array, schedule: Schedule, k: int) -> tuple[np.ndarray, np.ndarray]:
         """`funnel`: rows and scores [B, k].
@@ -65,7 +66,7 @@ class DeviceIndex:
         schedule.check(k, self.dims[-1])
         if not schedule.stages:
             rows, scores = exact.search(self._placed, layout, query_bd, (schedule.final,), k)
-            return rows[0], scores[0]
+            return rows[0], scores[0].astype(np.float32)
 
         def chunk(query_bd):
             return _search(
@@ -73,7 +74,8 @@ class DeviceIndex:
             )
 
         at_most = exact.sizes_for(layout.mesh).queries
-        return placement.in_chunks(chunk, query_bd, schedule.final, at_most, layout.mesh)
+        rows, scores = placement.in_chunks(chunk, query_bd, schedule.final, at_most, layout.mesh)
+        return rows, scores.astype(np.float32)
 
 
 def funnel(
@@ -91,8 +93,9 @@ def funnel(
     products over the dims that are missing, and so on. What is kept are the best rows of the whole
     database, whatever the mesh, and every device compares those of them that it has. Beside its
     arguments and its result, a search needs one number per row and dim of the schedule, and memory
-    that grows with neither N nor B. Precision is that of `top_k`; who asks the same database again
-    should keep a `DeviceIndex` of it.
+    that grows with neither N nor B. Of rows that the products of the first stage, in float32, do
+    not tell apart, any may go on; all that go on are compared as by `top_k`. Who asks the same
+    database again should keep a `DeviceIndex` of it.
 
     Args:
       database_nd: [N, >= schedule.final] floating point; computed with in float32. On a mesh the
@@ -113,7 +116,7 @@ def funnel(
       ValueError: shapes, dtypes, k or a metric that cannot be; NaN or infinity, or vectors longer
         than 4e18.
     """
-    placement.check_vectors("queries", query_bd, schedule.final)
+    query_bd = placement.checked("queries", query_bd, schedule.final)
     index = DeviceIndex(database_nd, schedule.dims, metric, mesh)
     return index.search(query_bd, schedule, k)
 
@@ -143,7 +146,7 @@ def _pick(chosen_bk: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
 def _added(
     layout: Layout, plan: _Plan, placed: Sharded, query_bd, row_bc, dims: tuple[int, int]
 ) -> tuple[jax.Array, jax.Array]:
-    """Sums over dims lo to hi, and the scales by the first hi dims, of candidates [B, C].
+    """`candidates.sums` over dims lo to hi of candidates [B, C].
 
     Rows rise along a query's candidates, so those that one device has are neighbours: it goes
     through windows over them until all queries are through. The others come from other devices.
@@ -163,15 +166,12 @@ def _added(
         inside_bw = place_bw < end_b1
         (row_bw,) = _pick(jnp.minimum(place_bw, count - 1), local_bc)
         row_bw = jnp.where(inside_bw, row_bw, 0)
-        news = (
-            candidates.sums(layout, placed.database_nd, query_bd, row_bw, dims, at_most),
-            candidates.scales(layout, placed, row_bw, hi),
-        )
+        news = candidates.sums(layout, placed.database_nd, query_bd, row_bw, dims, at_most)
         at = jnp.arange(queries)[:, None], jnp.where(inside_bw, place_bw, count)
         found = [x_bc.at[at].set(x_bw, mode="drop") for x_bc, x_bw in zip(found, news, strict=True)]
         return begin_b1 + window, *found
 
-    nothing = jnp.zeros((queries, count))
+    nothing = jnp.zeros((queries, count), jnp.float64)
     _, *found = lax.while_loop(
         lambda state: (state[0] < end_b1).any(), of_window, (start_b1, nothing, nothing)
     )
@@ -183,21 +183,24 @@ def _search(placed: Sharded, query_bd, layout: Layout, plan: _Plan, k: int):
     """Rows and scores [B, k], and whether all queries are finite and not too long."""
 
     def local(placed, query_bd):
-        sum_bc, row_bc = (x[0] for x in exact.scored(layout, plan.first, placed, query_bd))
-        score_bc = sum_bc * candidates.scales(layout, placed, row_bc, plan.dims[0])
-        chosen_bk = candidates.largest(score_bc, min(plan.keeps[0], score_bc.shape[1]))
-        mine = _pick(chosen_bk, score_bc, sum_bc, layout.first() + row_bc)
+        score_gbc, row_gbc, _ = exact.scored(layout, plan.first, placed, query_bd)
+        # As exactly as the products told rows apart; float64 is sorted much more slowly.
+        rounded_bc = score_gbc[0].astype(jnp.float32)
+        chosen_bk = candidates.largest(rounded_bc, min(plan.keeps[0], rounded_bc.shape[-1]))
+        score_bk, row_bk = _pick(chosen_bk, rounded_bc, row_gbc[0])
+        sums = candidates.sums(
+            layout, placed.database_nd, query_bd, row_bk, (0, plan.dims[0]), plan.first.candidates
+        )
+        sum_bk = jnp.where(score_bk == -jnp.inf, -jnp.inf, sums[0])
         # Devices come in the order of their rows, so these rise.
-        score_bc, sum_bc, row_bc = lax.all_gather(mine, layout.mesh.axis_names, axis=1, tiled=True)
+        mine = score_bk, sum_bk, sums[1], layout.first() + row_bk
+        score_bc, *found = lax.all_gather(mine, layout.mesh.axis_names, axis=1, tiled=True)
         for block, keep in zip(itertools.pairwise(plan.dims), plan.keeps, strict=True):
-            sum_bc, row_bc = _pick(candidates.largest(score_bc, keep), sum_bc, row_bc)
-            more_bc, scale_bc = _added(layout, plan, placed, query_bd, row_bc, block)
-            sum_bc += more_bc
-            score_bc = sum_bc * scale_bc
-        return candidates.best(score_bc, row_bc, k)
+            sum_bc, squares_bc, row_bc = _pick(candidates.largest(score_bc, keep), *found)
+            more = _added(layout, plan, placed, query_bd, row_bc, block)
+            found = sum_bc + more[0], squares_bc + more[1], row_bc
+            score_bc = candidates.scores(layout, query_bd, *found[:2], block[1])
+        return candidates.best(score_bc, found[2], k)
 
     score_bk, row_bk = placement.on_mesh(local, layout, placed, query_bd)
-    norm_gb, legal = placement.query_norms(query_bd, plan.dims[-1:])
-    if layout.metric == "cosine":
-        score_bk /= norm_gb[0, :, None]
-    return row_bk, score_bk, legal
+    return row_bk, score_bk, placement.legal_queries(query_bd, plan.dims)

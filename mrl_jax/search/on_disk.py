@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrl_jax.search.exact import Metric, top_k
+from mrl_jax.nesting import Nesting
+from mrl_jax.search import exact, placement
+from mrl_jax.search.exact import Metric
 from mrl_jax.search.vectors import Vectors
 
 
@@ -14,11 +16,15 @@ class Found(NamedTuple):
 
     Attributes:
       rows_gbk: [G, B, k] int64, row numbers among all, the best first.
-      scores_gbk: [G, B, k] float32.
+      scores_gbk: [G, B, k] float64 of a part that is to be merged, else float32.
     """
 
     rows_gbk: np.ndarray
     scores_gbk: np.ndarray
+
+    def rounded(self) -> "Found":
+        """As `top_k` gives scores, which need no more digits once all parts are merged."""
+        return self._replace(scores_gbk=self.scores_gbk.astype(np.float32))
 
 
 def top_k_of_rows(
@@ -31,8 +37,9 @@ def top_k_of_rows(
     metric: Metric = "cosine",
 ) -> Found:
     """The k best, or all if there are fewer, of rows first to last - 1; see `top_k`."""
-    shard_nd = vectors.read(first, last)
-    rows_gbk, scores_gbk = top_k(shard_nd, query_bd, dims, min(k, last - first), metric=metric)
+    dims, shard_nd = Nesting(tuple(dims)).dims, vectors.read(first, last)
+    placed, layout = placement.place(shard_nd, dims, metric, None)
+    rows_gbk, scores_gbk = exact.search(placed, layout, query_bd, dims, min(k, last - first))
     return Found(rows_gbk.astype(np.int64) + first, scores_gbk)
 
 
@@ -99,4 +106,4 @@ def top_k_on_disk(
     for first, last in spans(vectors.rows, shard_rows):
         part = top_k_of_rows(vectors, first, last, query_bd, dims, k, metric)
         found = merge_top_k([found, part] if found else [part], k)
-    return found
+    return found.rounded()

@@ -21,6 +21,25 @@ Array = np.ndarray | jax.Array
 LEAST_ROWS = 512
 # Vectors of this length or more are refused, because squares of their differences may be infinite.
 _TOO_LONG = 2.0**62
+# Norms are at least this, the smallest normal number of float32, so that one can divide by them.
+SHORTEST = 2.0**-126
+# Rows whose mean is this many times as far from the origin as they are from it are moved there.
+_FAR = 2.0
+
+
+def double(function: Callable) -> Callable:
+    """A function that may compute in float64 where it asks for it.
+
+    With it, whole numbers and constants are of 64 bits unless they say otherwise; without it JAX
+    has no float64 at all.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*arguments, **options):
+        with jax.enable_x64(True):
+            return function(*arguments, **options)
+
+    return wrapped
 
 
 class Layout(NamedTuple):
@@ -50,13 +69,17 @@ class Sharded(NamedTuple):
 
     Attributes:
       database_nd: [devices * local, >= m_G], the rows split over all devices.
-      norm_gn: [G, devices * local] float32, the norms of the prefixes, at least 1e-12; likewise.
+      norm_gn: [G, devices * local] float32, the lengths of the prefixes, at least `SHORTEST`; for
+        l2 of their differences from the centre.
+      centre_d: [m_G] float32, for l2: distances are computed from there. Everywhere.
     """
 
     database_nd: jax.Array
     norm_gn: jax.Array
+    centre_d: jax.Array | None = None
 
 
+@double
 def place(
     database_nd: Array, dims: Sequence[int], metric: Metric, mesh: Mesh | None
 ) -> tuple[Sharded, Layout]:
@@ -67,7 +90,7 @@ def place(
         longer than 4e18.
     """
     dims = Nesting(tuple(dims)).dims
-    check_vectors("database", database_nd, dims[-1])
+    database_nd = checked("database", database_nd, dims[-1])
     if metric not in get_args(Metric):
         raise ValueError(f"metric must be one of {', '.join(get_args(Metric))}; got {metric!r}")
     if mesh is None:
@@ -75,17 +98,27 @@ def place(
     local = max(-(-len(database_nd) // mesh.size), LEAST_ROWS)
     layout = Layout(dims, metric, len(database_nd), local, mesh)
     database_nd = _split(database_nd, local * mesh.size, dims[-1], mesh)
-    norm_gn, legal = _norms(database_nd, layout)
+    centre_d = _centre(database_nd, layout) if metric == "l2" else None
+    norm_gn, legal = _norms(database_nd, centre_d, layout)
     _check_numbers("the database", legal)
-    return Sharded(database_nd, norm_gn), layout
+    return Sharded(database_nd, norm_gn, centre_d), layout
 
 
-def check_vectors(name: str, x: Array, width: int) -> None:
-    """Refuses what is no matrix of floating point with so many columns."""
+def checked(name: str, x: Array, width: int) -> Array:
+    """The array, if it is a matrix of floating point with so many columns.
+
+    Raises:
+      ValueError: it is not, or some of it is masked.
+    """
+    if not isinstance(x, jax.Array):
+        if np.ma.is_masked(x):
+            raise ValueError(f"{name} must have a number everywhere, some are masked")
+        x = np.asarray(x)
     if x.ndim != 2 or x.shape[0] < 1 or x.shape[1] < width:
         raise ValueError(f"{name} must be [>= 1, >= {width}], got {x.shape}")
     if not jnp.issubdtype(_native(x.dtype), jnp.floating):
         raise ValueError(f"{name} must be floating point, got {x.dtype}")
+    return x
 
 
 def _native(dtype: np.dtype) -> np.dtype:
@@ -117,15 +150,25 @@ def _split(database_nd: Array, rows: int, width: int, mesh: Mesh) -> jax.Array:
             database_nd = jnp.pad(database_nd, ((0, missing), (0, 0)))
         return jax.device_put(database_nd, sharding)
     database_nd = np.asarray(database_nd)[:, :width]
+    # Those of one or two bytes stay as small as they are.
+    kept = database_nd.dtype.itemsize < 4 and database_nd.dtype.isnative
 
     def part(index):
         part_nd = database_nd[index]
-        native = _native(part_nd.dtype)
-        part_nd = part_nd.astype(np.float32 if native == np.float64 else native, copy=False)
+        if not kept:
+            with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
+                part_nd = part_nd.astype(np.float32)
         lacking = len(range(rows)[index[0]]) - len(part_nd)
         return np.pad(part_nd, ((0, lacking), (0, 0))) if lacking else part_nd
 
     return jax.make_array_from_callback((rows, width), sharding, part)
+
+
+def everywhere(x: np.ndarray, mesh: Mesh) -> jax.Array:
+    """An array that all devices have, given by every process."""
+    return jax.make_array_from_callback(
+        x.shape, NamedSharding(mesh, PartitionSpec()), x.__getitem__
+    )
 
 
 def on_mesh(local: Callable, layout: Layout, *arguments, outputs: PartitionSpec | None = None):
@@ -134,7 +177,9 @@ def on_mesh(local: Callable, layout: Layout, *arguments, outputs: PartitionSpec 
     Its results are the same on all, unless `outputs` says how they are split.
     """
     rows = layout.mesh.axis_names
-    inputs = (Sharded(PartitionSpec(rows), PartitionSpec(None, rows)), PartitionSpec())
+    whole = PartitionSpec()
+    centre = whole if layout.metric == "l2" else None
+    inputs = (Sharded(PartitionSpec(rows), PartitionSpec(None, rows), centre), whole)
     # What is gathered from all devices is the same on all; the checker cannot see it.
     return jax.shard_map(
         local,
@@ -145,39 +190,85 @@ def on_mesh(local: Callable, layout: Layout, *arguments, outputs: PartitionSpec 
     )(*arguments)
 
 
+def _tiles(local: int) -> tuple[int, Callable]:
+    """How many tiles a device has, and the first row of one; the last begins early enough."""
+    return -(-local // LEAST_ROWS), lambda t: jnp.minimum(t * LEAST_ROWS, local - LEAST_ROWS)
+
+
 @functools.partial(jax.jit, static_argnums=1)
-def _norms(database_nd: jax.Array, layout: Layout) -> tuple[jax.Array, jax.Array]:
-    """Norms [G, N] of the prefixes, and whether all vectors are finite and not too long."""
+def _centre(database_nd: jax.Array, layout: Layout) -> jax.Array:
+    """The mean of all rows, or the origin where that is near enough."""
     rows = layout.mesh.axis_names
+    tiles, first_of = _tiles(layout.local)
 
     def local(database_nd):
-        def of_tile(t, norm_gn):
-            start = jnp.minimum(t * LEAST_ROWS, layout.local - LEAST_ROWS)
-            shape = (LEAST_ROWS, layout.dims[-1])
-            tile_nd = lax.dynamic_slice(database_nd, (start, 0), shape).astype(jnp.float32)
-            tile_gn = prefix_norms(tile_nd, layout.dims)
-            return lax.dynamic_update_slice(norm_gn, tile_gn, (0, start))
+        def of_tile(t, sums):
+            start, shape = first_of(t), (LEAST_ROWS, layout.dims[-1])
+            tile_nd = lax.dynamic_slice(database_nd, (start, jnp.zeros_like(start)), shape)
+            new_n = start + jnp.arange(LEAST_ROWS) >= t * LEAST_ROWS
+            tile_nd = jnp.where(new_n[:, None], tile_nd.astype(jnp.float64), 0)
+            return sums[0] + tile_nd.sum(0), sums[1] + jnp.square(tile_nd).sum()
 
-        norm_gn = jnp.zeros((len(layout.dims), layout.local))
-        norm_gn = lax.fori_loop(0, -(-layout.local // LEAST_ROWS), of_tile, norm_gn)
-        legal = (norm_gn[-1] < _TOO_LONG).all()
+        nothing = jnp.zeros(layout.dims[-1], jnp.float64), jnp.zeros((), jnp.float64)
+        return lax.psum(lax.fori_loop(0, tiles, of_tile, nothing), rows)
+
+    sum_d, squares = jax.shard_map(
+        local,
+        mesh=layout.mesh,
+        in_specs=PartitionSpec(rows),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )(database_nd)
+    mean_d = sum_d / layout.rows
+    distance = jnp.square(mean_d).sum()
+    spread = squares / layout.rows - distance
+    return jnp.where(distance > _FAR**2 * spread, mean_d, 0).astype(jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _norms(
+    database_nd: jax.Array, centre_d: jax.Array | None, layout: Layout
+) -> tuple[jax.Array, jax.Array]:
+    """Norms [G, N] of the prefixes, and whether all vectors are finite and not too long."""
+    rows = layout.mesh.axis_names
+    tiles, first_of = _tiles(layout.local)
+
+    def local(database_nd, centre_d):
+        def of_tile(t, state):
+            norm_gn, legal = state
+            start, shape = first_of(t), (LEAST_ROWS, layout.dims[-1])
+            tile_nd = lax.dynamic_slice(database_nd, (start, jnp.zeros_like(start)), shape)
+            tile_nd = tile_nd.astype(jnp.float32)
+            legal &= (lengths(tile_nd, layout.dims[-1:]) < _TOO_LONG).all()
+            if centre_d is not None:
+                tile_nd -= centre_d[None]
+            tile_gn = lengths(tile_nd, layout.dims)
+            return lax.dynamic_update_slice(norm_gn, tile_gn, (jnp.zeros_like(start), start)), legal
+
+        norm_gn = jnp.zeros((len(layout.dims), layout.local), jnp.float32)
+        norm_gn, legal = lax.fori_loop(0, tiles, of_tile, (norm_gn, jnp.array(True)))
         return norm_gn, lax.pmin(legal.astype(jnp.int32), rows)
 
     return jax.shard_map(
         local,
         mesh=layout.mesh,
-        in_specs=PartitionSpec(rows),
+        in_specs=(PartitionSpec(rows), PartitionSpec()),
         out_specs=(PartitionSpec(None, rows), PartitionSpec()),
         check_vma=False,
-    )(database_nd)
+    )(database_nd, centre_d)
 
 
-def query_norms(query_bd: jax.Array, dims: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Norms [G, B] of the prefixes, and whether all queries are finite and not too long."""
-    norm_gb = prefix_norms(query_bd, dims)
-    return norm_gb, (norm_gb[-1] < _TOO_LONG).all()
+def lengths(a_bd: jax.Array, dims: tuple[int, ...]) -> jax.Array:
+    """Of prefixes, [G, B] float32; squares of short ones would be 0 in float32."""
+    return prefix_norms(a_bd.astype(jnp.float64), dims, SHORTEST).astype(jnp.float32)
 
 
+def legal_queries(query_bd: jax.Array, dims: tuple[int, ...]) -> jax.Array:
+    """Whether all queries are finite and not too long."""
+    return (lengths(query_bd, dims[-1:]) < _TOO_LONG).all()
+
+
+@double
 def in_chunks(
     search: Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]],
     query_bd: Array,
@@ -201,15 +292,15 @@ def in_chunks(
     Raises:
       ValueError: queries that cannot be.
     """
-    check_vectors("queries", query_bd, width)
-    whole = NamedSharding(mesh, PartitionSpec())
+    query_bd = checked("queries", query_bd, width)
     rows, scores, start = [], [], 0
     while start < len(query_bd):
-        chunk_bd = np.asarray(query_bd[start : start + at_most, :width], np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
+            chunk_bd = np.asarray(query_bd[start : start + at_most, :width], np.float32)
         valid = len(chunk_bd)
         size = 1 << (valid - 1).bit_length()
-        chunk_bd = np.pad(chunk_bd, ((0, size - valid), (0, 0)))
-        chunk_bd = jax.make_array_from_callback(chunk_bd.shape, whole, chunk_bd.__getitem__)
+        # With the last one: it is as easily told from other rows as the queries are.
+        chunk_bd = everywhere(np.pad(chunk_bd, ((0, size - valid), (0, 0)), "edge"), mesh)
         row_bk, score_bk, legal = search(chunk_bd)
         _check_numbers("a query", legal)
         rows.append(np.asarray(row_bk)[..., :valid, :])

@@ -179,7 +179,8 @@ def test_memory_does_not_grow_with_the_database(monkeypatch):
         arrays = ((rows, 72), (len(DIMS), rows), (16, 72))
         database_nd, norm_gn, query_bd = (jax.ShapeDtypeStruct(x, jnp.float32) for x in arrays)
         placed = placement.Sharded(database_nd, norm_gn)
-        compiled = exact._search.lower(placed, query_bd, layout, plan, 10).compile()
+        with jax.enable_x64(True):
+            compiled = exact._search.lower(placed, query_bd, layout, plan, 10).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     few, many = temporary_bytes(4_000_000), temporary_bytes(64_000_000)

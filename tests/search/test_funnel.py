@@ -183,7 +183,8 @@ def test_memory_does_not_grow_with_the_database(monkeypatch):
     database_nd, norm_gn, query_bd = (jax.ShapeDtypeStruct(x, jnp.float32) for x in arrays)
     plan = funnel._plan(layout, schedule, 16)
     placed = placement.Sharded(database_nd, norm_gn)
-    compiled = funnel._search.lower(placed, query_bd, layout, plan, 10).compile()
+    with jax.enable_x64(True):
+        compiled = funnel._search.lower(placed, query_bd, layout, plan, 10).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 6_000_000
 
 

@@ -1,0 +1,95 @@
+"""Searches on devices, where float32 rounds differences away, against float64."""
+
+import jax
+import numpy as np
+import pytest
+from brute_force import best
+from test_exhaustive import KINDS, METRICS, hard, scores
+
+from mrl_jax.runtime.mesh import make_mesh
+from mrl_jax.search import exact, top_k
+from mrl_jax.search.funnel import funnel
+from mrl_jax.search.schedule import Schedule
+
+ROWS, DIMS, K = 700, (7, 24), 6
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_top_k_finds_what_float64_finds(metric):
+    for kind in KINDS:
+        z_nd, query_bd = hard(kind)
+        z_nd = z_nd[:ROWS]
+        found = [
+            top_k(z_nd, query_bd, DIMS, K, metric=metric)[0],
+            top_k(z_nd, query_bd, DIMS, K, metric=metric, mesh=make_mesh(2, 2, 2))[0],
+            np.concatenate(
+                [top_k(z_nd, q, DIMS, K, metric=metric)[0] for q in query_bd[:, None]], 1
+            ),
+        ]
+        for g, dim in enumerate(DIMS):
+            row_bk = best(scores(z_nd[:, :dim], query_bd[:, :dim], metric), K)
+            for row_gbk in found:
+                np.testing.assert_array_equal(row_gbk[g], row_bk, err_msg=f"{kind}, {dim} dims")
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_funnel_that_keeps_all_does_so_too(metric):
+    for kind in KINDS:
+        z_nd, query_bd = hard(kind)
+        rows_bk, _ = funnel(z_nd[:ROWS], query_bd, Schedule(((7, ROWS),), 24), K, metric=metric)
+        np.testing.assert_array_equal(
+            rows_bk, best(scores(z_nd[:ROWS], query_bd, metric), K), err_msg=kind
+        )
+
+
+def test_few_queries_need_a_second_look(monkeypatch):
+    """It is there for what rounding leaves open: of ordinary vectors, next to nothing."""
+    looked, surely = [], exact._search_surely
+
+    def counted(placed, query_bd, *rest):
+        looked.append(len(query_bd))
+        return surely(placed, query_bd, *rest)
+
+    monkeypatch.setattr(exact, "_search_surely", counted)
+    rng = np.random.default_rng(5)
+    z_nd, query_bd = (rng.standard_normal((n, 96)).astype(np.float32) for n in (5000, 256))
+    for metric in METRICS:
+        top_k(z_nd, query_bd, (32, 96), K, metric=metric)
+    assert sum(looked) <= 24
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", ">f2", np.longdouble])
+def test_numbers_in_any_form(dtype):
+    z_nd, query_bd = hard("one large dim")
+    z_nd, query_bd = z_nd[:40, 4:12].astype(dtype), query_bd[:, 4:12].astype(dtype)
+    row_bk = best(scores(z_nd, query_bd, "cosine"), K)
+    fortran_nd = np.asfortranarray(z_nd)
+    strided_nd = np.repeat(z_nd, 2, axis=0)[::-1][::-2]
+    for given_nd in (z_nd, fortran_nd, strided_nd, z_nd.tolist()):
+        queries = query_bd if given_nd is not fortran_nd else query_bd.tolist()
+        np.testing.assert_array_equal(top_k(given_nd, queries, (8,), K)[0][0], row_bk)
+        found = funnel(given_nd, queries, Schedule(((4, 40),), 8), K)
+        np.testing.assert_array_equal(found[0], row_bk)
+
+
+def test_masked_and_too_large_numbers_are_refused():
+    z_nd, query_bd = np.ones((5, 4)), np.ones((2, 4))
+    with pytest.raises(ValueError, match="database must have a number everywhere, some are masked"):
+        top_k(np.ma.masked_greater(z_nd * np.arange(4), 2), query_bd, (4,), 1)
+    with pytest.raises(ValueError, match="the database holds NaN or infinity, or is a vector long"):
+        top_k(z_nd * 1e300, query_bd, (4,), 1)
+    with pytest.raises(ValueError, match="a query holds NaN or infinity, or is a vector longer"):
+        top_k(z_nd, query_bd * 1e300, (4,), 1)
+
+
+def test_jax_may_have_float64_everywhere():
+    z_nd, query_bd = hard("far from the origin")
+    z_nd = z_nd[:ROWS]
+    expected = top_k(z_nd, query_bd, DIMS, K, metric="l2")
+    with jax.enable_x64(True):
+        found = top_k(z_nd.astype(np.float64), query_bd.astype(np.float64), DIMS, K, metric="l2")
+        shortlisted = funnel(z_nd, query_bd, Schedule(((7, ROWS),), 24), K, metric="l2")
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(shortlisted[0], expected[0][1])
