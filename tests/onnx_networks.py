@@ -22,7 +22,6 @@ from mrl_jax.tasks import Classification
 
 NETWORKS = {
     "cnn": (models.build("cnn", embedding_dim=6, width=4), 16),
-    "mlp": (models.build("mlp", embedding_dim=6, width=4), 8),
     "resnet": (ResNet((1, 1, 1, 1), False, width=4, blurpool=True, embedding_dim=6), 32),
     "bottleneck": (ResNet((1, 1), True, width=4, stem="small", dtype=jnp.bfloat16), 16),
     "vit": (ViT(8, 24, 2, 3, dtype=jnp.bfloat16), 16),
@@ -37,7 +36,7 @@ def check(path, name, head):
 
     backbone, size = NETWORKS[name]
     task = Classification(backbone, head, (size, size, 3))
-    params, model_state = task.init(jax.random.key(0))
+    params, model_state = jax.jit(task.init)(jax.random.key(0))
     # Biases and means that are not zero, as after training.
     params, model_state = jax.tree.map(lambda x: x + 0.02, (params, model_state))
     setup = types.SimpleNamespace(
@@ -52,7 +51,7 @@ def check(path, name, head):
     assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == ["ä", "b"]
     graph = graph_of(setup, state, exact=True)
     image = np.random.default_rng(1).integers(0, 256, (3, size, size, 3)).astype(np.uint8)
-    ours = graph.compute(image)
+    ours = jax.jit(graph.compute)(image)
     assert list(ours) == ["embedding", "logits_2", "logits_6"]
     for output, found in zip(ours, session.run(None, {"image": image}), strict=True):
         np.testing.assert_allclose(found, ours[output], atol=1e-4 * abs(ours[output]).max())
