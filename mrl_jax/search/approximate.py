@@ -80,60 +80,52 @@ def _reader(content: np.ndarray) -> Callable[[int], bytes]:
     return read
 
 
-def _told(index, keep: int, allowed_n: np.ndarray | None, effort: float):
-    """How to ask this index of faiss for `keep` of the rows that are allowed.
+def _takes_mask(index) -> bool:
+    """Whether an index of faiss can be told which rows it may find, and finds the best of them.
 
-    Args:
-      index: of faiss, possibly made of several.
-      keep: so many rows should come.
-      allowed_n: [N] which rows may be found; None: all.
-      effort: 1 is what it was told; more looks at so many times as much.
-
-    Returns:
-      Parameters of a search, None where it needs none, or takes none; and whether only allowed rows
-      are found by them.
+    Graphs can be told, but stop when enough rows are nearer, whether or not they may be found.
     """
     library, index = faiss(), faiss().downcast_index(index)
     if isinstance(index, library.IndexPreTransform):
-        inner, only = _told(index.index, keep, allowed_n, effort)
-        return inner and library.SearchParametersPreTransform(index_params=inner), only
+        return _takes_mask(index.index)
     if isinstance(index, library.IndexRefine):
-        base_keep = min(int(keep * index.k_factor), index.ntotal)
-        inner, only = _told(index.base_index, base_keep, allowed_n, effort)
-        if inner is None:
-            return None, only
-        by = {"k_factor": index.k_factor, "base_index_params": inner}
-        return library.IndexRefineSearchParameters(**by), only
+        return _takes_mask(index.base_index)
+    return isinstance(index, library.IndexIVF | library.IndexFlat | library.IndexScalarQuantizer)
+
+
+def _told(index, asked: int, allowed_n: np.ndarray | None, effort: int):
+    """Parameters by which an index of faiss brings so many rows; None where it needs none.
+
+    Args:
+      index: of faiss, possibly made of several.
+      asked: rows it is asked for.
+      allowed_n: [N] which rows it may find; None: all.
+      effort: so many times the lists it looks into by itself.
+    """
+    library, index = faiss(), faiss().downcast_index(index)
+    if isinstance(index, library.IndexPreTransform):
+        inner = _told(index.index, asked, allowed_n, effort)
+        return inner and library.SearchParametersPreTransform(index_params=inner)
+    if isinstance(index, library.IndexRefine):
+        base_asked = min(int(asked * index.k_factor), index.ntotal)
+        inner = _told(index.base_index, base_asked, allowed_n, effort)
+        of_base = {"k_factor": index.k_factor, "base_index_params": inner}
+        return inner and library.IndexRefineSearchParameters(**of_base)
+    if isinstance(index, library.IndexHNSW):
+        # It stops when it has seen so many that are nearer than the next, whatever it is asked for.
+        wide = max(asked, index.hnsw.efSearch)
+        return library.SearchParametersHNSW(efSearch=wide) if wide > index.hnsw.efSearch else None
     told = {}
     if allowed_n is not None:
         told["sel"] = library.IDSelectorBitmap(np.packbits(allowed_n, bitorder="little"))
     if isinstance(index, library.IndexIVF):
-        probes = min(int(index.nprobe * effort), index.nlist)
-        lists, _ = _told(index.quantizer, probes, None, 1)
+        probes = min(index.nprobe * effort, index.nlist)
+        lists = _told(index.quantizer, probes, None, 1)
         if lists is not None:
             told["quantizer_params"] = lists
-        if told or probes > index.nprobe:
-            return library.SearchParametersIVF(nprobe=probes, **told), True
-    elif isinstance(index, library.IndexHNSW):
-        # It stops when so many are nearer than the next; those that are not allowed count, too.
-        wide = max(keep, index.hnsw.efSearch)
-        if allowed_n is not None:
-            wide *= len(allowed_n) / np.count_nonzero(allowed_n)
-        wide = min(int(wide * effort), index.ntotal)
-        if told or wide > index.hnsw.efSearch:
-            return library.SearchParametersHNSW(efSearch=wide, **told), True
-    elif (
-        type(index)
-        in (
-            library.IndexFlat,
-            library.IndexFlatL2,
-            library.IndexFlatIP,
-            library.IndexScalarQuantizer,
-        )
-        and told
-    ):
-        return library.SearchParameters(**told), True
-    return None, allowed_n is None
+        if told or effort > 1:
+            return library.SearchParametersIVF(nprobe=probes, **told)
+    return library.SearchParameters(**told) if told else None
 
 
 # One for all indexes, and a new one in a fork: a thread that held it would be gone there.
@@ -229,12 +221,22 @@ class Stored:
           UsageError, DataError: as `asked`.
         """
         index = self.asked(parameters)
-        only = None if rows == self._rows else allowed_n
+        takes_mask, dead = _takes_mask(index), self._rows - rows
         row_bk, lacking_m = np.full((len(query_bd), keep), -1), np.arange(len(query_bd))
-        has_lists = faiss().try_extract_index_ivf(index) is not None
-        wanted = least if has_lists else keep
+        wanted = keep if faiss().try_extract_index_ivf(index) is None else least
         for effort in (1, _MORE):
-            found_mk = self._found(index, query_bd[lacking_m], keep, only, rows, effort)
+            asked = keep
+            if not takes_mask:
+                # Some of what it finds is not allowed: twice as much as there is among all.
+                asked = effort * (keep + (2 * keep * dead // rows + 8 if dead else 0))
+                if asked > rows:
+                    break
+            told = _told(index, asked, allowed_n if takes_mask and dead else None, effort)
+            _, found_mk = index.search(query_bd[lacking_m], asked, params=told)
+            if found_mk.max(initial=0) >= self._rows:
+                raise self.damaged(f"it finds row {found_mk.max()} of {self._rows}")
+            if not takes_mask:
+                found_mk = _first(np.where(allowed_n[found_mk], found_mk, -1), keep)
             row_bk[lacking_m] = found_mk
             lacking_m = lacking_m[(found_mk >= 0).sum(1) < wanted]
             if not len(lacking_m):
@@ -242,16 +244,8 @@ class Stored:
             wanted = keep
         return row_bk, lacking_m
 
-    def _found(self, index, query_bd, keep: int, only, rows: int, effort: int) -> np.ndarray:
-        """Rows [B, keep] of one try, -1 behind them."""
-        told, alone = _told(index, keep, only, effort)
-        # An index that cannot be told what is allowed is asked for so many more.
-        asked = keep if alone else min(keep + self._rows - rows, self._rows)
-        _, row_bk = index.search(query_bd, asked, params=told)
-        if row_bk.max(initial=0) >= self._rows:
-            raise self.damaged(f"it finds row {row_bk.max()} of {self._rows}")
-        if not alone:
-            row_bk = np.where(only[row_bk], row_bk, -1)
-            order_bk = np.argsort(row_bk < 0, 1, kind="stable")[:, :keep]
-            row_bk = np.take_along_axis(row_bk, order_bk, 1)
-        return row_bk
+
+def _first(row_bn: np.ndarray, keep: int) -> np.ndarray:
+    """Of every query the first rows that are not -1, [B, keep], -1 behind them."""
+    order_bk = np.argsort(row_bn < 0, 1, kind="stable")[:, :keep]
+    return np.take_along_axis(row_bn, order_bk, 1)

@@ -90,3 +90,14 @@ def product_function(code: Code):
     kind = {"binary": "int8", "bfloat16": "bf16"}.get(code, code)
     pointers = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p)
     return ctypes.CFUNCTYPE(None, *pointers)(numkong.pointer_to_dot(kind))
+
+
+def int8_products(query_bw: np.ndarray, code_nw: np.ndarray) -> np.ndarray:
+    """Products [B, N] float32 of all int8 codes with all others, as `product_function` gives them.
+
+    By the calling thread alone, which a matrix product of BLAS cannot promise.
+    """
+    import numkong
+
+    packed = numkong.dots_pack(code_nw.view(np.int8))
+    return np.asarray(numkong.dots_packed(query_bw.view(np.int8), packed)).astype(np.float32)

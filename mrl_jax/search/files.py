@@ -32,6 +32,7 @@ from mrl_jax.runtime import locks
 from mrl_jax.search import pages
 
 SCHEMA = 2
+_ZEROS = 2**20  # bytes written at a time
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished"
 LOCK = ".lock"
@@ -175,7 +176,13 @@ def array(path: pathlib.Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
     new = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
     # Otherwise a disk that becomes full while it is filled kills the process (SIGBUS).
     with path.open("r+b") as file:
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        size = path.stat().st_size
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:  # on macOS
+            file.seek(new.offset)
+            for start in range(new.offset, size, _ZEROS):
+                file.write(bytes(min(_ZEROS, size - start)))
     return new
 
 

@@ -139,8 +139,9 @@ class Index:
           probes: lists looked into, instead of the plan's; more where these hold fewer than k
             vectors.
           parameters: of faiss's index, instead of the plan's.
-          threads: at most; None: as many as there are cores. BLAS, which has one limit for the
-            whole process, has one thread while any search runs.
+          threads: at most; None: as many as there are cores. BLAS has one limit for the whole
+            process: the first of searches at the same time has it limited to one thread till its
+            end.
 
         Returns:
           ids_bk: [B, k] int64; `NO_ID` only where the index holds fewer.

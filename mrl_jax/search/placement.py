@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mrl_jax.kernels.prefix import prefix_norms
 from mrl_jax.nesting import Nesting
+from mrl_jax.runtime.forks import check_not_forked
 
 Metric = Literal["cosine", "inner", "l2"]
 Array = np.ndarray | jax.Array
@@ -109,7 +110,9 @@ def checked(name: str, x: Array, width: int) -> Array:
 
     Raises:
       ValueError: it is not, or some of it is masked.
+      UsageError: this is a forked process, in which JAX cannot compute.
     """
+    check_not_forked()
     if not isinstance(x, jax.Array):
         if np.ma.is_masked(x):
             raise ValueError(f"{name} must have a number everywhere, some are masked")

@@ -16,9 +16,7 @@ from mrl_jax.search.plan import Plan
 
 CHUNK = 8192  # rows read and written at a time
 TILE = 1024  # rows of a list where there are no clusters, and of one product of int8 codes
-# So many queries compare int8 codes of all rows faster by a matrix product of float32, which is
-# exact for so many dims: it adds whole numbers up to 127 * 127 * dims < 2^24.
-DENSE_QUERIES, DENSE_DIMS = 64, 1040
+DENSE_QUERIES = 64  # so many compare int8 codes of all rows faster by a matrix product
 # Vectors of this length or more are refused, because squares of their differences may be infinite.
 TOO_LONG = 2.0**62
 BLOCK_FILES = ("codes", "gains", "prefix_norms")
@@ -413,13 +411,10 @@ class Segment:
     ) -> None:
         (lo, hi), list_bp = _spans(self._plan)[0], queries.list_bp
         code_bw, gain_b = queries.code_gbw[0], queries.gain_gb[0]
-        many = len(code_bw) >= DENSE_QUERIES and hi <= DENSE_DIMS
-        if list_bp is None and many and self._plan.code == "int8":
+        if list_bp is None and len(code_bw) >= DENSE_QUERIES and self._plan.code == "int8":
             code_nw, gain_n, norm_n = block
-            query_bw = code_bw.view(np.int8).astype(np.float32)
             for i in range(0, self.rows, TILE):
-                tile_nw = code_nw[i : i + TILE].view(np.int8).astype(np.float32)
-                product_bn = query_bw @ tile_nw.T
+                product_bn = codes.int8_products(code_bw, code_nw[i : i + TILE])
                 self._take(product_bn, i, gain_n, norm_n, allowed_n, gain_b, keep, *found)
             return
         if list_bp is None:

@@ -31,61 +31,49 @@ def alone() -> None:
         library.set_num_threads(1)
 
 
-class _Blas:
-    """BLAS has one limit for the whole process: 1 while anyone wants it, then what it was."""
+_limiting = threading.Lock()  # held by the thread that limits BLAS
 
-    def __init__(self):
-        self._lock, self._users, self._before = threading.Lock(), 0, []
 
-    def limit(self) -> None:
-        """Begins; every call needs one of `release`."""
-        with self._lock:
-            if not self._users:
-                self._before = [(library, library.num_threads) for library in _libraries("blas")]
-                for library, _ in self._before:
-                    library.set_num_threads(1)
-            self._users += 1
+def _start_anew() -> None:
+    """In a fork the thread that limited BLAS may be gone."""
+    global _limiting
+    _limiting = threading.Lock()
 
-    def release(self) -> None:
-        """Ends; the last one restores."""
-        with self._lock:
-            self._users -= 1
-            if not self._users:
-                self._restore()
 
-    def _restore(self) -> None:
-        for library, number in self._before:
+os.register_at_fork(after_in_child=_start_anew)
+
+
+@contextlib.contextmanager
+def _limited(libraries: tuple[threadpoolctl.LibController, ...]) -> Iterator[None]:
+    before = [(library, library.num_threads) for library in libraries]
+    try:
+        for library, _ in before:
+            library.set_num_threads(1)
+        yield
+    finally:
+        for library, number in before:
             library.set_num_threads(number)
-
-    def start_anew(self) -> None:
-        """In a fork, where the threads that were searching are gone."""
-        if self._users:
-            self._restore()
-        self._lock, self._users = threading.Lock(), 0
-
-
-_blas = _Blas()
-os.register_at_fork(after_in_child=_blas.start_anew)
 
 
 @contextlib.contextmanager
 def one_each() -> Iterator[None]:
-    """Meanwhile BLAS and OpenMP compute with one thread for each of ours.
+    """Meanwhile OpenMP, and mostly BLAS, compute with one thread for each of ours.
 
     Theirs beside ours would be more than there are cores, and wait for each other. A forked process
     needs it, too: OpenMP waits for ever for threads that a process had before it was forked, unless
-    it wants none. The limit of OpenMP is the calling thread's; that of BLAS the process's, from the
-    first thread that is in here until the last one leaves.
+    it wants none.
+
+    The limit of OpenMP is the calling thread's. That of BLAS is the whole process's, and OpenBLAS
+    ignores all threads but one that set it. So one thread at a time limits it, and takes the limit
+    back itself, whoever else is still in here: it never stays.
     """
-    before = [(library, library.num_threads) for library in _libraries("openmp")]
-    alone()
-    try:
-        _blas.limit()
-        try:
+    limiting = _limiting
+    with _limited(_libraries("openmp")):
+        if limiting.acquire(blocking=False):
+            try:
+                with _limited(_libraries("blas")):
+                    yield
+            finally:
+                limiting.release()
+        else:
             yield
-        finally:
-            _blas.release()
-    finally:
-        # Last: a BLAS that is built on OpenMP sets the calling thread's number as well.
-        for library, number in before:
-            library.set_num_threads(number)
