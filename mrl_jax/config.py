@@ -57,7 +57,7 @@ def set_method(config: ConfigDict, arg: str) -> None:
     elif arg in ("mrl", "mrl_e"):
         config.head.kind = {"mrl": "separate", "mrl_e": "shared"}[arg]
     else:
-        raise ValueError(f"the argument must be mrl, mrl_e, fixed=M or slim=M, got {arg!r}")
+        raise ValueError(f"the argument must be mrl, mrl_e, fixed=M or slim=M, got {shown(arg)}")
 
 
 def check_task(config: ConfigDict) -> None:
@@ -67,13 +67,13 @@ def check_task(config: ConfigDict) -> None:
       UsageError: names the key, or the tasks there are.
     """
     if config.task not in TASKS:
-        raise UsageError(f"config.task must be one of {', '.join(TASKS)}; got {config.task!r}")
+        raise UsageError(f"config.task must be one of {', '.join(TASKS)}; got {shown(config.task)}")
     for key, value in flatten(config).items():
         fitting = (t for k, t in TASKS_OF.items() if key == k or key.startswith(k + "."))
         readers = next(fitting, TASKS)
         if config.task not in readers and value != declared()[key]:
             raise UsageError(
-                f"config.{key} is {value!r}, but task {config.task} does not read it (only "
+                f"config.{key} is {shown(value)}, but task {config.task} does not read it (only "
                 f"{', '.join(readers)})"
             )
 
@@ -226,7 +226,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     texts, rest = {}, iter(words)
     for word in rest:
         if not word.startswith("--config."):
-            raise UsageError(f"unexpected argument {word!r}; set keys by --config.key=value")
+            raise UsageError(f"unexpected argument {shown(word)}; set keys by --config.key=value")
         key, equals, text = word.removeprefix("--config.").partition("=")
         check_key(key)
         texts.pop(key, None)

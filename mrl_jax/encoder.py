@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mrl_jax import extras
-from mrl_jax.errors import NonFiniteError, UsageError
+from mrl_jax.errors import NonFiniteError, UsageError, shown
 from mrl_jax.models.text import SentenceEncoder, Static
 from mrl_jax.runtime.forks import check_not_forked
 
@@ -108,7 +108,8 @@ class Encoder:
           prompt_name: which of the folder's prompts is put before each text; None: its default,
             if it has one; "": none.
           depth: layers to run; None: all.
-          batch_tokens: of a batch, padding included; None: what suits the device.
+          batch_tokens: of a batch, padding included; None: what suits the device. A longer text
+            is a batch by itself, and a table of tokens reads it in pieces.
 
         Raises:
           UsageError: not texts, no such prompt, dims, layers or batches; or this is a fork of a
@@ -149,7 +150,11 @@ class Encoder:
         """(rows, embeddings) of each batch; one is computed while the one before is used."""
         lengths_n = np.array([len(ids_t) for ids_t in tokens])
         waiting = None
+        is_table = isinstance(self.folder.encoder.backbone, Static)
         for rows, length in batches(lengths_n, self.folder.max_length, budget):
+            if is_table and length > budget:
+                yield rows, self._in_pieces(tokens[rows[0]], budget)
+                continue
             full = max(1, budget // length)
             # The last batch is made a power of two, or each size would be compiled.
             size = min(full, 1 << (len(rows) - 1).bit_length())
@@ -160,6 +165,19 @@ class Encoder:
             waiting = rows, z_bd
         if waiting is not None:
             yield waiting[0], np.asarray(waiting[1])
+
+    def _in_pieces(self, ids_t: np.ndarray, budget: int) -> np.ndarray:
+        """The embedding [1, D] of one text in a table that has no limit, `budget` tokens at a time.
+
+        The mean of a text is the mean of its pieces', by their lengths.
+        """
+        z_bd = np.zeros((1, self.out_dim))
+        for first in range(0, len(ids_t), budget):
+            piece_t = ids_t[first : first + budget]
+            batch = pad([piece_t], encoding_length(len(piece_t), budget), 1)
+            share = len(piece_t) / len(ids_t)
+            z_bd += share * np.float64(_embed(self.folder.encoder, self._params, *batch, None))
+        return z_bd.astype(np.float32)
 
     def _budget(self) -> int:
         if isinstance(self.folder.encoder.backbone, Static):
@@ -175,7 +193,7 @@ class Encoder:
         except TypeError:
             legal = False
         if not legal:
-            raise UsageError(f"dim must be 1 to {width}, got {dim!r}")
+            raise UsageError(f"dim must be 1 to {width}, got {shown(dim)}")
         if trained and dim not in trained:
             warnings.warn(
                 f"a prefix of {dim} dims was not trained, {', '.join(map(str, trained))} were",
@@ -188,7 +206,7 @@ class Encoder:
         name = self.folder.default_prompt if name is None else name
         if name and name not in prompts:
             legal = ", ".join(prompts) or "none, the folder has no prompts"
-            raise UsageError(f"no prompt {name!r}; legal: {legal}")
+            raise UsageError(f"no prompt {shown(name)}; legal: {legal}")
         return prompts[name] if name else ""
 
 

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mrl_jax.errors import shown
 from mrl_jax.kernels import prefix_matmul, prefix_norms
 from mrl_jax.nesting import Nesting
 
@@ -51,7 +52,9 @@ class NestedHead(nn.Module):
             ("normalize", self.normalize, get_args(Normalize)),
         ):
             if value not in legal:
-                raise ValueError(f"head {name} must be one of {', '.join(legal)}; got {value!r}")
+                raise ValueError(
+                    f"head {name} must be one of {', '.join(legal)}; got {shown(value)}"
+                )
         if self.kind == "fixed" and len(self.nesting) != 1:
             raise ValueError(
                 f"a fixed head (FF-m) has one granularity, got dims {self.nesting.dims}"

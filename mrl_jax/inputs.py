@@ -1,13 +1,20 @@
 """Reading files that the user names."""
 
+import contextlib
 import os
 import pathlib
 import stat
+import zipfile
+from collections.abc import Iterator
 
 import numpy as np
 
 from mrl_jax.errors import DataError
 from mrl_jax.mapping import mapped
+
+# What a file may unpack to: so many bytes, or so many times its own. Arrays of random floats do not
+# shrink to a half, those of equal numbers to a thousandth.
+MOST_UNPACKED, MOST_TIMES = 1 << 30, 100
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -62,3 +69,26 @@ def open_npy(path: pathlib.Path) -> np.ndarray:
     if more:
         raise DataError(f"{path} is no whole .npy file: {more:,} bytes more than its header says")
     return array
+
+
+@contextlib.contextmanager
+def opened_npz(path: pathlib.Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """The arrays of an .npz file by name, read when they are asked for; no Python objects.
+
+    Raises:
+      DataError: it is no regular file.
+      ValueError: it unpacks to more than a file of its size should.
+      Exception: of many kinds, from numpy and zipfile, here and where arrays are read: the file is
+        missing or broken.
+    """
+    check_file(path)
+    # Opened here, as np.load leaves its own handle open if the file is torn.
+    with path.open("rb") as file:
+        with zipfile.ZipFile(file) as members:
+            unpacked = sum(member.file_size for member in members.infolist())
+        packed = file.seek(0, os.SEEK_END)
+        if unpacked > max(MOST_UNPACKED, MOST_TIMES * packed):
+            raise ValueError(f"its {packed:,} bytes unpack to {unpacked:,}")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
+            yield arrays

@@ -6,15 +6,17 @@ import math
 import operator
 from collections.abc import Sequence
 
+from mrl_jax.errors import shown
+
 
 def _as_dim(value: object) -> int:
     # bool is an int to Python; True as a dimension is a slip, not a wish.
     if isinstance(value, bool):
-        raise ValueError(f"nesting dims must be integers, got {value!r}")
+        raise ValueError(f"nesting dims must be integers, got {shown(value)}")
     try:
         return operator.index(value)
     except TypeError:
-        raise ValueError(f"nesting dims must be integers, got {value!r}") from None
+        raise ValueError(f"nesting dims must be integers, got {shown(value)}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,27 +39,27 @@ class Nesting:
 
     def __post_init__(self):
         if isinstance(self.dims, (str, int)) or not hasattr(self.dims, "__iter__"):
-            raise ValueError(f"nesting dims must be a list of integers, got {self.dims!r}")
+            raise ValueError(f"nesting dims must be a list of integers, got {shown(self.dims)}")
         dims = tuple(_as_dim(m) for m in self.dims)
         if not dims:
             raise ValueError("nesting dims must name at least one granularity, got ()")
         if dims[0] < 1:
-            raise ValueError(f"nesting dims must be >= 1, got {dims[0]} in {dims}")
+            raise ValueError(f"nesting dims must be >= 1, got {dims[0]} in {shown(dims)}")
         for smaller, larger in itertools.pairwise(dims):
             if larger <= smaller:
                 raise ValueError(
                     f"nesting dims must be strictly increasing, got {larger} after {smaller} "
-                    f"in {dims}"
+                    f"in {shown(dims)}"
                 )
         given = (1.0,) * len(dims) if self.weights is None else self.weights
         try:
             weights = tuple(float(c) for c in given)
         except (TypeError, ValueError):
-            raise ValueError(f"nesting weights must be numbers, got {given!r}") from None
+            raise ValueError(f"nesting weights must be numbers, got {shown(given)}") from None
         if len(weights) != len(dims):
             raise ValueError(
-                f"nesting weights must be one per dim: {len(dims)} dims {dims}, "
-                f"{len(weights)} weights {weights}"
+                f"nesting weights must be one per dim: {len(dims)} dims {shown(dims)}, "
+                f"{len(weights)} weights {shown(weights)}"
             )
         for m, c in zip(dims, weights, strict=True):
             if not math.isfinite(c) or c < 0:

@@ -8,6 +8,7 @@ says.
 
 import json
 import pathlib
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from mrl_jax import extras, inputs, json_files
@@ -58,10 +59,12 @@ _CLASS_OF = {
     "camembert": "CamembertTokenizer",
 }
 
+_EXTRA = ("additional_special_tokens", "extra_special_tokens")
 _HEEDED = {
     *("tokenizer_class", "model_max_length", "max_len", "padding_side", "truncation_side"),
     *("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space"),
-    *("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens"),
+    "added_tokens_decoder",
+    *_EXTRA,
     *("bos_token", "eos_token", *SPECIAL),
 }
 # Settings that must have one of these values, which change no token; unlisted ones must be empty.
@@ -123,8 +126,7 @@ def read(path: pathlib.Path, *, settings: bool = True, lowercase: bool = False) 
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     except Exception as error:  # tokenizers raises nothing narrower
-        reason = str(error).partition("\n")[0]
-        raise DataError(f"{path}: not a tokenizer ({reason})") from error
+        raise DataError(f"{path}: not a tokenizer ({shortened(str(error), 200)})") from error
     _check_template(raw, path)
     try:
         raw.encode("\U0010ffff a")  # a token that no vocabulary has, so that it is unknown
@@ -163,6 +165,11 @@ def _check_template(raw: tokenizers.Tokenizer, path: pathlib.Path) -> None:
             raise DataError(
                 f"{path}: post_processor puts {shown(name)} around a text, which it lacks"
             )
+        for number in content["special_tokens"][name]["ids"]:
+            if number >= 2**31 or raw.id_to_token(number) is None:
+                raise DataError(
+                    f"{path}: post_processor puts {number} around a text, which is no token's id"
+                )
 
 
 def bare_wordpiece(
@@ -220,19 +227,44 @@ def _settings(path: pathlib.Path) -> dict[str, Any]:
         legal = " or ".join(map(repr, _NEUTRAL.get(key, ())))
         advice = f"legal: {legal}" if legal else "remove it if no token depends on it"
         raise UsageError(f"{where}: {key} {shown(value)} is not supported; {advice}")
-    for key in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
-        if not isinstance(config.get(key), (bool, type(None))):
-            raise DataError(f"{where}: {key} must be true or false, got {shown(config[key])}")
     if "added_tokens_decoder" in config:
+        _check_types(config, where)
         return config
     config |= _read_json(path.with_name("special_tokens_map.json"))
+    _check_types(config, where)
+    added = path.with_name("added_tokens.json")
     names = {_content(config.get(kind)) for kind in (*SPECIAL, "bos_token", "eos_token")}
     names |= {_content(token) for token in _extra(config)}
     config["added_tokens_decoder"] = {
-        number: {"content": token, "special": token in names, "normalized": token not in names}
-        for token, number in _read_json(path.with_name("added_tokens.json")).items()
+        json_files.field({"id": number}, "id", int, f"{added}: {shown(token)}"): {
+            "content": token,
+            "special": token in names,
+            "normalized": token not in names,
+        }
+        for token, number in _read_json(added).items()
     }
     return config
+
+
+def _check_types(config: dict[str, Any], where: pathlib.Path) -> None:
+    """Refuses settings of another type than they have.
+
+    Raises:
+      DataError: names the first one.
+    """
+    for key in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
+        if not isinstance(config.get(key), bool | None):
+            raise DataError(f"{where}: {key} must be true or false, got {shown(config[key])}")
+    for key in (*SPECIAL, "bos_token", "eos_token"):
+        if not isinstance(_content(config.get(key)), str | None):
+            raise DataError(f"{where}: {key} must be a text, got {shown(config[key])}")
+    for key in _EXTRA:
+        tokens = config.get(key) or []
+        tokens = tokens.values() if isinstance(tokens, dict) else tokens
+        if not isinstance(tokens, Iterable) or not all(
+            isinstance(_content(token), str) for token in tokens
+        ):
+            raise DataError(f"{where}: {key} must be a list of texts, got {shown(config[key])}")
 
 
 def _class_name(path: pathlib.Path, config: dict[str, Any]) -> str | None:
@@ -243,7 +275,8 @@ def _class_name(path: pathlib.Path, config: dict[str, Any]) -> str | None:
     if name := model.get("tokenizer_class"):
         _check_class(name, path.with_name("config.json"))
         return name.removesuffix("Fast")
-    return _CLASS_OF.get(model.get("model_type"))
+    kind = model.get("model_type")
+    return _CLASS_OF.get(kind) if isinstance(kind, str) else None
 
 
 def _check_class(name: Any, where: pathlib.Path) -> None:
@@ -326,7 +359,7 @@ def _heed_stated(raw: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
 
 def _extra(config: dict[str, Any]) -> list[Any]:
     """Special tokens that are of none of the kinds in `SPECIAL`."""
-    lists = (config.get(key) or [] for key in ("additional_special_tokens", "extra_special_tokens"))
+    lists = (config.get(key) or [] for key in _EXTRA)
     return [token for x in lists for token in (x.values() if isinstance(x, dict) else x)]
 
 

@@ -247,3 +247,14 @@ def test_calls_of_the_same_lengths_are_compiled_once():
     encoder.encode(TEXTS[::-1])
     Encoder(text_models.bert(seed=6, layers=1)).encode(TEXTS)
     assert encoders._embed._cache_size() == before
+
+
+def test_a_text_longer_than_a_batch_is_read_from_a_table_in_pieces(monkeypatch):
+    folder, sizes = text_models.static(projection=8, projection_bias=True), []
+    embed = encoders._embed
+    monkeypatch.setattr(encoders, "_embed", lambda *a: (sizes.append(a[2].size), embed(*a))[1])
+    texts = ["the old cat " * 50, "a man", "two dogs sleep. " * 33, ""]
+    whole_nd = alone(folder, texts)[:, -1]
+    found_nd = Encoder(folder).encode(texts, normalize=False, batch_tokens=32)
+    np.testing.assert_allclose(found_nd, whole_nd, atol=1e-6)
+    assert max(sizes) == 32

@@ -1,42 +1,49 @@
+import importlib
+import pathlib
 import sys
 
 import commands
 import pytest
 
-from mrl_jax import extras
+from mrl_jax import cli, extras
 from mrl_jax.errors import UsageError
 
-# A process that has nothing but what requirements.txt installs.
-BARE = """
-import importlib, pathlib, runpy, sys
+EXTRAS = {
+    *("faiss", "flatbuffers", "jax2onnx", "numba", "numkong", "onnx", "onnxruntime", "psycopg"),
+    *("pyarrow", "pymilvus", "ray", "safetensors", "tensorflow", "tokenizers", "xxhash"),
+}
+
 
 class Missing:
-    names = {
-        *("faiss", "flatbuffers", "jax2onnx", "numba", "numkong", "onnx", "onnxruntime", "psycopg"),
-        *("pyarrow", "pymilvus", "ray", "safetensors", "tensorflow", "tokenizers", "xxhash"),
-    }
+    """Finds nothing but what requirements.txt installs."""
+
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in self.names:
+        if name.partition(".")[0] in EXTRAS:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-sys.meta_path.insert(0, Missing())
-"""
-IMPORTS = """
-from mrl_jax.errors import UsageError
 
-for path in sorted(pathlib.Path("mrl_jax").rglob("*.py")):
-    name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
-    try:
-        importlib.import_module(name)
-    except UsageError as error:
-        print(name, error)
-"""
+@pytest.fixture
+def bare(monkeypatch):
+    """This process without the extras, and with none of our modules imported yet."""
+    for name in list(sys.modules):
+        if name.partition(".")[0] in {"mrl_jax", *EXTRAS}:
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
+    modules = dict(sys.modules)
+    yield
+    for name in sys.modules.keys() - modules.keys():
+        if name.partition(".")[0] == "mrl_jax":
+            del sys.modules[name]
 
 
-def test_without_extras_imports_say_what_to_install():
-    done = commands.run([sys.executable, "-W", "ignore", "-c", BARE + IMPORTS])
-    assert (done.returncode, done.stderr) == (0, "")
-    said = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+def test_without_extras_imports_say_what_to_install(bare):
+    said = {}
+    for path in sorted(pathlib.Path("mrl_jax").rglob("*.py")):
+        name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+        try:
+            importlib.import_module(name)
+        except ValueError as error:  # a UsageError of the package that was imported anew
+            said[name] = str(error)
     for name, extra in (
         ("search.index", "search"),
         ("search.planner", "search"),
@@ -57,9 +64,25 @@ def test_without_extras_imports_say_what_to_install():
         assert f"mrl_jax.{name}" not in said
 
 
+def test_what_ends_the_imports_of_a_command_is_one_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli._uncaught(extras.MissingPackageError, extras.MissingPackageError("no x"), None)
+    assert (ended.value.code, capsys.readouterr().err) == (2, "error: no x\n")
+
+
+@pytest.mark.slow
 def test_without_its_extra_a_command_is_one_line():
-    run = "sys.argv = ['search', '--help']; runpy.run_module('mrl_jax.search', run_name='__main__')"
-    line = commands.fail([sys.executable, "-W", "ignore", "-c", BARE + run], 2)
+    bare = f"""
+import runpy, sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {EXTRAS}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+sys.argv = ["search", "--help"]
+runpy.run_module("mrl_jax.search", run_name="__main__")
+"""
+    line = commands.fail([sys.executable, "-W", "ignore", "-c", bare], 2)
     assert 'an index needs more packages: pip install "mrl_jax[search]" (No module named' in line
 
 

@@ -12,6 +12,7 @@ from mrl_jax.data.remarks import Remarks
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.evaluators import hierarchy
 from mrl_jax.interop import torch_weights
+from mrl_jax.reporting import artefacts
 from mrl_jax.search import ids
 from mrl_jax.search.plan import read_plan
 from mrl_jax.search.vectors import open_vectors
@@ -138,3 +139,18 @@ def test_too_few_descriptors_are_no_damage(tmp_path):
             inputs.open_npy(tmp_path / "x.npy")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_arrays_that_a_small_file_unpacks_to_without_end_are_refused(tmp_path, monkeypatch):
+    """A kilobyte of .npz may hold gigabytes of zeros."""
+    monkeypatch.setattr(inputs, "MOST_UNPACKED", 10_000)
+    path = tmp_path / "examples.npz"
+    np.savez_compressed(path, a=np.zeros((100_000, 2)), b=np.zeros(3), score=np.zeros(3))
+    message = r"examples\.npz.*its \d,\d+ bytes unpack to 1,600,\d+"
+    with pytest.raises(DataError, match=message):
+        vectors.read_scored(path, 2)
+    with pytest.raises(DataError, match=message):
+        artefacts._read_right(path, "a", 0)
+    np.savez_compressed(path, a=np.ones((500, 2)), b=np.ones((500, 2)), score=np.ones(500))
+    monkeypatch.setattr(inputs, "MOST_TIMES", 10**6)
+    assert len(vectors.read_scored(path, 2).score_n) == 500

@@ -163,7 +163,11 @@ def test_a_vocabulary_with_special_tokens_of_other_names(folder):
         ({"strip_accents": "yes"}, "strip_accents must be true or false, got 'yes'"),
         ({"added_tokens_decoder": {"3": ITEM}}, r"gives token '\[ITEM\]' the id 3"),
         ({"added_tokens_decoder": {"x": ITEM}}, "tokens that cannot be added"),
-        ({"additional_special_tokens": [3]}, "tokens that cannot be added"),
+        ({"additional_special_tokens": [3]}, "additional_special_tokens must be a list of texts"),
+        ({"additional_special_tokens": 3}, "additional_special_tokens must be a list of texts"),
+        ({"extra_special_tokens": {"x": []}}, "extra_special_tokens must be a list of texts"),
+        ({"pad_token": [1]}, r"pad_token must be a text, got \[1\]"),
+        ({"cls_token": {"content": {}}}, "cls_token must be a text, got {'content': {}}"),
     ],
 )
 def test_what_is_not_heeded_is_refused(folder, settings, message):
@@ -172,6 +176,24 @@ def test_what_is_not_heeded_is_refused(folder, settings, message):
         Tokenizer.load(folder)
     assert "\n" not in str(error.value)
     assert "tokenizer_config.json" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("special_tokens_map.json", {"sep_token": 3}, "sep_token must be a text, got 3"),
+        ("special_tokens_map.json", {"strip_accents": "x"}, "strip_accents must be true or false"),
+        ("added_tokens.json", {"[ITEM]": [1]}, r"added_tokens.json: '\[ITEM\]': .* must be int"),
+    ],
+)
+def test_files_beside_it_of_another_type_are_refused(folder, file, values, message):
+    change(folder / file, **values)
+    with pytest.raises((UsageError, DataError), match=message):
+        Tokenizer.load(folder)
+    change(folder / "config.json", tokenizer_class=None, model_type=["bert"])
+    for other in ("special_tokens_map.json", "added_tokens.json"):
+        (folder / other).unlink(missing_ok=True)
+    assert tokens(folder, "a man") == "[CLS] a man [SEP]"
 
 
 def test_settings_that_change_nothing_are_passed(folder):

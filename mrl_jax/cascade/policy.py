@@ -38,7 +38,7 @@ class Policy:
         try:
             thresholds = tuple(float(t) for t in self.thresholds)
         except (TypeError, ValueError):
-            raise ValueError(f"thresholds must be numbers, got {self.thresholds!r}") from None
+            raise ValueError(f"thresholds must be numbers, got {shown(self.thresholds)}") from None
         if len(thresholds) != len(dims):
             raise ValueError(
                 f"thresholds must be one per dim: {len(dims)} dims {dims}, "

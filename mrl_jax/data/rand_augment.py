@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from mrl_jax.errors import shown
+
 GREY = (128, 128, 128)  # what shows where an image was moved away
 STRONGEST = 10
 
@@ -25,7 +27,9 @@ class RandAugment(NamedTuple):
     def check(self) -> None:
         """Raises a ValueError for numbers that are not legal."""
         if type(self.layers) is not int or self.layers < 1:
-            raise ValueError(f"rand_augment needs a whole number of changes, got {self.layers!r}")
+            raise ValueError(
+                f"rand_augment needs a whole number of changes, got {shown(self.layers)}"
+            )
         if not 0 <= self.strength <= STRONGEST:
             raise ValueError(
                 f"rand_augment needs a strength from 0 to {STRONGEST}, got {self.strength}"

@@ -20,7 +20,7 @@ from mrl_jax.data.rand_augment import RandAugment
 from mrl_jax.data.remarks import Remarks, printable
 from mrl_jax.data.stream import Resolutions, Stream
 from mrl_jax.data.tfds import open_tfds, parse_parts
-from mrl_jax.errors import DataError, UsageError
+from mrl_jax.errors import DataError, UsageError, shown
 
 SOURCES = ("digits", "image_folder", "tfds")
 
@@ -166,7 +166,9 @@ def check_options(
       ValueError: a value that is not legal.
     """
     if source not in SOURCES:
-        raise UsageError(f"config.data.source must be one of {', '.join(SOURCES)}; got {source!r}")
+        raise UsageError(
+            f"config.data.source must be one of {', '.join(SOURCES)}; got {shown(source)}"
+        )
     if image_size < 1:
         raise UsageError(f"data.image_size must be >= 1, got {image_size}")
     if not 0 < eval_crop <= 1:

@@ -19,6 +19,7 @@ from mrl_jax.data.boxes import ATTEMPTS, random_box
 from mrl_jax.data.images import centre_square, render_fast
 from mrl_jax.data.loader import train_rows
 from mrl_jax.data.rand_augment import RandAugment
+from mrl_jax.errors import shown
 from mrl_jax.runtime import watchdog
 
 # Images that a thread prepares in one go: grain costs 0.25 ms per element, an image 1 to 10 ms.
@@ -53,7 +54,7 @@ def check_resolutions(resolutions: Resolutions) -> None:
             or len(point) != 2
             or not all(type(number) is int for number in point)
         ):
-            raise ValueError(f"resolutions must be (step, pixels) pairs, got {point!r}")
+            raise ValueError(f"resolutions must be (step, pixels) pairs, got {shown(point)}")
         if point[1] < 32 or point[1] % 32:
             raise ValueError(f"resolutions must be multiples of 32 pixels, got {point[1]}")
     steps = [step for step, _ in resolutions]

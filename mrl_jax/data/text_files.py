@@ -19,6 +19,7 @@ SPLITS = ("train", "val", "test")
 VALIDATION = ("dev", "validation", "valid")  # other names of the val split
 FALSE = ("", "0", "false", "False")
 _BUFFER = 1 << 20  # bytes that are read at a time
+_ROWS = 1 << 7  # rows of Parquet that are unpacked at a time; equal ones are stored once
 # What a small file may be packed from without end: bytes of a line, and lines without content.
 MOST_BYTES, MOST_BLANK = 1 << 26, 10**6
 
@@ -202,7 +203,7 @@ def _parquet(path: pathlib.Path, file: BinaryIO) -> Iterator[Row]:
         columns = table.schema_arrow.names
         if len(set(columns)) < len(columns):
             raise DataError(f"{path}: two columns of the same name in {listed(columns)}")
-        for part in table.iter_batches():
+        for part in table.iter_batches(_ROWS):
             for values in part.to_pylist():
                 number += 1
                 yield Row(f"{path} row {number}", values)
@@ -298,4 +299,4 @@ class Filter:
         """
         for column, _, _ in self._conditions:
             if column not in self.seen:
-                raise UsageError(f"data.drop: no row has a column {column!r}")
+                raise UsageError(f"data.drop: no row has a column {shown(column)}")

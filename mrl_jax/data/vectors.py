@@ -217,11 +217,11 @@ def read_scored(path: pathlib.Path, width: int) -> ScoredVectors:
       DataError: the file or an array is missing, the width differs, or there are values that are
         not numbers, NaN or infinite; names the file.
     """
-    inputs.check_file(path)
     try:
-        # Opened here, as np.load leaves its own handle open if the file is torn.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with inputs.opened_npz(path) as arrays:
             a_nd, b_nd, score_n = (arrays[name] for name in ("a", "b", "score"))
+    except DataError:
+        raise
     except Exception as error:  # zipfile and numpy raise many kinds for files that lie
         reason = error or type(error).__name__
         raise DataError(f"{path} must be .npz with arrays a, b and score: {reason}") from error

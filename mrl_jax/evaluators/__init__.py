@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from mrl_jax.data import Dataset, Split
 from mrl_jax.data.shifts import Shift
+from mrl_jax.errors import shown
 from mrl_jax.evaluators import (
     agreement,
     attribution,
@@ -59,7 +60,7 @@ def chosen(names: tuple[str, ...]) -> tuple[str, ...]:
         raise ValueError(f"at least one of {', '.join(MEASURES)} or all must be measured")
     for name in names:
         if name not in MEASURES and name != "all":
-            raise ValueError(f"measures are {', '.join(MEASURES)} or all; got {name!r}")
+            raise ValueError(f"measures are {', '.join(MEASURES)} or all; got {shown(name)}")
     return tuple(name for name in MEASURES if name in names or "all" in names)
 
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from mrl_jax import adaptors
 from mrl_jax.data import vectors
 from mrl_jax.data.vectors import VectorData
-from mrl_jax.errors import UsageError
+from mrl_jax.errors import UsageError, shown
 from mrl_jax.evaluators.adaptor import AdaptorEvaluation, fitted_on
 from mrl_jax.evaluators.spaces import axes_about_origin
 from mrl_jax.experiment import common
@@ -32,7 +32,7 @@ def make_adaptor(kind: str, hidden: int, width: int) -> nn.Module:
       ValueError: no such kind, or hidden units of one that has none.
     """
     if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {shown(kind)}")
     if hidden < 0 or (hidden and kind != "residual"):
         raise ValueError(f"hidden must be 0, or units of a residual adaptor; got {hidden}")
     if kind == "residual":
@@ -58,7 +58,7 @@ def check(config: ConfigDict) -> AdaptorTask:
         )
     with config_errors("adaptor"):
         if a.start not in STARTS:
-            raise ValueError(f"start must be one of {', '.join(STARTS)}; got {a.start!r}")
+            raise ValueError(f"start must be one of {', '.join(STARTS)}; got {shown(a.start)}")
     task = _task(config, nesting.width, ranked=True, mesh=None)
     named_paths("eval.sts", config.eval.sts, set(vectors.SPLITS))
     common.make_optimizer(config)

@@ -267,7 +267,7 @@ def evaluated_dims(config: ConfigDict, nesting: Nesting) -> tuple[int, ...]:
         dims = Nesting(config.eval.dims).dims
     if dims[0] > nesting.width:
         raise UsageError(
-            f"config.eval.dims {dims} are all wider than the nesting ({nesting.width} dims)"
+            f"config.eval.dims {shown(dims)} are all wider than the nesting ({nesting.width} dims)"
         )
     return dims
 

@@ -24,7 +24,7 @@ from mrl_jax.data.text_columns import Columns, parse_columns
 from mrl_jax.data.text_files import SPLITS, find_files, first_columns, read_rows
 from mrl_jax.data.token_cache import tokens_of, vectors_of, vocabulary_of
 from mrl_jax.encoder import Encoder
-from mrl_jax.errors import DataError, UsageError, listed
+from mrl_jax.errors import DataError, UsageError, listed, shown
 from mrl_jax.evaluators.sentences import SentenceEvaluation
 from mrl_jax.evaluators.text_layers import check_layers
 from mrl_jax.experiment import common
@@ -209,7 +209,7 @@ def _checked(
         )
     with config_errors("pairs"):
         if p.loss not in NEEDS:
-            raise ValueError(f"loss must be one of {', '.join(NEEDS)}; got {p.loss!r}")
+            raise ValueError(f"loss must be one of {', '.join(NEEDS)}; got {shown(p.loss)}")
         if not p.score_max > 0:
             raise ValueError(f"score_max must be > 0, got {p.score_max}")
         if p.micro_batch and config.batch_size % p.micro_batch:

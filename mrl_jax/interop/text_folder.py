@@ -130,7 +130,7 @@ def read_text_folder(path: str | os.PathLike) -> TextFolder:
     truncate_dim = settings.get("truncate_dim")
     for dim in (*dims, *([] if truncate_dim is None else [truncate_dim])):
         if not isinstance(dim, int) or not 1 <= dim <= encoder.out_dim:
-            raise DataError(f"{root}: dim {dim!r}, legal are 1 to {encoder.out_dim}")
+            raise DataError(f"{root}: dim {shown(dim)}, legal are 1 to {encoder.out_dim}")
     return TextFolder(
         encoder,
         tree,

@@ -219,6 +219,7 @@ _RANGES = {
     "types": (0, 2**31 - 1),
     "pad_token_id": (0, 2**31 - 1),
     "layers": (1, 1000),  # each is traced by itself
+    "max_positions": (8, 2**31 - 1),  # the marks around a text need some
     "epsilon": (1e-30, 1.0),
     "dropout": (0.0, 1.0),
     "attention_dropout": (0.0, 1.0),

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, get_args
 import flax.linen as nn
 import jax.numpy as jnp
 
+from mrl_jax.errors import shown
 from mrl_jax.models.cnn import Cnn
 from mrl_jax.models.mlp import Mlp
 from mrl_jax.models.resnet import ResNet, Stem
@@ -26,7 +27,7 @@ DEFAULTS = {
     "dtype": "float32",
     "remat": False,
 }
-MOST_LAYERS = 1000  # each is traced and compiled by itself
+MOST_LAYERS = 100  # each is traced and compiled by itself
 _LEGAL = {
     "stem": get_args(Stem),
     "pool": get_args(Pool),
@@ -74,12 +75,14 @@ def build(name: str, **options: Any) -> nn.Module:
       ValueError: no such backbone, an option that it does not have, or a value that is not legal.
     """
     if name not in BACKBONES:
-        raise ValueError(f"model name must be one of {', '.join(BACKBONES)}; got {name!r}")
+        raise ValueError(f"model name must be one of {', '.join(BACKBONES)}; got {shown(name)}")
     network = BACKBONES[name]
     chosen = {}
     for key, value in options.items():
         if key in _LEGAL and value not in _LEGAL[key]:
-            raise ValueError(f"model {key} must be one of {', '.join(_LEGAL[key])}; got {value!r}")
+            raise ValueError(
+                f"model {key} must be one of {', '.join(_LEGAL[key])}; got {shown(value)}"
+            )
         if key not in _LEGAL and value < DEFAULTS[key]:
             raise ValueError(f"model {key} must be >= {DEFAULTS[key]}, got {value}")
         if key == "depth" and value > MOST_LAYERS:

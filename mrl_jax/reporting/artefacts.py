@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mrl_jax import json_files
+from mrl_jax import inputs, json_files
 from mrl_jax.errors import DataError, shown
 from mrl_jax.json_files import field
 
@@ -59,8 +59,7 @@ class Units(NamedTuple):
 def _read_right(path: pathlib.Path, name: str, modified: int) -> dict[int, np.ndarray]:
     del modified
     try:
-        # Opened here, because NumPy leaves a damaged file open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with inputs.opened_npz(path) as arrays:
             if name not in arrays:
                 return {}
             right_gn, dims = arrays[name], arrays[f"{name}/dims"]

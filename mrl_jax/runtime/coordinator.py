@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from mrl_jax.errors import EXIT_HUNG, UsageError
+from mrl_jax.errors import EXIT_HUNG, UsageError, shown
 
 # Where processes are started on many machines, the name of one may become known a little later.
 _RESOLVED_S = 20
@@ -60,7 +60,7 @@ def parse(name: str, text: str) -> Address:
     if not found or not 1 <= int(found[3]) <= 65535 or (found[1] and not _is_ip(host)):
         raise UsageError(
             f"{name} must be HOST:PORT with a port of 1 to 65535, such as 127.0.0.1:1234, "
-            f"node0:1234 or [fd00::1]:1234; got {text!r}"
+            f"node0:1234 or [fd00::1]:1234; got {shown(text)}"
         )
     return Address(host, int(found[3]))
 
@@ -72,7 +72,7 @@ def parse_port(name: str, text: str) -> int:
       UsageError: it holds none.
     """
     if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
-        raise UsageError(f"{name} must be a port of 1 to 65535, got {text!r}")
+        raise UsageError(f"{name} must be a port of 1 to 65535, got {shown(text)}")
     return int(text)
 
 

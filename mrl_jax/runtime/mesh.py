@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from mrl_jax.errors import shown
+
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
@@ -84,22 +86,26 @@ def check_rules(rules: Rules) -> None:
     """
     for pair in rules:
         if not isinstance(pair, tuple) or len(pair) != 2:
-            raise ValueError(f"a sharding rule must be a pair (regex, placement), got {pair!r}")
+            raise ValueError(
+                f"a sharding rule must be a pair (regex, placement), got {shown(pair)}"
+            )
         regex, rule = pair
         try:
             re.compile(regex)
         except re.error as error:
-            raise ValueError(f"sharding rule {regex!r} is no regular expression: {error}") from None
+            raise ValueError(
+                f"sharding rule {shown(regex)} is no regular expression: {error}"
+            ) from None
         parts = [part.partition(":")[::2] for part in rule.split("+")]
         axes = [axis for _, axis in parts]
         known = all(tactic in ("first", "last", "largest") for tactic, _ in parts)
         if rule != "replicate" and not (known and set(axes) <= {*AXES}):
             raise ValueError(
-                f"sharding rule {rule!r} must be replicate, or first:AXIS, last:AXIS or "
+                f"sharding rule {shown(rule)} must be replicate, or first:AXIS, last:AXIS or "
                 f"largest:AXIS with AXIS one of {', '.join(AXES)}, or several of these joined by +"
             )
         if len(set(axes)) < len(axes):
-            raise ValueError(f"sharding rule {rule!r} names an axis twice")
+            raise ValueError(f"sharding rule {shown(rule)} names an axis twice")
 
 
 def _spec(rule: str, name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec | None:
@@ -122,7 +128,7 @@ def _spec(rule: str, name: str, shape: tuple[int, ...], mesh: Mesh) -> Partition
                 odd = f"does not divide by mesh {axis}={size}"
                 why = taken if chosen in placed else odd
                 raise ValueError(
-                    f"sharding rule {rule!r}: {tactic} dimension of {name} {shape} {why}"
+                    f"sharding rule {shown(rule)}: {tactic} dimension of {name} {shape} {why}"
                 )
         if chosen is not None:
             placed[chosen] = axis
@@ -168,5 +174,5 @@ def shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:
     placed = jax.tree_util.tree_map_with_path(place, tree)
     for (regex, _), used in zip(rules, matched, strict=True):
         if not used:
-            raise ValueError(f"sharding rule {regex!r} matches nothing")
+            raise ValueError(f"sharding rule {shown(regex)} matches nothing")
     return placed

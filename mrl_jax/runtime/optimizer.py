@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import optax
 
+from mrl_jax.errors import shown
 from mrl_jax.runtime.mesh import path_name
 
 SCHEDULES = ("cosine", "linear")
@@ -27,7 +28,7 @@ def schedule(name: str, learning_rate: float, warmup_steps: int, steps: int) -> 
         the rest.
     """
     if name not in SCHEDULES:
-        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {name!r}")
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {shown(name)}")
     if not learning_rate > 0:
         raise ValueError(f"learning_rate must be > 0, got {learning_rate}")
     if not 0 <= warmup_steps < steps:
@@ -54,7 +55,7 @@ def check_decay_mask(decay_mask: str, params: Any) -> None:
       ValueError: no path of a parameter contains it.
     """
     if not any(jax.tree.leaves(_matches(re.compile(decay_mask), params))):
-        raise ValueError(f"decay_mask {decay_mask!r} matches no parameter")
+        raise ValueError(f"decay_mask {shown(decay_mask)} matches no parameter")
 
 
 def make_optimizer(
@@ -87,7 +88,9 @@ def make_optimizer(
     try:
         pattern = re.compile(decay_mask)
     except re.error as error:
-        raise ValueError(f"decay_mask {decay_mask!r} is no regular expression: {error}") from None
+        raise ValueError(
+            f"decay_mask {shown(decay_mask)} is no regular expression: {error}"
+        ) from None
     if nesterov and name != "sgd":
         raise ValueError(f"nesterov is an option of sgd, not of {name}")
 
@@ -109,5 +112,7 @@ def make_optimizer(
             optax.scale_by_learning_rate(rate),
         )
     else:
-        raise ValueError(f"optimizer name must be one of {', '.join(OPTIMIZERS)}; got {name!r}")
+        raise ValueError(
+            f"optimizer name must be one of {', '.join(OPTIMIZERS)}; got {shown(name)}"
+        )
     return optax.chain(optax.clip_by_global_norm(clip_norm), main) if clip_norm else main

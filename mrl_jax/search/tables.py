@@ -42,6 +42,8 @@ def opened(path: pathlib.Path, **options: Any) -> Iterator[Any]:
             yield file
     except FileNotFoundError:
         raise DataError(f"{path} is missing") from None
+    except MemoryError:
+        raise DataError(f"{path} unpacks to more than the memory holds") from None
     except (OSError, ValueError, EOFError, pa.ArrowException) as error:
         raise DataError(f"{path} is no whole Parquet file: {error}") from error
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mrl_jax import layered, pair_losses
+from mrl_jax.errors import shown
 from mrl_jax.gradient_cache import embed_in_parts
 from mrl_jax.guidance import guide_similarities, guided_mask, ids_mask
 from mrl_jax.kernels import nested_info_nce
@@ -84,7 +85,7 @@ class SentencePairs:
 
     def __post_init__(self):
         if self.loss_name not in NEEDS:
-            raise ValueError(f"loss must be one of {', '.join(NEEDS)}; got {self.loss_name!r}")
+            raise ValueError(f"loss must be one of {', '.join(NEEDS)}; got {shown(self.loss_name)}")
         there = {"score": self.scored, "negatives": len(self.sides) > 2}
         there["teacher"] = self.teacher_width > 0
         needed = NEEDS[self.loss_name]
@@ -102,9 +103,11 @@ class SentencePairs:
             raise ValueError(f"micro_batch must be >= 0, got {self.micro_batch}")
         if self.layers not in get_args(Layers):
             legal = ", ".join(get_args(Layers))
-            raise ValueError(f"layers must be one of {legal}; got {self.layers!r}")
+            raise ValueError(f"layers must be one of {legal}; got {shown(self.layers)}")
         if self.layers != "last" and self.encoder.layers < 2:
-            raise ValueError(f"layers {self.layers!r} needs an encoder of several, this has one")
+            raise ValueError(
+                f"layers {shown(self.layers)} needs an encoder of several, this has one"
+            )
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of a batch of so many pairs of longest texts."""

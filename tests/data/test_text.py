@@ -1,8 +1,11 @@
+import contextlib
 import gzip
 import json
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from mrl_jax.data import text, text_files
 from mrl_jax.errors import DataError, UsageError
@@ -228,3 +231,15 @@ def test_what_a_small_file_unpacks_to_without_end_is_refused(tmp_path, monkeypat
     rows = b'{"a": 1}\n' if "jsonl" in name else b"1\n"
     path.write_bytes(gzip.compress(head + (rows + b"\n" * 2000) * 2 + rows.strip()))
     assert len(list(text_files.read_rows(path))) == 3
+
+
+def test_equal_rows_of_parquet_are_unpacked_a_few_at_a_time(tmp_path):
+    """They are stored once: a megabyte may hold terabytes of text."""
+    texts = ["x" * 20_000] * 8_000
+    path = tmp_path / "t.parquet"
+    parquet.write_table(pyarrow.table({"text": texts}), path)
+    assert path.stat().st_size < 200_000
+    before = pyarrow.total_allocated_bytes()
+    with contextlib.closing(text_files.read_rows(path)) as rows:
+        assert len(next(rows).values["text"]) == 20_000
+        assert pyarrow.total_allocated_bytes() - before < 50e6

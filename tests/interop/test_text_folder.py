@@ -383,6 +383,9 @@ def test_the_settings_of_the_config_are_those_of_the_module(tmp_path):
     assert found == Bert(100, 32, activation="silu", attention_dropout=0.3, **fields)
 
 
+_MARK_ID = "tokenizer.json", ["post_processor", "special_tokens", "[CLS]", "ids", 0]
+
+
 @pytest.mark.parametrize(
     ("file", "path", "value", "message"),
     [
@@ -390,6 +393,7 @@ def test_the_settings_of_the_config_are_those_of_the_module(tmp_path):
         ("config.json", ["hidden_size"], [], "field 'hidden_size' must be int"),
         ("config.json", ["num_hidden_layers"], 10**18, "num_hidden_layers must be 1 to 1000"),
         ("config.json", ["num_attention_heads"], 0, "num_attention_heads must be 1 to"),
+        ("config.json", ["max_position_embeddings"], 1, "max_position_embeddings must be 8 to"),
         ("config.json", ["layer_norm_eps"], "x", "field 'layer_norm_eps' must be int or float"),
         ("config.json", ["hidden_act"], ["gelu"], "field 'hidden_act' must be str"),
         ("2_Dense/config.json", ["out_features"], None, "field 'out_features' must be int"),
@@ -400,8 +404,11 @@ def test_the_settings_of_the_config_are_those_of_the_module(tmp_path):
         ("config_sentence_transformers.json", ["default_prompt_name"], [1], "must be a text"),
         ("modules.json", [0, "path"], "\ud800", "there is no folder"),
         ("modules.json", [0], None, "field 'type' is missing"),
+        ("tokenizer.json", ["version"], "x" * 3000, r"not a tokenizer .{,210}$"),
         ("tokenizer.json", ["model", "unk_token"], "x", "cannot tokenise"),
         ("tokenizer.json", ["post_processor", "single", 0, "SpecialToken", "id"], "x", "it lacks"),
+        (*_MARK_ID, 2**31, "post_processor puts 2147483648 around a text, which is no token's id"),
+        (*_MARK_ID, 100, "post_processor puts 100 around a text, which is no token's id"),
     ],
 )
 def test_fields_of_another_type_are_named(tmp_path, file, path, value, message):

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mrl_jax.errors import shown
+
 Pooling = Literal["mean", "cls", "last"]
 
 
@@ -38,7 +40,7 @@ class SentenceEncoder(nn.Module):
         """Makes the projection; refuses another pooling by a ValueError."""
         if self.pooling not in get_args(Pooling):
             legal = ", ".join(get_args(Pooling))
-            raise ValueError(f"pooling must be one of {legal}; got {self.pooling!r}")
+            raise ValueError(f"pooling must be one of {legal}; got {shown(self.pooling)}")
         if self.projection:
             self.project = nn.Dense(self.projection, use_bias=self.projection_bias)
 
