@@ -127,6 +127,14 @@ def test_tokens_that_were_added_are_one_token(folder, file, values, form):
     assert Tokenizer.load(folder).raw.token_to_id("[ITEM]") == len(VOCABULARY)
 
 
+def test_a_token_that_was_added_to_an_uncased_vocabulary_is_found_in_any_case(folder):
+    change(folder / "tokenizer_config.json", do_lower_case=True)
+    change(folder / "added_tokens.json", **{"[ITEM]": len(VOCABULARY)})
+    (folder / "tokenizer.json").unlink()
+    ids_t = Tokenizer.load(folder).encode(["A [ITEM] man [item] a"], 12)[0]
+    assert ids_t.tolist() == [2, 5, 24, 6, 24, 5, 3]
+
+
 def test_a_word_that_is_called_special_is_split_off_and_keeps_its_id(folder):
     change(folder / "tokenizer_config.json", additional_special_tokens=["man"])
     assert tokens(folder, "a mana dogs") == "[CLS] a man a dogs [SEP]"

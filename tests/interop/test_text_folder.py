@@ -394,6 +394,8 @@ _MARK_ID = "tokenizer.json", ["post_processor", "special_tokens", "[CLS]", "ids"
         ("config.json", ["num_hidden_layers"], 10**18, "num_hidden_layers must be 1 to 1000"),
         ("config.json", ["num_attention_heads"], 0, "num_attention_heads must be 1 to"),
         ("config.json", ["max_position_embeddings"], 1, "max_position_embeddings must be 8 to"),
+        ("config.json", ["pad_token_id"], [], r"field 'pad_token_id' must be int, got \[\]"),
+        ("config.json", ["pad_token_id"], -1, "pad_token_id must be 0 to"),
         ("config.json", ["layer_norm_eps"], "x", "field 'layer_norm_eps' must be int or float"),
         ("config.json", ["hidden_act"], ["gelu"], "field 'hidden_act' must be str"),
         ("2_Dense/config.json", ["out_features"], None, "field 'out_features' must be int"),
