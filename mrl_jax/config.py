@@ -318,8 +318,15 @@ def check_type(key: str, value: Any, where: str) -> None:
         )
     if expected is tuple:
         _check_items(key, value, where)
-    if "\0" in "".join(_texts(value)):
+    text = "".join(_texts(value))
+    if "\0" in text:
         raise UsageError(f"{where}: config key {key!r} holds a zero character: {shown(value)}")
+    try:
+        os.fsencode(text)  # names of files that are not UTF-8 have a form as text, too
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"{where}: config key {key!r} is not valid Unicode: {shown(value)}"
+        ) from None
 
 
 def _texts(value: Any) -> Iterator[str]:

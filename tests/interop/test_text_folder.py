@@ -318,6 +318,9 @@ def test_modules_that_are_not_ours_are_refused(folder, modules, kind, message):
     (folder / "modules.json").write_text('[{"path": ""}]')
     with pytest.raises(DataError, match="field 'type' is missing"):
         read_text_folder(folder)
+    (folder / "modules.json").write_text('{"path": ""}')
+    with pytest.raises(DataError, match="must be a list of modules"):
+        read_text_folder(folder)
 
 
 def test_ids_without_a_row_are_refused(folder):
