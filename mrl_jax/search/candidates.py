@@ -9,13 +9,29 @@ from jax import lax
 from mrl_jax.search.placement import Layout
 
 
+def products(
+    database_nd: jax.Array, centre_d, query_bd, row_bc, dim: int, at_most: int
+) -> jax.Array:
+    """Products over the first `dim` dims, [B, C] float32: of each query its own rows.
+
+    Each is a sum by itself: equal rows get equal numbers wherever they are, which a matrix product
+    does not promise. Arguments are those of `sums`; rows count from `centre_d`, if it is not None.
+    """
+
+    def of_query(part_cd, query_d):
+        if centre_d is not None:
+            part_cd -= centre_d[None, :dim]
+        return (part_cd * query_d).sum(1)
+
+    return _of_each_query(of_query, database_nd, query_bd, row_bc, (0, dim), at_most)
+
+
 def sums(
     layout: Layout, database_nd: jax.Array, query_bd, row_bc, dims: tuple[int, int], at_most: int
 ) -> tuple[jax.Array, jax.Array]:
     """Sums over dims lo to hi that scores follow from (see `scores`): of each query its own rows.
 
-    Each is a sum by itself: equal rows get equal numbers wherever they are, which a matrix product
-    does not promise. In float64, where no product of float32 is too small or too large and rows
+    As `products`, but in float64, where no product of float32 is too small or too large and rows
     are told apart that differ in their last digits.
 
     Args:
@@ -30,6 +46,25 @@ def sums(
       Two [B, C] float64: products, or minus squared distances; squares of rows, or zeros if the
       metric is not the cosine.
     """
+
+    def of_query(part_cd, query_d):
+        part_cd, query_d = part_cd.astype(jnp.float64), query_d.astype(jnp.float64)
+        if layout.metric == "l2":
+            sum_c = -jnp.square(part_cd - query_d).sum(1)
+        else:
+            sum_c = (part_cd * query_d).sum(1)
+        squares_c = jnp.zeros_like(sum_c)
+        if layout.metric == "cosine":
+            squares_c = jnp.square(part_cd).sum(1)
+        return sum_c, squares_c
+
+    return _of_each_query(of_query, database_nd, query_bd, row_bc, dims, at_most)
+
+
+def _of_each_query(
+    function, database_nd: jax.Array, query_bd, row_bc, dims: tuple[int, int], at_most: int
+):
+    """A function of float32 rows [C, hi - lo] and their query [1, hi - lo], for every query."""
     lo, hi = dims
     together = max(at_most // (row_bc.shape[1] * (hi - lo)), 1)
     # A power of two, as the number of queries is.
@@ -42,22 +77,10 @@ def sums(
         part_cd = jax.vmap(
             lambda row: lax.dynamic_slice(database_nd, (row, first), (1, hi - lo))[0]
         )(row_c)
-        # By float32: an accelerator reads other precisions as that.
-        part_cd = part_cd.astype(jnp.float32).astype(jnp.float64)
-        query_d = query_d[None, lo:hi].astype(jnp.float64)
-        if layout.metric == "l2":
-            sum_c = -jnp.square(part_cd - query_d).sum(1)
-        else:
-            sum_c = (part_cd * query_d).sum(1)
-        squares_c = jnp.zeros_like(sum_c)
-        if layout.metric == "cosine":
-            squares_c = jnp.square(part_cd).sum(1)
-        return sum_c, squares_c
+        return function(part_cd.astype(jnp.float32), query_d[None, lo:hi])
 
     # No batches of one: an axis of length 1 makes XLA's code for CPUs 5 times slower.
-    batch = together if together > 1 else None
-    sum_bc, squares_bc = lax.map(of_query, (query_bd, row_bc), batch_size=batch)
-    return sum_bc, squares_bc
+    return lax.map(of_query, (query_bd, row_bc), batch_size=together if together > 1 else None)
 
 
 def scores(layout: Layout, query_bd, sum_bc, squares_bc, dim: int) -> jax.Array:
@@ -89,7 +112,14 @@ def members(group_bk: jax.Array, size: int) -> jax.Array:
     return (size * group_bk[..., None] + member).reshape(*group_bk.shape[:-1], -1)
 
 
+def pick(chosen_bk: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """What is at these places of arrays, each [..., k]."""
+    return tuple(jnp.take_along_axis(x_bc, chosen_bk, -1) for x_bc in arrays)
+
+
 def best(score_bc: jax.Array, row_bc: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """The k best scores and their rows, which must rise where scores are equal."""
+    if score_bc.shape[-1] >= 16 * k:
+        score_bc, row_bc = pick(largest(score_bc, k), score_bc, row_bc)
     score_bk, chosen_bk = lax.top_k(score_bc, k)
-    return score_bk, jnp.take_along_axis(row_bc, chosen_bk, -1)
+    return score_bk, *pick(chosen_bk, row_bc)

@@ -41,10 +41,13 @@ _SHORT = 32
 _SPARE_ROWS, _SPARE_BLOCKS = 24, 3
 # So many neighbouring blocks are one group when the largest maxima are looked for.
 _GROUP = 8
-# Rows that are scored at a time where rounding leaves open which are the best.
-_OPEN = 64
-# A prefix of a smaller part of its vector's length is too short for products in float32.
-_SHORT_PART = 2.0**-45
+# So many times more rows are looked into where rounding leaves open which are the best.
+_MORE = 4
+# Rather than this part of all rows, all are looked into: further passes would save little.
+_LARGE_PART = 1 / 32
+# Products in float32 of shorter rows, or of prefixes of a smaller part of their query's length, may
+# lose digits.
+_SHORT_ROW, _SHORT_PART = 2.0**-60, 2.0**-28
 # Smaller products than this may be rounded to 0.
 _LEAST = 2.0**-100
 
@@ -53,8 +56,8 @@ class Plan(NamedTuple):
     """What a compiled pass depends on beside its arrays and their layout.
 
     Every device goes through its rows in `spans` parts of `tiles` tiles of `tile` rows, and every
-    tile consists of blocks of `block` rows. It looks into `keep` blocks, and holds `candidates`
-    numbers of their rows at a time.
+    tile consists of blocks of `block` rows. It looks into `keep` blocks and scores
+    `finalists` of their rows in float64. It holds `candidates` numbers of rows at a time.
     """
 
     dims: tuple[int, ...]
@@ -63,6 +66,7 @@ class Plan(NamedTuple):
     tile: int
     block: int
     keep: int
+    finalists: int
     candidates: int
 
 
@@ -85,7 +89,7 @@ def top_k(
 
     The result is that of float64, also far from the origin, of short vectors, and of rows that are
     nearly equal: maxima are products of float32 and only rule rows out. Where their rounding leaves
-    open which rows are the best, as it does where many tie, these are all scored one by one, which
+    open which rows are the best, as it does where many tie, more rows are scored one by one, which
     takes longer. Who asks the same database again should keep a `DeviceIndex` of it.
 
     Args:
@@ -121,21 +125,35 @@ def search(
     k = placement.check_k(k, layout.rows)
 
     def chunk(query_bd):
-        plan = make_plan(layout, dims, k, len(query_bd))
-        row_gbk, score_gbk, legal, sure_b = _search(placed, query_bd, layout, plan, k)
-        open_b = np.flatnonzero(np.asarray(sure_b) == 0)
-        if len(open_b) and legal:
-            row_gbk, score_gbk = np.array(row_gbk), np.array(score_gbk)
-            open_b = np.resize(open_b, 1 << (len(open_b) - 1).bit_length())
-            some = np.asarray(query_bd)[open_b], score_gbk[:, open_b]
-            some = (placement.everywhere(x, layout.mesh) for x in some)
-            plan = make_plan(layout, dims, k, len(open_b))._replace(block=1)
-            found = _search_surely(placed, *some, layout, plan)
-            row_gbk[:, open_b], score_gbk[:, open_b] = map(np.asarray, found)
-        return row_gbk, score_gbk, legal
+        return _find(placed, layout, query_bd, dims, k, k)
 
     at_most = sizes_for(layout.mesh).queries
     return placement.in_chunks(chunk, query_bd, dims[-1], at_most, layout.mesh)
+
+
+def _find(
+    placed: Sharded, layout: Layout, query_bd: jax.Array, dims: tuple[int, ...], k: int, many: int
+):
+    """Rows and scores [G, B, k] by looking into the best `many` rows, and whether all are legal.
+
+    Queries for which the rounding of float32 leaves open which rows are the best look into more.
+    """
+    plan = make_plan(layout, dims, many, len(query_bd))
+    row_gbk, score_gbk, legal, sure_b = _search(placed, query_bd, layout, plan, k)
+    open_b = np.flatnonzero(np.asarray(sure_b) == 0)
+    if not legal or not len(open_b):
+        return row_gbk, score_gbk, legal
+    row_gbk, score_gbk, query_bd = (np.array(x) for x in (row_gbk, score_gbk, query_bd))
+    many = _MORE * many if _MORE * many < _LARGE_PART * layout.local else layout.local
+    # Few sizes, so that few programs are compiled; as many numbers as maxima at most.
+    at_most = max(sizes_for(layout.mesh).maxima // (len(dims) * (many + _SPARE_ROWS)), 1)
+    size = min(_MORE ** math.ceil(math.log(len(open_b), _MORE)), 2 ** int(math.log2(at_most)))
+    for start in range(0, len(open_b), size):
+        some_b = np.resize(open_b[start : start + size], size)
+        some_bd = placement.everywhere(query_bd[some_b], layout.mesh)
+        found = _find(placed, layout, some_bd, dims, k, many)
+        row_gbk[:, some_b], score_gbk[:, some_b] = map(np.asarray, found[:2])
+    return row_gbk, score_gbk, legal
 
 
 def sizes_for(mesh: Mesh) -> Sizes:
@@ -155,7 +173,8 @@ def make_plan(layout: Layout, dims: tuple[int, ...], k: int, queries: int) -> Pl
     tiles = -(-tiles // spans)
     keep = k + max(_SPARE_ROWS // block, _SPARE_BLOCKS)
     keep = min(keep, spans * tiles * tile // block)
-    return Plan(dims, spans, tiles, tile, block, keep, sizes.candidates)
+    finalists = min(k + _SPARE_ROWS, keep * block)
+    return Plan(dims, spans, tiles, tile, block, keep, finalists, sizes.candidates)
 
 
 def _start(layout: Layout, plan: Plan, t: jax.Array) -> jax.Array:
@@ -181,41 +200,40 @@ def block_maxima(layout: Layout, plan: Plan, placed: Sharded, part_gdb, t: jax.A
     """
     start = _start(layout, plan, t)
     exists_n = _exists(layout, plan, t, start + jnp.arange(plan.tile, dtype=jnp.int32))
-    # By cosine rows and queries are brought to about unit length by powers of two, which rounds
-    # nothing: products of short ones would be 0.
-    shrink_n = jnp.ones(plan.tile, jnp.float32)
-    if layout.metric == "cosine":
-        last = layout.dims.index(plan.dims[-1])
-        _, power_n = jnp.frexp(lax.dynamic_slice_in_dim(placed.norm_gn[last], start, plan.tile))
-        shrink_n = jnp.ldexp(shrink_n, -power_n)
     product_nb, maxima = None, []
     for (lo, hi), part_db in zip(ranges(plan.dims), part_gdb, strict=True):
         corner = start, jnp.full((), lo, start.dtype)
         tile_nd = lax.dynamic_slice(placed.database_nd, corner, (plan.tile, hi - lo))
         tile_nd = tile_nd.astype(jnp.float32)
-        if layout.metric == "l2":
+        if placed.centre_d is not None:
             tile_nd -= placed.centre_d[None, lo:hi]
-        elif layout.metric == "cosine":
-            tile_nd *= shrink_n[:, None]
         block_nb = exact_dot(tile_nd, part_db)
         product_nb = product_nb + block_nb if lo else block_nb
         norm_n = lax.dynamic_slice_in_dim(placed.norm_gn[layout.dims.index(hi)], start, plan.tile)
-        norm_n *= shrink_n
-        # A query's own norm scales all its scores alike.
-        scale_n = 1 / norm_n if layout.metric == "cosine" else jnp.ones_like(norm_n)
-        offset_n = -jnp.square(norm_n) / 2 if layout.metric == "l2" else jnp.zeros_like(norm_n)
+        scale_n, offset_n = _score_of_product(layout, norm_n)
         offset_n = jnp.where(exists_n, offset_n, -jnp.inf)
         score_nb = product_nb * scale_n[:, None] + offset_n[:, None]
         maxima.append(_maxima(score_nb, plan.block))
     return maxima
 
 
+def _score_of_product(layout: Layout, norm_n: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Scale and offset of each row; of rows too short for products in float32 anything may be."""
+    if layout.metric == "cosine":
+        # A query's own norm scales all its scores alike.
+        short_n = (norm_n > placement.SHORTEST) & (norm_n < _SHORT_ROW)
+        return 1 / norm_n, jnp.where(short_n, jnp.inf, jnp.zeros_like(norm_n))
+    offset_n = -jnp.square(norm_n) / 2 if layout.metric == "l2" else jnp.zeros_like(norm_n)
+    return jnp.ones_like(norm_n), offset_n
+
+
 def compared(layout: Layout, placed: Sharded, query_bd, dim: int) -> jax.Array:
     """Queries [B, dim] as `block_maxima` multiplies them."""
     query_bd = query_bd[:, :dim]
-    if layout.metric == "l2":
+    if placed.centre_d is not None:
         return query_bd - placed.centre_d[None, :dim]
     if layout.metric == "cosine":
+        # To about unit length by powers of two, which rounds nothing.
         _, power_gb = jnp.frexp(placement.lengths(query_bd, (dim,)))
         return jnp.ldexp(query_bd, -power_gb[0][:, None])
     return query_bd
@@ -266,13 +284,13 @@ def _largest_blocks(layout: Layout, plan: Plan, placed: Sharded, query_bd):
     return jnp.sort(block_gbk, -1), bound_gb
 
 
-def scored(layout: Layout, plan: Plan, placed: Sharded, query_bd):
-    """Within `on_mesh`: this device's rows that may be among the best, scored one by one.
+def shortlist(layout: Layout, plan: Plan, placed: Sharded, query_bd):
+    """Within `on_mesh`: this device's rows that may be among the best.
 
     Returns:
-      score_gbc: [G, B, C] float64, the metric's own; -inf where there is no row.
+      score_gbc: [G, B, C] float32, as in `block_maxima`; -inf where there is no row.
       row_gbc: [G, B, C] of this device, rising where there are rows.
-      bound_gb: [G, B] what no score of another row exceeds, as in `block_maxima`.
+      bound_gb: [G, B] what no score of another row exceeds.
     """
     block_gbk, bound_gb = _largest_blocks(layout, plan, placed, query_bd)
     place_gbc = candidates.members(block_gbk, plan.block)
@@ -280,13 +298,19 @@ def scored(layout: Layout, plan: Plan, placed: Sharded, query_bd):
     row_gbc = _start(layout, plan, t_gbc) + place_gbc % plan.tile
     exists_gbc = (t_gbc >= 0) & _exists(layout, plan, t_gbc, row_gbc)
     row_gbc = jnp.maximum(row_gbc, 0)
+    compared_bd = compared(layout, placed, query_bd, plan.dims[-1])
     scores = []
     for m, row_bc in zip(plan.dims, row_gbc, strict=True):
-        sums = candidates.sums(
-            layout, placed.database_nd, query_bd, row_bc, (0, m), plan.candidates
+        product_bc = candidates.products(
+            placed.database_nd, placed.centre_d, compared_bd, row_bc, m, plan.candidates
         )
-        scores.append(candidates.scores(layout, query_bd, *sums, m))
-    return jnp.where(exists_gbc, jnp.stack(scores), -jnp.inf), row_gbc, bound_gb
+        norm_n = placed.norm_gn[layout.dims.index(m)]
+        scale_bc, offset_bc = _score_of_product(layout, norm_n[row_bc])
+        scores.append(product_bc * scale_bc + offset_bc)
+    # `lax.top_k` holds -0.0 to be less than 0.0.
+    score_gbc = jnp.stack(scores)
+    score_gbc = jnp.where(score_gbc == 0, 0, score_gbc)
+    return jnp.where(exists_gbc, score_gbc, -jnp.inf), row_gbc, bound_gb
 
 
 def _rounding(dim: int) -> float:
@@ -305,16 +329,15 @@ def _floor(layout: Layout, plan: Plan, placed: Sharded, query_bd, score_gbk) -> 
     """
     compared_bd = compared(layout, placed, query_bd, plan.dims[-1])
     length_gb = placement.lengths(compared_bd, plan.dims)
-    whole_n, floors = placed.norm_gn[layout.dims.index(plan.dims[-1])], []
+    floors = []
     for m, length_b, score_bk in zip(plan.dims, length_gb, score_gbk, strict=True):
         norm_n = placed.norm_gn[layout.dims.index(m)]
         longest, error = norm_n.max().astype(jnp.float64), _rounding(m)
         worst_b, length_b = score_bk[:, -1], length_b.astype(jnp.float64)
         if layout.metric == "cosine":
-            # Of prefixes much shorter than their vectors, products may have been rounded to 0.
-            short = ((norm_n > placement.SHORTEST) & (norm_n < _SHORT_PART * whole_n)).any()
+            # Products of a prefix much shorter than its query may have been rounded to 0.
             short_b = (length_b > placement.SHORTEST) & (length_b < _SHORT_PART)
-            floor_b = jnp.where(short | short_b, -jnp.inf, length_b * (worst_b - error))
+            floor_b = jnp.where(short_b, -jnp.inf, length_b * (worst_b - error))
         elif layout.metric == "l2":
             worst_b = (worst_b + jnp.square(length_b)) / 2
             floor_b = worst_b - error * jnp.square(length_b + longest) - _LEAST
@@ -331,8 +354,19 @@ def _search(placed: Sharded, query_bd, layout: Layout, plan: Plan, k: int):
     """Rows and scores [G, B, k], whether all queries are legal, and for which this is sure [B]."""
 
     def local(placed, query_bd):
-        score_gbc, row_gbc, bound_gb = scored(layout, plan, placed, query_bd)
-        found = candidates.best(score_gbc, row_gbc, min(k, score_gbc.shape[-1]))
+        rough_gbc, row_gbc, bound_gb = shortlist(layout, plan, placed, query_bd)
+        chosen_gbf = candidates.largest(rough_gbc, plan.finalists)
+        rough_gbf, row_gbf = candidates.pick(chosen_gbf, rough_gbc, row_gbc)
+        if plan.finalists < row_gbc.shape[-1]:
+            bound_gb = jnp.maximum(bound_gb, rough_gbf.min(-1))
+        scores = []
+        for m, row_bf in zip(plan.dims, row_gbf, strict=True):
+            sums = candidates.sums(
+                layout, placed.database_nd, query_bd, row_bf, (0, m), plan.candidates
+            )
+            scores.append(candidates.scores(layout, query_bd, *sums, m))
+        score_gbf = jnp.where(rough_gbf == -jnp.inf, -jnp.inf, jnp.stack(scores))
+        found = candidates.best(score_gbf, row_gbf, min(k, plan.finalists))
         score_gbk, row_gbk = found[0], layout.first() + found[1]
         # Devices come in the order of their rows.
         rows = layout.mesh.axis_names
@@ -344,72 +378,3 @@ def _search(placed: Sharded, query_bd, layout: Layout, plan: Plan, k: int):
 
     score_gbk, row_gbk, sure_b = placement.on_mesh(local, layout, placed, query_bd)
     return row_gbk, score_gbk, placement.legal_queries(query_bd, plan.dims), sure_b
-
-
-@functools.partial(jax.jit, static_argnums=(3, 4))
-def _search_surely(placed: Sharded, query_bd, score_gbk, layout: Layout, plan: Plan):
-    """Rows and scores [G, B, k], given the best scores of some rows.
-
-    Every row is scored by itself that the rounding of float32 leaves open. In `plan` every row is a
-    block.
-    """
-    k = score_gbk.shape[-1]
-    together = min(_OPEN, plan.tile)
-
-    def local(placed, given):
-        query_bd, score_gbk = given
-        floor_gb = _floor(layout, plan, placed, query_bd, score_gbk)
-        # A query of zeros has no rows to be told apart.
-        floor_gb = jnp.where(floor_gb == jnp.inf, -jnp.inf, floor_gb)
-        compared_bd = compared(layout, placed, query_bd, plan.dims[-1])
-        part_gdb = [compared_bd[:, lo:hi].T for lo, hi in ranges(plan.dims)]
-
-        def of_query(m, start, arguments):
-            """The best rows of one query, of those in a tile and those before."""
-            query_d, floor, most_n, score_k, row_k = arguments
-
-            def is_open(state):
-                most = state[0].max()
-                return (most >= floor) & (most > -jnp.inf)
-
-            def step(state):
-                most_n, score_k, row_k = state
-                most_c, at_c = lax.top_k(most_n, together)
-                row_c = start + at_c
-                sums = candidates.sums(
-                    layout, placed.database_nd, query_d[None], row_c[None], (0, m), plan.candidates
-                )
-                score_c = candidates.scores(layout, query_d[None], *sums, m)[0]
-                score_c = jnp.where(most_c == -jnp.inf, -jnp.inf, score_c)
-                worse_c = jnp.concatenate([-score_k, -score_c])
-                row_c = jnp.concatenate([row_k, layout.first() + row_c])
-                worse_c, row_c = lax.sort((worse_c, row_c), num_keys=2)
-                return most_n.at[at_c].set(-jnp.inf), -worse_c[:k], row_c[:k]
-
-            _, score_k, row_k = lax.while_loop(is_open, step, (most_n, score_k, row_k))
-            return score_k, row_k
-
-        def of_tile(t, found):
-            maxima = block_maxima(layout, plan, placed, part_gdb, t)
-            start = _start(layout, plan, t)
-            results = [
-                lax.map(
-                    functools.partial(of_query, m, start),
-                    (query_bd, floor_gb[g], maxima[g].T, found[0][g], found[1][g]),
-                )
-                for g, m in enumerate(plan.dims)
-            ]
-            return tuple(jnp.stack(x) for x in zip(*results, strict=True))
-
-        none = jnp.full(score_gbk.shape, -jnp.inf, jnp.float64)
-        no_row = jnp.full(score_gbk.shape, jnp.iinfo(jnp.int32).max, jnp.int32)
-        found = lax.fori_loop(
-            jnp.int32(0), jnp.int32(plan.spans * plan.tiles), of_tile, (none, no_row)
-        )
-        rows = layout.mesh.axis_names
-        score_gbc, row_gbc = lax.all_gather(found, rows, axis=2, tiled=True)
-        worse_gbc, row_gbc = lax.sort((-score_gbc, row_gbc), num_keys=2)
-        return -worse_gbc[..., :k], row_gbc[..., :k]
-
-    score_gbk, row_gbk = placement.on_mesh(local, layout, placed, (query_bd, score_gbk))
-    return row_gbk, score_gbk

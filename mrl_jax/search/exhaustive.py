@@ -19,6 +19,7 @@ class Exhaustive:
     Attributes:
       row_bk: [B, k] int64, the best first; `NO_ROW` where fewer were shown.
       score_bk: [B, k] float64: cosine, product, or minus the squared distance; -inf for no row.
+      compared_b: [B] int64, how many rows were not ruled out by products.
     """
 
     def __init__(self, query_bd: np.ndarray, k: int, metric: Metric):
@@ -30,7 +31,7 @@ class Exhaustive:
             # Directions: the product of a short query and a short row would be 0 in float32.
             self._compared_bd = self._query_bd / codes.norms(self._query_bd)[:, None]
         self._centre_d = None
-        self._count_b = np.zeros(queries, np.int64)
+        self.compared_b = np.zeros(queries, np.int64)
         self.row_bk = np.full((queries, k), loops.NO_ROW)
         self.score_bk = np.full((queries, k), -np.inf)
 
@@ -63,7 +64,7 @@ class Exhaustive:
             loops.compare_products(
                 loops.METRICS[self._metric], self._compared_bd @ compared_rd.T, first + i, tile_rd,
                 norm_r, alive_n[i : i + _TILE], self._query_bd, self._length_b,
-                loops.lengths(self._compared_bd), self._count_b, self.row_bk, self.score_bk,
+                loops.lengths(self._compared_bd), self.compared_b, self.row_bk, self.score_bk,
             )  # fmt: skip
 
     def _centre(self, some_rd: np.ndarray) -> None:

@@ -139,10 +139,6 @@ def _plan(layout: Layout, schedule: Schedule, queries: int) -> _Plan:
     return _Plan(first, schedule.dims, keeps)
 
 
-def _pick(chosen_bk: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    return tuple(jnp.take_along_axis(x_bc, chosen_bk, -1) for x_bc in arrays)
-
-
 def _added(
     layout: Layout, plan: _Plan, placed: Sharded, query_bd, row_bc, dims: tuple[int, int]
 ) -> tuple[jax.Array, jax.Array]:
@@ -164,7 +160,7 @@ def _added(
         begin_b1, *found = state
         place_bw = begin_b1 + jnp.arange(window)[None]
         inside_bw = place_bw < end_b1
-        (row_bw,) = _pick(jnp.minimum(place_bw, count - 1), local_bc)
+        (row_bw,) = candidates.pick(jnp.minimum(place_bw, count - 1), local_bc)
         row_bw = jnp.where(inside_bw, row_bw, 0)
         news = candidates.sums(layout, placed.database_nd, query_bd, row_bw, dims, at_most)
         at = jnp.arange(queries)[:, None], jnp.where(inside_bw, place_bw, count)
@@ -183,11 +179,9 @@ def _search(placed: Sharded, query_bd, layout: Layout, plan: _Plan, k: int):
     """Rows and scores [B, k], and whether all queries are finite and not too long."""
 
     def local(placed, query_bd):
-        score_gbc, row_gbc, _ = exact.scored(layout, plan.first, placed, query_bd)
-        # As exactly as the products told rows apart; float64 is sorted much more slowly.
-        rounded_bc = score_gbc[0].astype(jnp.float32)
-        chosen_bk = candidates.largest(rounded_bc, min(plan.keeps[0], rounded_bc.shape[-1]))
-        score_bk, row_bk = _pick(chosen_bk, rounded_bc, row_gbc[0])
+        (score_bc,), (row_bc,), _ = exact.shortlist(layout, plan.first, placed, query_bd)
+        chosen_bk = candidates.largest(score_bc, min(plan.keeps[0], score_bc.shape[-1]))
+        score_bk, row_bk = candidates.pick(chosen_bk, score_bc, row_bc)
         sums = candidates.sums(
             layout, placed.database_nd, query_bd, row_bk, (0, plan.dims[0]), plan.first.candidates
         )
@@ -196,7 +190,7 @@ def _search(placed: Sharded, query_bd, layout: Layout, plan: _Plan, k: int):
         mine = score_bk, sum_bk, sums[1], layout.first() + row_bk
         score_bc, *found = lax.all_gather(mine, layout.mesh.axis_names, axis=1, tiled=True)
         for block, keep in zip(itertools.pairwise(plan.dims), plan.keeps, strict=True):
-            sum_bc, squares_bc, row_bc = _pick(candidates.largest(score_bc, keep), *found)
+            sum_bc, squares_bc, row_bc = candidates.pick(candidates.largest(score_bc, keep), *found)
             more = _added(layout, plan, placed, query_bd, row_bc, block)
             found = sum_bc + more[0], squares_bc + more[1], row_bc
             score_bc = candidates.scores(layout, query_bd, *found[:2], block[1])

@@ -72,7 +72,7 @@ class Sharded(NamedTuple):
       database_nd: [devices * local, >= m_G], the rows split over all devices.
       norm_gn: [G, devices * local] float32, the lengths of the prefixes, at least `SHORTEST`; for
         l2 of their differences from the centre.
-      centre_d: [m_G] float32, for l2: distances are computed from there. Everywhere.
+      centre_d: [m_G] float32, everywhere: by l2, rows far from the origin are compared from there.
     """
 
     database_nd: jax.Array
@@ -100,6 +100,8 @@ def place(
     layout = Layout(dims, metric, len(database_nd), local, mesh)
     database_nd = _split(database_nd, local * mesh.size, dims[-1], mesh)
     centre_d = _centre(database_nd, layout) if metric == "l2" else None
+    if centre_d is not None and not centre_d.any():
+        centre_d = None
     norm_gn, legal = _norms(database_nd, centre_d, layout)
     _check_numbers("the database", legal)
     return Sharded(database_nd, norm_gn, centre_d), layout
@@ -181,7 +183,7 @@ def on_mesh(local: Callable, layout: Layout, *arguments, outputs: PartitionSpec 
     """
     rows = layout.mesh.axis_names
     whole = PartitionSpec()
-    centre = whole if layout.metric == "l2" else None
+    centre = None if arguments[0].centre_d is None else whole
     inputs = (Sharded(PartitionSpec(rows), PartitionSpec(None, rows), centre), whole)
     # What is gathered from all devices is the same on all; the checker cannot see it.
     return jax.shard_map(

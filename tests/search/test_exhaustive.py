@@ -78,6 +78,14 @@ def test_finds_what_float64_finds(kind, metric):
     np.testing.assert_array_equal(one.row_bk, row_bk[:1])
 
 
+def test_far_from_the_origin_few_rows_are_compared_one_by_one():
+    """By products of differences from a centre; those of vectors would rule nothing out."""
+    z_nd, query_bd = hard("far from the origin")
+    found = Exhaustive(query_bd, K, "l2")
+    found.take(0, z_nd)
+    assert found.compared_b.max() < N / 10
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_an_index_and_the_truth_of_plans_are_found_so(metric, tmp_path, monkeypatch):
     monkeypatch.setattr(ranks, "_SHARD_NUMBERS", 1000 * D)  # several parts

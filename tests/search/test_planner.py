@@ -171,17 +171,21 @@ def _plannings(queries, count):
         )
         assert not reaches or low >= 0.95
         reached += reaches
-        fresh_tb = np.concatenate([recalls(half, hit_p[[p]]) for _ in range(100)])
+        fresh_tb = np.concatenate([recalls(half, hit_p[[p]]) for _ in range(40)])
         below.append((fresh_tb.mean(1) < low).mean())
     return np.mean(below), reached / count
 
 
 def test_few_queries_promise_no_more_than_many_keep():
-    below, _ = _plannings(40, 40)
+    below, _ = _plannings(40, 20)
     assert below < 0.01
-    below, reached = _plannings(400, 15)
+    below, reached = _plannings(400, 5)
     assert below < 0.01
     assert reached > 0.9
+
+
+def test_however_many_plans_are_tested_promises_are_wrong_no_more_often():
+    assert sum(1 - planner._levels(tested) for tested in range(20)) <= 1 - planner.LEVEL
 
 
 @pytest.mark.slow  # the same, of real plans
@@ -215,12 +219,14 @@ def test_queries_that_are_too_few_for_a_promise():
 
 @pytest.mark.parametrize("code", ["int8", "binary", "float16"])
 def test_a_sample_says_what_codes_lose(code, tmp_path):
-    """One dim outweighs the others, so that few bits of a code are left for these."""
+    """One dim outweighs the others: few bits of a code are left to the numbers of its block."""
     rng = np.random.default_rng(3)
-    scale_d = 0.97 ** np.arange(32)
-    scale_d[0] = 100
-    z_nd, query_bd = ((rng.standard_normal((n, 32)) * scale_d).astype("f4") for n in (3000, 60))
-    stages = "16:300 > 24:60 > 32" if code != "float16" else "24:60 > 32"
+    z_nd, query_bd = (
+        (rng.standard_normal((n, 32)) * 0.97 ** np.arange(32)).astype("f4") for n in (3000, 60)
+    )
+    z_nd[:, 20] += 150
+    query_bd[:, 20] += 150
+    stages = "16:2900 > 24:60 > 32" if code != "float16" else "24:60 > 32"
     plan = Plan(Schedule.parse(stages), code=code)
     truth, sample = ranks.look(InMemory(z_nd), query_bd, K, "cosine", 1500, 0, False)
     counted = ranks.count(truth, sample, (16, 24), [code], 1, (), "cosine", seed=0, progress=False)
@@ -228,8 +234,8 @@ def test_a_sample_says_what_codes_lose(code, tmp_path):
     counted = ranks.with_blocks(counted, truth, sample, {(code, dims)}, "cosine", progress=False)
     index = Index.build(tmp_path / "index", InMemory(z_nd), plan)
     real = recall(index.search(query_bd, K)[0], truth.row_bk)
-    assert 0.01 < real < 0.99
-    assert counted.recall(plan).mean() == pytest.approx(real, abs=0.04)
+    assert 0.02 < real < 0.95
+    assert counted.recall(plan).mean() == pytest.approx(real, abs=0.03)
 
 
 @pytest.mark.parametrize(
