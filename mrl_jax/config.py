@@ -105,7 +105,7 @@ def split_config_arg(config: str) -> tuple[str, str | None]:
     """
     colons = [found.start() for found in re.finditer(":", config)]
     for end in (len(config), *reversed(colons)):
-        if pathlib.Path(config[:end]).is_file():
+        if os.path.isfile(config[:end]):  # which is False for names that no file can have
             return config[:end], config[end + 1 :] if end < len(config) else None
     # There is no such file: most likely the part that ends in .py was meant.
     ends = [end for end in colons if config[:end].endswith(".py")] or colons[:1]
@@ -115,8 +115,10 @@ def split_config_arg(config: str) -> tuple[str, str | None]:
 
 
 def _module(path: str) -> Any:
+    if not path:
+        raise UsageError("the path of the config file is empty (is a shell variable unset?)")
     inputs.check_file(path, UsageError)
-    if not pathlib.Path(path).is_file():
+    if not os.path.isfile(path):
         raise UsageError(f"config file {path} not found")
     name = "mrl_jax_config" + re.sub(r"\W", "_", os.path.abspath(path))
     spec = importlib.util.spec_from_file_location(name, path)

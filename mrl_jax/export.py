@@ -9,10 +9,12 @@ Takes the newest checkpoint of a run. FORMAT is one of
   onnx                    a folder with the network for ONNX Runtime; needs the extra `export`
   safetensors             a folder with all parameters by name
 
-A graph gives `embedding` and, of images, `logits_8` and so on: the classes by each prefix that was
-trained. Embeddings come out whole and as they are: cut a prefix, then scale it to unit length. Each
-folder has a README.md with code that uses it, and about.json: of images the names of the classes
-and what is done to an image, of text the prompts beside tokenizer.json.
+A graph gives `embedding` and, for images, `logits_8` and so on: the scores of the classes by each
+trained prefix. Embeddings come out whole and not scaled: cut a prefix, then scale it to unit
+length. Each
+folder has a README.md, which has code for all graphs and for parameters of images, and about.json:
+for images the names of the classes and what is done to an image, for text the prompts. A folder of
+a text model also holds tokenizer.json.
 """
 
 from mrl_jax import cli, extras
@@ -158,11 +160,10 @@ def write_onnx(folder: pathlib.Path, setup: Experiment, state: Any, about: dict)
             "legal: --format stablehlo"
         )
     graph = graph_of(setup, state, exact=True)
-    sizes = {"t": getattr(setup.program.task, "max_length", 0)}
     inputs = [
-        # A ShapeDtypeStruct takes no names.
-        types.SimpleNamespace(shape=tuple(sizes.get(d, d) for d in shape), dtype=np.dtype(dtype))
-        for shape, dtype in graph.inputs.values()
+        # A ShapeDtypeStruct takes no names of dimensions.
+        types.SimpleNamespace(shape=tuple(entry["shape"]), dtype=np.dtype(entry["dtype"]))
+        for entry in about["inputs"].values()
     ]
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # some releases of jax2onnx say too much
@@ -237,6 +238,7 @@ WRITERS = {
 def facts(config: ConfigDict, setup: Experiment, state: Any, form: str) -> dict[str, Any]:
     """What about.json says: what the file is of, and what goes into it and comes out."""
     task, graph = setup.program.task, graph_of(setup, state)
+    sizes = {"t": task.max_length} if setup.text_folder and form == "onnx" else {}
     about = {
         "run": config.name,
         "step": int(state["step"]),
@@ -245,7 +247,7 @@ def facts(config: ConfigDict, setup: Experiment, state: Any, form: str) -> dict[
         "format": form,
         "file": WRITERS[form][1],
         "inputs": {
-            name: {"shape": list(shape), "dtype": np.dtype(dtype).name}
+            name: {"shape": [sizes.get(d, d) for d in shape], "dtype": np.dtype(dtype).name}
             for name, (shape, dtype) in graph.inputs.items()
         },
         "outputs": list(graph.outputs),
@@ -260,11 +262,17 @@ def facts(config: ConfigDict, setup: Experiment, state: Any, form: str) -> dict[
         about["model"] = dict(config.model)
         about["head"] = {"kind": task.head.kind, "normalize": task.head.normalize}
         about["preprocessing"] = preprocessing(task, config.data.eval_crop)
+        # Apart from the preprocessing, because who normalises twice gets wrong numbers.
+        about["normalization"] = {
+            "applied_by": "caller" if form == "safetensors" else "graph",
+            "mean": list(task.mean),
+            "std": list(task.std),
+        }
     return about
 
 
 def preprocessing(task: Classification, crop_share: float) -> dict[str, Any]:
-    """How an image file becomes what the network reads, see `data.images.centre_square`."""
+    """How an image file becomes the uint8 pixels of `Graph`, see `data.images.centre_square`."""
     height, width, channels = task.image_shape
     return {
         "orientation": "exif",
@@ -278,8 +286,6 @@ def preprocessing(task: Classification, crop_share: float) -> dict[str, Any]:
         "layout": "NHWC",
         "dtype": "uint8",
         "range": [0, 255],
-        "mean": list(task.mean),
-        "std": list(task.std),
     }
 
 

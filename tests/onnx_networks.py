@@ -45,7 +45,9 @@ def check(path, name, head):
         text_folder=None,
     )
     state = {"params": params, "model_state": model_state}
-    write_onnx(path.parent, setup, state, {"run": name, "file": path.name, "classes": ["ä", "b"]})
+    about = {"run": name, "file": path.name, "classes": ["ä", "b"]}
+    about["inputs"] = {"image": {"shape": ["b", *task.image_shape], "dtype": "uint8"}}
+    write_onnx(path.parent, setup, state, about)
     onnx.checker.check_model(path, full_check=True)
     session = onnxruntime.InferenceSession(path)
     assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == ["ä", "b"]

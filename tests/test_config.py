@@ -306,6 +306,11 @@ def test_lists_of_words():
 def test_missing_files():
     with pytest.raises(UsageError, match=r"config file nowhere\.py not found"):
         configs.load("nowhere.py:mrl")
+    for empty in ("", ":mrl"):
+        with pytest.raises(UsageError, match="the path of the config file is empty"):
+            configs.load(empty)
+    with pytest.raises(UsageError, match=r"config file x+\.py not found"):
+        configs.load("x" * 5000 + ".py:mrl")  # longer than any name of a file
     with pytest.raises(UsageError, match="must be mrl, mrl_e, fixed=M or slim=M, got 'ff'"):
         load(arg="ff")
 

@@ -18,7 +18,7 @@ from mrl_jax import Nesting, trained
 from mrl_jax.data.images import centre_square
 from mrl_jax.encoder import Encoder
 from mrl_jax.errors import DataError
-from mrl_jax.export import graph_of, preprocessing, scores_of
+from mrl_jax.export import facts, graph_of, preprocessing, scores_of
 from mrl_jax.interop import plain_card
 from mrl_jax.runtime.step import evaluated
 from mrl_jax.tokenization import pad
@@ -188,6 +188,34 @@ def test_the_code_of_an_image_export_gives_the_predictions_of_the_run(
     about = json.loads((out / "about.json").read_text())
     assert about["classes"] == [str(digit) for digit in range(10)]
     assert about["preprocessing"]["size"] == [8, 8]
+    # A reader of about.json alone cannot normalise twice, or never.
+    by = {"stablehlo": "graph", "safetensors": "caller"}[form]
+    assert about["normalization"] == {"applied_by": by, "mean": [127.5], "std": [127.5]}
+    assert not {"mean", "std"} & about["preprocessing"].keys()
+    text = (out / "README.md").read_text()
+    assert ("do not normalise them" in text) == (by == "graph")
+    assert ("subtract the mean and divide by the standard deviation" in text) == (by == "caller")
+
+
+@pytest.mark.parametrize("kind", ["image", "tokens", "vector"])
+@pytest.mark.parametrize("form", ["onnx", "stablehlo"])
+def test_the_packages_to_install_are_those_that_the_code_imports(form, kind):
+    about = {"run": "r", "file": "f", "format": form, "dims": [2], "inputs": {kind: {}}}
+    text = plain_card.card(about)
+    names = re.search("    pip install (.+)", text)[1]
+    imported = set(re.findall(r"^(?:import|from) (\w+)", plain_card.code(about), re.MULTILINE))
+    # What `jax.export` needs to read a graph it imports itself.
+    packages = {name.replace("pillow", "PIL") for name in names.split()} - {"flatbuffers"}
+    assert packages == imported - {"json", "pathlib"}
+    assert ("flatbuffers" in names) == (form == "stablehlo")
+
+
+def test_what_is_said_of_texts_fits_the_graph(text_run):
+    config, setup, state = trained.restored(text_run)
+    for form, places in (("onnx", 64), ("stablehlo", "t")):
+        about = facts(config, setup, state, form)
+        assert about["inputs"]["tokens"]["shape"] == ["b", places]
+        assert ("always have 64 places" in plain_card.card(about)) == (form == "onnx")
 
 
 def test_colour_images_are_prepared_as_the_run_prepares_them(tmp_path, monkeypatch):

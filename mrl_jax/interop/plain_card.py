@@ -1,13 +1,13 @@
 """The README.md of an exported graph or of exported parameters: what it is, and code that uses it.
 
-The code is whole, and tests run it: next to the files, without this package where a graph was
-exported.
+The code is complete and tests run it in the folder of the export. Code for a graph does not need
+this package.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-# What becomes of an image file, as `data.images.centre_square` has it.
+# Does to an image file what `data.images.centre_square` does.
 PIXELS = """\
 import json
 import pathlib
@@ -70,7 +70,8 @@ from mrl_jax import NestedHead, Nesting, models
 from safetensors.numpy import load_file
 
 tree = unflatten_dict(load_file("model.safetensors"), sep="/")
-pixels = (image - np.float32(rules["mean"])) / np.float32(rules["std"])
+norm = about["normalization"]
+pixels = (image - np.float32(norm["mean"])) / np.float32(norm["std"])
 variables = {"params": tree["params"]["backbone"], **tree.get("model_state", {})}
 embedding = models.build(**about["model"]).apply(variables, pixels)
 head = NestedHead(Nesting(about["dims"]), len(about["classes"]), **about["head"])
@@ -81,7 +82,7 @@ outputs["embedding"] = embedding[:, : about["dims"][-1]]
 
 
 def code(about: Mapping[str, Any]) -> str:
-    """Python that reads the export next to it and computes `outputs`; "" where there is none."""
+    """Python that reads the export beside it and computes `outputs`; "" if there is none."""
     names = list(about["inputs"])
     before = _INPUTS[names[0]]
     if about["format"] == "onnx":
@@ -99,7 +100,8 @@ def code(about: Mapping[str, Any]) -> str:
         lines.append(f'print(about["classes"][outputs["logits_{width}"][0].argmax()])\n')
     lines.append(
         f'prefix = outputs["embedding"][:, :{short}]\n'
-        "unit = prefix / np.linalg.norm(prefix, axis=1, keepdims=True)\n"
+        "length = np.linalg.norm(prefix, axis=1, keepdims=True)\n"
+        "unit = prefix / np.where(length > 0, length, 1)\n"
     )
     return "\n".join(lines)
 
@@ -111,30 +113,70 @@ def card(about: Mapping[str, Any]) -> str:
       about: what about.json holds.
     """
     dims = ", ".join(map(str, about["dims"]))
+    does = "holds the parameters that compute" if _parameters(about) else "computes"
     parts = [
         f"# {about['run']}\n",
-        f"`{about['file']}` makes embeddings of {about['dims'][-1]} dims. Prefixes that were "
-        f"trained to stand alone: {dims}. Embeddings come out whole and as they are: cut a "
+        f"`{about['file']}` {does} embeddings of {about['dims'][-1]} dims. These prefixes were "
+        f"trained to be used alone: {dims} dims. Embeddings come out whole and not scaled: cut a "
         "prefix, then scale it to unit length, before you compare by cosine.\n",
     ]
     if "classes" in about:
-        inside = "Mean and std are applied inside: pixels go in as uint8, 0 to 255."
-        if about["format"] == "safetensors":
-            inside = "Mean and std are for you to apply."
-        short = about["dims"][0]
-        parts.append(
-            f"`about.json` holds the names of the {len(about['classes'])} classes in the order of "
-            "the logits, and what is done to an image before it is read: it is turned upright by "
-            "its EXIF tag and laid on white where it is transparent; the square in its middle is "
-            f"resized, bilinear with antialiasing. {inside} `logits_{short}` holds the scores of "
-            f"the classes by the first {short} dims, and so on for every dim that was trained.\n"
-        )
+        parts.append(_of_images(about))
+    if "prompts" in about:
+        parts.append(_of_texts(about))
     if text := code(about):
-        parts.append(f"## Use\n\n```python\n{text}```\n")
+        parts.append(f"## Use\n\n{_packages(about)}\n\n```python\n{text}```\n")
     if "classes" in about:
         parts.append(
-            "These are the predictions of the run. Where a JPEG is four times larger than wanted, "
-            "or more, the run decodes it at a half, a quarter or an eighth of its size, and pixels "
-            "differ by a little.\n"
+            "The predictions are those of the run, with one exception: the run decodes JPEGs that "
+            "are at least four times larger than needed at a half, a quarter or an eighth of their "
+            "size, so their pixels differ a little.\n"
         )
     return "\n".join(parts)
+
+
+def _parameters(about: Mapping[str, Any]) -> bool:
+    return about["format"] == "safetensors"
+
+
+def _packages(about: Mapping[str, Any]) -> str:
+    if _parameters(about):
+        return "The code needs mrl_jax with its extra `weights`."
+    runtime = {"onnx": ["onnxruntime"], "stablehlo": ["jax", "flatbuffers"]}[about["format"]]
+    readers = {"image": ["pillow"], "tokens": ["tokenizers"], "vector": []}
+    return f"    pip install {' '.join([*runtime, 'numpy', *readers[next(iter(about['inputs']))]])}"
+
+
+def _of_images(about: Mapping[str, Any]) -> str:
+    normalised = (
+        "The graph itself subtracts the mean and divides by the standard deviation under "
+        "`normalization`: give it pixels as they are, uint8 from 0 to 255, and do not normalise "
+        "them."
+    )
+    if _parameters(about):
+        normalised = (
+            "Then, as the code below does, subtract the mean and divide by the standard deviation "
+            "under `normalization`, which are those of pixels from 0 to 255."
+        )
+    width = about["dims"][-1]
+    return (
+        f"`about.json` lists the {len(about['classes'])} classes, the first of which has index 0 "
+        "in the logits, and says under `preprocessing` what is done to an image: it is turned "
+        "upright by its EXIF tag and laid on white where it is transparent; a square in its "
+        "middle, whose side is `crop_share` of the image's shorter side, is resized, bilinear with "
+        f"antialiasing. {normalised} `logits_{width}` holds the scores of the classes by the first "
+        f"{width} dims; every other trained prefix has its own.\n"
+    )
+
+
+def _of_texts(about: Mapping[str, Any]) -> str:
+    padded = ""
+    if about["format"] == "onnx":
+        padded = (
+            f" Rows of `tokens` always have {about['max_length']} places, zeros behind the ids."
+        )
+    return (
+        f"`tokenizer.json` cuts a text after {about['max_length']} tokens.{padded} `about.json` "
+        "holds the prompts that stand before a text: `query` where it asks, `document` where it "
+        "may be found, `default` otherwise.\n"
+    )
