@@ -44,7 +44,7 @@ _GROUP = 8
 # So many times more rows are looked into where rounding leaves open which are the best.
 _MORE = 4
 # Rather than this part of all rows, all are looked into: further passes would save little.
-_LARGE_PART = 1 / 32
+_LARGE_PART = 1 / 4
 # Products in float32 of shorter rows, or of prefixes of a smaller part of their query's length, may
 # lose digits.
 _SHORT_ROW, _SHORT_PART = 2.0**-60, 2.0**-28
@@ -172,8 +172,9 @@ def make_plan(layout: Layout, dims: tuple[int, ...], k: int, queries: int) -> Pl
     spans = -(-tiles * (tile // block) * len(dims) * queries // sizes.maxima)
     tiles = -(-tiles // spans)
     keep = k + max(_SPARE_ROWS // block, _SPARE_BLOCKS)
-    keep = min(keep, spans * tiles * tile // block)
-    finalists = min(k + _SPARE_ROWS, keep * block)
+    blocks = spans * tiles * tile // block
+    keep = blocks if k == layout.local else min(keep, blocks)
+    finalists = keep * block if k == layout.local else min(k + _SPARE_ROWS, keep * block)
     return Plan(dims, spans, tiles, tile, block, keep, finalists, sizes.candidates)
 
 
@@ -252,6 +253,10 @@ def _largest_blocks(layout: Layout, plan: Plan, placed: Sharded, query_bd):
     """
     queries = len(query_bd)
     in_span = plan.tiles * plan.tile // plan.block
+    shape = len(plan.dims), queries, plan.keep
+    if plan.keep == plan.spans * in_span:
+        all_gbk = jnp.broadcast_to(jnp.arange(plan.keep, dtype=jnp.int32), shape)
+        return all_gbk, jnp.full(shape[:2], -jnp.inf, jnp.float32)
     compared_bd = compared(layout, placed, query_bd, plan.dims[-1])
     part_gdb = [compared_bd[:, lo:hi].T for lo, hi in ranges(plan.dims)]
 
@@ -276,12 +281,9 @@ def _largest_blocks(layout: Layout, plan: Plan, placed: Sharded, query_bd):
         both = zip(found, (largest_gbc, span * in_span + block_gbc), strict=True)
         return candidates.best(*(jnp.concatenate(x, -1) for x in both), plan.keep), None
 
-    shape = len(plan.dims), queries, plan.keep
     none = jnp.full(shape, -jnp.inf, jnp.float32), jnp.full(shape, -1, jnp.int32)
     (largest_gbk, block_gbk), _ = lax.scan(of_span, none, jnp.arange(plan.spans, dtype=jnp.int32))
-    others = plan.spans * in_span > plan.keep
-    bound_gb = largest_gbk[..., -1] if others else jnp.full(shape[:2], -jnp.inf, jnp.float32)
-    return jnp.sort(block_gbk, -1), bound_gb
+    return jnp.sort(block_gbk, -1), largest_gbk[..., -1]
 
 
 def shortlist(layout: Layout, plan: Plan, placed: Sharded, query_bd):

@@ -11,7 +11,7 @@ from mrl_jax.search import exact, top_k
 from mrl_jax.search.funnel import funnel
 from mrl_jax.search.schedule import Schedule
 
-ROWS, DIMS, K = 700, (7, 24), 6
+ROWS, DIMS, K = 500, (7, 24), 10
 
 
 @pytest.mark.parametrize("metric", METRICS)
