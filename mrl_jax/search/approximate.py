@@ -45,8 +45,10 @@ def train(z_nd: np.ndarray, factory: str, parameters: str, metric: Metric):
     with _said_by_faiss(f"make {factory!r} of {len(z_nd)} x {z_nd.shape[1]}"):
         trained = faiss().index_factory(z_nd.shape[1], factory, kind)
         trained.train(z_nd)
-        faiss().clone_index(trained).add(z_nd[:1])
-    _ask(faiss().clone_index(trained), parameters)
+        tried = faiss().clone_index(trained)
+        tried.add(z_nd[:1])
+    _ask(tried, parameters)
+    _search(tried, z_nd[:1], 1, parameters)
     return trained
 
 
@@ -60,6 +62,13 @@ def _ask(index, parameters: str) -> None:
     if parameters:
         with _said_by_faiss(f"use the parameters {parameters!r}"):
             faiss().ParameterSpace().set_index_parameters(index, parameters)
+
+
+def _search(index, query_bd: np.ndarray, asked: int, parameters: str, told=None) -> np.ndarray:
+    """The rows [B, asked] that an index finds, which was asked by these parameters."""
+    # Some of their values, such as to look into no list, are refused only here.
+    with _said_by_faiss(f"search by the parameters {parameters!r}"):
+        return index.search(query_bd, asked, params=told)[1]
 
 
 def write(index, path: pathlib.Path) -> None:
@@ -218,7 +227,8 @@ class Stored:
           lacking_m: which queries found too few, whatever was tried: [m].
 
         Raises:
-          UsageError, DataError: as `asked`.
+          UsageError: as `asked`, or the index cannot be asked like this.
+          DataError: as `asked`.
         """
         index = self.asked(parameters)
         takes_mask, dead = _takes_mask(index), self._rows - rows
@@ -232,7 +242,7 @@ class Stored:
                 if asked > rows:
                     break
             told = _told(index, asked, allowed_n if takes_mask and dead else None, effort)
-            _, found_mk = index.search(query_bd[lacking_m], asked, params=told)
+            found_mk = _search(index, query_bd[lacking_m], asked, parameters, told)
             if found_mk.max(initial=0) >= self._rows:
                 raise self.damaged(f"it finds row {found_mk.max()} of {self._rows}")
             if not takes_mask:

@@ -378,6 +378,9 @@ def test_parameters_that_faiss_does_not_have(data, build):
     for parameters in ("efSearch=7", "nprobe", "nprobe=many"):
         with pytest.raises(ValueError, match=rf"^faiss cannot use the parameters '{parameters}': "):
             build(EVERY["PQ"]).search(data[3], 5, parameters=parameters)
+    message = "^faiss cannot search by the parameters 'nprobe=0': "
+    with pytest.raises(ValueError, match=message):  # which it takes, and cannot search by
+        build(EVERY["PQ"]).search(data[3], 5, parameters="nprobe=0")
 
 
 def test_facts(data, build):

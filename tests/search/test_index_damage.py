@@ -372,6 +372,8 @@ def test_what_cannot_be_built(tmp_path):
         refused(UsageError, message, plan, store(tmp_path, draw(30, D)))
     plan = Plan(flat.schedule, factory="Flat", parameters="nprobe=3")
     refused(UsageError, "faiss cannot use the parameters 'nprobe=3': ", plan)
+    plan = Plan(flat.schedule, factory="IVF2,Flat", parameters="nprobe=0")
+    refused(UsageError, "faiss cannot search by the parameters 'nprobe=0': ", plan)
     (tmp_path / "file").write_text("x")
     refused(UsageError, "file exists already; remove it or give another", where=tmp_path / "file")
     refused(DataError, "Not a directory", where=tmp_path / "file" / "index")
