@@ -7,7 +7,7 @@ from mrl_jax.errors import UsageError
 
 
 class MissingPackageError(UsageError):
-    """A library that an extra of the package installs is not there."""
+    """A library that one of the package's extras installs is missing."""
 
 
 @contextlib.contextmanager

@@ -12,8 +12,8 @@ import numpy as np
 from mrl_jax.errors import DataError
 from mrl_jax.mapping import mapped
 
-# What a file may unpack to: so many bytes, or so many times its own. Arrays of random floats do not
-# shrink to a half, those of equal numbers to a thousandth.
+# What a file may unpack to: so many bytes, or so many times its own size. Arrays of random floats
+# keep more than half of their size when they are packed, those of equal numbers a thousandth.
 MOST_UNPACKED, MOST_TIMES = 1 << 30, 100
 
 _KINDS = (
@@ -26,10 +26,10 @@ _KINDS = (
 
 
 def check_file(path: pathlib.Path | str, error: type[Exception] = DataError) -> None:
-    """Refuses what is there and is no regular file, before anyone waits for its content.
+    """Refuses folders, pipes, sockets and devices, before anyone waits for their content.
 
-    Opening a pipe that nobody writes to waits for ever, and a device may never end. Where nothing
-    is there, whoever opens it says so.
+    Opening a pipe that nobody writes to waits for ever, and a device may never end. A missing file
+    is not refused here: whoever opens it says so.
 
     Args:
       path: to be read; links are followed, so /dev/stdin is a file where one was redirected to it.

@@ -20,7 +20,8 @@ VALIDATION = ("dev", "validation", "valid")  # other names of the val split
 FALSE = ("", "0", "false", "False")
 _BUFFER = 1 << 20  # bytes that are read at a time
 _ROWS = 1 << 7  # rows of Parquet that are unpacked at a time; equal ones are stored once
-# What a small file may be packed from without end: bytes of a line, and lines without content.
+# Limits for files that unpack to far more than their own size: bytes of a line, and blank lines in
+# a row.
 MOST_BYTES, MOST_BLANK = 1 << 26, 10**6
 
 

@@ -32,8 +32,8 @@ from mrl_jax.search.vectors import open_vectors
 
 _CHUNK_ROWS = 4096
 _NEIGHBOURS = outputs.holds_arrays("ids", "scores")
-# How PostgreSQL calls the codes of a plan that it has. Its bits are no binary codes of ours: signs
-# are compared with signs.
+# PostgreSQL's names for a plan's codes. Its bits are not our binary codes: it compares the signs of
+# rows with those of queries.
 _POSTGRES_CODES = {"float32": "vector", "float16": "halfvec"}
 
 
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     either.add_argument("--schedule", help='such as "64:400 > 2048"')
     either.add_argument("--plan", type=pathlib.Path, help="of mrl_jax.search plan")
     plan.add_argument(
-        "--metric", choices=get_args(Metric), help="default: the plan's, without one cosine"
+        "--metric", choices=get_args(Metric), help="default: the plan's, or cosine without a plan"
     )
     source = cli.ArgumentParser(add_help=False)
     source.add_argument(
@@ -103,7 +103,7 @@ def _wanted(args) -> Plan:
 
 
 def _note(plan: Plan, codes: Collection[str]) -> str:
-    """What an engine that has these codes does not take over of a plan; "" if that is nothing."""
+    """Says what of a plan an engine with these codes leaves out; "" if that is nothing."""
     stays = []
     if plan.schedule.stages and plan.code not in codes:
         stays.append(f"{plan.code} codes")

@@ -95,10 +95,10 @@ def checked_queries(queries_bd: np.ndarray, k: int, schedule: Schedule, width: i
 
 
 def check_metric(where: str, has: str, wanted: str | None) -> None:
-    """Whether vectors are compared as a search wants; None is any metric.
+    """Refuses a search by another metric than the vectors were loaded for.
 
     Raises:
-      UsageError: they are not.
+      UsageError: `wanted` is not `has`, nor None, which stands for any.
     """
     if wanted not in (None, has):
         check_choice("metric", wanted)

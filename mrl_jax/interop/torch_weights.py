@@ -24,9 +24,9 @@ from mrl_jax.models.vit import ViT
 Tree = dict[str, Any]
 Head = Literal["load", "skip"]
 
-# What PyTorch puts around modules that it compiles or splits, anywhere in a name.
+# What PyTorch puts into names, anywhere, for modules that it compiles or splits.
 _WRAPPERS = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
-# How many models were averaged: torch.optim.swa_utils counts them among the tensors.
+# The number of averaged models, which torch.optim.swa_utils stores among the tensors.
 _COUNTS = r"(.*\.)?n_averaged"
 # Where checkpoints keep weights, averages first.
 _KEYS = (
@@ -62,7 +62,7 @@ def load_weights(
 
     Reads, by their names, a ResNet of torchvision or of the paper's reference (RAIVNLab/MRL, with
     or without blurpool; heads of MRL, MRL-E and FF-m) and a ViT of timm or transformers, with
-    whatever modules stand before them: "module.", "model.", "backbone.", "_orig_mod." and so on. Of
+    whatever prefixes these have: "module.", "model.", "backbone.", "_orig_mod." and so on. Of
     a teacher or another moving average beside the network it was made of, the average is read.
 
     Position embeddings of a square grid of patches are resized to another one, as timm does.
@@ -213,9 +213,9 @@ def _conversion(path: pathlib.Path) -> str:
 def _network(
     path: pathlib.Path, tensors: dict[str, Any], say: Callable[[str], None]
 ) -> tuple[Layout, dict[str, Any], dict[str, Any]]:
-    """The one network to read: its layout, its tensors without what stands before their names.
+    """The network to read: its layout, its tensors by name without prefix, and what is left.
 
-    The third are the tensors outside of every network, by their names.
+    The last are the tensors outside of every network.
 
     Raises:
       DataError: no network that we know, or two tensors of one name.

@@ -17,12 +17,11 @@ from typing import NamedTuple
 
 from mrl_jax.errors import EXIT_HUNG, UsageError, shown
 
-# Where processes are started on many machines, the name of one may become known a little later.
+# When processes start on many machines, a machine's name may become known a little later.
 _RESOLVED_S = 20
 _SILENT_S = 10  # after which a process that waits for the others says so
 
-
-# Mostly in containers.
+# Mostly seen in containers.
 NO_LOOPBACK = "the loopback interface is down, `ip link set lo up` starts it"
 
 
@@ -77,7 +76,7 @@ def parse_port(name: str, text: str) -> int:
 
 
 def check_reached(name: str, address: Address) -> None:
-    """Refuses a host that has no IP address, or none that there is a way to.
+    """Refuses a host that has no IP address, or none to which this machine has a route.
 
     Raises:
       UsageError: says which.
@@ -100,11 +99,11 @@ def check_reached(name: str, address: Address) -> None:
     for family, kind, protocol, _, place in places:
         try:
             with socket.socket(family, kind, protocol) as probe:
-                probe.connect(place)  # sends nothing, but looks for the way
+                probe.connect(place)  # sends nothing, but looks for a route
                 return
         except OSError as error:
             reason = _why(error)
-    raise UsageError(f"{name}={address}: there is no way to this host ({reason}){_hint()}")
+    raise UsageError(f"{name}={address}: there is no route to this host ({reason}){_hint()}")
 
 
 def check_free(name: str, address: Address) -> None:
@@ -154,7 +153,7 @@ def has_loopback() -> bool:
 
 @contextlib.contextmanager
 def waiting(others: str, timeout_s: float) -> Iterator[None]:
-    """The block waits for other processes: says so after a while, and ends this one at last.
+    """Says that the block waits for other processes if it does, and ends this process at last.
 
     JAX would abort it, with a trace of C++ instead of a line.
 

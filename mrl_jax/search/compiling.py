@@ -16,13 +16,13 @@ with extras.needed("search", "an index"):
 
 
 class _Cache(FunctionCache):
-    """Numba's own, without which all works as well: a full disk or a damaged file is no error."""
+    """Numba's own cache, but a full disk or a damaged file is no error: it only saves time."""
 
     def load_overload(self, *arguments):
         """What was compiled before, or None."""
         try:
             return super().load_overload(*arguments)
-        except Exception:  # of a pickle that was cut or changed anything may come
+        except Exception:  # a pickle that was cut short or changed may raise anything
             with contextlib.suppress(Exception):
                 self.flush()
             return None

@@ -318,8 +318,8 @@ def shortlist(layout: Layout, plan: Plan, placed: Sharded, query_bd):
 def _rounding(dim: int) -> float:
     """Of a float32 sum of so many products and what is added to it, in units of both lengths.
 
-    Errors add up to `dim` roundings at most, and as good as never to more than eight times the root
-    of that many (Higham and Mary, SIAM J. Sci. Comput. 41, 2019).
+    Errors add up to at most `dim` roundings, and hardly ever to more than eight times the root of
+    `dim` (Higham and Mary, SIAM J. Sci. Comput. 41, 2019).
     """
     return (min(dim, 8 * math.sqrt(dim)) + 16) * 2.0**-24
 

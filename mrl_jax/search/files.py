@@ -133,10 +133,10 @@ def _check(content: dict[str, Any]) -> None:
 
 
 def rename(old: pathlib.Path, new: pathlib.Path) -> None:
-    """Gives a file or folder its name when all that lies beside it is on disk; and waits for it.
+    """Renames a file or folder once everything beside it is on disk, and waits for the new name.
 
-    What the names of a folder stand for may otherwise be there after a power cut without them, or
-    a manifest without what it names.
+    After a power cut there could otherwise be files without their names, or a manifest without the
+    files that it names.
     """
     with _descriptor(new.parent) as folder:
         _sync(folder)

@@ -27,7 +27,7 @@ class Index:
     vectors it decides by. Rows added later form a segment of their own, which is searched like the
     first and made one with it by `compact`.
 
-    Several threads may search it while one changes it: a search is of what was there when it began.
+    Several threads may search it while one changes it: a search sees what was there when it began.
     """
 
     def __init__(self, folder: pathlib.Path):

@@ -26,14 +26,14 @@ with extras.needed("search", "an index"):
 # Linux reads at least as much when a page of 4 KiB is not in memory yet. Files of one page are read
 # whole when they are opened, larger ones are mapped.
 PAGE = 2**14
-# If no more bytes of a file are left to compare, they are compared at once: that takes less than a
-# millisecond, and nobody asks any more what is left.
+# When so few bytes of a file are left to compare, they are compared at once, in less than a
+# millisecond: later reads need not ask which pages are left.
 _FEW = 2**22
 CHECKSUMS = "checksums.bin"
 
 
 def checksum(content: Any) -> int:
-    """Of bytes: 64 bits that differ if any of the bytes do, by accident."""
+    """64 bits that change with any accidental change of the bytes."""
     return xxhash.xxh3_64_intdigest(content)
 
 
@@ -63,7 +63,7 @@ def read(path: pathlib.Path, size: int | None = None) -> np.ndarray:
       DataError: it is missing, unreadable, no file, a link, or not of this size.
     """
     try:
-        # A link may lead anywhere; to open a pipe that nobody writes to would take for ever.
+        # A link may lead anywhere, and opening a pipe that nobody writes to would wait for ever.
         number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         if error.errno == errno.ELOOP:

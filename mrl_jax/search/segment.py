@@ -67,7 +67,7 @@ class Shared:
         if self._centroids is None:
             return None
         centroid_ld = self._centroids.whole()
-        # The nearest of such a list are not to be found, and what is not found is no list.
+        # No distance to such a centroid is a number, so its list would never be looked into.
         if not legal(centroid_ld).all():
             raise DataError(
                 f"{self._centroids.path} is damaged: it holds NaN, infinity or too large numbers"
@@ -92,7 +92,7 @@ class StoredBlock(NamedTuple):
 
     @property
     def all_read(self) -> bool:
-        """Whether all are known to be what was written."""
+        """Whether all of them were compared with their checksums."""
         return all(array.all_read for array in self)
 
     def whole(self) -> Block:

@@ -20,9 +20,9 @@ _BLOCK = 512  # queries a thread works on at a time
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """What an index holds at one time; a change makes another one, of which this is no part.
+    """What an index holds at one time. A change makes a new snapshot and leaves this one as it is.
 
-    Who searches takes hold of it once. It keeps what it maps, also when the files' names are gone.
+    A search takes one snapshot and keeps it. Mapped files stay readable after they are removed.
 
     Attributes:
       folder: of the index.

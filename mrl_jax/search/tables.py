@@ -27,7 +27,7 @@ def parquet() -> Any:
 
 @contextlib.contextmanager
 def opened(path: pathlib.Path, **options: Any) -> Iterator[Any]:
-    """A `pyarrow.parquet.ParquetFile`; what pyarrow says of a broken one becomes one line.
+    """A `pyarrow.parquet.ParquetFile`; errors of pyarrow become one line.
 
     Raises:
       UsageError: pyarrow is not installed.
@@ -43,7 +43,7 @@ def opened(path: pathlib.Path, **options: Any) -> Iterator[Any]:
     except FileNotFoundError:
         raise DataError(f"{path} is missing") from None
     except MemoryError:
-        raise DataError(f"{path} unpacks to more than the memory holds") from None
+        raise DataError(f"{path} unpacks to more than fits in memory") from None
     except (OSError, ValueError, EOFError, pa.ArrowException) as error:
         raise DataError(f"{path} is no whole Parquet file: {error}") from error
 
