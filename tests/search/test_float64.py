@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from brute_force import best
+from brute_force import best, similar
 from test_exhaustive import KINDS, METRICS, hard, scores
 
 from mrl_jax.runtime.mesh import make_mesh
@@ -30,6 +30,18 @@ def test_products_with_the_shortest_rows_are_not_believed():
     z_nd, query_bd = (z_nd * 2.0**-124).astype(np.float32), query_bd.astype(np.float32)
     row_gbk, _ = top_k(z_nd, query_bd, (24,), K)
     np.testing.assert_array_equal(row_gbk[0], best(scores(z_nd, query_bd, "cosine"), K))
+
+
+def test_rows_whose_prefix_is_zero_hide_no_others():
+    rng = np.random.default_rng(3)
+    z_nd, query_bd = rng.standard_normal((ROWS, 24)), rng.standard_normal((4, 24))
+    z_nd[::9, :7] = 0
+    z_nd[:, 7:] *= 1e8
+    z_nd, query_bd = z_nd.astype(np.float32), query_bd.astype(np.float32)
+    row_gbk, _ = top_k(z_nd, query_bd, DIMS, K)
+    for row_bk, dim in zip(row_gbk, DIMS, strict=True):
+        expected_bk = best(similar(z_nd[:, :dim], query_bd[:, :dim], "cosine"), K)
+        np.testing.assert_array_equal(row_bk, expected_bk)
 
 
 def test_neighbours_that_are_nearly_equal_may_lie_side_by_side():
