@@ -196,6 +196,8 @@ def _open(arguments: argparse.Namespace) -> tuple[Index, Vectors]:
             f"{arguments.queries} has {queries.width} dims, the index {arguments.index} "
             f"{index.width}" + (f" and compares {final}" if final < index.width else "")
         )
+    if not index.rows:
+        raise DataError(f"{arguments.index} holds no vectors: all were deleted")
     try:
         index.plan.schedule.check(arguments.k, index.width)
     except ValueError as error:

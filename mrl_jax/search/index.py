@@ -285,6 +285,8 @@ def _next(now: Snapshot, kind: str) -> str:
 
 
 def _checked(query_bd: np.ndarray, dims: int) -> np.ndarray:
+    if np.ma.is_masked(query_bd):
+        raise ValueError("queries must have a number everywhere, some are masked")
     query_bd = np.asarray(query_bd)
     if query_bd.ndim != 2 or query_bd.shape[1] < dims:
         raise ValueError(f"queries must be [B, >= {dims}], got {query_bd.shape}")

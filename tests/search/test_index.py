@@ -360,6 +360,7 @@ def change(query_bd, row, value):
         ({"query_bd": lambda q: q.astype(int)}, "queries must be floating point, got int64"),
         ({"query_bd": lambda q: q.astype(complex)}, "floating point, got complex128"),
         ({"query_bd": lambda q: q.astype(str)}, "floating point, got <U"),
+        ({"query_bd": lambda q: np.ma.masked_less(q, 0)}, "some are masked"),
         ({"query_bd": lambda q: change(q, 39, np.nan)}, "a query holds NaN or infinity"),
         ({"query_bd": lambda q: change(q, 0, -np.inf)}, "a query holds NaN or infinity"),
         ({"query_bd": lambda q: change(q, 0, 1e19)}, "or is longer than 4e18"),

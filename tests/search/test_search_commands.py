@@ -112,6 +112,11 @@ def test_changes(files, tmp_path, capsys):
             found["ids"], np.where(row_bk < 1500, row_bk + 500, row_bk - 1500 + 100_000)
         )
 
+    everything = Index.open(index)
+    everything.delete(everything.ids)
+    with pytest.raises(DataError, match="holds no vectors: all were deleted"):
+        _main("query", "--index", index, "--queries", files / "fresh.npy", "--out", tmp_path / "n")
+
     (segment,) = index.glob("segment-*/vectors.npy")
     content = bytearray(segment.read_bytes())
     content[5000] ^= 1
