@@ -51,7 +51,7 @@ def test_refusals(digits_run, tmp_path):
     shutil.rmtree(workdir / "ckpt")
     assert "holds no checkpoint" in commands.refused(evaluate(workdir), 4)
     (workdir / "config.json").write_text("{")
-    assert "cannot read" in commands.refused(evaluate(workdir), 2)
+    assert "config.json: not valid JSON" in commands.refused(evaluate(workdir), 2)
 
 
 @pytest.mark.slow  # all measures, twice

@@ -218,7 +218,7 @@ def test_an_adaptor_is_exported(request, tmp_path, run):
     assert about["dims"] == [*DIMS]
     content = (tmp_path / "out" / "embed.stablehlo").read_bytes()
     x = vectors(7, 3).astype(np.float32)
-    found = jax_export.deserialize(bytearray(content)).call(x)
+    found = jax_export.deserialize(bytearray(content)).call(x)["embedding"]
     _, setup, state = trained.restored(workdir)
     np.testing.assert_allclose(found, adapt(setup, state, x), rtol=1e-5, atol=1e-5)
 

@@ -11,6 +11,7 @@ from mrl_jax.search.plan import Plan
 from mrl_jax.search.schedule import Schedule
 
 D = 16
+KINDS = ("blas", "openmp")
 PLANS = {
     "exact": Plan(Schedule.exact(D)),
     "flat": Plan(Schedule.parse(f"8:40 > {D}"), code="int8"),
@@ -71,14 +72,13 @@ def test_deleted_rows_are_never_found_by_other_threads(tmp_path):
     assert np.min(found) >= 1000
 
 
-def numbers(kind=""):
-    """Threads of the libraries that searches use, as this thread sees them."""
-    return {
-        about["filepath"]: about["num_threads"]
-        for about in threadpoolctl.threadpool_info()
-        if ("numpy" in about["filepath"] or "faiss" in about["filepath"])
-        and about["user_api"].startswith(kind)
-    }
+def numbers(*kinds):
+    """Threads of the libraries that searches limit, as this thread sees them."""
+    # Packages that bring the same library share the one that was loaded first, wherever it is from.
+    limited = {x.filepath for kind in kinds or KINDS for x in threads._libraries(kind)}
+    assert limited
+    found = {x["filepath"]: x["num_threads"] for x in threadpoolctl.threadpool_info()}
+    return {path: found[path] for path in limited}
 
 
 def test_searches_side_by_side_leave_the_threads_of_libraries_as_they_were(index, monkeypatch):
