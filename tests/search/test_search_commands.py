@@ -1,6 +1,5 @@
 import contextlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -214,11 +213,10 @@ def test_results_are_written_where_stderr_is_closed(tmp_path):
         ("query", "--index", index, "--queries", source, "--out", out),
     ):
         done = subprocess.run(
-            commands.command(SEARCH, *arguments),
+            ["bash", "-c", 'exec "$@" 2>&-', "bash", *commands.command(SEARCH, *arguments)],
             cwd=commands.ROOT,
             env=commands.environment(),
             stdout=subprocess.PIPE,
-            preexec_fn=lambda: os.close(2),
         )
         assert done.returncode == 0
     np.testing.assert_array_equal(np.load(out)["ids"][:, 0], np.arange(6000))
