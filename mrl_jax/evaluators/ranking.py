@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from mrl_jax.search import top_k
+from mrl_jax.search import exact, placement
 
 # Embeddings have seven digits (float32), some of which are lost in a network's sums: the cosine of
 # two texts varies by up to this with their places in a batch and with the processor. Cosines that
@@ -46,16 +46,23 @@ def nearest(
 ) -> np.ndarray:
     """The k rows of largest cosine at every prefix, [G, B, k]; ties go to the lowest row number.
 
-    As `search.top_k`, but exact at one dim, where all cosines are 1 or -1: signs are compared.
+    As `search.top_k`, but exact at one dim, where all cosines are 1 or -1: signs are compared. At a
+    few dims thousands of rows may lie within the rounding of float32 of each other; the nearest of
+    them are not looked for further than by a few spare rows, which would take long.
     """
     dims = tuple(dims)
+
+    def found(dims):
+        placed, layout = placement.place(database_nd, dims, "cosine", mesh)
+        return exact.search(placed, layout, query_bd, dims, k, look_again=False)[0]
+
     if dims[0] > 1:
-        return top_k(database_nd, query_bd, dims, k, mesh=mesh)[0]
-    found_gbk = np.empty((len(dims), len(query_bd), k), np.int32)
+        return found(dims)
+    all_gbk = np.empty((len(dims), len(query_bd), k), np.int32)
     for sign in (-1, 0, 1):
         # All that have the largest cosine tie; comparing them one by one would take long.
         nearest_k = np.argsort(-sign * np.sign(database_nd[:, 0]), kind="stable")[:k]
-        found_gbk[0, np.sign(query_bd[:, 0]) == sign] = nearest_k
+        all_gbk[0, np.sign(query_bd[:, 0]) == sign] = nearest_k
     if len(dims) > 1:
-        found_gbk[1:] = top_k(database_nd, query_bd, dims[1:], k, mesh=mesh)[0]
-    return found_gbk
+        all_gbk[1:] = found(dims[1:])
+    return all_gbk
