@@ -46,9 +46,9 @@ def nearest(
 ) -> np.ndarray:
     """The k rows of largest cosine at every prefix, [G, B, k]; ties go to the lowest row number.
 
-    As `search.top_k`, but exact at one dim, where all cosines are 1 or -1: signs are compared. At a
-    few dims thousands of rows may lie within the rounding of float32 of each other; the nearest of
-    them are not looked for further than by a few spare rows, which would take long.
+    At one dim, where all cosines are 1 or -1, signs are compared. Else as `search.top_k`, but in one
+    pass: where more rows than a few lie within the rounding of float32 of the k-th, as thousands may
+    at two or three dims, rounding decides which of them are compared in float64.
     """
     dims = tuple(dims)
 

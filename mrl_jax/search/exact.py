@@ -89,8 +89,8 @@ def top_k(
 
     The result is that of float64, also far from the origin, of short vectors, and of rows that are
     nearly equal: maxima are products of float32 and only rule rows out. Where their rounding leaves
-    open which rows are the best, as it does where many tie, more rows are scored one by one, which
-    takes longer. Who asks the same database again should keep a `DeviceIndex` of it.
+    open which rows are the best, more rows are scored one by one. That takes longer, and very long
+    where thousands of rows tie, as those of hash codes or of one dim do. Who asks the same database again should keep a `DeviceIndex` of it.
 
     Args:
       database_nd: [N, >= m_G] floating point; computed with in float32. On a mesh the same on every
@@ -129,8 +129,8 @@ def search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`top_k` of a database that is placed, by some of its dims; scores are float64.
 
-    Without `look_again` rounding may decide between more rows that nearly tie than there are spare
-    rows, and no query takes longer than others.
+    Without `look_again` no query takes longer than others, and rounding may decide which rows are
+    compared in float64 where more than a few nearly tie.
     """
     k = placement.check_k(k, layout.rows)
 
