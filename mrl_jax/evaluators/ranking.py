@@ -46,9 +46,9 @@ def nearest(
 ) -> np.ndarray:
     """The k rows of largest cosine at every prefix, [G, B, k]; ties go to the lowest row number.
 
-    At one dim, where all cosines are 1 or -1, signs are compared. Else as `search.top_k`, but in one
-    pass: where more rows than a few lie within the rounding of float32 of the k-th, as thousands may
-    at two or three dims, rounding decides which of them are compared in float64.
+    At one dim, where all cosines are 1 or -1, signs are compared. Else as `search.top_k`, but in
+    one pass: where more rows than a few lie within the rounding of float32 of the k-th, as
+    thousands may at two or three dims, rounding decides which of them are compared in float64.
     """
     dims = tuple(dims)
 

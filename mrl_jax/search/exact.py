@@ -90,7 +90,8 @@ def top_k(
     The result is that of float64, also far from the origin, of short vectors, and of rows that are
     nearly equal: maxima are products of float32 and only rule rows out. Where their rounding leaves
     open which rows are the best, more rows are scored one by one. That takes longer, and very long
-    where thousands of rows tie, as those of hash codes or of one dim do. Who asks the same database again should keep a `DeviceIndex` of it.
+    where thousands of rows tie, as those of hash codes or of one dim do. Who asks the same database
+    again should keep a `DeviceIndex` of it.
 
     Args:
       database_nd: [N, >= m_G] floating point; computed with in float32. On a mesh the same on every
