@@ -36,8 +36,8 @@ import numpy as np
 from benchmarks import harness, report
 from mrl_jax import dry_run
 from mrl_jax.nesting import powers_of_two
-from mrl_jax.search import exact, placement
-from mrl_jax.search.funnel import DeviceIndex
+from mrl_jax.search.device import exact, placement
+from mrl_jax.search.device.funnel import DeviceIndex
 from mrl_jax.search.schedule import Schedule
 
 DIMS = powers_of_two(8, 2048).dims

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.harness import Case, Step, dims_text, jax_step, threads
 from mrl_jax import Nesting
-from mrl_jax.lift import unit_length
+from mrl_jax.losses.lift import unit_length
 
 TEMPERATURE = 0.05
 

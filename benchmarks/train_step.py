@@ -24,9 +24,9 @@ import numpy as np
 from benchmarks import harness, report
 from mrl_jax import Nesting
 from mrl_jax import config as configs
-from mrl_jax.experiment import images
 from mrl_jax.nesting import halvings, powers_of_two
 from mrl_jax.runtime import mesh as meshes
+from mrl_jax.tasks.classification import build as images
 
 NOTES = """\
 Time: median of one training step: forward, backward and optimiser. Ratio: time over that of the

@@ -3,16 +3,16 @@
 `Nesting` lists the granularities, `NestedHead` classifies every prefix (MRL, MRL-E or the
 fixed-feature baseline) and `losses` weighs them into one loss. `kernels` has the losses of large
 problems, at the cost of the longest prefix; `nested` lifts any other loss on embeddings, such as
-those of `pair_losses`. The commands `mrl_jax.train`, `evaluate`, `sweep` and `report` join them
+those of `losses.pairs`. The commands `mrl_jax.train`, `evaluate`, `sweep` and `report` join them
 into a run: data, mesh, checkpoints, metrics, plots.
 """
 
 import importlib
 from typing import Any
 
-__all__ = ["NestedHead", "Nesting", "kernels", "losses", "nested", "pair_losses"]
+__all__ = ["NestedHead", "Nesting", "kernels", "losses", "nested"]
 
-_MODULES = {"NestedHead": "heads", "Nesting": "nesting", "nested": "lift"}
+_MODULES = {"NestedHead": "heads", "Nesting": "nesting", "nested": "losses.lift"}
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,6 @@ from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 from ml_collections.config_dict import RequiredValueError
 
-from mrl_jax import inputs
 from mrl_jax.config_keys import (
     LISTS_OF_PAIRS,
     LISTS_OF_TEXTS,
@@ -34,6 +33,7 @@ from mrl_jax.config_keys import (
     default_config,
 )
 from mrl_jax.errors import UsageError, shown
+from mrl_jax.store import inputs
 
 MOST_RUNS = 100_000  # of a sweep: one that yields more never ends
 

@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 
 from mrl_jax import experiment, printing
 from mrl_jax.errors import UsageError
-from mrl_jax.program import Program
 from mrl_jax.runtime import flops as counted
 from mrl_jax.runtime import memory
 from mrl_jax.runtime.mesh import AXES, path_name
+from mrl_jax.runtime.program import Program
 
 # How HLO names a collective; "-start" opens an asynchronous one whose "-done" is not counted.
 _COLLECTIVE = re.compile(

@@ -3,7 +3,7 @@
 Restores the newest checkpoint of a trained run. DATA is one of its splits (train, val, test), a
 folder with images at any depth, which are prepared as in evaluation, or, for an adaptor, vectors:
 .npy, .parquet or such a folder as this writes. DIR gets vectors and ids in shards, and
-manifest.json; `mrl_jax.search.vectors.open_vectors(DIR)` reads them. Ids are the rows of a split,
+manifest.json; `mrl_jax.store.vectors.open_vectors(DIR)` reads them. Ids are the rows of a split,
 the lines of names.txt, or those that vectors have. Called again it goes on: finished shards are
 kept, damaged ones written again. Keys that do not change the model may be given anew, such as
 --config.eval.batch_size=512, --config.mesh.tensor=1 or --config.data.path=...
@@ -27,10 +27,11 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from mrl_jax import config as configs
-from mrl_jax import embedder, errors, workdir
+from mrl_jax import embedder, errors
 from mrl_jax.embedder import Embedder, Request
+from mrl_jax.record import folder
 from mrl_jax.runtime import agreement, distributed
-from mrl_jax.search.shards import Format
+from mrl_jax.store.shards import Format
 
 
 def add_arguments(parser: cli.ArgumentParser) -> None:
@@ -68,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
     )
     arguments, overrides = parser.parse_known_args(argv)
     distributed.initialize(detect=arguments.distributed)
-    config = configs.override(workdir.read_config(arguments.workdir), overrides)
+    config = configs.override(folder.read_config(arguments.workdir), overrides)
     asked = {name: str(value) for name, value in vars(arguments).items()}
     agreement.check("program", {**asked, **agreement.of_program(config)})
     first, out = jax.process_index() == 0, arguments.out
@@ -78,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
         print(embed.warning)
     with contextlib.ExitStack() as stack:
         _on_first(lambda: embedder.check_place(out))  # no lock is left in a foreign folder
-        _on_first(lambda: stack.enter_context(workdir.locked(out)))
+        _on_first(lambda: stack.enter_context(folder.locked(out)))
         manifest = _on_first(lambda: embedder.begin(out, manifest, embed.names)) or manifest
         todo = _agreed([not shard.sha256 for shard in manifest.shards])
         rows = sum(manifest.shards[index].rows for index in todo)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from mrl_jax import config as configs
-from mrl_jax import results, trained, workdir
+from mrl_jax import trained
 from mrl_jax.data import Split
 from mrl_jax.data.loader import padded_batches
 from mrl_jax.data.remarks import Remarks
@@ -23,12 +23,14 @@ from mrl_jax.data.vectors import digest, row_digests
 from mrl_jax.errors import NonFiniteError, UsageError
 from mrl_jax.evaluators.subject import Instruments
 from mrl_jax.experiment import Experiment
+from mrl_jax.record import folder as workdir
+from mrl_jax.record import results
 from mrl_jax.runtime import mesh as meshes
 from mrl_jax.runtime.forks import check_not_forked
 from mrl_jax.runtime.step import evaluated
-from mrl_jax.search import shards, tables
-from mrl_jax.search.shards import Format, Manifest, Shard
-from mrl_jax.search.vectors import open_vectors
+from mrl_jax.store import shards, tables
+from mrl_jax.store.shards import Format, Manifest, Shard
+from mrl_jax.store.vectors import open_vectors
 
 
 class Request(NamedTuple):

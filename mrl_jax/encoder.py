@@ -18,7 +18,7 @@ from mrl_jax.runtime.forks import check_not_forked
 
 with extras.needed("text", "encoding texts"):
     from mrl_jax.interop.text_folder import TextFolder, read_text_folder
-    from mrl_jax.tokenization import pad, text_list
+    from mrl_jax.models.text.tokenizer import pad, text_list
 
 # So many texts are tokenised and sorted at a time.
 WINDOW = 1 << 16

@@ -20,7 +20,9 @@ from collections.abc import Sequence
 import jax
 
 from mrl_jax import config as configs
-from mrl_jax import results, trained, workdir
+from mrl_jax import trained
+from mrl_jax.record import folder as workdir
+from mrl_jax.record import results
 from mrl_jax.runtime import agreement, distributed, memory, watchdog
 from mrl_jax.runtime.phases import Phases
 

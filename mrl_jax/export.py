@@ -39,15 +39,18 @@ from flax import traverse_util
 from jax import export
 from ml_collections import ConfigDict
 
-from mrl_jax import outputs, prompts, trained, workdir
-from mrl_jax import results as result_files
-from mrl_jax.adaptors import Rotation
+from mrl_jax import trained
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.experiment import Experiment
-from mrl_jax.reporting.runs import read_run
+from mrl_jax.models.adaptors import Rotation
+from mrl_jax.models.text import prompts
+from mrl_jax.record import folder as workdir
+from mrl_jax.record import results as result_files
+from mrl_jax.record.runs import read_run
 from mrl_jax.runtime.step import evaluated
+from mrl_jax.store import outputs
 from mrl_jax.tasks import Classification
-from mrl_jax.tasks.adaptor import AdaptorTask
+from mrl_jax.tasks.adaptor.task import AdaptorTask
 
 with extras.needed("export", "exporting"):
     from mrl_jax.interop.plain_card import card

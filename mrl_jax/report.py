@@ -14,9 +14,10 @@ import io
 import pathlib
 from collections.abc import Sequence
 
-from mrl_jax import outputs
-from mrl_jax.reporting import document, markdown, methods, page, plots, runs, sheet
-from mrl_jax.reporting.runs import Study
+from mrl_jax.record import runs
+from mrl_jax.record.runs import Study
+from mrl_jax.reporting import document, markdown, methods, page, plots, sheet
+from mrl_jax.store import outputs
 
 TERMINAL = ("mrl", "mrl_e", "ff", "slim", "ff_cut")  # roles of what is printed
 PAGE = "report.md"

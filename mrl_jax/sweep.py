@@ -33,9 +33,11 @@ import jax
 from ml_collections import ConfigDict
 
 from mrl_jax import config as configs
-from mrl_jax import experiment, results, workdir
+from mrl_jax import experiment
 from mrl_jax.errors import EXIT_PREEMPTED, DataError, Preempted, UsageError, shown
-from mrl_jax.reporting.runs import is_run, read_sweep
+from mrl_jax.record import folder as workdir
+from mrl_jax.record import results
+from mrl_jax.record.runs import is_run, read_sweep
 from mrl_jax.runtime import preemption
 from mrl_jax.runtime.phases import clock
 from mrl_jax.runtime.slots import Slot, slots

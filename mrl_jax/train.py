@@ -21,9 +21,11 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from mrl_jax import config as configs
-from mrl_jax import dry_run, experiment, results, workdir
+from mrl_jax import dry_run, experiment
 from mrl_jax.errors import Preempted
 from mrl_jax.experiment import Experiment
+from mrl_jax.record import folder as workdir
+from mrl_jax.record import results
 from mrl_jax.runtime import agreement, distributed, memory, preemption, watchdog
 from mrl_jax.runtime import mesh as meshes
 from mrl_jax.runtime.checkpoint import Checkpoints

@@ -7,9 +7,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mrl_jax import config as configs
-from mrl_jax import experiment, workdir
+from mrl_jax import experiment
 from mrl_jax.errors import UsageError
 from mrl_jax.experiment import Experiment
+from mrl_jax.record import folder as workdir
 from mrl_jax.runtime.checkpoint import Checkpoints
 
 

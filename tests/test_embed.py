@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrl_jax import embed, trained, workdir
+from mrl_jax import embed, trained
 from mrl_jax.embedder import Embedder, Request
 from mrl_jax.errors import CheckpointError, DataError, NonFiniteError, UsageError
 from mrl_jax.evaluators.subject import Instruments, Subject
+from mrl_jax.record import folder as workdir
 from mrl_jax.runtime.checkpoint import Checkpoints
 from mrl_jax.runtime.step import evaluated
-from mrl_jax.search.vectors import open_vectors
+from mrl_jax.store.vectors import open_vectors
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from mrl_jax.encoder import Encoder
 from mrl_jax.errors import DataError
 from mrl_jax.export import facts, graph_of, preprocessing, scores_of
 from mrl_jax.interop import plain_card
+from mrl_jax.models.text.tokenizer import pad
 from mrl_jax.runtime.step import evaluated
-from mrl_jax.tokenization import pad
 
 TEXTS = ["a man sleeps today", "two dogs", "the old cat eats an apple near a tree in the rain"]
 

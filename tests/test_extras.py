@@ -46,10 +46,10 @@ def test_without_extras_imports_say_what_to_install(bare):
             said[name] = str(error)
     for name, extra in (
         ("search.index", "search"),
-        ("search.planner", "search"),
+        ("search.planner.propose", "search"),
         ("search.__main__", "search"),
         ("encoder", "text"),
-        ("tokenization", "text"),
+        ("models.text.tokenizer", "text"),
         ("export", "export"),
         ("interop", "weights"),
         ("engines.postgres", "engines"),
@@ -59,7 +59,7 @@ def test_without_extras_imports_say_what_to_install(bare):
     assert all('pip install "mrl_jax[' in line for line in said.values())
     for name in (
         *("embed", "engines.__main__", "evaluate", "report", "sweep", "train"),
-        *("cascade", "heads", "nesting", "search", "search.exact", "search.funnel"),
+        *("cascade", "heads", "nesting", "search", "search.device.exact", "search.device.funnel"),
     ):
         assert f"mrl_jax.{name}" not in said
 

@@ -6,8 +6,9 @@ import commands
 import pytest
 from reporting.folders import make_results, write_run
 
-from mrl_jax import report, workdir
+from mrl_jax import report
 from mrl_jax.errors import UsageError
+from mrl_jax.record import folder
 
 LATIN1 = os.fsdecode(b"th\xe9")
 
@@ -25,7 +26,7 @@ def test_a_report_writes_them_as_python_does(tmp_path, capsys):
 def test_a_run_folder_must_be_utf8(tmp_path):
     """The library that writes checkpoints takes no other."""
     message = r"th\\udce9/run' is not UTF-8: give another folder"
-    with pytest.raises(UsageError, match=message), workdir.locked(tmp_path / LATIN1 / "run"):
+    with pytest.raises(UsageError, match=message), folder.locked(tmp_path / LATIN1 / "run"):
         pass
     assert not (tmp_path / LATIN1).exists()
 

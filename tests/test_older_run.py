@@ -12,8 +12,9 @@ import shutil
 import pytest
 
 from mrl_jax import config as configs
-from mrl_jax import evaluate, export, workdir
-from mrl_jax.reporting.runs import read_run
+from mrl_jax import evaluate, export
+from mrl_jax.record import folder as workdir
+from mrl_jax.record.runs import read_run
 
 OLDER = pathlib.Path(__file__).parent / "older_run"
 

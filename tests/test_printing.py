@@ -1,7 +1,7 @@
 import pytest
 
 from mrl_jax import printing
-from mrl_jax.results import Result, table
+from mrl_jax.record.results import Result, table
 
 
 def columns(text):

@@ -16,8 +16,8 @@ from reporting.folders import DIMS, make_results, write_run, write_sweep
 
 from mrl_jax import report
 from mrl_jax.errors import DataError, UsageError
+from mrl_jax.record.runs import read_study
 from mrl_jax.reporting.document import compose
-from mrl_jax.reporting.runs import read_study
 
 EVIL = "<script>alert(1)</script> a|b `c` [d](http://e) $x$ ```"
 

@@ -13,9 +13,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from mrl_jax import config as configs
-from mrl_jax import report, workdir
+from mrl_jax import report
 from mrl_jax import sweep as sweeps
 from mrl_jax.errors import DataError, UsageError
+from mrl_jax.record import folder as workdir
 from mrl_jax.sweep import expand
 
 SWEEP = """

@@ -15,7 +15,7 @@ from mrl_jax.errors import DataError, UsageError
 from mrl_jax.experiment import common
 from mrl_jax.nesting import Nesting
 from mrl_jax.runtime.step import evaluated
-from mrl_jax.search.vectors import open_vectors
+from mrl_jax.store.vectors import open_vectors
 
 CONFIG = commands.ROOT / "configs" / "adaptor.py"
 WIDTH, DIMS = 12, (2, 4, 12)

@@ -14,7 +14,7 @@ from mrl_jax import config as configs
 from mrl_jax import experiment, trained
 from mrl_jax.errors import CheckpointError, DataError, UsageError
 from mrl_jax.interop.sentence_folder import write_sentence_folder
-from mrl_jax.tokenization import Tokenizer
+from mrl_jax.models.text.tokenizer import Tokenizer
 
 CONFIG = commands.ROOT / "configs" / "static_sentence.py"
 SMALL = (

@@ -10,7 +10,7 @@ import tokenizers
 from mrl_jax.interop.sentence_folder import write_sentence_folder
 from mrl_jax.interop.text_folder import UNLIMITED, TextFolder
 from mrl_jax.models.text import Bert, SentenceEncoder, Static
-from mrl_jax.tokenization import Tokenizer
+from mrl_jax.models.text.tokenizer import Tokenizer
 
 _WHO = ("a man", "the woman", "a small child", "two dogs", "the old cat", "some people")
 _WHAT = ("is playing the guitar", "runs along the beach", "sleeps", "eats a red apple near a tree")

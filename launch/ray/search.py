@@ -19,11 +19,11 @@ from typing import get_args
 
 import numpy as np
 
-from mrl_jax import outputs
 from mrl_jax.engines import ray
 from mrl_jax.errors import UsageError
-from mrl_jax.search.exact import Metric
-from mrl_jax.search.vectors import open_vectors
+from mrl_jax.search.device.exact import Metric
+from mrl_jax.store import outputs
+from mrl_jax.store.vectors import open_vectors
 
 
 def _dims(text: str) -> tuple[int, ...]:

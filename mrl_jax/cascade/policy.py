@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrl_jax import json_files, outputs
 from mrl_jax.errors import DataError, shown
 from mrl_jax.nesting import Nesting
+from mrl_jax.store import json_files, outputs
 
 SCHEMA = 1
 

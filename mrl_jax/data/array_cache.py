@@ -21,8 +21,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from mrl_jax import json_files
 from mrl_jax.errors import DataError
+from mrl_jax.store import json_files
 
 SCHEMA = 1  # of these folders and of all that is kept in them
 MANIFEST = "manifest.json"

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrl_jax import inputs
 from mrl_jax.data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from mrl_jax.data.remarks import Remarks, composed, entries, same_letters
 from mrl_jax.errors import DataError
+from mrl_jax.store import inputs
 
 SPLITS = ("train", "val", "test")
 _UINT64 = 2**64 - 1

@@ -23,9 +23,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from mrl_jax import inputs
 from mrl_jax.data.boxes import Box, centre_box
 from mrl_jax.errors import DataError
+from mrl_jax.store import inputs
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".pgm", ".ppm"}
 IMAGE_SUFFIXES |= {".pbm", ".pnm"}

@@ -19,7 +19,7 @@ from mrl_jax.data.loader import put, train_rows
 from mrl_jax.data.text_files import Reading, find_files, first_columns, read_rows, sha256
 from mrl_jax.data.token_cache import Tokens, tokens_of, vocabulary_of
 from mrl_jax.errors import DataError, UsageError, shown
-from mrl_jax.tokenization import Tokenizer
+from mrl_jax.models.text.tokenizer import Tokenizer
 
 COLUMN = "text"
 MASKED, RANDOM = 0.8, 0.1  # of what is predicted; the rest stays as it is

@@ -17,7 +17,6 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mrl_jax import json_files
 from mrl_jax.data.folder import SPLITS, FolderRecords, class_folders, image_files, listing
 from mrl_jax.data.imagenet_classes import IMAGENET_A, IMAGENET_R
 from mrl_jax.data.images import IMAGE_SUFFIXES
@@ -25,6 +24,7 @@ from mrl_jax.data.remarks import Remarks, same_letters
 from mrl_jax.data.sources import Split, decoded
 from mrl_jax.data.stream import Stream
 from mrl_jax.errors import DataError, UsageError, shown
+from mrl_jax.store import json_files
 
 CLASSES = "classes.json"
 # What must be there; None = every training class.

@@ -14,7 +14,7 @@ import numpy as np
 from mrl_jax.data.loader import put, train_rows
 from mrl_jax.data.text import TextSplit
 from mrl_jax.data.token_cache import Tokens
-from mrl_jax.tokenization import padded_length
+from mrl_jax.models.text.tokenizer import padded_length
 
 WINDOW = 64  # batches that are sorted together
 

@@ -11,8 +11,9 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
-from mrl_jax import extras, inputs, json_files, outputs
+from mrl_jax import extras
 from mrl_jax.errors import DataError, UsageError, listed, shown
+from mrl_jax.store import inputs, json_files, outputs
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".tsv", ".tsv.gz", ".txt", ".txt.gz", ".parquet")
 SPLITS = ("train", "val", "test")

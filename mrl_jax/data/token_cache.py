@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from mrl_jax import extras
 from mrl_jax.data.array_cache import Parts, stored
-from mrl_jax.tokenization import Tokenizer
+from mrl_jax.models.text.tokenizer import Tokenizer
 
 with extras.needed("text", "tokenising text"):
     import tokenizers

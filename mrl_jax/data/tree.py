@@ -3,11 +3,11 @@
 import os
 import pathlib
 
-from mrl_jax import inputs
 from mrl_jax.data.folder import File, FolderRecords, listing
 from mrl_jax.data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from mrl_jax.data.remarks import Remarks, entries
 from mrl_jax.errors import DataError
+from mrl_jax.store import inputs
 
 _LEGAL = ", ".join(sorted(IMAGE_SUFFIXES))
 

@@ -18,11 +18,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from mrl_jax import inputs
 from mrl_jax.data.loader import put, train_rows
 from mrl_jax.data.text_files import SPLITS
 from mrl_jax.errors import DataError, UsageError, shown
-from mrl_jax.search.vectors import Vectors, open_vectors
+from mrl_jax.store import inputs
+from mrl_jax.store.vectors import Vectors, open_vectors
 
 POSITIVES = "_positives"
 PARTS = (*SPLITS, *(split + POSITIVES for split in SPLITS))

@@ -22,13 +22,13 @@ from typing import get_args
 
 import numpy as np
 
-from mrl_jax import outputs
 from mrl_jax.engines import parquet
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search.exact import Metric
+from mrl_jax.search.device.exact import Metric
 from mrl_jax.search.plan import Plan, read_plan
 from mrl_jax.search.schedule import Schedule
-from mrl_jax.search.vectors import open_vectors
+from mrl_jax.store import outputs
+from mrl_jax.store.vectors import open_vectors
 
 _CHUNK_ROWS = 4096
 _NEIGHBOURS = outputs.holds_arrays("ids", "scores")

@@ -6,9 +6,9 @@ from typing import get_args
 import numpy as np
 
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search import ids
-from mrl_jax.search.exact import Metric
+from mrl_jax.search.device.exact import Metric
 from mrl_jax.search.schedule import Schedule
+from mrl_jax.store import ids
 
 Chunk = tuple[np.ndarray, np.ndarray]
 _BLOCK_BYTES = 2**22  # of vectors sent at a time: far below what servers take in one message

@@ -13,11 +13,12 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from mrl_jax import extras, json_files
+from mrl_jax import extras
 from mrl_jax.engines import arrays
 from mrl_jax.errors import DataError, UsageError, shown
-from mrl_jax.search.exact import Metric
+from mrl_jax.search.device.exact import Metric
 from mrl_jax.search.schedule import Schedule
+from mrl_jax.store import json_files
 
 with extras.needed("engines", "PostgreSQL"):
     import psycopg

@@ -19,15 +19,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from mrl_jax import embedder, extras, workdir
+from mrl_jax import embedder, extras
 from mrl_jax.embedder import Embedder, Request
 from mrl_jax.errors import USER_ERRORS, UsageError
+from mrl_jax.record import folder
 from mrl_jax.runtime import coordinator
-from mrl_jax.search import on_disk
-from mrl_jax.search.exact import Metric
-from mrl_jax.search.on_disk import Found
-from mrl_jax.search.shards import Format, Manifest
-from mrl_jax.search.vectors import open_vectors
+from mrl_jax.search.device import on_disk
+from mrl_jax.search.device.exact import Metric
+from mrl_jax.search.device.on_disk import Found
+from mrl_jax.store.shards import Format, Manifest
+from mrl_jax.store.vectors import open_vectors
 
 _STORE_BYTES = 2**28  # of a cluster of this machine: no vectors go through it
 
@@ -200,7 +201,7 @@ def embed(
     if warning:
         print(warning)
     embedder.check_place(out)  # no lock is left in a foreign folder
-    with workdir.locked(out):
+    with folder.locked(out):
         manifest = embedder.begin(out, manifest, names)
         todo = [i for i, shard in enumerate(manifest.shards) if not shard.sha256]
         make = functools.partial(_shard_writer, request, out, manifest)

@@ -7,6 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from mrl_jax.data import Dataset, Split
+from mrl_jax.data.hierarchy import Hierarchy
 from mrl_jax.data.shifts import Shift
 from mrl_jax.errors import shown
 from mrl_jax.evaluators import (
@@ -24,9 +25,8 @@ from mrl_jax.evaluators import (
     robustness,
     superclass,
 )
-from mrl_jax.evaluators.finding import Examples, Finding, refusals
-from mrl_jax.evaluators.hierarchy import Hierarchy
 from mrl_jax.evaluators.subject import Instruments, Subject
+from mrl_jax.record.finding import Examples, Finding, refusals
 from mrl_jax.tasks import Classification
 
 __all__ = ["MEASURES", "Evaluation", "Examples", "Finding", "Subject", "chosen"]

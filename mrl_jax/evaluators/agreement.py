@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 
-from mrl_jax.evaluators.finding import Finding
 from mrl_jax.evaluators.subject import Subject
+from mrl_jax.record.finding import Finding
 
 # A class's accuracy rises or falls where it moves by more than this share of its examples: one of
 # the 50 per class of ImageNet's validation split is not enough.

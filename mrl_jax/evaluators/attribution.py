@@ -11,9 +11,9 @@ import numpy as np
 from mrl_jax.data import Split, padded_batches
 from mrl_jax.data.images import centre_square
 from mrl_jax.data.stream import Stream
-from mrl_jax.evaluators.finding import Finding, Unmeasurable
 from mrl_jax.evaluators.grad_cam import TOP_SHARE, grad_cam, neighbour_correlation, top_share
 from mrl_jax.evaluators.subject import Subject
+from mrl_jax.record.finding import Finding, Unmeasurable
 from mrl_jax.runtime.mesh import batch_divisor, batch_sharding
 
 SCHEMA = 1

@@ -5,9 +5,9 @@ import json
 import numpy as np
 
 from mrl_jax.errors import NonFiniteError
-from mrl_jax.evaluators.finding import Finding
 from mrl_jax.evaluators.subject import Predictions, Subject
-from mrl_jax.results import Result
+from mrl_jax.record.finding import Finding
+from mrl_jax.record.results import Result
 
 BINS = 15  # as Guo et al. and most tables since
 RESAMPLES = 200  # of the examples, for the standard error

@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from mrl_jax.cascade.study import FITTED, Judged, study
-from mrl_jax.evaluators.finding import Finding, Unmeasurable
 from mrl_jax.evaluators.subject import Subject
+from mrl_jax.record.finding import Finding, Unmeasurable
 
 
 def _judged(subject: Subject, split: str, dims: tuple[int, ...]) -> Judged:

@@ -1,7 +1,7 @@
 """Top-1 and top-5 accuracy of the head at every prefix it can classify."""
 
-from mrl_jax.evaluators.finding import Finding
 from mrl_jax.evaluators.subject import Subject
+from mrl_jax.record.finding import Finding
 
 TOP = (1, 5)
 

@@ -1,8 +1,8 @@
 """Accuracy when every image is seen from both sides: the logits of it and its mirror image."""
 
 from mrl_jax.evaluators.classification import TOP
-from mrl_jax.evaluators.finding import Finding
 from mrl_jax.evaluators.subject import Subject
+from mrl_jax.record.finding import Finding
 
 
 def measure(subject: Subject, split: str) -> Finding:

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import scipy.linalg
 
-from mrl_jax.evaluators.finding import Finding
 from mrl_jax.evaluators.projections import Readout, right
 from mrl_jax.evaluators.spaces import Moments, Space, coordinates
 from mrl_jax.evaluators.subject import Embedded, Subject
+from mrl_jax.record.finding import Finding
 
 # The penalty on the squared weights, over the mean variance of a dim times N. The same for every
 # prefix and space. Small beside what prefixes differ by; without any, a probe on about as many

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mrl_jax.evaluators.class_means import SCHEMA, by_dim, digest, nearest_is_own, rows_of_classes
-from mrl_jax.evaluators.finding import Finding, Unmeasurable
 from mrl_jax.evaluators.subject import Subject
-from mrl_jax.results import Result
+from mrl_jax.record.finding import Finding, Unmeasurable
+from mrl_jax.record.results import Result
 
 GROUPS = ("pretrain_head", "pretrain_tail", "novel_head", "novel_tail")
 STREAMS = 10

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from mrl_jax.evaluators.finding import Finding, Unmeasurable
 from mrl_jax.evaluators.ranking import ROUNDING
+from mrl_jax.record.finding import Finding, Unmeasurable
 
 _MAX_SCORES = 2**24  # numbers held at a time
 

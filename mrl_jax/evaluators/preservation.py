@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from mrl_jax.evaluators.finding import Finding, Unmeasurable
 from mrl_jax.evaluators.ranking import nearest, tied
 from mrl_jax.evaluators.text_common import unit_rows
-from mrl_jax.results import Result
+from mrl_jax.record.finding import Finding, Unmeasurable
+from mrl_jax.record.results import Result
 
 NEAREST = 10
 QUERIES = 2000  # rows whose neighbours are looked for

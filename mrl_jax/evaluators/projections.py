@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mrl_jax.evaluators.finding import Finding
 from mrl_jax.evaluators.subject import Subject
 from mrl_jax.kernels import prefix_matmul
 from mrl_jax.kernels.prefix import prefix_dots
+from mrl_jax.record.finding import Finding
 
 # Numbers held at a time: scores of all prefixes, or coordinates.
 _MAX_SCORES = 2**26

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from mrl_jax.search import exact, placement
+from mrl_jax.search.device import exact, placement
 
 # Embeddings have seven digits (float32), some of which are lost in a network's sums: the cosine of
 # two texts varies by up to this with their places in a batch and with the processor. Cosines that

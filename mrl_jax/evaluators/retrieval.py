@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from mrl_jax.errors import NonFiniteError
-from mrl_jax.evaluators.finding import Finding
 from mrl_jax.evaluators.ranking import nearest
 from mrl_jax.evaluators.subject import Subject
-from mrl_jax.results import Result
+from mrl_jax.record.finding import Finding
+from mrl_jax.record.results import Result
 
 SPACES = ("", "_pca", "_random", "_rotation", "_svd")
 VOTERS = 20

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from mrl_jax.evaluators.finding import Finding
 from mrl_jax.evaluators.subject import Predictions, Subject
+from mrl_jax.record.finding import Finding
 
 TOP = (1, 5)
 

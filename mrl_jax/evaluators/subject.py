@@ -9,8 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mrl_jax.data import Dataset, padded_batches
+from mrl_jax.data.hierarchy import Hierarchy
 from mrl_jax.data.shifts import Shift
-from mrl_jax.evaluators.hierarchy import Hierarchy
 from mrl_jax.evaluators.spaces import Moments, Space, fit_spaces, moments
 from mrl_jax.runtime.mesh import batch_sharding, replicated
 from mrl_jax.tasks import Classification

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 
-from mrl_jax.evaluators.finding import Finding, Unmeasurable, digest_of, refusals
-from mrl_jax.evaluators.hierarchy import Hierarchy
+from mrl_jax.data.hierarchy import Hierarchy
 from mrl_jax.evaluators.subject import Subject
+from mrl_jax.record.finding import Finding, Unmeasurable, digest_of, refusals
 
 
 def check(hierarchy: Hierarchy | None, label_n: np.ndarray) -> None:

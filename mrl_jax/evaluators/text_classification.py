@@ -7,10 +7,10 @@ import numpy as np
 from mrl_jax.data.labelled_text import LabelledTexts
 from mrl_jax.data.remarks import same_letters
 from mrl_jax.errors import shown
-from mrl_jax.evaluators.finding import Finding, Unmeasurable
 from mrl_jax.evaluators.ranking import nearest
 from mrl_jax.evaluators.spaces import Space
 from mrl_jax.evaluators.text_common import Embed, embedded, in_spaces, itself, unit_rows
+from mrl_jax.record.finding import Finding, Unmeasurable
 
 VOTERS = 10
 _ITERATIONS = 1000

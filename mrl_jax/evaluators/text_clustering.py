@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from mrl_jax.data.labelled_text import LabelledTexts
-from mrl_jax.evaluators.finding import Finding, Unmeasurable
 from mrl_jax.evaluators.spaces import Space
 from mrl_jax.evaluators.text_common import Embed, embedded, in_spaces, itself, unit_rows
-from mrl_jax.results import Result
+from mrl_jax.record.finding import Finding, Unmeasurable
+from mrl_jax.record.results import Result
 
 STARTS = 5
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mrl_jax.evaluators.finding import Finding
+from mrl_jax.record.finding import Finding
 
 # What is told of a layer; the other metrics of a measurement are of all layers alone.
 MAIN = ("match", "spearman", "ndcg10")

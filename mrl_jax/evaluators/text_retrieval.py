@@ -7,7 +7,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mrl_jax.data.beir import Collection, grades_at
-from mrl_jax.evaluators.finding import Finding
 from mrl_jax.evaluators.ranking import nearest
 from mrl_jax.evaluators.spaces import Space
 from mrl_jax.evaluators.text_common import (
@@ -19,7 +18,8 @@ from mrl_jax.evaluators.text_common import (
     itself,
     resamples,
 )
-from mrl_jax.results import Result
+from mrl_jax.record.finding import Finding
+from mrl_jax.record.results import Result
 
 CUTOFF = 10  # of nDCG and MRR, and of the first recall
 DEPTH = 100  # documents looked at

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from mrl_jax.errors import DataError
-from mrl_jax.evaluators.finding import Finding, Unmeasurable
 from mrl_jax.evaluators.ranking import tied
 from mrl_jax.evaluators.spaces import Space
 from mrl_jax.evaluators.text_common import (
@@ -19,7 +18,8 @@ from mrl_jax.evaluators.text_common import (
     resamples,
     unit_rows,
 )
-from mrl_jax.results import Result
+from mrl_jax.record.finding import Finding, Unmeasurable
+from mrl_jax.record.results import Result
 
 
 def check(pairs: tuple[Sequence, Sequence], score_n: np.ndarray) -> None:

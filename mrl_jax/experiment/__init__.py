@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from mrl_jax import extras
-from mrl_jax.experiment import common, images
+from mrl_jax.experiment import common
 from mrl_jax.experiment.common import Experiment, check_config, check_mesh, check_paths, make_mesh
 from mrl_jax.runtime import memory
 from mrl_jax.runtime import mesh as meshes
@@ -28,17 +28,19 @@ def of_task(task: str) -> ModuleType:
     """The module of a task: `check`, `from_config`, `planned_program`, and its `GROUP` of keys."""
     if task == "sentence_pairs":
         with extras.needed("text", f"task {task}"):
-            from mrl_jax.experiment import sentences
-        return sentences
+            from mrl_jax.tasks.sentence_pairs import build
+        return build
     if task == "masked_lm":
         with extras.needed("text", f"task {task}"):
-            from mrl_jax.experiment import masked
-        return masked
+            from mrl_jax.tasks.masked_lm import build
+        return build
     if task == "adaptor":
-        from mrl_jax.experiment import adaptor
+        from mrl_jax.tasks.adaptor import build
 
-        return adaptor
-    return images
+        return build
+    from mrl_jax.tasks.classification import build
+
+    return build
 
 
 def check(config: ConfigDict, devices: int | None) -> None:

@@ -18,13 +18,13 @@ from ml_collections import ConfigDict
 from mrl_jax import config as configs
 from mrl_jax.data.remarks import left_in
 from mrl_jax.errors import CheckpointError, DataError, UsageError, shown
-from mrl_jax.evaluators.finding import Finding
 from mrl_jax.nesting import Nesting
-from mrl_jax.program import Program
+from mrl_jax.record.finding import Finding
 from mrl_jax.runtime import mesh as meshes
 from mrl_jax.runtime import numerics
 from mrl_jax.runtime import optimizer as optimizers
 from mrl_jax.runtime import step as steps
+from mrl_jax.runtime.program import Program
 from mrl_jax.tasks import Task
 
 _LARGEST = float(np.finfo(np.float32).max)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 
-from mrl_jax.prompts import Role
+from mrl_jax.models.text.prompts import Role
 
 Scores = Mapping[str, Mapping[int, float]]
 

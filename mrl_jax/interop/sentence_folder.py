@@ -10,7 +10,6 @@ from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors.numpy import save
 
-from mrl_jax import outputs, prompts
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.interop.layouts import FORMS
 from mrl_jax.interop.sentence_card import Scores, card
@@ -32,7 +31,8 @@ from mrl_jax.interop.text_layouts import (
     their_names,
 )
 from mrl_jax.interop.torch_weights import Tree
-from mrl_jax.models.text import Static
+from mrl_jax.models.text import Static, prompts
+from mrl_jax.store import outputs
 
 _TYPES = "sentence_transformers.models"
 

@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from mrl_jax import json_files
 from mrl_jax.errors import DataError, UsageError, shown
 from mrl_jax.interop.layouts import NOTHING, Layout, Rule
 from mrl_jax.models.text import Bert
-from mrl_jax.tokenization import Tokenizer
+from mrl_jax.models.text.tokenizer import Tokenizer
+from mrl_jax.store import json_files
 
 # transformers' names of activations -> ours.
 _ACTIVATIONS = {

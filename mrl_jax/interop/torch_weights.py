@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from mrl_jax import inputs
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.interop.layouts import LAYOUTS, Layout, detect, find
 from mrl_jax.models.resnet import ResNet
 from mrl_jax.models.vit import ViT
+from mrl_jax.store import inputs
 
 Tree = dict[str, Any]
 Head = Literal["load", "skip"]

@@ -202,7 +202,7 @@ def _logsumexp(pairs: _Pairs, nesting: Nesting, temperature_g, implementation, d
             keep_bn=pairs.keep,
             **devices,
         )
-    from mrl_jax.kernels.pallas_logsumexp import LEFT_OUT, nested_logsumexp_pallas
+    from mrl_jax.kernels.pallas.logsumexp import LEFT_OUT, nested_logsumexp_pallas
 
     if devices["mesh"] is not None:
         raise ValueError("implementation 'pallas' works on one device; with a mesh, take 'xla'")

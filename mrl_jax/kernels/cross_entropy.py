@@ -111,7 +111,7 @@ def _on_mesh(plan: _Plan, function, *arrays):
 def _pallas_losses(plan: _Plan, z_bd, kernels, biases, row_gb, labels_b) -> jax.Array:
     """Losses [G, B]: log-sum-exp from the kernel, the targets' logits beside it."""
     # Not at the top: it imports Pallas' TPU and GPU back ends, which nothing else needs.
-    from mrl_jax.kernels.pallas_logsumexp import nested_logsumexp_pallas
+    from mrl_jax.kernels.pallas.logsumexp import nested_logsumexp_pallas
 
     if row_gb is None:
         row_gb = jnp.ones((len(plan.dims), z_bd.shape[0]))

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from mrl_jax.errors import DataError
-from mrl_jax.json_files import field
+from mrl_jax.record.artefacts import fractions
 from mrl_jax.reporting import sheet, statistics, tables
-from mrl_jax.reporting.artefacts import fractions
 from mrl_jax.reporting.content import Section
 from mrl_jax.reporting.headline import listing, percent
 from mrl_jax.reporting.methods import ONE_DIM, Method
 from mrl_jax.reporting.sheet import Cell, Row, Sheet
+from mrl_jax.store.json_files import field
 
 _TRENDS = {
     "rises": "get better with dims",

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from mrl_jax.errors import DataError
-from mrl_jax.json_files import field
+from mrl_jax.record.runs import Run
 from mrl_jax.reporting.content import Figure, Section
 from mrl_jax.reporting.headline import count
 from mrl_jax.reporting.methods import ONE_DIM, Method
 from mrl_jax.reporting.plots import Theme
-from mrl_jax.reporting.runs import Run
+from mrl_jax.store.json_files import field
 
 
 def _means(images: Sequence[Any], key: str, where: str) -> list[float | None]:

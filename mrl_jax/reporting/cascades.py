@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from mrl_jax.errors import DataError
-from mrl_jax.json_files import field
 from mrl_jax.reporting import plots, published, tables
 from mrl_jax.reporting.charts import line
 from mrl_jax.reporting.content import Figure, Section
@@ -13,6 +12,7 @@ from mrl_jax.reporting.headline import count, listing, percent
 from mrl_jax.reporting.methods import ONE_DIM, Method
 from mrl_jax.reporting.plots import Chart, Line, Point
 from mrl_jax.reporting.sheet import Cell, Row, Sheet, signed
+from mrl_jax.store.json_files import field
 
 
 class Number(NamedTuple):

@@ -4,11 +4,11 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
+from mrl_jax.record.runs import Run, Study
 from mrl_jax.reporting import methods, sections, sheet, shifted, tables
 from mrl_jax.reporting.content import Document, Section
 from mrl_jax.reporting.headline import count, listing
 from mrl_jax.reporting.methods import Method
-from mrl_jax.reporting.runs import Run, Study
 from mrl_jax.reporting.sheet import Cell, Row, Sheet
 from mrl_jax.reporting.tables import Table
 

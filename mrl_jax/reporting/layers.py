@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
-from mrl_jax.reporting import metrics, shifted, statistics, tables
+from mrl_jax.record import metrics
+from mrl_jax.reporting import shifted, statistics, tables
 from mrl_jax.reporting.content import Section
 from mrl_jax.reporting.headline import WITHIN, percent
 from mrl_jax.reporting.methods import Method

@@ -10,8 +10,8 @@ from typing import Any
 
 from mrl_jax.config import OPERATIONAL_KEYS
 from mrl_jax.errors import DataError
-from mrl_jax.reporting.artefacts import Units
-from mrl_jax.reporting.runs import Result, Run
+from mrl_jax.record.artefacts import Units
+from mrl_jax.record.runs import Result, Run
 
 # Keys that name or carry out a run without changing what is trained, and those that the label
 # of a method tells anyway.

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from mrl_jax.record import metrics
 from mrl_jax.reporting import (
     agreements,
     attribution,
@@ -12,7 +13,6 @@ from mrl_jax.reporting import (
     charts,
     headline,
     layers,
-    metrics,
     plots,
     published,
     sheet,

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from mrl_jax.errors import DataError
-from mrl_jax.json_files import field
 from mrl_jax.reporting import charts, headline, plots, sheet, statistics, tables
 from mrl_jax.reporting.content import Figure, Section
 from mrl_jax.reporting.headline import percent
 from mrl_jax.reporting.methods import Method
 from mrl_jax.reporting.sheet import Cell, Row, Sheet
 from mrl_jax.reporting.tables import Table
+from mrl_jax.store.json_files import field
 
 OWN_SPLITS = ("train", "val", "test")
 CLEAN = "top1_clean"

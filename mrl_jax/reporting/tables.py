@@ -5,11 +5,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+from mrl_jax.record import metrics
+from mrl_jax.record.artefacts import DRAWS, Units
+from mrl_jax.record.runs import Result
 from mrl_jax.reporting import methods as methods_lib
-from mrl_jax.reporting import metrics, statistics
-from mrl_jax.reporting.artefacts import DRAWS, Units
+from mrl_jax.reporting import statistics
 from mrl_jax.reporting.methods import Method
-from mrl_jax.reporting.runs import Result
 from mrl_jax.reporting.statistics import Difference, Summary
 
 SPLIT_NAMES = {"val": "validation", "test": "test"}

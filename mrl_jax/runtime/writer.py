@@ -12,8 +12,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from mrl_jax import json_files
 from mrl_jax.errors import CheckpointError, DataError
+from mrl_jax.store import json_files
 
 TRAINING = ("train/", "time/")  # prefixes of the numbers that training itself writes
 

@@ -11,14 +11,15 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from mrl_jax import outputs, printing
+from mrl_jax import printing
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search import frontier, ids, planner, ranks, trial
-from mrl_jax.search.index import Index
+from mrl_jax.search.index.index import Index
+from mrl_jax.search.index.segment import DENSE_QUERIES
 from mrl_jax.search.plan import Plan, read_plan
+from mrl_jax.search.planner import frontier, propose, ranks, trial
 from mrl_jax.search.schedule import Schedule
-from mrl_jax.search.segment import DENSE_QUERIES
-from mrl_jax.search.vectors import Vectors, open_vectors
+from mrl_jax.store import ids, outputs
+from mrl_jax.store.vectors import Vectors, open_vectors
 
 _CHUNK = 4096  # queries read and asked at a time
 _EVALUATED = 2000  # queries at most
@@ -48,7 +49,7 @@ def plan(arguments: argparse.Namespace) -> None:
     out, plot = arguments.out, arguments.out.with_suffix(".png")
     if out == plot:
         raise UsageError(f"--out is the plan, {plot} its plot: give it another ending")
-    wanted = planner.Wanted(
+    wanted = propose.Wanted(
         target_recall=arguments.target_recall,
         k=arguments.k,
         metric=arguments.metric,
@@ -64,7 +65,7 @@ def plan(arguments: argparse.Namespace) -> None:
     # A plot may be replaced if the plan beside it may be.
     had_plan = out.exists()
     outputs.check_file(plot, lambda _: had_plan, read)
-    proposal = planner.propose(vectors, queries, wanted, progress=_progress(vectors.rows))
+    proposal = propose.propose(vectors, queries, wanted, progress=_progress(vectors.rows))
     command = shlex.join(["python", "-m", "mrl_jax.search", *sys.argv[1:]])
     content = frontier.content(proposal, wanted, command)
     drawn = frontier.chart(proposal, wanted.k)
@@ -81,9 +82,9 @@ def plan(arguments: argparse.Namespace) -> None:
         f"nearest one needs less); {sampled}{proposal.tuned_on} queries to tune on, "
         f"{proposal.held_out} others to measure with"
     )
-    given, needed = proposal.tuned_on + proposal.held_out, planner.queries_needed(wanted)
+    given, needed = proposal.tuned_on + proposal.held_out, propose.queries_needed(wanted)
     if needed is None or needed > given:
-        more = f"give {needed}" if needed else f"even {planner.MOST_QUERIES:,} would be"
+        more = f"give {needed}" if needed else f"even {propose.MOST_QUERIES:,} would be"
         print(
             f"{given:,} queries are too few to promise {wanted.target_recall:g} of any plan but "
             f"exact search, even if it misses nothing: {more}"
@@ -140,13 +141,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
         source, query_bd, k, index.plan.metric, dim=final, progress=_progress(source.rows)
     )
     recall_b = (source.ids[row_bk][:, :, None] == found_bk[:, None, :]).any(2).mean(1)
-    low, high = planner.prediction_interval(recall_b, k, 0)
+    low, high = propose.prediction_interval(recall_b, k, 0)
     times = trial.times(index, query_bd, k)
     latency = ", ".join(f"{name} {value:.3f}" for name, value in times.latency_ms.items())
     rows = (
         ("plan", f"{frontier.described(index.plan)}, {index.plan.metric}"),
         (f"recall@{k}", f"{recall_b.mean():.4f} of {len(recall_b)} queries"),
-        (f"{planner.LEVEL:.0%} interval", f"{low:.4f} to {high:.4f}, of as many other queries"),
+        (f"{propose.LEVEL:.0%} interval", f"{low:.4f} to {high:.4f}, of as many other queries"),
         ("all at once", f"{times.qps:,.1f} queries a second"),
         ("one by one", f"{latency} ms"),
         ("bytes", _bytes(index)),

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 import jax
 
 from mrl_jax.nesting import Nesting
-from mrl_jax.tasks.classification import Classification
+from mrl_jax.tasks.classification.task import Classification
 
 __all__ = ["Classification", "Task"]
 

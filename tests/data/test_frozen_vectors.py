@@ -6,8 +6,8 @@ import pytest
 
 from mrl_jax.data import vectors
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search import shards
-from mrl_jax.search.vectors import open_vectors
+from mrl_jax.store import shards
+from mrl_jax.store.vectors import open_vectors
 
 HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 

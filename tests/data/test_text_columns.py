@@ -9,7 +9,7 @@ from mrl_jax.data import text
 from mrl_jax.data.text_columns import Columns, Layout, parse_columns
 from mrl_jax.data.text_files import first_columns, read_rows
 from mrl_jax.errors import DataError
-from mrl_jax.experiment.sentences import scored_pairs
+from mrl_jax.tasks.sentence_pairs.build import scored_pairs
 
 
 def write(path, *rows):

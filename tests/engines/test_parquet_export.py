@@ -12,7 +12,7 @@ from mrl_jax.engines import __main__ as command
 from mrl_jax.engines import parquet
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.schedule import Schedule
-from mrl_jax.search.vectors import open_vectors
+from mrl_jax.store.vectors import open_vectors
 
 IDS, Z = plans.vectors(500)
 PLAN = Schedule.parse("8:50 > 16:20 > 64")

@@ -14,8 +14,8 @@ import pytest
 
 from mrl_jax.engines import ray
 from mrl_jax.errors import UsageError
-from mrl_jax.search.on_disk import top_k_on_disk
-from mrl_jax.search.vectors import open_vectors
+from mrl_jax.search.device.on_disk import top_k_on_disk
+from mrl_jax.store.vectors import open_vectors
 
 SCRIPTS = commands.ROOT / "launch" / "ray"
 
@@ -165,8 +165,8 @@ def test_searches_as_one_process_does_while_a_worker_dies(cluster, tmp_path):
     line = call_while_a_worker_dies("search.py", cluster, *where, *what, "--out", out)
     assert line.startswith("5 of 1000 for 20 queries at 2 dims")
     code = (
-        "import sys, numpy as np; from mrl_jax.search.on_disk import top_k_on_disk as f;"
-        "from mrl_jax.search.vectors import open_vectors as v; a = sys.argv;"
+        "import sys, numpy as np; from mrl_jax.search.device.on_disk import top_k_on_disk as f;"
+        "from mrl_jax.store.vectors import open_vectors as v; a = sys.argv;"
         "found = f(v(a[1]), np.load(a[2]), (4, 16), 5, shard_rows=128);"
         "np.savez(a[3], rows=found.rows_gbk, scores=found.scores_gbk)"
     )

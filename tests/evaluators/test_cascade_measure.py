@@ -7,7 +7,7 @@ from evaluators.subjects import CLASSES, clusters, subject_of
 from mrl_jax import cascade
 from mrl_jax.cascade import Policy, outcome, study
 from mrl_jax.evaluators.cascade import measure
-from mrl_jax.evaluators.finding import Unmeasurable
+from mrl_jax.record.finding import Unmeasurable
 
 DIMS = (1, 3, 8)
 

@@ -7,7 +7,7 @@ from scipy import stats
 
 from mrl_jax.evaluators import class_means, few_shot
 from mrl_jax.evaluators.class_means import nearest_is_own, rows_of_classes
-from mrl_jax.evaluators.finding import Unmeasurable
+from mrl_jax.record.finding import Unmeasurable
 
 # Not at 1 dim: there every cosine is 1 or -1, and rounding picks among the ties.
 MEASURED = (2, 3, 8)

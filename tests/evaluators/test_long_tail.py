@@ -8,8 +8,8 @@ from scipy import stats
 
 from mrl_jax.evaluators import long_tail
 from mrl_jax.evaluators.class_means import rows_of_classes
-from mrl_jax.evaluators.finding import Unmeasurable
 from mrl_jax.evaluators.long_tail import GROUPS
+from mrl_jax.record.finding import Unmeasurable
 
 # Not at 1 dim: there every cosine is 1 or -1, and rounding picks among the ties.
 MEASURED = (2, 3, 8)

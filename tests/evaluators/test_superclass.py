@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from evaluators.subjects import CLASSES, clusters, subject_of
 
+from mrl_jax.data.hierarchy import Hierarchy, read
 from mrl_jax.errors import DataError
 from mrl_jax.evaluators import Finding, superclass
-from mrl_jax.evaluators.hierarchy import Hierarchy, read
 
 NAMES = ("cat", "dog", "car", "tree", "van")
 ANIMALS = {"cat": "animal", "dog": "animal", "car": "vehicle", "van": "vehicle"}

@@ -7,11 +7,11 @@ import text_models
 from mrl_jax.data import beir
 from mrl_jax.data import text as texts
 from mrl_jax.encoder import Encoder
-from mrl_jax.evaluators.sentences import SentenceEvaluation
 from mrl_jax.evaluators.text_layers import check_layers
 from mrl_jax.nesting import Nesting
 from mrl_jax.runtime import mesh as meshes
-from mrl_jax.tasks.sentence_pairs import SentencePairs
+from mrl_jax.tasks.sentence_pairs.measure import SentenceEvaluation
+from mrl_jax.tasks.sentence_pairs.task import SentencePairs
 
 DIMS = (4, 16)
 SENTENCES = text_models.SENTENCES

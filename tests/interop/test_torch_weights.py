@@ -523,7 +523,8 @@ def test_without_safetensors_the_import_says_what_to_install(monkeypatch):
 
 def test_training_starts_from_weights_and_keeps_what_they_do_not_have(tmp_path):
     from mrl_jax import config as configs
-    from mrl_jax.experiment import images, make_mesh
+    from mrl_jax.experiment import make_mesh
+    from mrl_jax.tasks.classification import build
 
     c = configs.default_config()
     c.model.name, c.model.embedding_dim, c.model.width, c.model.stem = "resnet18", 0, 4, "small"
@@ -531,11 +532,11 @@ def test_training_starts_from_weights_and_keeps_what_they_do_not_have(tmp_path):
     c.optimizer.ema_decay = 0.5
     c.mesh.data, c.mesh.fsdp = 2, 4
     mesh = make_mesh(c)
-    program = images.make_program(c, classes=8, image_shape=(8, 8, 3), mesh=mesh)
+    program = build.make_program(c, classes=8, image_shape=(8, 8, 3), mesh=mesh)
     shapes = program.state
     state = jax.tree.map(lambda s: jax.device_put(np.full(s.shape, 7, s.dtype), s.sharding), shapes)
     tensors = reference.resnet_state((2, 2, 2, 2), False, 4, stem=3)
-    _, put_in = images.pretrained(save(tmp_path, tensors), program)
+    _, put_in = build.pretrained(save(tmp_path, tensors), program)
     found = put_in(state)
     kernel = np.moveaxis(tensors["layer3.0.conv1.weight"], (0, 1), (3, 2))
     for name in ("params", "ema_params"):

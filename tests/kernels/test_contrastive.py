@@ -285,7 +285,7 @@ def test_a_learned_sigmoid_loss_near_zero_keeps_its_digits():
 
 @pytest.mark.slow
 def test_pallas_equals_xla():
-    pytest.importorskip("mrl_jax.kernels.pallas_logsumexp")
+    pytest.importorskip("mrl_jax.kernels.pallas.logsumexp")
     arrays = problem(batch=5, extra=2) | KINDS["info_nce"]
     mask = np.arange(5) != 2
     options = {"symmetric": True, "mask": mask}

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from mrl_jax.kernels import pallas_logsumexp, pallas_tiles
-from mrl_jax.kernels.pallas_logsumexp import nested_logsumexp_pallas
+from mrl_jax.kernels.pallas import logsumexp, tiles
+from mrl_jax.kernels.pallas.logsumexp import nested_logsumexp_pallas
 from mrl_jax.nesting import Nesting
 
 NAMES = ("a", "w", "row", "col", "bias")
@@ -101,10 +101,10 @@ def test_on_a_cpu_the_tpu_kernel_is_interpreted():
 
 
 def test_rows_in_several_chunks(monkeypatch):
-    monkeypatch.setattr(pallas_tiles, "TPU_CHUNK_BYTES", 2 * 4 * 256 * 128)
+    monkeypatch.setattr(tiles, "TPU_CHUNK_BYTES", 2 * 4 * 256 * 128)
     dims = (2, 6, 13)
     arrays, dlse = operands(dims, 1100, 40)
-    assert pallas_tiles.Plan(dims, "tpu", True, 1100, 40).chunks == 3
+    assert tiles.Plan(dims, "tpu", True, 1100, 40).chunks == 3
     found = value_and_gradients(dims, arrays, dlse, interpret="tpu")
     close(found, oracle(dims, arrays, dlse), 1e-5)
 
@@ -113,12 +113,12 @@ def test_tpu_simulator_with_memory_that_starts_as_nan():
     dims, rows, columns = (2, 6, 130), 300, 600
     arrays, dlse = operands(dims, rows, columns)
     simulator = pltpu.InterpretParams(uninitialized_memory="nan")
-    plan = pallas_tiles.Plan(dims, "tpu", simulator, rows, columns)
+    plan = tiles.Plan(dims, "tpu", simulator, rows, columns)
 
     @jax.jit
     def run(*arrays):
-        lse = pallas_logsumexp._forward(plan, *arrays[:-1])
-        return lse, pallas_logsumexp._backward(plan, *arrays[:-1], lse, arrays[-1])
+        lse = logsumexp._forward(plan, *arrays[:-1])
+        return lse, logsumexp._backward(plan, *arrays[:-1], lse, arrays[-1])
 
     lse, gradients = run(*map(np.float32, (*arrays, dlse)))
     close((lse, gradients), oracle(dims, arrays, dlse), 1e-5)

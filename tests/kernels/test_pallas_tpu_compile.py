@@ -13,7 +13,7 @@ PROGRAM = """
 import json, sys, time
 import jax
 from jax.experimental import topologies
-from mrl_jax.kernels.pallas_logsumexp import nested_logsumexp_pallas
+from mrl_jax.kernels.pallas.logsumexp import nested_logsumexp_pallas
 from mrl_jax.nesting import Nesting
 
 dims, rows, columns, dtype = json.loads(sys.argv[1])

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
-from mrl_jax.reporting.artefacts import Artefacts
-from mrl_jax.reporting.runs import Result, Run
+from mrl_jax.record.artefacts import Artefacts
+from mrl_jax.record.runs import Result, Run
 
 
 def make_run(kind, dims, seed, values, *, split="test", data="", artefacts=None, **config):

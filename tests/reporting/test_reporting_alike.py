@@ -7,7 +7,8 @@ import folders
 import pytest
 from studies import make_run, top1
 
-from mrl_jax.reporting import headline, methods, runs, sheet, tables
+from mrl_jax.record import runs
+from mrl_jax.reporting import headline, methods, sheet, tables
 
 
 def labels(*found):

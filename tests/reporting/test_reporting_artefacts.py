@@ -5,8 +5,8 @@ import pytest
 from reporting.studies import flags, judged_run, make_run, write_file
 
 from mrl_jax.errors import DataError
+from mrl_jax.record.artefacts import Artefacts
 from mrl_jax.reporting import methods
-from mrl_jax.reporting.artefacts import Artefacts
 
 
 def test_examples_of_a_result(tmp_path):

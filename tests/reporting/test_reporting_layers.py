@@ -2,8 +2,8 @@ import dataclasses
 
 import studies
 
+from mrl_jax.record.runs import Result, Study
 from mrl_jax.reporting import document, layers, methods, sections
-from mrl_jax.reporting.runs import Result, Study
 
 # Spearman by layer (None: all) and dim.
 GRID = {(1, 4): 0.5, (1, 8): 0.6, (3, 4): 0.74, (3, 8): 0.795, (None, 4): 0.76, (None, 8): 0.80}

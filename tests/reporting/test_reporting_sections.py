@@ -7,6 +7,7 @@ from reporting.studies import flags, judged_run, make_run, top1, write_file
 from mrl_jax.cascade.study import Judged, study
 from mrl_jax.errors import DataError
 from mrl_jax.evaluators import agreement, robustness
+from mrl_jax.record.artefacts import Artefacts
 from mrl_jax.reporting import (
     agreements,
     attribution,
@@ -17,7 +18,6 @@ from mrl_jax.reporting import (
     shifted,
     tables,
 )
-from mrl_jax.reporting.artefacts import Artefacts
 from mrl_jax.reporting.plots import DARK, LIGHT
 
 PNG = b"\x89PNG\r\n\x1a\nrest"

@@ -5,8 +5,8 @@ import os
 import pytest
 
 from mrl_jax.errors import UsageError
+from mrl_jax.record.folder import locked
 from mrl_jax.runtime import locks
-from mrl_jax.workdir import locked
 
 
 def test_a_locked_folder_is_refused(tmp_path):

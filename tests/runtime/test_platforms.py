@@ -14,10 +14,10 @@ import commands
 import numpy as np
 import pytest
 
-from mrl_jax.search.index import Index
+from mrl_jax.search.index.index import Index
 from mrl_jax.search.plan import Plan
+from mrl_jax.search.planner.trial import InMemory
 from mrl_jax.search.schedule import Schedule
-from mrl_jax.search.trial import InMemory
 
 ROOT = pathlib.Path(commands.__file__).parent.parent / "mrl_jax"
 # As Python's manual says ("Availability"), where the name is one of Linux or not of macOS.

@@ -4,7 +4,7 @@ import commands
 import pytest
 
 from mrl_jax import config as configs
-from mrl_jax import workdir
+from mrl_jax.record import folder
 from mrl_jax.runtime import agreement
 from mrl_jax.runtime.agreement import differences, of_program
 
@@ -58,7 +58,7 @@ def test_processes_with_different_configs_are_refused(tmp_path: pathlib.Path):
 def test_a_process_that_fails_alone_ends_all_with_its_exit_code(tmp_path: pathlib.Path):
     """Only the first process asks for the lock. The other one waits for it in an exchange."""
     launcher = (commands.sys.executable, "launch/local.py", "--processes", "2", "--")
-    with workdir.locked(tmp_path / "run"):
+    with folder.locked(tmp_path / "run"):
         done = commands.run([*launcher, *commands.impatient(commands.train(tmp_path / "run"))])
     assert done.returncode == 2, done.stdout + done.stderr
     lines = done.stdout.splitlines()

@@ -4,8 +4,8 @@ import itertools
 
 import numpy as np
 
-from mrl_jax.search import codes
-from mrl_jax.search.vectors import open_vectors
+from mrl_jax.search.index import codes
+from mrl_jax.store.vectors import open_vectors
 
 
 def draw(rows, width, seed=0):

@@ -3,7 +3,7 @@ import pytest
 from brute_force import decoded, draw
 
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search import clusters, codes
+from mrl_jax.search.index import clusters, codes
 
 CODES = ("float32", "bfloat16", "float16", "int8", "binary")
 

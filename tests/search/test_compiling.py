@@ -4,7 +4,7 @@ import tempfile
 import numba
 import pytest
 
-from mrl_jax.search import compiling
+from mrl_jax.search.index import compiling
 
 
 @pytest.fixture

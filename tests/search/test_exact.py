@@ -9,7 +9,8 @@ import pytest
 
 from mrl_jax.runtime import distributed
 from mrl_jax.runtime.mesh import make_mesh
-from mrl_jax.search import exact, placement, top_k
+from mrl_jax.search import top_k
+from mrl_jax.search.device import exact, placement
 
 DIMS = (2, 20, 40, 72)  # 40 and 72 are added to the running product
 # Several chunks of queries, spans, tiles and blocks even of a small database.

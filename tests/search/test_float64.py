@@ -7,8 +7,9 @@ from brute_force import best, similar
 from test_exhaustive import KINDS, METRICS, hard, scores
 
 from mrl_jax.runtime.mesh import make_mesh
-from mrl_jax.search import exact, top_k
-from mrl_jax.search.funnel import funnel
+from mrl_jax.search import top_k
+from mrl_jax.search.device import exact
+from mrl_jax.search.device.funnel import funnel
 from mrl_jax.search.schedule import Schedule
 
 ROWS, DIMS, K = 500, (7, 24), 10

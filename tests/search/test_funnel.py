@@ -9,7 +9,8 @@ import pytest
 
 from mrl_jax.runtime import distributed
 from mrl_jax.runtime.mesh import make_mesh
-from mrl_jax.search import exact, funnel, placement, top_k
+from mrl_jax.search import top_k
+from mrl_jax.search.device import exact, funnel, placement
 from mrl_jax.search.schedule import Schedule
 
 Index, search = funnel.DeviceIndex, funnel.funnel

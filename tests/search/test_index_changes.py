@@ -10,8 +10,8 @@ from brute_force import check, draw, similar, store
 
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.runtime import locks
-from mrl_jax.search import files
-from mrl_jax.search.index import NO_ID, Index
+from mrl_jax.search.index import files
+from mrl_jax.search.index.index import NO_ID, Index
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.schedule import Schedule
 

@@ -13,11 +13,11 @@ from brute_force import draw, store
 from commands import ROOT
 
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search import files, pages
-from mrl_jax.search.index import Index
+from mrl_jax.search.index import files, pages
+from mrl_jax.search.index.index import Index
 from mrl_jax.search.plan import Plan
+from mrl_jax.search.planner.trial import InMemory as Vectors
 from mrl_jax.search.schedule import Schedule
-from mrl_jax.search.trial import InMemory as Vectors
 
 N, D = 300, 24
 LISTS = Plan(Schedule.parse(f"8:60 > 16:40 > {D}"), code="int8", lists=4, list_dim=8, probes=4)
@@ -547,7 +547,7 @@ def test_folders_that_may_not_be_changed(whole, tmp_path):
 OPENED = """
 import pathlib, resource, sys
 import faiss, numba
-from mrl_jax.search.index import Index
+from mrl_jax.search.index.index import Index
 
 def costs():
     read = pathlib.Path("/proc/self/io").read_text().split()[1]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mrl_jax.search import clusters, loops
+from mrl_jax.search.index import clusters, loops
 
 
 def scores(kind, generator, count):

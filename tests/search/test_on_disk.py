@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mrl_jax.errors import DataError
-from mrl_jax.search.on_disk import Found, merge_top_k, spans, top_k_on_disk
-from mrl_jax.search.vectors import open_vectors
+from mrl_jax.search.device.on_disk import Found, merge_top_k, spans, top_k_on_disk
+from mrl_jax.store.vectors import open_vectors
 
 DIMS = (3, 8, 21)
 

@@ -3,12 +3,13 @@ import pytest
 from class_vectors import nearest, recall, vectors
 
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search import frontier, options, planner, ranks, trial
-from mrl_jax.search.index import Index
+from mrl_jax.search.index.index import Index
 from mrl_jax.search.plan import Plan
-from mrl_jax.search.planner import Wanted, prediction_interval, propose
+from mrl_jax.search.planner import frontier, options, ranks, trial
+from mrl_jax.search.planner import propose as planner
+from mrl_jax.search.planner.propose import Wanted, prediction_interval, propose
+from mrl_jax.search.planner.trial import InMemory
 from mrl_jax.search.schedule import Schedule
-from mrl_jax.search.trial import InMemory
 
 WIDTH, K = 64, 10
 LAYOUT = options.Layout("int8", (8, 32), 1, 0)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mrl_jax.errors import DataError
-from mrl_jax.search import tables
-from mrl_jax.search.vectors import open_vectors
+from mrl_jax.store import tables
+from mrl_jax.store.vectors import open_vectors
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

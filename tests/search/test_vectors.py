@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search import shards
-from mrl_jax.search.shards import Manifest, Shard
-from mrl_jax.search.vectors import open_vectors
+from mrl_jax.store import shards
+from mrl_jax.store.shards import Manifest, Shard
+from mrl_jax.store.vectors import open_vectors
 
 SIZES = (5, 7, 1, 7)  # of shards
 

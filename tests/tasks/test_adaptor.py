@@ -5,11 +5,13 @@ import numpy as np
 import optax
 import pytest
 
-from mrl_jax import Nesting, adaptors, nested
-from mrl_jax.guidance import ids_mask
+from mrl_jax import Nesting, nested
+from mrl_jax.losses import preserve
+from mrl_jax.losses.negatives import ids_mask
+from mrl_jax.models import adaptors
 from mrl_jax.runtime import mesh as meshes
 from mrl_jax.runtime import step as steps
-from mrl_jax.tasks.adaptor import AdaptorTask
+from mrl_jax.tasks.adaptor.task import AdaptorTask
 
 WIDTH, BATCH = 12, 16
 NESTING = Nesting((2, 4, WIDTH), (1.0, 0.5, 2.0))
@@ -40,7 +42,7 @@ def moved(task):
     return params, state
 
 
-preserve_pairs = jax.jit(adaptors.preserve_pairs)
+preserve_pairs = jax.jit(preserve.preserve_pairs)
 
 
 def test_loss_is_the_weighted_sum_of_its_terms():
@@ -57,16 +59,16 @@ def test_loss_is_the_weighted_sum_of_its_terms():
         x = [batch["vector"], batch["positive"]]
         z = [task.adaptor.apply({"params": params}, side) for side in x]
         total, total_g = 0.0, 0.0
-        near = functools.partial(adaptors.preserve_neighbours, neighbours=3)
-        for weight, function in ((0.5, adaptors.preserve_pairs), (2.0, near)):
+        near = functools.partial(preserve.preserve_neighbours, neighbours=3)
+        for weight, function in ((0.5, preserve.preserve_pairs), (2.0, near)):
             for adapted, source in zip(z, x, strict=True):
                 value, value_g = nested(function, NESTING)(adapted, source_bd=source, mask_b=mask_b)
                 total += weight * value / 2
                 total_g += weight * value_g / 2
         keep_bb = ids_mask(batch["vector_id"], batch["positive_id"])
-        value, value_g = nested(adaptors.rank, NESTING)(*z, keep_bb=keep_bb, mask_b=mask_b)
+        value, value_g = nested(preserve.rank, NESTING)(*z, keep_bb=keep_bb, mask_b=mask_b)
         for adapted, source in zip(z, x, strict=True):
-            total += 0.3 * adaptors.reconstruct(adapted, source, mask_b=mask_b) / 2
+            total += 0.3 * preserve.reconstruct(adapted, source, mask_b=mask_b) / 2
         return total + 0.7 * value, total_g + 0.7 * value_g
 
     total, expected_g = by_hand(params, batch)

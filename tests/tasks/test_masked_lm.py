@@ -9,7 +9,7 @@ from mrl_jax.losses import nested_cross_entropy
 from mrl_jax.models.text import Bert
 from mrl_jax.nesting import Nesting
 from mrl_jax.runtime.mesh import batch_sharding, make_mesh, replicated, shardings
-from mrl_jax.tasks.masked_lm import MaskedLM
+from mrl_jax.tasks.masked_lm.task import MaskedLM
 
 NESTING = Nesting((2, 8, 16), (1.0, 3.0, 0.5))
 BERT = Bert(48, 16, 1, 2, 24, max_positions=16, dropout=0.0, attention_dropout=0.0)

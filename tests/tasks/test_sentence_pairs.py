@@ -8,7 +8,7 @@ import pytest
 from mrl_jax.models.text import Bert, SentenceEncoder, Static
 from mrl_jax.nesting import Nesting
 from mrl_jax.runtime.mesh import batch_sharding, make_mesh, replicated
-from mrl_jax.tasks.sentence_pairs import SentencePairs
+from mrl_jax.tasks.sentence_pairs.task import SentencePairs
 
 NESTING = Nesting((2, 8), (1.0, 3.0))
 STATIC = SentenceEncoder(Static(50, 8))

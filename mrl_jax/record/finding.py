@@ -1,0 +1,109 @@
+"""What a measurement gives: numbers, which examples they rest on, and files for people."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mrl_jax.errors import DataError
+from mrl_jax.record.results import Result, proportion
+
+
+class Unmeasurable(DataError):
+    """The data are sound, but a measure is undefined for them: one class, equal scores, ..."""
+
+
+def refusals(checks: Mapping[str, Callable[[], None]]) -> dict[str, str]:
+    """The reasons of those checks that raise `Unmeasurable`, by name."""
+    found = {}
+    for name, check in checks.items():
+        try:
+            check()
+        except Unmeasurable as error:
+            found[name] = str(error)
+    return found
+
+
+class Examples(NamedTuple):
+    """Which examples counted as right: `right_gn` [G, N] bool at each of the G `dims`."""
+
+    dims: tuple[int, ...]
+    right_gn: np.ndarray
+
+
+def digest_of(content: Any) -> str:
+    """Sixteen hex digits over an array, a text, a number, or nested sequences of these."""
+    digest = hashlib.sha256()
+    _add(digest, content)
+    return digest.hexdigest()[:16]
+
+
+def _add(digest: Any, content: Any) -> None:
+    if isinstance(content, np.ndarray):
+        digest.update(f"array {content.dtype} {content.shape} ".encode())
+        digest.update(np.ascontiguousarray(content))
+    elif isinstance(content, Sequence) and not isinstance(content, str):
+        digest.update(f"sequence {len(content)} ".encode())
+        for item in content:
+            _add(digest, item)
+    else:
+        text = str(content).encode("utf-8", "surrogatepass")
+        digest.update(f"text {len(text)} ".encode() + text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Attributes:
+    results: numbers at prefixes, named "{split}/{metric}".
+    examples: what some of them are the mean of, by the same name; runs that measured the same
+      examples can be compared in pairs.
+    files: content by name, e.g. "test_cascade.json".
+    read: digests of what was read besides the run's data, by the config key below `eval` and the
+      name of the set, if any: "hierarchy", "sts.stsb". Runs with equal digests measured the same.
+    prompts: what was put before texts, by `prompts.Role`; {} if nothing was.
+    skipped: why something could not be measured, by "{split}/{measure}" or the name of a data set.
+    unread: errors for data that could not be read, which a person has to repair.
+    """
+
+    results: list[Result] = dataclasses.field(default_factory=list)
+    examples: dict[str, Examples] = dataclasses.field(default_factory=dict)
+    files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    read: dict[str, str] = dataclasses.field(default_factory=dict)
+    prompts: dict[str, str] = dataclasses.field(default_factory=dict)
+    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    unread: list[DataError] = dataclasses.field(default_factory=list)
+
+    def add(self, other: "Finding") -> None:
+        """Takes in what another measurement found."""
+        self.results.extend(other.results)
+        self.examples.update(other.examples)
+        self.files.update(other.files)
+        self.read.update(other.read)
+        self.prompts.update(other.prompts)
+        self.skipped.update(other.skipped)
+        self.unread.extend(other.unread)
+
+    def attempt(self, name: str, measure: Callable[[], "Finding"]) -> None:
+        """Adds what a measurement finds, or the reason why its data cannot be measured.
+
+        Thus a measurement that fails does not lose the numbers of the others.
+        """
+        try:
+            self.add(measure())
+        except Unmeasurable as error:
+            self.skipped[name] = str(error)
+        except DataError as error:
+            # Perhaps only one of several processes meets it, and the others would wait for ever.
+            if jax.process_count() > 1:
+                raise
+            self.skipped[name] = str(error)
+            self.unread.append(error)
+
+    def add_right(self, name: str, dims: Sequence[int], right_gn: np.ndarray) -> None:
+        """Notes results of which every example is right or wrong: their means, and the examples."""
+        self.examples[name] = Examples(tuple(dims), np.asarray(right_gn, bool))
+        for dim, right_n in zip(dims, right_gn, strict=True):
+            self.results.append(proportion(name, dim, int(right_n.sum()), len(right_n)))

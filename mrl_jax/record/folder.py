@@ -1,0 +1,200 @@
+"""The folder of one run: who may use it, what it holds, whether it is finished."""
+
+import contextlib
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mrl_jax import config as configs
+from mrl_jax.errors import DataError, UsageError
+from mrl_jax.evaluators import Finding
+from mrl_jax.record import results
+from mrl_jax.runtime import locks
+from mrl_jax.store import json_files
+
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"  # for text: the one that the run started with
+RESULTS = "results.json"
+EVALUATION = "evaluation"  # folder of what results.json does not hold
+EXAMPLES = "examples.npz"
+DONE = "DONE"
+CHECKPOINTS = "ckpt"
+# What a new run must not replace. DONE alone does not count: it may be left over from a run.
+_WRITTEN = (RESULTS, EVALUATION, TOKENIZER, "metrics.jsonl")
+
+
+class InUse(UsageError):
+    """Another command is using the folder."""
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+    """Creates the folder and keeps other processes of this machine out of it.
+
+    Raises:
+      UsageError: the folder cannot be created or written, or its name is not Unicode, as
+        checkpoints need it to be.
+      InUse: another command is using it.
+    """
+    if folder.parts and folder.parts[0].endswith(":"):
+        raise UsageError(
+            f"{folder} looks like a bucket's address: mount the bucket and give the folder"
+        )
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{str(folder)!a} is not UTF-8: give another folder") from None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a")
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}") from error
+    with lock:
+        if not locks.taken(lock):
+            raise InUse(f"{folder} is in use by another run")
+        _take_back(folder)
+        yield
+
+
+def read_config(folder: pathlib.Path) -> ConfigDict:
+    """The config of the run in `folder`, with defaults for keys that were added since.
+
+    Raises:
+      UsageError: there is no run, or its config is damaged or of another version.
+    """
+    path = folder / CONFIG
+    try:
+        values = json_files.read_object(path)
+    except json_files.MissingError:
+        raise UsageError(f"{folder} holds no run ({CONFIG} is missing)") from None
+    except DataError as error:
+        raise UsageError(str(error)) from error
+    return configs.from_run(values, where=str(path))
+
+
+def check_same_run(folder: pathlib.Path, config: ConfigDict) -> None:
+    """Refuses a folder that holds another run than `config` describes.
+
+    Keys that only say how a run is carried out (mesh, logging, checkpoints) may differ.
+
+    Raises:
+      UsageError: names up to three keys that differ, or a file that the run would replace and
+        that no run wrote.
+    """
+    if (folder / CONFIG).exists():
+        old = read_config(folder)
+    elif is_done(folder):
+        old = configs.from_run(read_results(folder)["config"], where=str(folder / RESULTS))
+    elif _is_run(folder):
+        return  # the config is compared with the checkpoint's facts when it is read
+    else:
+        others = [name for name in _WRITTEN if (folder / name).exists()]
+        if others:
+            raise UsageError(
+                f"{folder} holds {others[0]} but no run: give another folder as --workdir"
+            )
+        return
+    changed = configs.differences(old, config)
+    if changed:
+        raise UsageError(
+            f"{folder} holds another run ({'; '.join(changed[:3])}): "
+            "use another --workdir or remove this one"
+        )
+
+
+def _is_run(folder: pathlib.Path) -> bool:
+    """Whether a run has begun here; the folder of checkpoints is the first thing it makes."""
+    return (folder / CONFIG).exists() or (folder / CHECKPOINTS).exists()
+
+
+def record_config(folder: pathlib.Path, config: ConfigDict) -> None:
+    """Writes config.json, which makes the folder this run's own."""
+    results.write_text(folder / CONFIG, configs.to_json(config) + "\n")
+
+
+def record_tokenizer(folder: pathlib.Path, content: str) -> None:
+    """Writes tokenizer.json, which every command that uses the run reads from now on."""
+    results.write_text(folder / TOKENIZER, content)
+
+
+def record_finding(
+    folder: pathlib.Path,
+    finding: Finding,
+    *,
+    config: ConfigDict,
+    command: str,
+    step: int,
+    data: str,
+) -> None:
+    """Writes results.json and, beside it, the folder `evaluation`, in place of earlier ones.
+
+    The folder holds the files of the finding and examples.npz: for every name of a result whether
+    each example was right, [G, N] bool, and under NAME/dims the G prefixes. Both are whole before
+    either is moved into place; if the process is killed between the two moves, `locked` undoes the
+    first.
+    """
+    _take_back(folder)
+    place, part, old, new_results = _places(folder)
+    part.mkdir()
+    arrays = {}
+    for name, (dims, right_gn) in finding.examples.items():
+        arrays[name], arrays[f"{name}/dims"] = right_gn, np.array(dims, np.int32)
+    np.savez_compressed(part / EXAMPLES, **arrays)
+    for name, content in finding.files.items():
+        (part / name).write_bytes(content)
+    results.write(
+        new_results,
+        config=config.to_dict(),
+        command=command,
+        step=step,
+        data=data,
+        read=finding.read,
+        prompts=finding.prompts,
+        results=finding.results,
+        skipped=finding.skipped,
+    )
+    place.mkdir(exist_ok=True)
+    place.rename(old)
+    part.rename(place)
+    new_results.replace(folder / RESULTS)
+    shutil.rmtree(old)
+
+
+def _places(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """Paths of the evaluation, of its next version, of its previous one, and of new results."""
+    # With a dot: "evaluation.old" may be a copy that a user keeps.
+    names = (EVALUATION, f".{EVALUATION}.new", f".{EVALUATION}.old", f".{RESULTS}.new")
+    return tuple(folder / name for name in names)
+
+
+def _take_back(folder: pathlib.Path) -> None:
+    """Undoes a `record_finding` that was interrupted, and touches nothing else."""
+    place, part, old, new_results = _places(folder)
+    if not (_is_run(folder) or new_results.exists() or (folder / RESULTS).exists()):
+        return
+    if old.exists() and new_results.exists():
+        shutil.rmtree(place, ignore_errors=True)
+        old.rename(place)
+    new_results.unlink(missing_ok=True)
+    for rest in (part, old):
+        shutil.rmtree(rest, ignore_errors=True)
+
+
+def read_results(folder: pathlib.Path) -> dict[str, Any] | None:
+    """The content of results.json; None if it is missing or damaged."""
+    try:
+        content = json_files.read(folder / RESULTS)
+        json_files.field(content, "config", dict, RESULTS)
+        json_files.field(content, "results", list, RESULTS)
+    except DataError:
+        return None
+    return content
+
+
+def is_done(folder: pathlib.Path) -> bool:
+    """Whether the run in `folder` went through to its results."""
+    return (folder / DONE).exists() and read_results(folder) is not None

@@ -1,0 +1,1 @@
+"""Exact and funnel search of arrays on the devices of a mesh."""

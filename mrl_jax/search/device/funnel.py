@@ -1,0 +1,200 @@
+"""Searching by a schedule on devices: find with few dims, decide with many."""
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+
+from mrl_jax.search.device import candidates, exact, placement
+from mrl_jax.search.device.placement import Array, Layout, Metric, Sharded
+from mrl_jax.search.schedule import Schedule
+
+
+class DeviceIndex:
+    """A database placed on devices once, to be searched often.
+
+    The norms of its prefixes are computed here. A program is compiled for every schedule and k, and
+    for a few numbers of queries: powers of two up to 256 (1,024 on accelerators), of which batches
+    of any size consist.
+
+    Args:
+      database_nd: [N, >= m_G] floating point; computed with in float32. On a mesh the same on every
+        process, or one global array.
+      dims: prefix lengths m_1 < ... < m_G that searches may use.
+      metric: as for `top_k`.
+      mesh: the rows are split over all its devices; any N will do. None: one device.
+
+    Raises:
+      ValueError: as `top_k`.
+    """
+
+    def __init__(
+        self,
+        database_nd: Array,
+        dims: Sequence[int],
+        metric: Metric = "cosine",
+        mesh: Mesh | None = None,
+    ):
+        self._placed, self._layout = placement.place(database_nd, dims, metric, mesh)
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The prefixes that searches may use."""
+        return self._layout.dims
+
+    def top_k(self, query_bd: Array, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """`mrl_jax.search.top_k` at all dims: rows and scores [G, B, k]."""
+        row_gbk, score_gbk = exact.search(self._placed, self._layout, query_bd, self.dims, k)
+        return row_gbk, score_gbk.astype(np.float32)
+
+    def search(self, query_bd: Array, schedule: Schedule, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """`funnel`: rows and scores [B, k].
+
+        Raises:
+          ValueError: as `funnel`, or dims of the schedule that are none of the index's.
+        """
+        layout = self._layout
+        if not set(schedule.dims) <= set(self.dims):
+            raise ValueError(f"{schedule} needs dims that are none of the index's {self.dims}")
+        k = placement.check_k(k, layout.rows)
+        schedule.check(k, self.dims[-1])
+        if not schedule.stages:
+            rows, scores = exact.search(self._placed, layout, query_bd, (schedule.final,), k)
+            return rows[0], scores[0].astype(np.float32)
+
+        def chunk(query_bd):
+            return _search(
+                self._placed, query_bd, layout, _plan(layout, schedule, len(query_bd)), k
+            )
+
+        at_most = exact.sizes_for(layout.mesh).queries
+        rows, scores = placement.in_chunks(chunk, query_bd, schedule.final, at_most, layout.mesh)
+        return rows, scores.astype(np.float32)
+
+
+def funnel(
+    database_nd: Array,
+    query_bd: Array,
+    schedule: Schedule,
+    k: int,
+    *,
+    metric: Metric = "cosine",
+    mesh: Mesh | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best rows for every query, found by a schedule (arXiv 2205.13147, section 4.3.2).
+
+    The first stage compares all rows of the database; of its best `keep` the next stage adds the
+    products over the dims that are missing, and so on. What is kept are the best rows of the whole
+    database, whatever the mesh, and every device compares those of them that it has. Beside its
+    arguments and its result, a search needs one number per row and dim of the schedule, and memory
+    that grows with neither N nor B. Of rows that the products of the first stage, in float32, do
+    not tell apart, any may go on; all that go on are compared as by `top_k`. Who asks the same
+    database again should keep a `DeviceIndex` of it.
+
+    Args:
+      database_nd: [N, >= schedule.final] floating point; computed with in float32. On a mesh the
+        same on every process, or one global array.
+      query_bd: [B, >= schedule.final], the same on every process.
+      schedule: a stage that keeps more than N rows keeps all of them; `Schedule.exact(d)` gives
+        what `top_k` gives.
+      k: how many rows, at most N and what the last stage keeps.
+      metric: as for `top_k`.
+      mesh: the rows are split over all its devices; any N will do. None: one device.
+
+    Returns:
+      rows_bk: [B, k] int32, the best row first, on every process. Ties go to the smaller row, in
+        every stage; equal rows tie.
+      scores_bk: [B, k] float32, over the first `schedule.final` dims.
+
+    Raises:
+      ValueError: shapes, dtypes, k or a metric that cannot be; NaN or infinity, or vectors longer
+        than 4e18.
+    """
+    query_bd = placement.checked("queries", query_bd, schedule.final)
+    index = DeviceIndex(database_nd, schedule.dims, metric, mesh)
+    return index.search(query_bd, schedule, k)
+
+
+class _Plan(NamedTuple):
+    """What a compiled search depends on beside its arrays and their layout.
+
+    `first` is the pass over all rows, of which the best `keeps[0]` go on; then these compare
+    `dims[1]` dims, the best `keeps[1]` of them go on, and so forth.
+    """
+
+    first: exact.Plan
+    dims: tuple[int, ...]
+    keeps: tuple[int, ...]
+
+
+def _plan(layout: Layout, schedule: Schedule, queries: int) -> _Plan:
+    keeps = tuple(min(stage.keep, layout.rows) for stage in schedule.stages)
+    first = exact.make_plan(layout, schedule.dims[:1], keeps[0], queries)
+    return _Plan(first, schedule.dims, keeps)
+
+
+def _added(
+    layout: Layout, plan: _Plan, placed: Sharded, query_bd, row_bc, dims: tuple[int, int]
+) -> tuple[jax.Array, jax.Array]:
+    """`candidates.sums` over dims lo to hi of candidates [B, C].
+
+    Rows rise along a query's candidates, so those that one device has are neighbours: it goes
+    through windows over them until all queries are through. The others come from other devices.
+    """
+    lo, hi = dims
+    at_most = plan.first.candidates
+    queries, count = row_bc.shape
+    windows = max(layout.mesh.size, -(-count * (hi - lo) // at_most))
+    window = -(-count // windows)
+    local_bc = row_bc - layout.first()
+    start_b1 = (local_bc < 0).sum(1, keepdims=True)
+    end_b1 = (local_bc < layout.local).sum(1, keepdims=True)
+
+    def of_window(state):
+        begin_b1, *found = state
+        place_bw = begin_b1 + jnp.arange(window)[None]
+        inside_bw = place_bw < end_b1
+        (row_bw,) = candidates.pick(jnp.minimum(place_bw, count - 1), local_bc)
+        row_bw = jnp.where(inside_bw, row_bw, 0)
+        news = candidates.sums(layout, placed.database_nd, query_bd, row_bw, dims, at_most)
+        at = jnp.arange(queries)[:, None], jnp.where(inside_bw, place_bw, count)
+        found = [x_bc.at[at].set(x_bw, mode="drop") for x_bc, x_bw in zip(found, news, strict=True)]
+        return begin_b1 + window, *found
+
+    nothing = jnp.zeros((queries, count), jnp.float64)
+    _, *found = lax.while_loop(
+        lambda state: (state[0] < end_b1).any(), of_window, (start_b1, nothing, nothing)
+    )
+    return lax.psum(tuple(found), layout.mesh.axis_names)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _search(placed: Sharded, query_bd, layout: Layout, plan: _Plan, k: int):
+    """Rows and scores [B, k], and whether all queries are finite and not too long."""
+
+    def local(placed, query_bd):
+        (score_bc,), (row_bc,), _ = exact.shortlist(layout, plan.first, placed, query_bd)
+        chosen_bk = candidates.largest(score_bc, min(plan.keeps[0], score_bc.shape[-1]))
+        score_bk, row_bk = candidates.pick(chosen_bk, score_bc, row_bc)
+        sums = candidates.sums(
+            layout, placed.database_nd, query_bd, row_bk, (0, plan.dims[0]), plan.first.candidates
+        )
+        sum_bk = jnp.where(score_bk == -jnp.inf, -jnp.inf, sums[0])
+        # Devices come in the order of their rows, so these rise.
+        mine = score_bk, sum_bk, sums[1], layout.first() + row_bk
+        score_bc, *found = lax.all_gather(mine, layout.mesh.axis_names, axis=1, tiled=True)
+        for block, keep in zip(itertools.pairwise(plan.dims), plan.keeps, strict=True):
+            sum_bc, squares_bc, row_bc = candidates.pick(candidates.largest(score_bc, keep), *found)
+            more = _added(layout, plan, placed, query_bd, row_bc, block)
+            found = sum_bc + more[0], squares_bc + more[1], row_bc
+            score_bc = candidates.scores(layout, query_bd, *found[:2], block[1])
+        return candidates.best(score_bc, found[2], k)
+
+    score_bk, row_bk = placement.on_mesh(local, layout, placed, query_bd)
+    return row_bk, score_bk, placement.legal_queries(query_bd, plan.dims)

@@ -1,0 +1,261 @@
+"""Indexes of faiss, for a stage of the search that is left to it; its errors become ours."""
+
+import contextlib
+import os
+import pathlib
+import threading
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from mrl_jax.errors import DataError, UsageError
+from mrl_jax.runtime.forks import with_openmp
+from mrl_jax.search.device.exact import Metric
+from mrl_jax.search.index import pages
+from mrl_jax.search.index.clusters import directions, faiss
+
+_MORE = 8  # times as much is looked at where an index finds too few
+
+
+@contextlib.contextmanager
+def _said_by_faiss(what: str) -> Iterator[None]:
+    """An error of faiss becomes a UsageError, without the place in its code."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split()).rpartition(": ")[2]
+        raise UsageError(f"faiss cannot {what}: {reason}") from None
+
+
+def compared(z_nd: np.ndarray, metric: Metric) -> np.ndarray:
+    """What faiss compares, by product or distance: for cosine directions, else the vectors."""
+    z_nd = np.ascontiguousarray(z_nd, np.float32)
+    return directions(z_nd, metric) if metric == "cosine" else z_nd
+
+
+@with_openmp
+def train(z_nd: np.ndarray, factory: str, parameters: str, metric: Metric):
+    """An empty index of faiss, trained on examples [N, d], that takes rows and parameters.
+
+    Raises:
+      UsageError: faiss makes none of this, or not of so few examples.
+    """
+    kind = faiss().METRIC_L2 if metric == "l2" else faiss().METRIC_INNER_PRODUCT
+    z_nd = compared(z_nd, metric)
+    with _said_by_faiss(f"make {factory!r} of {len(z_nd)} x {z_nd.shape[1]}"):
+        trained = faiss().index_factory(z_nd.shape[1], factory, kind)
+        trained.train(z_nd)
+        tried = faiss().clone_index(trained)
+        tried.add(z_nd[:1])
+    _ask(tried, parameters)
+    _search(tried, z_nd[:1], 1, parameters)
+    return trained
+
+
+@with_openmp
+def add(index, z_nd: np.ndarray, metric: Metric) -> None:
+    """Adds rows [N, d] to an index of faiss."""
+    index.add(compared(z_nd, metric))
+
+
+def _ask(index, parameters: str) -> None:
+    if parameters:
+        with _said_by_faiss(f"use the parameters {parameters!r}"):
+            faiss().ParameterSpace().set_index_parameters(index, parameters)
+
+
+def _search(index, query_bd: np.ndarray, asked: int, parameters: str, told=None) -> np.ndarray:
+    """The rows [B, asked] that an index finds, which was asked by these parameters."""
+    # Some of their values, such as to look into no list, are refused only here.
+    with _said_by_faiss(f"search by the parameters {parameters!r}"):
+        return index.search(query_bd, asked, params=told)[1]
+
+
+def write(index, path: pathlib.Path) -> None:
+    """Writes an index of faiss; OSError where it cannot (faiss itself overlooks a full disk)."""
+    with path.open("wb") as file:
+        faiss().write_index(index, faiss().PyCallbackIOWriter(file.write))
+
+
+def _reader(content: np.ndarray) -> Callable[[int], bytes]:
+    """Gives so many further bytes at each call, as files do, without a copy of all of them."""
+    at = 0
+
+    def read(size: int) -> bytes:
+        nonlocal at
+        at += size
+        return content[at - size : at].tobytes()
+
+    return read
+
+
+def _takes_mask(index) -> bool:
+    """Whether an index of faiss can be told which rows it may find, and finds the best of them.
+
+    Graphs can be told, but stop when enough rows are nearer, whether or not they may be found.
+    """
+    library, index = faiss(), faiss().downcast_index(index)
+    if isinstance(index, library.IndexPreTransform):
+        return _takes_mask(index.index)
+    if isinstance(index, library.IndexRefine):
+        return _takes_mask(index.base_index)
+    return isinstance(index, library.IndexIVF | library.IndexFlat | library.IndexScalarQuantizer)
+
+
+def _told(index, asked: int, allowed_n: np.ndarray | None, effort: int):
+    """Parameters by which an index of faiss brings so many rows; None where it needs none.
+
+    Args:
+      index: of faiss, possibly made of several.
+      asked: rows it is asked for.
+      allowed_n: [N] which rows it may find; None: all.
+      effort: so many times the lists it looks into by itself.
+    """
+    library, index = faiss(), faiss().downcast_index(index)
+    if isinstance(index, library.IndexPreTransform):
+        inner = _told(index.index, asked, allowed_n, effort)
+        return inner and library.SearchParametersPreTransform(index_params=inner)
+    if isinstance(index, library.IndexRefine):
+        base_asked = min(int(asked * index.k_factor), index.ntotal)
+        inner = _told(index.base_index, base_asked, allowed_n, effort)
+        of_base = {"k_factor": index.k_factor, "base_index_params": inner}
+        return inner and library.IndexRefineSearchParameters(**of_base)
+    if isinstance(index, library.IndexHNSW):
+        # It stops when it has seen so many that are nearer than the next, whatever it is asked for.
+        wide = max(asked, index.hnsw.efSearch)
+        return library.SearchParametersHNSW(efSearch=wide) if wide > index.hnsw.efSearch else None
+    told = {}
+    if allowed_n is not None:
+        told["sel"] = library.IDSelectorBitmap(np.packbits(allowed_n, bitorder="little"))
+    if isinstance(index, library.IndexIVF):
+        probes = min(index.nprobe * effort, index.nlist)
+        lists = _told(index.quantizer, probes, None, 1)
+        if lists is not None:
+            told["quantizer_params"] = lists
+        if told or effort > 1:
+            return library.SearchParametersIVF(nprobe=probes, **told)
+    return library.SearchParameters(**told) if told else None
+
+
+# One for all indexes, and a new one in a fork: a thread that held it would be gone there.
+_reading = threading.Lock()
+
+
+def _start_anew() -> None:
+    global _reading
+    _reading = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_start_anew)
+
+
+class Stored:
+    """An index of faiss in a file; it is read when it is needed, also if its name is gone then.
+
+    Args:
+      file: that holds it.
+      rows: that it must have.
+      width: dims of each.
+    """
+
+    def __init__(self, file: pages.File, rows: int, width: int):
+        self._file, self._rows, self._width = file, rows, width
+        self._asked = None, None
+
+    @property
+    def bytes(self) -> int:
+        """Of the file."""
+        return self._file.size
+
+    def damaged(self, reason: str) -> DataError:
+        """The error that says so."""
+        return DataError(f"{self._file.path} is damaged: {reason}")
+
+    def asked(self, parameters: str = ""):
+        """The index, asked by these parameters and by faiss's own defaults beside them.
+
+        Raises:
+          UsageError: it has no such parameters.
+          DataError: it cannot be read.
+        """
+        asked, index = self._asked
+        if asked == parameters:
+            return index
+        with _reading:
+            asked, index = self._asked
+            if asked == parameters:
+                return index
+            # It keeps what it was told: its defaults are back when it is read again.
+            read = _reader(self._file.content())
+            try:
+                index = faiss().read_index(faiss().PyCallbackIOReader(read))
+            except RuntimeError:
+                raise self.damaged("faiss cannot read it") from None
+            if (index.ntotal, index.d) != (self._rows, self._width):
+                raise self.damaged(
+                    f"it holds {index.ntotal} rows of {index.d} dims instead of "
+                    f"{self._rows} of {self._width}"
+                )
+            _ask(index, parameters)
+            self._asked = parameters, index
+            return index
+
+    def search(
+        self,
+        query_bd: np.ndarray,
+        keep: int,
+        least: int,
+        parameters: str,
+        allowed_n: np.ndarray,
+        rows: int,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The `keep` nearest rows of every query, by the dims the index is of, that are allowed.
+
+        An index that looks into lists may find fewer where these hold no more; if these are fewer
+        than `least`, it looks into more lists.
+
+        Args:
+          query_bd: [B, d], as `compared`.
+          keep: fewer than `rows`.
+          least: at most `keep`.
+          parameters: how it is asked at first.
+          allowed_n: [N] bool, in the order they were added.
+          rows: how many that allows.
+
+        Returns:
+          row_bk: [B, keep], those found come first, then -1.
+          lacking_m: which queries found too few, whatever was tried: [m].
+
+        Raises:
+          UsageError: as `asked`, or the index cannot be asked like this.
+          DataError: as `asked`.
+        """
+        index = self.asked(parameters)
+        takes_mask, dead = _takes_mask(index), self._rows - rows
+        row_bk, lacking_m = np.full((len(query_bd), keep), -1), np.arange(len(query_bd))
+        wanted = keep if faiss().try_extract_index_ivf(index) is None else least
+        for effort in (1, _MORE):
+            asked = keep
+            if not takes_mask:
+                # Some of what it finds is not allowed: twice as much as there is among all.
+                asked = effort * (keep + (2 * keep * dead // rows + 8 if dead else 0))
+                if asked > rows:
+                    break
+            told = _told(index, asked, allowed_n if takes_mask and dead else None, effort)
+            found_mk = _search(index, query_bd[lacking_m], asked, parameters, told)
+            if found_mk.max(initial=0) >= self._rows:
+                raise self.damaged(f"it finds row {found_mk.max()} of {self._rows}")
+            if not takes_mask:
+                found_mk = _first(np.where(allowed_n[found_mk], found_mk, -1), keep)
+            row_bk[lacking_m] = found_mk
+            lacking_m = lacking_m[(found_mk >= 0).sum(1) < wanted]
+            if not len(lacking_m):
+                break
+            wanted = keep
+        return row_bk, lacking_m
+
+
+def _first(row_bn: np.ndarray, keep: int) -> np.ndarray:
+    """Of every query the first rows that are not -1, [B, keep], -1 behind them."""
+    order_bk = np.argsort(row_bn < 0, 1, kind="stable")[:, :keep]
+    return np.take_along_axis(row_bn, order_bk, 1)

@@ -1,0 +1,129 @@
+"""Clusters of the first dims: which lists hold a row, and which a query should look into."""
+
+import numpy as np
+
+from mrl_jax import extras
+from mrl_jax.errors import DataError
+from mrl_jax.runtime.forks import with_openmp
+from mrl_jax.search.device.exact import Metric
+from mrl_jax.search.index import codes, loops
+
+ITERATIONS = 10
+# Of k-means, per cluster, where there are so many: the most that faiss advises. With 64 a query of
+# a million rows has to look into more lists for the same recall.
+EXAMPLES = 256
+_GROUP = 8  # lists of which the nearest is looked at first
+
+
+def faiss():
+    """The library; UsageError where it is not installed."""
+    with extras.needed("search", "an index"):
+        import faiss
+    return faiss
+
+
+@with_openmp
+def fit(z_nd: np.ndarray, lists: int, metric: Metric, seed: int) -> np.ndarray:
+    """Centroids [lists, d] of k-means on examples [N, d]; of unit length but for L2.
+
+    Raises:
+      DataError: fewer examples than lists.
+    """
+    if len(z_nd) < lists:
+        raise DataError(f"{lists} lists need as many rows at least, there are {len(z_nd)}")
+    spherical = metric != "l2"
+    examples_nd = directions(z_nd, metric)
+    means = faiss().Kmeans(
+        z_nd.shape[1],
+        lists,
+        niter=ITERATIONS,
+        seed=seed + 1,  # faiss takes 0 for its own default
+        spherical=spherical,
+        min_points_per_centroid=1,
+        max_points_per_centroid=max(EXAMPLES, -(-len(z_nd) // lists)),
+    )
+    means.train(examples_nd)
+    return means.centroids
+
+
+def directions(z_nd: np.ndarray, metric: Metric) -> np.ndarray:
+    """What is clustered: for L2 the vectors themselves, otherwise their directions."""
+    z_nd = np.ascontiguousarray(z_nd, np.float32)
+    if metric == "l2":
+        return z_nd
+    return z_nd / codes.norms(z_nd)[:, None]
+
+
+def nearest(z_bd: np.ndarray, centroid_ld: np.ndarray, probes: int, metric: Metric) -> np.ndarray:
+    """The `probes` nearest lists of every row, [B, probes] int64, in no order."""
+    return _best(_scores(z_bd, centroid_ld, metric), probes)
+
+
+def looked_into(
+    z_bd: np.ndarray,
+    centroid_ld: np.ndarray,
+    probes: int,
+    metric: Metric,
+    rows_l: np.ndarray,
+    least: int,
+    enough: int,
+) -> np.ndarray:
+    """The `probes` nearest lists of every query that are not empty, or more if these hold too few.
+
+    Args:
+      z_bd: [B, d] queries.
+      centroid_ld: [lists, d].
+      probes: at most so many where they hold `least` rows.
+      metric: that makes them near.
+      rows_l: [lists] how many rows of each list may be found; not all 0.
+      least: with fewer rows than these a query goes on to the next lists,
+      enough: until it has so many, or there are no more.
+
+    Returns:
+      [B, >= 1] int64, in no order; the number of lists where a query looks into fewer.
+    """
+    score_bl = _scores(z_bd, centroid_ld, metric)
+    filled = np.count_nonzero(rows_l)
+    if filled < len(rows_l):
+        score_bl[:, rows_l == 0] = -np.inf
+    list_bp = _best(score_bl, min(probes, filled))
+    few_m = np.flatnonzero(rows_l[list_bp].sum(1) < least)
+    if len(few_m) and list_bp.shape[1] < filled:
+        order_ml = np.argsort(-score_bl[few_m], 1, kind="stable")[:, :filled]
+        before_ml = np.cumsum(rows_l[order_ml], 1) - rows_l[order_ml]
+        needed_ml = before_ml < enough
+        more = max(int(needed_ml.sum(1).max()) - list_bp.shape[1], 0)
+        list_bp = np.pad(list_bp, ((0, 0), (0, more)), constant_values=len(rows_l))
+        order_ml = np.where(needed_ml, order_ml, len(rows_l))
+        list_bp[few_m] = order_ml[:, : list_bp.shape[1]]
+    return list_bp
+
+
+def _scores(z_bd: np.ndarray, centroid_ld: np.ndarray, metric: Metric) -> np.ndarray:
+    """How near the lists are to every row, [B, lists]."""
+    score_bl = directions(z_bd, metric) @ centroid_ld.T
+    if metric == "l2":
+        score_bl -= np.square(centroid_ld).sum(1) / 2
+    return score_bl
+
+
+def _best(score_bl: np.ndarray, probes: int) -> np.ndarray:
+    """Those with the largest scores, [B, probes] int64, in no order."""
+    if probes == 1:
+        return score_bl.argmax(1)[:, None]
+    queries, lists = score_bl.shape
+    score_bc = np.empty((queries, min(2 * probes + 64, lists)), np.float32)
+    place_bc = np.empty(score_bc.shape, np.int64)
+    count_b, bound_b = np.zeros(queries, np.int64), np.full(queries, -np.inf, np.float32)
+    groups = lists // _GROUP
+    if groups > probes:
+        # As many lists are at least as near as the nearest of some groups: most need no comparison.
+        whole_bl = score_bl[:, : groups * _GROUP]
+        loops.bounds(whole_bl.reshape(queries, _GROUP, groups).max(1), probes, bound_b)
+    one_l, one_b, alive_l = (np.ones(*x) for x in ((lists, "f4"), (queries, "f4"), (lists, bool)))
+    loops.take_products(
+        loops.INNER, score_bl, 0, one_l, one_l, alive_l, one_b, probes, score_bc, place_bc,
+        count_b, bound_b,
+    )  # fmt: skip
+    loops.keep_best(score_bc, place_bc, count_b, probes)
+    return place_bc[:, :probes]

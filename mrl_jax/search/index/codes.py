@@ -1,0 +1,103 @@
+"""Codes of vectors' dims: what of a product a row takes up, in how many bytes."""
+
+import ctypes
+import functools
+
+import ml_dtypes
+import numpy as np
+
+from mrl_jax import extras
+from mrl_jax.errors import UsageError
+from mrl_jax.search.device.exact import Metric
+from mrl_jax.search.index import loops
+from mrl_jax.search.plan import Code
+
+PRODUCTS = {
+    "float32": loops.FLOAT64,
+    "bfloat16": loops.FLOAT32,
+    "float16": loops.FLOAT32,
+    "int8": loops.INT32,
+    "binary": loops.BITS,
+}
+_WORD = 8  # bytes that are compared at a time
+_SMALLEST = np.finfo(np.float32).tiny
+
+
+def norms(z_nd: np.ndarray) -> np.ndarray:
+    """Lengths [N] float32; at least the smallest normal number, so that one can divide by them."""
+    return np.maximum(loops.lengths(z_nd), _SMALLEST).astype(np.float32)
+
+
+def compared(query_bd: np.ndarray, metric: Metric) -> np.ndarray:
+    """Queries as they are encoded: by cosine, multiplied by powers of two to about unit length.
+
+    That changes no order and rounds nothing; but products of short vectors would be 0 in float32.
+    """
+    if metric != "cosine":
+        return query_bd
+    _, power_b = np.frexp(norms(query_bd))
+    return np.ldexp(query_bd, -power_b[:, None])
+
+
+def encode(z_nw: np.ndarray, code: Code) -> tuple[np.ndarray, np.ndarray]:
+    """Codes [N, bytes] and gains [N]: products are about those of the codes times both gains.
+
+    int8: a row's largest number becomes 127. Binary: signs, and the mean magnitude is the gain,
+    which makes the error of the row least (Rastegari et al., arXiv 1603.05279, eq. 6).
+
+    Raises:
+      UsageError: numbers that float16 does not reach.
+    """
+    z_nw = np.ascontiguousarray(z_nw, np.float32)
+    if code == "float32":
+        return z_nw.view(np.uint8), np.ones(len(z_nw), np.float32)
+    if code == "bfloat16":
+        return z_nw.astype(ml_dtypes.bfloat16).view(np.uint8), np.ones(len(z_nw), np.float32)
+    if code == "float16":
+        if np.abs(z_nw).max(initial=0) > np.finfo(np.float16).max:
+            raise UsageError("float16 codes hold numbers up to 65504; choose float32 or int8")
+        return z_nw.astype(np.float16).view(np.uint8), np.ones(len(z_nw), np.float32)
+    if code == "int8":
+        gain_n = np.abs(z_nw).max(1) / np.float32(127)
+        code_nw = np.rint(z_nw / np.maximum(gain_n, _SMALLEST)[:, None]).astype(np.int8)
+        return code_nw.view(np.uint8), gain_n
+    bits = np.packbits(z_nw > 0, axis=1)
+    # Bits beyond the width are 0 in rows and queries, so that they never differ.
+    bits = np.pad(bits, ((0, 0), (0, -bits.shape[1] % _WORD)))
+    return bits, np.abs(z_nw).mean(1)
+
+
+def code_bytes(width: int, code: Code) -> int:
+    """Bytes of the codes of `width` dims."""
+    if code == "binary":
+        return -(-width // (8 * _WORD)) * _WORD
+    return width * {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}[code]
+
+
+@functools.cache
+def product_function(code: Code):
+    """numkong's compiled product of two rows of codes, for the kernels: (a, b, dims, result).
+
+    It is the best the machine has (AVX-512 VNNI, NEON, ...). A library's, because the loops that
+    compilers make of plain code are 2 to 4 times slower on int8, and faiss's scalar quantiser
+    decodes to float32 first. Binary codes are compared in the kernel itself; theirs is not used.
+
+    Raises:
+      UsageError: numkong is not installed.
+    """
+    with extras.needed("search", "an index"):
+        import numkong
+    kind = {"binary": "int8", "bfloat16": "bf16"}.get(code, code)
+    pointers = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p)
+    return ctypes.CFUNCTYPE(None, *pointers)(numkong.pointer_to_dot(kind))
+
+
+def int8_products(query_bw: np.ndarray, code_nw: np.ndarray) -> np.ndarray:
+    """Products [B, N] float32 of all int8 codes with all others, as `product_function` gives them.
+
+    By the calling thread alone, which a matrix product of BLAS cannot promise.
+    """
+    import numkong
+
+    packed = numkong.dots_pack(code_nw.view(np.int8))
+    return np.asarray(numkong.dots_packed(query_bw.view(np.int8), packed)).astype(np.float32)

@@ -1,0 +1,80 @@
+"""The nearest rows by comparing all of them: what indexes without stages find, and the truth."""
+
+import numpy as np
+
+from mrl_jax.search.device.exact import Metric
+from mrl_jax.search.index import codes, loops
+
+_TILE = 1024  # rows of one matrix product
+_FAR = 2.0  # times their spread: rows at this distance from the origin are moved there
+
+
+class Exhaustive:
+    """The k best rows for every query among all rows shown to it.
+
+    Scores are summed in float64, each in the same order, so that equal rows tie wherever they are
+    and the smaller one comes first. A matrix product of float32 only rules out rows that cannot be
+    among the best, by a bound of its rounding.
+
+    Attributes:
+      row_bk: [B, k] int64, the best first; `NO_ROW` where fewer were shown.
+      score_bk: [B, k] float64: cosine, product, or minus the squared distance; -inf for no row.
+      compared_b: [B] int64, how many rows were not ruled out by products.
+    """
+
+    def __init__(self, query_bd: np.ndarray, k: int, metric: Metric):
+        self._metric = metric
+        self._query_bd = self._compared_bd = np.ascontiguousarray(query_bd, np.float32)
+        queries = len(self._query_bd)
+        self._length_b = loops.lengths(self._query_bd)
+        if metric == "cosine":
+            # Directions: the product of a short query and a short row would be 0 in float32.
+            self._compared_bd = self._query_bd / codes.norms(self._query_bd)[:, None]
+        self._centre_d = None
+        self.compared_b = np.zeros(queries, np.int64)
+        self.row_bk = np.full((queries, k), loops.NO_ROW)
+        self.score_bk = np.full((queries, k), -np.inf)
+
+    def take(
+        self,
+        first: int,
+        vector_nd: np.ndarray,
+        norm_n: np.ndarray | None = None,
+        alive_n: np.ndarray | None = None,
+    ) -> None:
+        """Takes in rows from number `first` on, after those of smaller numbers.
+
+        Args:
+          first: number of the first row.
+          vector_nd: [n, >= width of the queries] float32; the first dims are compared.
+          norm_n: [n] their `codes.norms` over these dims, where they are known.
+          alive_n: [n] which rows count; None: all.
+        """
+        vector_nd = vector_nd[:, : self._query_bd.shape[1]]
+        alive_n = np.ones(len(vector_nd), bool) if alive_n is None else alive_n
+        if self._metric == "l2" and self._centre_d is None:
+            self._centre(vector_nd[:_TILE])
+        for i in range(0, len(vector_nd), _TILE):
+            tile_rd = compared_rd = vector_nd[i : i + _TILE]
+            norm_r = None if norm_n is None else norm_n[i : i + _TILE]
+            if self._metric == "l2" and self._centre_d.any():
+                compared_rd, norm_r = tile_rd - self._centre_d, None
+            if norm_r is None:
+                norm_r = codes.norms(compared_rd)
+            loops.compare_products(
+                loops.METRICS[self._metric], self._compared_bd @ compared_rd.T, first + i, tile_rd,
+                norm_r, alive_n[i : i + _TILE], self._query_bd, self._length_b,
+                loops.lengths(self._compared_bd), self.compared_b, self.row_bk, self.score_bk,
+            )  # fmt: skip
+
+    def _centre(self, some_rd: np.ndarray) -> None:
+        """Decides on the point whose differences from rows and queries are multiplied.
+
+        Distances are the same from any origin, but rounding grows with the lengths of vectors.
+        """
+        centre_d = some_rd.mean(0, dtype=np.float64).astype(np.float32)
+        spread = np.sqrt(np.square(loops.lengths(some_rd - centre_d)).mean())
+        if np.linalg.norm(centre_d) < _FAR * spread:
+            centre_d = np.zeros_like(centre_d)
+        self._centre_d = centre_d
+        self._compared_bd = self._query_bd - centre_d

@@ -1,0 +1,404 @@
+"""Compiled loops of an index: scan lists of codes, keep the best, compare them again.
+
+Numba compiles them at first use and caches them. They hold no lock, so that threads run them side
+by side; every call works on its own queries.
+"""
+
+import numpy as np
+
+from mrl_jax.search.index.compiling import compiled as _compile
+
+COSINE, INNER, L2 = 0, 1, 2
+METRICS = {"cosine": COSINE, "inner": INNER, "l2": L2}
+# What a product of codes comes as: bits that differ are counted here, the rest is numkong's.
+INT32, FLOAT32, FLOAT64, BITS = 0, 1, 2, 3
+NO_ROW = -1
+_TOGETHER = 16  # scores of rows that are compared with a bound at a time
+_SMALL = np.float32(2.0**-90)  # squares and products of vectors this short may be no normal numbers
+
+
+@_compile
+def _bits_different(a_w, b_w):
+    """In how many bits two rows of bytes differ; their number is a multiple of 8."""
+    a_w, b_w = a_w.view(np.uint64), b_w.view(np.uint64)
+    different = np.uint64(0)
+    for j in range(len(a_w)):
+        x = a_w[j] ^ b_w[j]
+        # Counts the ones of a word; compilers know this form and use the machine's instruction.
+        x -= (x >> np.uint64(1)) & np.uint64(0x5555555555555555)
+        low = x & np.uint64(0x3333333333333333)
+        x = low + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
+        x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+        different += (x * np.uint64(0x0101010101010101)) >> np.uint64(56)
+    return np.int64(different)
+
+
+@_compile
+def _raw(kind, int_n, float_n, double_n, j):
+    """The j-th product, from the one of three views of the same memory that it was written as."""
+    if kind == INT32:
+        return np.float32(int_n[2 * j])
+    if kind == FLOAT64:
+        return np.float32(double_n[j])
+    return float_n[2 * j]
+
+
+@_compile
+def _score(metric, product, norm):
+    """Ranks rows as the metric does: by `norm` of the row's prefix, whatever the query's."""
+    if metric == COSINE:
+        return product / norm
+    if metric == L2:
+        return product - norm * norm / 2
+    return product
+
+
+@_compile
+def _product_of(metric, score, norm):
+    """The product that has this score."""
+    if metric == COSINE:
+        return score * norm
+    if metric == L2:
+        return score + norm * norm / 2
+    return score
+
+
+@_compile
+def _largest(x_n, k):
+    """The k-th largest number, by halving an interval: counting runs in vectors, sorting does not.
+
+    Of floating-point numbers the bits, as a whole number, are in the order of the numbers; of
+    negative ones after all bits but the sign are turned around.
+    """
+    bits_n, key_n = x_n.view(np.int32), np.empty(len(x_n), np.int32)
+    for j in range(len(x_n)):
+        key_n[j] = bits_n[j] ^ ((bits_n[j] >> np.int32(31)) & np.int32(0x7FFFFFFF))
+    low, high = np.int64(key_n.min()), np.int64(key_n.max())
+    while low < high:
+        middle, count = low + (high - low + 1) // 2, np.int32(0)
+        key = np.int32(middle)
+        for j in range(len(key_n)):
+            count += np.int32(key_n[j] >= key)
+        if count >= k:
+            low = middle
+        else:
+            high = middle - 1
+        if count == k:
+            break
+    found = np.float32(np.inf)
+    key = np.int32(low)
+    for j in range(len(key_n)):
+        if key_n[j] >= key:
+            found = min(found, x_n[j])
+    return found
+
+
+@_compile
+def _keep_best(score_c, place_c, count, keep):
+    """Brings the `keep` best to the front, of equal ones the first: how many, and the lowest."""
+    if count <= keep:
+        return count, np.float32(-np.inf)
+    bound = _largest(score_c[:count], keep)
+    equal = np.int64(keep)
+    for i in range(count):
+        equal -= np.int64(score_c[i] > bound)
+    n = 0
+    for i in range(count):
+        # Without branches, which could not be foreseen: what is not kept is written over.
+        score = score_c[i]
+        among = np.int64(score == bound) & np.int64(equal > 0)
+        score_c[n], place_c[n] = score, place_c[i]
+        equal -= among
+        n += np.int64(score > bound) | among
+    return n, bound
+
+
+@_compile
+def _take(score_n, first, alive_n, keep, score_c, place_c, count, bound):
+    """Takes in scores of rows from `first` on: how many candidates there are now, and the bound."""
+    for start in range(0, len(score_n), _TOGETHER):
+        end = min(start + _TOGETHER, len(score_n))
+        # Most rows are no candidates; of many at a time that is seen fastest.
+        above = np.int32(0)
+        if end - start == _TOGETHER:
+            for j in range(_TOGETHER):
+                above += np.int32(score_n[start + j] > bound)
+        else:
+            above = np.int32(1)
+        if above == 0:
+            continue
+        for j in range(start, end):
+            score = score_n[j]
+            if score > bound and alive_n[first + j]:
+                if count == len(score_c):
+                    count, bound = _keep_best(score_c, place_c, count, keep)
+                    if score <= bound:
+                        continue
+                score_c[count], place_c[count] = score, first + j
+                count += 1
+    return count, bound
+
+
+@_compile
+def _scores(metric, raw_n, query_gain, gain_n, norm_n, score_n):
+    """What products of codes score as."""
+    for j in range(len(raw_n)):
+        score_n[j] = _score(metric, raw_n[j] * gain_n[j] * query_gain, norm_n[j])
+
+
+@_compile
+def scan_lists(
+    dot, kind, metric, code_nw, gain_n, norm_n, alive_n, bounds_l, list_bp, query_bw,
+    query_gain_b, dims, keep, score_bc, place_bc, count_b, bound_b,
+):  # fmt: skip
+    """Scans the lists each query asks for, a list for all its queries at a time.
+
+    So a list is fetched from memory once. In `list_bp` the number of lists stands for none. What is
+    found goes on in `score_bc`, `place_bc` and `count_b`; `bound_b` is what a score must exceed. C,
+    the room for candidates, is at least 2 `keep`; of more, the best `keep` stay.
+    """
+    queries, probes = list_bp.shape
+    lists = len(bounds_l) - 1
+    # Queries by list: counting sort.
+    start_l = np.zeros(lists + 2, np.int64)
+    for b in range(queries):
+        for p in range(probes):
+            start_l[list_bp[b, p] + 1] += 1
+    start_l = np.cumsum(start_l)
+    asks = np.empty(queries * probes, np.int32)
+    at_l = start_l[:-1].copy()
+    for b in range(queries):
+        for p in range(probes):
+            asks[at_l[list_bp[b, p]]] = b
+            at_l[list_bp[b, p]] += 1
+    codes, row_bytes = code_nw.ctypes.data, code_nw.strides[0]
+    longest = np.diff(bounds_l).max()
+    raw_n, score_n = np.empty(longest, np.float32), np.empty(longest, np.float32)
+    double_n = np.empty(longest, np.float64)
+    float_n, int_n = double_n.view(np.float32), double_n.view(np.int32)
+    products = double_n.ctypes.data
+    for which in range(lists):
+        for ask in range(start_l[which], start_l[which + 1]):
+            b = asks[ask]
+            query = query_bw.ctypes.data + b * query_bw.strides[0]
+            first, last = bounds_l[which], bounds_l[which + 1]
+            rows = last - first
+            for j in range(rows):
+                i = first + j
+                if kind == BITS:
+                    float_n[2 * j] = dims - 2 * _bits_different(code_nw[i], query_bw[b])
+                else:
+                    dot(codes + i * row_bytes, query, dims, products + 8 * j)
+            for j in range(rows):
+                raw_n[j] = _raw(kind, int_n, float_n, double_n, j)
+            gain_r, norm_r = gain_n[first:last], norm_n[first:last]
+            _scores(metric, raw_n[:rows], query_gain_b[b], gain_r, norm_r, score_n[:rows])
+            count_b[b], bound_b[b] = _take(
+                score_n[:rows], first, alive_n, keep, score_bc[b], place_bc[b], count_b[b],
+                bound_b[b],
+            )  # fmt: skip
+
+
+@_compile
+def unread_pages(first_n, last_n, start, row_bytes, page, read_p):
+    """Pages that hold rows first to last - 1 of a span and are not read yet, some of them twice.
+
+    The rows lie one after another from the byte `start` on.
+    """
+    count = 0
+    for n in range(len(first_n)):
+        if last_n[n] > first_n[n]:
+            low = (start + first_n[n] * row_bytes) // page
+            for p in range(low, (start + last_n[n] * row_bytes - 1) // page + 1):
+                count += np.int64(not read_p[p])
+    page_n = np.empty(count, np.int64)
+    at = 0
+    for n in range(len(first_n)):
+        if at < count and last_n[n] > first_n[n]:
+            low = (start + first_n[n] * row_bytes) // page
+            for p in range(low, (start + last_n[n] * row_bytes - 1) // page + 1):
+                # Another thread may have read one meanwhile, but none becomes unread.
+                if at < count and not read_p[p]:
+                    page_n[at] = p
+                    at += 1
+    return page_n[:at]
+
+
+@_compile
+def keep_best(score_bc, place_bc, count_b, keep):
+    """Of every query's candidates the best `keep` stay."""
+    for b in range(len(count_b)):
+        count_b[b], _ = _keep_best(score_bc[b], place_bc[b], count_b[b], keep)
+
+
+@_compile
+def bounds(score_bn, keep, bound_b):
+    """Just below the `keep`-th largest score of each query: what `keep` scores exceed."""
+    for b in range(len(score_bn)):
+        bound_b[b] = np.nextafter(_largest(score_bn[b], keep), np.float32(-np.inf))
+
+
+@_compile
+def take_products(
+    metric, product_bn, first, gain_n, norm_n, alive_n, query_gain_b, keep, score_bc, place_bc,
+    count_b, bound_b,
+):  # fmt: skip
+    """Takes in rows from `first` on, whose codes' products with all queries are known."""
+    last = first + product_bn.shape[1]
+    score_n = np.empty(product_bn.shape[1], np.float32)
+    for b in range(len(product_bn)):
+        gain_r, norm_r = gain_n[first:last], norm_n[first:last]
+        _scores(metric, product_bn[b], query_gain_b[b], gain_r, norm_r, score_n)
+        count_b[b], bound_b[b] = _take(
+            score_n, first, alive_n, keep, score_bc[b], place_bc[b], count_b[b], bound_b[b]
+        )
+
+
+@_compile
+def add_block(
+    dot, kind, metric, code_nw, gain_n, norm_n, norm_before_n, query_bw, query_gain_b,
+    dims, keep, score_bc, place_bc, count_b,
+):  # fmt: skip
+    """Compares candidates by a further block of dims: only its products are computed and added."""
+    codes, row_bytes = code_nw.ctypes.data, code_nw.strides[0]
+    double_n = np.empty(score_bc.shape[1], np.float64)
+    float_n, int_n = double_n.view(np.float32), double_n.view(np.int32)
+    products = double_n.ctypes.data
+    for b in range(len(count_b)):
+        score_c, place_c = score_bc[b], place_bc[b]
+        query = query_bw.ctypes.data + b * query_bw.strides[0]
+        for j in range(count_b[b]):
+            i = place_c[j]
+            if kind == BITS:
+                float_n[2 * j] = dims - 2 * _bits_different(code_nw[i], query_bw[b])
+            else:
+                dot(codes + i * row_bytes, query, dims, products + 8 * j)
+            raw = _raw(kind, int_n, float_n, double_n, j)
+            product = _product_of(metric, score_c[j], norm_before_n[i])
+            product += raw * gain_n[i] * query_gain_b[b]
+            score_c[j] = _score(metric, product, norm_n[i])
+        count_b[b], _ = _keep_best(score_c, place_c, count_b[b], keep)
+
+
+@_compile
+def lengths(vector_nd):
+    """Euclidean lengths [N] float64 of float32 vectors, of which none is too short or too long."""
+    length_n = np.empty(len(vector_nd), np.float64)
+    for n in range(len(vector_nd)):
+        total = 0.0
+        for d in range(vector_nd.shape[1]):
+            total += np.float64(vector_nd[n, d]) * np.float64(vector_nd[n, d])
+        length_n[n] = np.sqrt(total)
+    return length_n
+
+
+@_compile
+def _compare(metric, vector_d, query_d, query_length):
+    """The metric's score of a row, summed in a fixed order: equal rows get equal scores.
+
+    In float64, where products of float32 are exact and none is too small or too large.
+    """
+    total = 0.0
+    if metric == L2:
+        for d in range(len(query_d)):
+            difference = np.float64(vector_d[d]) - np.float64(query_d[d])
+            total -= difference * difference
+    elif metric == INNER:
+        for d in range(len(query_d)):
+            total += np.float64(vector_d[d]) * np.float64(query_d[d])
+    else:
+        squares = 0.0
+        for d in range(len(query_d)):
+            number = np.float64(vector_d[d])
+            total += number * np.float64(query_d[d])
+            squares += number * number
+        if total != 0:
+            total /= np.sqrt(squares) * query_length
+    return total
+
+
+@_compile
+def _insert(score, row, count, row_k, score_k):
+    """Inserts a row among the `count` best so far; of equal scores the smaller row comes first."""
+    at = min(count, len(row_k))
+    while at > 0 and (
+        score_k[at - 1] < score or (score_k[at - 1] == score and row_k[at - 1] > row)
+    ):
+        if at < len(row_k):
+            score_k[at], row_k[at] = score_k[at - 1], row_k[at - 1]
+        at -= 1
+    if at < len(row_k):
+        score_k[at], row_k[at] = score, row
+
+
+@_compile
+def compare_vectors(
+    metric, vector_nd, row_n, query_bd, query_length_b, place_bc, count_b, row_bk, score_bk
+):  # fmt: skip
+    """Compares candidates by whole vectors: rows [B, k], best first, and the metric's own scores.
+
+    Of equal scores the smaller row comes first. Places beyond the last candidate stay unchanged.
+    """
+    for b in range(len(count_b)):
+        for j in range(count_b[b]):
+            # Insertion: k is small beside what a comparison costs.
+            row = row_n[place_bc[b, j]]
+            score = _compare(metric, vector_nd[row], query_bd[b], query_length_b[b])
+            _insert(score, row, j, row_bk[b], score_bk[b])
+
+
+@_compile
+def _at_most(metric, product_n, norm_n, query_norm, rounding, most_n):
+    """Upper bounds of rows' scores, given their products up to `rounding` times both norms."""
+    for j in range(len(product_n)):
+        norm = norm_n[j]
+        if metric == COSINE:
+            most_n[j] = product_n[j] / norm + rounding
+        elif metric == L2:
+            both = norm + query_norm
+            most_n[j] = np.float32(2) * product_n[j] - norm * norm - query_norm * query_norm
+            most_n[j] += rounding * both * both
+        else:
+            most_n[j] = product_n[j] + rounding * norm * query_norm
+        # Below this, products of float32 lose digits or become 0.
+        if norm * query_norm < _SMALL:
+            most_n[j] = np.float32(np.inf)
+
+
+@_compile
+def compare_products(
+    metric, product_bn, first, vector_nd, norm_n, alive_n, query_bd, query_length_b,
+    compared_norm_b, count_b, row_bk, score_bk,
+):  # fmt: skip
+    """Adds the best of some rows, numbered from `first` on, given their products with all queries.
+
+    A matrix product rounds equal rows differently, depending on their place and the processor. So
+    it only rules out rows that cannot be among the best; the others are compared as in
+    `compare_vectors`. Its factors are the vectors themselves; by cosine the queries' directions,
+    and by l2 maybe differences of both from one point: `norm_n` and `compared_norm_b` are their
+    lengths. `count_b` is the number of rows compared so far for each query.
+    """
+    rows = product_bn.shape[1]
+    # This bounds the error of a float32 sum of products in any order, and of what is added to it.
+    rounding = np.float32((query_bd.shape[1] + 32) * 2.0**-24)
+    last = row_bk.shape[1] - 1
+    most_n = np.empty(rows, np.float32)
+    for b in range(len(product_bn)):
+        compared_norm = np.float32(compared_norm_b[b])
+        _at_most(metric, product_bn[b], norm_n, compared_norm, rounding, most_n)
+        for start in range(0, rows, _TOGETHER):
+            end = min(start + _TOGETHER, rows)
+            # Most rows are too far away; checking many at a time finds that out fastest.
+            bound, above = score_bk[b, last], np.int32(0)
+            if end - start == _TOGETHER:
+                for j in range(_TOGETHER):
+                    above += np.int32(most_n[start + j] > bound)
+            else:
+                above = np.int32(1)
+            if above == 0:
+                continue
+            for j in range(start, end):
+                if most_n[j] > score_bk[b, last] and alive_n[j]:
+                    score = _compare(metric, vector_nd[j], query_bd[b], query_length_b[b])
+                    _insert(score, first + j, count_b[b], row_bk[b], score_bk[b])
+                    count_b[b] += 1

@@ -1,0 +1,456 @@
+"""A batch of rows of an index: written once, scanned by stages."""
+
+import copy
+import functools
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from mrl_jax.errors import DataError
+from mrl_jax.search.index import approximate, clusters, codes, files, loops, pages
+from mrl_jax.search.index.exhaustive import Exhaustive
+from mrl_jax.search.plan import Plan
+
+CHUNK = 8192  # rows read and written at a time
+TILE = 1024  # rows of a list where there are no clusters, and of one product of int8 codes
+DENSE_QUERIES = 64  # so many compare int8 codes of all rows faster by a matrix product
+# Vectors of this length or more are refused, because squares of their differences may be infinite.
+TOO_LONG = 2.0**62
+BLOCK_FILES = ("codes", "gains", "prefix_norms")
+
+
+class Source(Protocol):
+    """Vectors to be indexed, see `vectors.Vectors`."""
+
+    rows: int
+    width: int
+    ids: np.ndarray
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        """Rows first to last - 1, float32."""
+
+
+class Shared:
+    """What all segments are made with: centroids, or an empty index of faiss, or neither.
+
+    Attributes:
+      trained: the index of faiss, or None.
+
+    Raises:
+      DataError: a file is missing or not of the size or shape that was written.
+    """
+
+    def __init__(self, folder: pages.Folder, plan: Plan):
+        self._centroids = self.trained = None
+        if plan.lists > 1:
+            shape = (plan.lists, plan.list_dim)
+            self._centroids = folder.array("centroids.npy", np.float32, shape)
+        if plan.factory:
+            width = plan.schedule.stages[0].dim
+            self.trained = approximate.Stored(folder.file("trained.faiss"), 0, width)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the centroids."""
+        return self._centroids.nbytes if self._centroids else 0
+
+    @functools.cached_property
+    def centroid_ld(self) -> np.ndarray | None:
+        """[lists, list_dim] float32, checked when it is used first.
+
+        Raises:
+          DataError: it is damaged.
+        """
+        if self._centroids is None:
+            return None
+        centroid_ld = self._centroids.whole()
+        # No distance to such a centroid is a number, so its list would never be looked into.
+        if not legal(centroid_ld).all():
+            raise DataError(
+                f"{self._centroids.path} is damaged: it holds NaN, infinity or too large numbers"
+            )
+        return centroid_ld
+
+
+class Block(NamedTuple):
+    """Codes of one stage's dims beyond the stage before, in list order."""
+
+    code_nw: np.ndarray
+    gain_n: np.ndarray
+    norm_n: np.ndarray  # of the prefix up to the stage's dim
+
+
+class StoredBlock(NamedTuple):
+    """A block's files."""
+
+    codes: pages.Array
+    gains: pages.Array
+    prefix_norms: pages.Array
+
+    @property
+    def all_read(self) -> bool:
+        """Whether all of them were compared with their checksums."""
+        return all(array.all_read for array in self)
+
+    def whole(self) -> Block:
+        """All rows of it; DataError if they are damaged."""
+        return Block(*(array.whole() for array in self))
+
+    def rows(self, first_n: np.ndarray, last_n: np.ndarray) -> Block:
+        """The block, of which rows first to last - 1 of every span may be looked at; likewise."""
+        return Block(*(array.rows(first_n, last_n) for array in self))
+
+
+def _spans(plan: Plan) -> list[tuple[int, int]]:
+    dims = [stage.dim for stage in plan.schedule.stages]
+    return list(zip([0, *dims], dims, strict=False))
+
+
+def legal(z_nd: np.ndarray) -> np.ndarray:
+    """Which rows have a length an index can work with; NaN has none."""
+    # Lengths cost more; no vector is longer than the root of d times its largest number.
+    if max(z_nd.max(), -z_nd.min()) < TOO_LONG / z_nd.shape[1] ** 0.5:
+        return np.ones(len(z_nd), bool)
+    return np.linalg.norm(z_nd.astype(np.float64), axis=1) < TOO_LONG
+
+
+def write(
+    folder: pathlib.Path, source: Source, plan: Plan, shared: Shared, *, progress: bool
+) -> None:
+    """Writes a segment's files from two readings of the source, a chunk in memory at a time."""
+    n, spans = source.rows, _spans(plan)
+    starts = range(0, n, CHUNK)
+    list_n = np.zeros(n, np.int32)
+    if shared.centroid_ld is not None:
+        for i in tqdm(starts, desc="lists", unit="chunk", disable=not progress):
+            z_nd = source.read(i, min(i + CHUNK, n))[:, : plan.list_dim]
+            found_n1 = clusters.nearest(z_nd, shared.centroid_ld, 1, plan.metric)
+            list_n[i : i + CHUNK] = found_n1[:, 0]
+    row_n = np.argsort(list_n, kind="stable").astype(np.int32)
+    place_n = np.empty(n, np.int32)
+    place_n[row_n] = np.arange(n, dtype=np.int32)
+    files.save(folder / "rows.npy", row_n)
+    if shared.centroid_ld is None:
+        bounds_l = np.append(np.arange(0, n, TILE), n)
+    else:
+        counts_l = np.bincount(list_n, minlength=len(shared.centroid_ld))
+        bounds_l = np.append(0, counts_l.cumsum())
+    files.save(folder / "bounds.npy", bounds_l.astype(np.int64))
+    files.save(folder / "ids.npy", np.asarray(source.ids, np.int64))
+    vector_nd = files.array(folder / "vectors.npy", np.float32, (n, source.width))
+    norm_n = files.array(folder / "norms.npy", np.float32, (n,))
+    blocks = []
+    if not plan.factory:
+        blocks = [_new_block(folder, g, n, hi - lo, plan) for g, (lo, hi) in enumerate(spans)]
+    else:
+        first = plan.schedule.stages[0].dim
+        shortlist = clusters.faiss().clone_index(shared.trained.asked())
+    for i in tqdm(starts, desc="codes", unit="chunk", disable=not progress):
+        z_nd = source.read(i, min(i + CHUNK, n))
+        vector_nd[i : i + CHUNK] = z_nd
+        norm_n[i : i + CHUNK] = codes.norms(z_nd[:, : plan.schedule.final])
+        at = place_n[i : i + CHUNK]
+        for (lo, hi), block in zip(spans, blocks, strict=False):
+            block.code_nw[at], block.gain_n[at] = codes.encode(z_nd[:, lo:hi], plan.code)
+            block.norm_n[at] = codes.norms(z_nd[:, :hi])
+        if plan.factory:
+            approximate.add(shortlist, z_nd[:, :first], plan.metric)
+    if plan.factory:
+        approximate.write(shortlist, folder / "shortlist.faiss")
+
+
+def _new_block(folder: pathlib.Path, g: int, n: int, width: int, plan: Plan) -> Block:
+    return Block(
+        files.array(folder / f"codes-{g}.npy", np.uint8, (n, codes.code_bytes(width, plan.code))),
+        files.array(folder / f"gains-{g}.npy", np.float32, (n,)),
+        files.array(folder / f"prefix_norms-{g}.npy", np.float32, (n,)),
+    )
+
+
+class Allowed(NamedTuple):
+    """Rows of a segment that a search may find: all that are not deleted, or some of them.
+
+    Attributes:
+      place_n: [N] bool, in list order.
+      rows: how many they are.
+    """
+
+    place_n: np.ndarray
+    rows: int
+
+
+class Queries(NamedTuple):
+    """Some queries as every stage needs them."""
+
+    query_bd: np.ndarray
+    code_gbw: list[np.ndarray]
+    gain_gb: list[np.ndarray]
+    list_bp: np.ndarray | None
+
+
+def prepare(
+    query_bd: np.ndarray,
+    plan: Plan,
+    shared: Shared,
+    probes: int,
+    rows_l: np.ndarray | None,
+    k: int,
+    keep: int,
+) -> Queries:
+    """Encodes queries as the rows are, and finds the lists they look into.
+
+    These are `probes`, or as many as hold `keep` of the rows that may be found, if `probes` hold
+    fewer than k. `rows_l`, [lists], counts such rows; None where there are no lists.
+    """
+    encoded = []
+    if not plan.factory:
+        compared_bd = codes.compared(query_bd[:, : plan.schedule.final], plan.metric)
+        encoded = [codes.encode(compared_bd[:, lo:hi], plan.code) for lo, hi in _spans(plan)]
+    list_bp = None
+    if rows_l is not None:
+        prefix_bd, centroid_ld = query_bd[:, : plan.list_dim], shared.centroid_ld
+        if rows_l.any():
+            list_bp = clusters.looked_into(
+                prefix_bd, centroid_ld, probes, plan.metric, rows_l, k, keep
+            )
+        else:
+            list_bp = np.empty((len(query_bd), 0), np.int64)
+    final_bd = np.ascontiguousarray(query_bd[:, : plan.schedule.final])
+    return Queries(final_bd, [c for c, _ in encoded], [g for _, g in encoded], list_bp)
+
+
+def _unchecked(
+    arrays: Sequence[pages.Array], place_bc: np.ndarray, count_b: np.ndarray
+) -> np.ndarray:
+    """The places of all candidates; none where the arrays are known to be what was written."""
+    if all(array.all_read for array in arrays):
+        return place_bc[0, :0]
+    return place_bc[np.arange(place_bc.shape[1]) < count_b[:, None]]
+
+
+class Segment:
+    """An opened segment.
+
+    Attributes:
+      rows: of it, deleted ones included.
+      path: of its folder.
+      vectors: [N, D] float32, on disk.
+      allowed: its rows that are not deleted.
+
+    Raises:
+      DataError: a file is missing or not of the size or shape that was written.
+    """
+
+    def __init__(self, folder: pages.Folder, plan: Plan, rows: int, width: int):
+        self._plan, self.rows, self.path = plan, rows, folder.path
+        self.vectors = folder.array("vectors.npy", np.float32, (rows, width))
+        self._norms = folder.array("norms.npy", np.float32, (rows,))
+        self._rows = folder.array("rows.npy", np.int32, (rows,))
+        lists = plan.lists if plan.lists > 1 else -(-rows // TILE)
+        self._bounds = folder.array("bounds.npy", np.int64, (lists + 1,))
+        self._ids = folder.array("ids.npy", np.int64, (rows,))
+        self._blocks = []
+        self._approximate = None
+        if plan.factory:
+            file, first = folder.file("shortlist.faiss"), plan.schedule.stages[0].dim
+            self._approximate = approximate.Stored(file, rows, first)
+        else:
+            for g, (lo, hi) in enumerate(_spans(plan)):
+                shapes = ((np.uint8, (rows, codes.code_bytes(hi - lo, plan.code))),)
+                shapes += ((np.float32, (rows,)),) * 2
+                arrays = (
+                    folder.array(f"{name}-{g}.npy", *shape)
+                    for name, shape in zip(BLOCK_FILES, shapes, strict=True)
+                )
+                self._blocks.append(StoredBlock(*arrays))
+        self.allowed = Allowed(np.ones(rows, bool), rows)
+
+    # Compiled code follows these numbers wherever they lead, also out of an array. They are checked
+    # when they are used first: opening an index reads no array that is large.
+    @functools.cached_property
+    def _row_n(self) -> np.ndarray:
+        row_n = self._rows.whole()
+        if not 0 <= row_n.min() <= row_n.max() < self.rows:
+            raise DataError(
+                f"{self._rows.path} is damaged: numbers of rows are 0 to {self.rows - 1},"
+                f" it has {row_n.min()} to {row_n.max()}"
+            )
+        there_n = np.zeros(self.rows, bool)
+        there_n[row_n] = True
+        if not there_n.all():
+            raise DataError(f"{self._rows.path} is damaged: it lacks row {there_n.argmin()}")
+        return row_n
+
+    @functools.cached_property
+    def _bounds_l(self) -> np.ndarray:
+        bounds_l = self._bounds.whole()
+        if bounds_l[0] != 0 or bounds_l[-1] != self.rows or (bounds_l[1:] < bounds_l[:-1]).any():
+            raise DataError(
+                f"{self._bounds.path} is damaged: lists do not go from 0 to {self.rows}"
+            )
+        return bounds_l
+
+    @property
+    def ids(self) -> np.ndarray:
+        """[N] int64.
+
+        Raises:
+          DataError: they are damaged.
+        """
+        return self._ids.whole()
+
+    def ids_of(self, row_bk: np.ndarray) -> np.ndarray:
+        """The ids of these rows, any number where there is no row; raises as `ids`."""
+        return self._ids.at(row_bk[row_bk != loops.NO_ROW])[row_bk]
+
+    @property
+    def resident_bytes(self) -> int:
+        """Of what a search reads beside whole vectors."""
+        found = sum(x.nbytes for block in self._blocks for x in block)
+        if self._approximate:
+            found += self._approximate.bytes
+        return found + self._rows.nbytes + self._norms.nbytes + self.rows
+
+    @property
+    def alive(self) -> np.ndarray:
+        """Which rows are not deleted, [N] bool."""
+        alive_n = np.empty(self.rows, bool)
+        alive_n[self._row_n] = self.allowed.place_n
+        return alive_n
+
+    def without(self, row_n: np.ndarray, where: pathlib.Path) -> "Segment":
+        """The same segment, in which these rows are not found.
+
+        Raises:
+          DataError: these are no rows of it; names the file `where` they are from.
+        """
+        if len(row_n) and not 0 <= row_n.min() <= row_n.max() < self.rows:
+            raise DataError(f"{where} is damaged: {self.path} has rows 0 to {self.rows - 1}")
+        alive_n = np.ones(self.rows, bool)
+        alive_n[row_n] = False
+        other = copy.copy(self)
+        other.allowed = Allowed(alive_n[self._row_n], int(alive_n.sum()))
+        return other
+
+    def rows_of_lists(self, allowed: Allowed) -> np.ndarray:
+        """How many of these rows are in each list, [lists]."""
+        if allowed.rows == self.rows:
+            return np.diff(self._bounds_l)
+        return np.diff(np.append(0, np.cumsum(allowed.place_n))[self._bounds_l])
+
+    def search(
+        self, queries: Queries, keeps: tuple[int, ...], k: int, parameters: str, allowed: Allowed
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows [B, k] int64 and scores [B, k] float64: the best of the rows that are allowed.
+
+        The stages keep `keeps`. There is `NO_ROW` only where fewer are allowed, or, where there are
+        clusters, where the lists of `queries` hold fewer.
+        """
+        query_bd, keeps = queries.query_bd, tuple(min(keep, allowed.rows) for keep in keeps)
+        # Whatever finds a shortlist of all finds all; an index of faiss is no help then.
+        if not keeps or (self._approximate and keeps[0] == allowed.rows):
+            return self._compare_all(query_bd, k, allowed)
+        row_bk = np.full((len(query_bd), k), loops.NO_ROW)
+        score_bk = np.full(row_bk.shape, -np.inf)
+        if allowed.rows and self._approximate:
+            self._compare_found(queries, keeps[0], parameters, allowed, row_bk, score_bk)
+        elif allowed.rows:
+            self._compare_stages(queries, keeps, allowed, row_bk, score_bk)
+        return row_bk, score_bk
+
+    def _compare_stages(
+        self, queries: Queries, keeps: tuple[int, ...], allowed: Allowed, row_bk, score_bk
+    ) -> None:
+        """By codes, stage for stage, then by whole vectors."""
+        b, first = len(queries.query_bd), keeps[0]
+        score_bc = np.empty((b, 2 * first + 64), np.float32)
+        place_bc = np.empty(score_bc.shape, np.int64)
+        count_b, bound_b = np.zeros(b, np.int64), np.full(b, -np.inf, np.float32)
+        block = self._first_block(queries.list_bp)
+        found = score_bc, place_bc, count_b, bound_b
+        self._scan(block, queries, allowed.place_n, first, *found)
+        loops.keep_best(score_bc, place_bc, count_b, first)
+        for g, stored in enumerate(self._blocks[1:], start=1):
+            lo, hi = _spans(self._plan)[g]
+            norm_before_n = block.norm_n
+            place_n = _unchecked(stored, place_bc, count_b)
+            block = stored.rows(place_n, place_n + 1)
+            loops.add_block(
+                *self._product, loops.METRICS[self._plan.metric], *block, norm_before_n,
+                queries.code_gbw[g], queries.gain_gb[g], hi - lo, keeps[g], score_bc, place_bc,
+                count_b,
+            )  # fmt: skip
+        self._compare_vectors(queries.query_bd, place_bc, count_b, row_bk, score_bk)
+
+    def _compare_vectors(self, query_bd, place_bc, count_b, row_bk, score_bk) -> None:
+        """The first `count_b` of these places by whole vectors."""
+        row_n = self._row_n[_unchecked((self.vectors,), place_bc, count_b)]
+        loops.compare_vectors(
+            loops.METRICS[self._plan.metric], self.vectors.at(row_n), self._row_n, query_bd,
+            loops.lengths(query_bd), place_bc, count_b, row_bk, score_bk,
+        )  # fmt: skip
+
+    def _first_block(self, list_bp: np.ndarray | None) -> Block:
+        """The first block, of which what is in these lists may be looked at; None: in all."""
+        stored = self._blocks[0]
+        if list_bp is None or stored.all_read:
+            return stored.whole()
+        asked_n = np.unique(list_bp[list_bp < len(self._bounds_l) - 1])
+        return stored.rows(self._bounds_l[asked_n], self._bounds_l[asked_n + 1])
+
+    @property
+    def _product(self):
+        code = self._plan.code
+        return codes.product_function(code), codes.PRODUCTS[code]
+
+    def _scan(
+        self, block: Block, queries: Queries, allowed_n: np.ndarray, keep: int, *found: np.ndarray
+    ) -> None:
+        (lo, hi), list_bp = _spans(self._plan)[0], queries.list_bp
+        code_bw, gain_b = queries.code_gbw[0], queries.gain_gb[0]
+        if list_bp is None and len(code_bw) >= DENSE_QUERIES and self._plan.code == "int8":
+            code_nw, gain_n, norm_n = block
+            for i in range(0, self.rows, TILE):
+                product_bn = codes.int8_products(code_bw, code_nw[i : i + TILE])
+                self._take(product_bn, i, gain_n, norm_n, allowed_n, gain_b, keep, *found)
+            return
+        if list_bp is None:
+            everywhere = np.arange(len(self._bounds_l) - 1)
+            list_bp = np.broadcast_to(everywhere, (len(code_bw), len(everywhere)))
+            list_bp = np.ascontiguousarray(list_bp)
+        loops.scan_lists(
+            *self._product, loops.METRICS[self._plan.metric], *block, allowed_n,
+            self._bounds_l, list_bp, code_bw, gain_b, hi - lo, keep, *found,
+        )  # fmt: skip
+
+    def _take(self, product_bn, first: int, *about: np.ndarray) -> None:
+        loops.take_products(loops.METRICS[self._plan.metric], product_bn, first, *about)
+
+    def _compare_all(self, query_bd: np.ndarray, k: int, allowed: Allowed):
+        """All rows by whole vectors; there are no clusters, so that places are rows."""
+        found, norm_n = Exhaustive(query_bd, k, self._plan.metric), self._norms.whole()
+        for i in range(0, self.rows, TILE):
+            rows = slice(i, min(i + TILE, self.rows))
+            if allowed.place_n[rows].any():
+                vector_nd = self.vectors.rows([rows.start], [rows.stop])
+                found.take(i, vector_nd[rows], norm_n[rows], allowed.place_n[rows])
+        return found.row_bk, found.score_bk
+
+    def _compare_found(
+        self, queries: Queries, keep: int, parameters: str, allowed: Allowed, row_bk, score_bk
+    ) -> None:
+        """What an index of faiss finds, by whole vectors; all rows where it finds too few."""
+        k, first = row_bk.shape[1], self._plan.schedule.stages[0].dim
+        place_bc, lacking_m = self._approximate.search(
+            approximate.compared(queries.query_bd[:, :first], self._plan.metric),
+            keep, min(k, keep), parameters, *allowed,
+        )  # fmt: skip
+        count_b = (place_bc >= 0).sum(1)
+        count_b[lacking_m] = 0
+        self._compare_vectors(queries.query_bd, place_bc, count_b, row_bk, score_bk)
+        if len(lacking_m):
+            found = self._compare_all(queries.query_bd[lacking_m], k, allowed)
+            row_bk[lacking_m], score_bk[lacking_m] = found

@@ -1,0 +1,79 @@
+"""Threads of a search: ours share out the queries, libraries beneath them compute with one each."""
+
+import contextlib
+import functools
+import os
+import threading
+from collections.abc import Iterator
+
+import threadpoolctl
+
+from mrl_jax.search.index import clusters
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # macOS has no such thing
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@functools.cache
+def _libraries(api: str) -> tuple[threadpoolctl.LibController, ...]:
+    """Those loaded for "blas" or "openmp"; faiss brings some of its own."""
+    clusters.faiss()
+    return tuple(threadpoolctl.ThreadpoolController().select(user_api=api).lib_controllers)
+
+
+def alone() -> None:
+    """OpenMP starts no threads for the calling thread from now on."""
+    for library in _libraries("openmp"):
+        library.set_num_threads(1)
+
+
+_limiting = threading.Lock()  # held by the thread that limits BLAS
+
+
+def _start_anew() -> None:
+    """In a fork the thread that limited BLAS may be gone."""
+    global _limiting
+    _limiting = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_start_anew)
+
+
+@contextlib.contextmanager
+def _limited(libraries: tuple[threadpoolctl.LibController, ...]) -> Iterator[None]:
+    before = [(library, library.num_threads) for library in libraries]
+    try:
+        for library, _ in before:
+            library.set_num_threads(1)
+        yield
+    finally:
+        for library, number in before:
+            library.set_num_threads(number)
+
+
+@contextlib.contextmanager
+def one_each() -> Iterator[None]:
+    """Meanwhile OpenMP, and mostly BLAS, compute with one thread for each of ours.
+
+    Theirs beside ours would be more than there are cores, and wait for each other. A forked process
+    needs it, too: OpenMP waits for ever for threads that a process had before it was forked, unless
+    it wants none.
+
+    The limit of OpenMP is the calling thread's. That of BLAS is the whole process's, and OpenBLAS
+    ignores all threads but one that set it. So one thread at a time limits it, and takes the limit
+    back itself, whoever else is still in here: it never stays.
+    """
+    limiting = _limiting
+    with _limited(_libraries("openmp")):
+        if limiting.acquire(blocking=False):
+            try:
+                with _limited(_libraries("blas")):
+                    yield
+            finally:
+                limiting.release()
+        else:
+            yield

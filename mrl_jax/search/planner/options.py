@@ -1,0 +1,174 @@
+"""Plans worth trying: for every layout the least effort that, by ranks, recalls enough."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mrl_jax.search.device.exact import Metric
+from mrl_jax.search.index import codes
+from mrl_jax.search.plan import Code, Plan
+from mrl_jax.search.planner.ranks import Ranks
+from mrl_jax.search.schedule import Schedule
+
+CODES: tuple[Code, ...] = ("int8", "float16", "float32", "binary")
+# What a query costs, roughly, in nanoseconds of one core. It only says what is tried first: what
+# was tried is measured.
+_ROW, _ROW_BYTE = 4.0, 0.03  # a row of a scan, a byte of its code
+_CANDIDATE, _CANDIDATE_BYTE = 60.0, 0.15  # fetched from anywhere in memory
+_CENTROID_DIM = 0.02
+# A row has a gain and a norm for every stage; its number, norm and deletion mark.
+_BESIDE_CODE, _BESIDE_STAGES = 8, 9
+_STEP = 1.25  # between numbers of candidates, or of lists, that are considered
+FAMILIES = 6  # layouts that are tried
+
+
+class Layout(NamedTuple):
+    """What an index is written by: all of a plan but its effort."""
+
+    code: Code
+    dims: tuple[int, ...]
+    lists: int
+    list_dim: int
+
+
+def layout_of(plan: Plan) -> Layout:
+    """Plans of one layout can ask one index."""
+    dims = tuple(stage.dim for stage in plan.schedule.stages)
+    return Layout(plan.code, dims, plan.lists, plan.list_dim)
+
+
+class Option(NamedTuple):
+    """A plan, what it should recall and cost by ranks, and bytes a row that its scan may read."""
+
+    plan: Plan
+    recall: float
+    cost: float
+    row_bytes: int
+
+
+def row_bytes(layout: Layout) -> int:
+    """Of a row, beside its whole vector; centroids not counted."""
+    spans = zip((0, *layout.dims), layout.dims, strict=False)
+    stages = sum(codes.code_bytes(b - a, layout.code) + _BESIDE_CODE for a, b in spans)
+    return stages + _BESIDE_STAGES
+
+
+def layouts(ranks: Ranks, kinds: Sequence[Code], dims: Sequence[int]) -> Iterator[Layout]:
+    """One or two stages, each of these codes, with each kind of clusters or without."""
+    clusters = [(1, 0), *((c.lists, c.dim) for c in ranks.clusters.values())]
+    stages = [(m,) for m in dims] + list(itertools.combinations(dims, 2))
+    for code, stage_dims in itertools.product(kinds, stages):
+        if code == "binary" and any(m % 8 for m in stage_dims):
+            continue
+        yield from (Layout(code, stage_dims, *kind) for kind in clusters)
+
+
+def _steps(first: int, last: int) -> np.ndarray:
+    """Whole numbers that rise by about `_STEP` from first to last."""
+    count = max(1, round(np.log(max(last, 1) / first) / np.log(_STEP)))
+    return np.unique(np.rint(np.geomspace(first, max(first, last), count + 1)).astype(int))
+
+
+def cheapest(
+    ranks: Ranks,
+    layout: Layout,
+    k: int,
+    most: int,
+    width: int,
+    metric: Metric,
+    aims: Sequence[float],
+) -> list[Option]:
+    """The cheapest effort by which a layout reaches each aim, where one does.
+
+    Args:
+      ranks: of neighbours of the queries that decide.
+      layout: to be asked.
+      k: neighbours.
+      most: candidates of a stage.
+      width: dims of the final comparison.
+      metric: of the plan.
+      aims: shares of neighbours to be found, rising.
+    """
+    keep_n = _steps(k, most)
+    stages = (layout.dims[: g + 1] for g in range(len(layout.dims)))
+    axes = [(ranks.of(layout.code, dims), keep_n) for dims in stages]
+    if layout.lists > 1:
+        found = ranks.clusters[layout.list_dim]
+        axes.append((found.rank_bk, _steps(1, layout.lists)))
+    recall = _recalls(axes)
+    cost = _costs(ranks, layout, [steps for _, steps in axes], width)
+    if len(layout.dims) == 2:  # a stage never keeps more than the one before
+        rises = keep_n[:, None] < keep_n[None, :]
+        cost[rises] = np.inf
+    options, before = [], None
+    for aim in aims:
+        masked = np.where(recall >= aim, cost, np.inf)
+        best = np.unravel_index(masked.argmin(), masked.shape)
+        if not np.isfinite(masked[best]):
+            break
+        if best == before:
+            continue
+        before = best
+        effort = [int(steps[i]) for (_, steps), i in zip(axes, best, strict=True)]
+        stages = tuple(zip(layout.dims, effort, strict=False))
+        plan = Plan(
+            Schedule(stages, width),
+            metric=metric,
+            code=layout.code,
+            lists=layout.lists,
+            list_dim=layout.list_dim,
+            probes=effort[-1] if layout.lists > 1 else 1,
+        )
+        options.append(Option(plan, float(recall[best]), float(cost[best]), row_bytes(layout)))
+    return options
+
+
+def _recalls(axes) -> np.ndarray:
+    """The share of neighbours within all limits, for all combinations of the axes' steps."""
+    places = [np.searchsorted(steps, ranks_bk.ravel()) for ranks_bk, steps in axes]
+    shape = tuple(len(steps) + 1 for _, steps in axes)
+    counts = np.bincount(np.ravel_multi_index(places, shape), minlength=np.prod(shape))
+    counts = counts.reshape(shape).astype(float)
+    for axis in range(counts.ndim):
+        counts = counts.cumsum(axis)
+    return counts[tuple(slice(None, -1) for _ in axes)] / len(places[0])
+
+
+def _costs(ranks: Ranks, layout: Layout, steps: Sequence[np.ndarray], width: int) -> np.ndarray:
+    """Nanoseconds a query, for all combinations of the axes' steps."""
+    steps = np.ix_(*steps)
+    scanned, cost = ranks.rows, 0.0
+    if layout.lists > 1:
+        scanned = ranks.rows * ranks.clusters[layout.list_dim].share_p[steps[-1] - 1]
+        cost = layout.lists * layout.list_dim * _CENTROID_DIM
+    spans = zip((0, *layout.dims), layout.dims, strict=False)
+    sizes = [codes.code_bytes(b - a, layout.code) for a, b in spans]
+    cost = cost + scanned * (_ROW + sizes[0] * _ROW_BYTE)
+    for kept, size in zip(steps, (*sizes[1:], 4 * width), strict=False):
+        cost = cost + kept * (_CANDIDATE + size * _CANDIDATE_BYTE)
+    return np.array(np.broadcast_to(cost, np.broadcast_shapes(*(s.shape for s in steps))))
+
+
+def worth_trying(options: Sequence[Option], count: int = FAMILIES) -> list[Layout]:
+    """The layouts of a few options that all reach the same recall: the cheapest, then smaller ones.
+
+    Of the options that no other is both cheaper and smaller than, the first, the last and some in
+    between; then the cheapest of every code and of those with and without clusters.
+    """
+    chosen: list[Layout] = []
+    front, smallest = [], np.inf
+    for option in sorted(options, key=lambda o: (o.cost, o.row_bytes)):
+        if option.row_bytes < smallest:
+            front.append(option)
+            smallest = option.row_bytes
+    picks = np.unique(np.linspace(0, len(front) - 1, max(1, count // 2)).round().astype(int))
+    best_of = {}
+    for option in sorted(options, key=lambda o: o.cost):
+        best_of.setdefault((option.plan.code, option.plan.lists > 1), option)
+    for option in [*(front[i] for i in picks if front), *best_of.values()]:
+        layout = layout_of(option.plan)
+        if layout not in chosen and len(chosen) < count:
+            chosen.append(layout)
+    return chosen

@@ -1,0 +1,451 @@
+"""Proposes a plan: measures what few dims, codes and clusters recall and cost on the data at hand.
+
+True neighbours are found among all vectors. Where they stand by few dims is counted once (see
+`ranks`), in a sample if there are many vectors; from that the cheapest efforts of all layouts
+follow (`options`), and those of a few layouts are built and timed (`trial`). Half of the queries
+decide what is tried and in which order plans are considered; the others say what these recall.
+"""
+
+import collections
+import dataclasses
+import math
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from scipy import stats
+from tqdm import tqdm
+
+from mrl_jax.errors import DataError, UsageError
+from mrl_jax.search.device.exact import Metric
+from mrl_jax.search.plan import Code, Plan
+from mrl_jax.search.planner import options, ranks, trial
+from mrl_jax.search.planner.options import Layout, Option
+from mrl_jax.search.planner.ranks import Ranks, Sample
+from mrl_jax.search.planner.trial import Times
+from mrl_jax.search.schedule import Schedule
+from mrl_jax.store.vectors import Vectors
+
+LEVEL = 0.99  # of prediction intervals
+FEWEST_QUERIES, MOST_QUERIES = 40, 2000
+SAMPLE_ROWS = 200_000
+PAPER = (16, 200)  # dims and candidates of the paper's own schedule (section 4.3.1)
+_SAMPLE_NUMBERS = 2**28  # at most in memory: 1 GiB
+_NEIGHBOUR_NUMBERS = 2**26
+# The square of the normal quantile of the level: as for proportions (Agresti and Coull, 1998), but
+# all of them failures.
+_UNSEEN = 7
+_BEYOND = 25  # resampled means beyond each end of an interval
+_LEAST_DIM = 8
+_CLUSTERED_ROWS = 10_000  # fewer are scanned in less time than their lists are found
+_MOST_CANDIDATES = 0.25  # of all rows: more are no shortlist
+_AS_FAST = 0.9  # of the highest QPS: no difference, and the smaller index is chosen
+# Shares of misses that the target allows: more is tried than it asks, for its interval.
+_SAFETY = (1.0, 0.7, 0.5, 0.3, 0.15, 0.05)
+_FURTHER_AIMS = (0.8, 0.9, 0.95)  # that the frontier shows
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What a plan should reach.
+
+    Attributes:
+      target_recall: of the k exact nearest neighbours, the share that is found.
+      k: how many are asked for.
+      metric: that makes them the nearest.
+      memory: bytes that a search may need: codes, norms and centroids; of exact search also whole
+        vectors. None: any.
+      latency_ms: of 99 % of single queries. None: any.
+      dims: prefixes that may be stages; (): powers of two.
+      sample_rows: rows that ranks are counted in and times measured with, at most.
+      seed: of all that is drawn.
+    """
+
+    target_recall: float
+    k: int = 10
+    metric: Metric = "cosine"
+    memory: int | None = None
+    latency_ms: float | None = None
+    dims: tuple[int, ...] = ()
+    sample_rows: int = SAMPLE_ROWS
+    seed: int = 0
+
+    def __post_init__(self):
+        if not 0 < self.target_recall <= 1:
+            raise UsageError(f"target recall must be above 0, at most 1; got {self.target_recall}")
+        for name in ("memory", "latency_ms"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"{name} must be above 0, got {value}")
+        for name, least in (("k", 1), ("sample_rows", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A plan and what is expected of it.
+
+    Attributes:
+      plan: it.
+      role: "exact", "paper" or "" for others.
+      recall: mean over the queries held out.
+      low, high: `LEVEL` prediction interval of the mean over as many other queries of their kind.
+      times: of a search.
+      resident: bytes beside whole vectors.
+      vectors: bytes of whole vectors.
+    """
+
+    plan: Plan
+    role: str
+    recall: float
+    low: float
+    high: float
+    times: Times
+    resident: int
+    vectors: int
+
+    @property
+    def memory(self) -> int:
+        """Bytes that every search may read."""
+        return self.resident + (0 if self.plan.schedule.stages else self.vectors)
+
+    @property
+    def merits(self) -> tuple[float, ...]:
+        """Recall, QPS and, negative, memory."""
+        return self.recall, self.times.qps, -self.memory
+
+    def fits(self, wanted: Wanted) -> bool:
+        """Whether it keeps to the limits."""
+        within_memory = wanted.memory is None or self.memory <= wanted.memory
+        latency = self.times.latency_ms["p99"]
+        return within_memory and (wanted.latency_ms is None or latency <= wanted.latency_ms)
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposal:
+    """What `propose` found.
+
+    Attributes:
+      chosen: see `pick`; of the points within the limits. Its interval is wider than those of the
+        others, which hold for each plan by itself and say nothing of one that is picked by them.
+      points: all that were tried and that no other one beats, and the two baselines; from the
+        highest recall to the lowest.
+      rows, width: of the vectors.
+      sample_rows: that ranks were counted in and times measured with.
+      tuned_on, held_out: queries.
+    """
+
+    chosen: Point
+    points: tuple[Point, ...]
+    rows: int
+    width: int
+    sample_rows: int
+    tuned_on: int
+    held_out: int
+
+
+def prediction_interval(
+    recall_b: np.ndarray, k: int, seed: int, level: float = LEVEL
+) -> tuple[float, float]:
+    """Where the mean over as many other queries lies, with probability `level`: bootstrap.
+
+    Both these queries and the others are drawn anew, so the interval is wider than that of the
+    expectation. `_UNSEEN` queries are added that miss as much as those that miss anything, at least
+    one of k: resampling what few misses were seen alone would promise too much. Of few queries the
+    spread itself is uncertain: deviations are stretched as Student's t is wider than the normal.
+    """
+    n, misses_b = len(recall_b), 1 - recall_b
+    worst = math.sqrt(np.square(misses_b[misses_b > 0]).mean()) if misses_b.any() else 0.0
+    seen_b = np.append(recall_b, [1 - max(worst, 1 / k)] * _UNSEEN)
+    value_v, count_v = np.unique(seen_b, return_counts=True)
+    rng, beyond = np.random.default_rng(seed), (1 - level) / 2
+    times_rv, others_rv = (
+        rng.multinomial(n, count_v / len(seen_b), math.ceil(_BEYOND / beyond)) for _ in range(2)
+    )
+    ends = np.quantile((times_rv - others_rv) @ value_v / n, [beyond, 1 - beyond])
+    low, high = ends * stats.t.isf(beyond, n - 1) / stats.norm.isf(beyond)
+    mean = recall_b.mean()
+    return float(max(0.0, mean + low)), float(min(1.0, mean + high))
+
+
+def queries_needed(wanted: Wanted) -> int | None:
+    """How many queries it takes to promise the target for a plan that misses nothing.
+
+    A power of two times `FEWEST_QUERIES`; None where no number is enough.
+    """
+    queries = FEWEST_QUERIES
+    while queries <= MOST_QUERIES:
+        low, _ = prediction_interval(np.ones(queries // 2), wanted.k, wanted.seed, _levels(0))
+        if low >= wanted.target_recall:
+            return queries
+        queries *= 2
+    return None
+
+
+def _levels(tested: int) -> float:
+    """Of the interval of a plan that is tested after so many others.
+
+    The probabilities to be wrong add up to that of `LEVEL`: whichever plan is chosen in the end,
+    its interval is wrong no more often.
+    """
+    return 1 - (1 - LEVEL) / 2 ** (tested + 1)
+
+
+def pick(
+    tuned_pb: np.ndarray, held_pb: np.ndarray, qps_p: np.ndarray, memory_p: np.ndarray,
+    exact_p: np.ndarray, wanted: Wanted,
+) -> tuple[int, tuple[float, float], bool]:  # fmt: skip
+    """Which of some plans to propose, with the interval of its recall, and whether that reaches.
+
+    The order of plans follows from the queries that were tuned on: first the fastest whose interval
+    there reaches the target, then those that miss ever less. The other queries accept the first
+    plan whose interval reaches the target. So none is chosen for being lucky with the queries that
+    it is measured by.
+
+    Args:
+      tuned_pb: [P, B] recall by the queries tuned on.
+      held_pb: [P, b] by the others.
+      qps_p: [P] queries a second.
+      memory_p: [P] of plans about as fast the one that needs least comes first.
+      exact_p: [P] which are exact search, whose recall is certain.
+      wanted: target, k and seed.
+    """
+    k, seed, missed = wanted.k, wanted.seed, 1 - wanted.target_recall
+    surely_p = np.array(
+        [
+            1.0 if exact else prediction_interval(recall_b, k, seed)[0]
+            for recall_b, exact in zip(tuned_pb, exact_p, strict=True)
+        ]
+    )
+    order = []
+    for safety in (*_SAFETY, 0.0):
+        reaching = np.flatnonzero(surely_p >= 1 - missed * safety)
+        if len(reaching):
+            enough = reaching[qps_p[reaching] >= _AS_FAST * qps_p[reaching].max()]
+            order.append(int(enough[memory_p[enough].argmin()]))
+    # Where few queries leave no plan that is sure there, the best may still be.
+    order = list(dict.fromkeys(order)) or [int(tuned_pb.mean(1).argmax())]
+    tested = []
+    for p in order:
+        interval = (1.0, 1.0)
+        if not exact_p[p]:
+            interval = prediction_interval(held_pb[p], k, seed, _levels(len(tested)))
+        tested.append((p, interval))
+        if interval[0] >= wanted.target_recall:
+            return p, interval, True
+    return *max(tested, key=lambda found: found[1][0]), False
+
+
+def beats(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether merits a are as good as b in everything, and better in something."""
+    return tuple(a) != tuple(b) and all(x >= y for x, y in zip(a, b, strict=True))
+
+
+def propose(
+    vectors: Vectors, queries: Vectors, wanted: Wanted, *, progress: bool = False
+) -> Proposal:
+    """The plan with the highest QPS that reaches the target within the limits, and the frontier.
+
+    Args:
+      vectors: to be searched.
+      queries: [>= 40, D] of the kind that will be asked; at most 2,000 of them are used.
+      wanted: target and limits.
+      progress: whether bars are shown.
+
+    Raises:
+      UsageError: numbers that cannot be.
+      DataError: too few queries; or no plan reaches the target: says what can.
+    """
+    dims = _checked(vectors, queries, wanted)
+    k, rows, width, metric = wanted.k, vectors.rows, vectors.width, wanted.metric
+    asked = min(queries.rows, MOST_QUERIES, max(FEWEST_QUERIES, _NEIGHBOUR_NUMBERS // (k * width)))
+    query_bd = queries.sample(asked, wanted.seed)
+    rng = np.random.default_rng((wanted.seed, 1))
+    held_b = rng.permutation(asked) < asked // 2  # the others are tuned on
+    size = min(rows, wanted.sample_rows, max(_SAMPLE_NUMBERS // width, 1))
+    truth, sample = ranks.look(vectors, query_bd, k, metric, size, wanted.seed, progress)
+    roles = {Plan(Schedule.exact(width), metric): "exact"}
+    if PAPER[0] < width and k <= PAPER[1] < rows:
+        roles[Plan(Schedule.adaptive(*PAPER, width), metric)] = "paper"
+    ranked = sorted({*dims, *(s.dim for plan in roles for s in plan.schedule.stages)})
+    lists, list_dims = _clusters(rows, size, dims)
+    largest = max(sample.largest, float(np.abs(query_bd).max()))
+    kinds = [c for c in options.CODES if c != "float16" or largest <= np.finfo(np.float16).max]
+    counted = ranks.count(
+        truth, sample, ranked, kinds, lists, list_dims, metric, seed=wanted.seed, progress=progress
+    )
+    most = max(k, int(min(sample.far, _MOST_CANDIDATES) * rows))
+    promising = _promising(counted.only(~held_b), kinds, dims, most, wanted, width)
+    counted = ranks.with_blocks(
+        counted, truth, sample, {(x.code, x.dims) for x in promising}, metric, progress=progress
+    )
+    tuned = counted.only(~held_b)
+    found = [_cheapest(tuned, layout, most, wanted, width) for layout in promising]
+    plans = list(dict.fromkeys([*roles, *(option.plan for options in found for option in options)]))
+    points, tuned_pb, held_pb = [], [], []
+    for tried in _try(plans, sample, query_bd, wanted, progress):
+        recall_b = _recall(tried, truth.row_bk, counted)
+        tuned_pb.append(recall_b[~held_b])
+        held_pb.append(recall_b[held_b])
+        role = roles.get(tried.plan, "")
+        points.append(_point(tried, role, held_pb[-1], vectors, wanted))
+    best, chosen = _choose(points, np.array(tuned_pb), np.array(held_pb), wanted)
+    points[best] = chosen
+    kept = [
+        p
+        for p in points
+        if p is chosen or p.role or not any(beats(q.merits, p.merits) for q in points)
+    ]
+    kept.sort(key=lambda p: (-p.recall, -p.times.qps))
+    return Proposal(
+        chosen=chosen,
+        points=tuple(kept),
+        rows=rows,
+        width=width,
+        sample_rows=size,
+        tuned_on=int((~held_b).sum()),
+        held_out=int(held_b.sum()),
+    )
+
+
+def _try(
+    plans: Sequence[Plan], sample: Sample, query_bd: np.ndarray, wanted: Wanted, progress: bool
+) -> Iterator[trial.Tried]:
+    """One index for the plans of each layout, and no two at a time."""
+    groups = collections.defaultdict(list)
+    for plan in plans:
+        groups[options.layout_of(plan)].append(plan)
+    with (
+        tempfile.TemporaryDirectory(prefix="mrl_jax_plan_") as folder,
+        tqdm(desc="trials", total=len(plans), unit="plan", disable=not progress) as bar,
+    ):
+        built = pathlib.Path(folder) / "index"
+        for group in groups.values():
+            yield from trial.tries(
+                built, sample, group, query_bd, wanted.k, wanted.seed, bar.update
+            )
+            shutil.rmtree(built)
+
+
+def _checked(vectors: Vectors, queries: Vectors, wanted: Wanted) -> tuple[int, ...]:
+    """The prefixes that may be stages."""
+    width = vectors.width
+    if queries.width != width:
+        raise DataError(f"queries have {queries.width} dims, the vectors {width}")
+    if wanted.k > vectors.rows:
+        raise UsageError(f"k must be 1 to {vectors.rows}, the number of vectors; got {wanted.k}")
+    if queries.rows < FEWEST_QUERIES:
+        raise DataError(f"a plan needs at least {FEWEST_QUERIES} queries, there are {queries.rows}")
+    for dim in wanted.dims:
+        if not 1 <= dim < width:
+            raise UsageError(
+                f"dims must be 1 to {width - 1}, fewer than the vectors have; got {dim}"
+            )
+    powers = (2**i for i in range(int(math.log2(_LEAST_DIM)), 64) if 2**i < width)
+    return tuple(sorted(set(wanted.dims))) or tuple(powers)
+
+
+def _clusters(rows: int, sampled: int, dims: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+    """How many lists, and the dims they may be of; 1 where they are not worth it."""
+    if rows < _CLUSTERED_ROWS or not dims:
+        return 1, ()
+    lists = 2 ** round(math.log2(4 * math.sqrt(rows)))
+    least, most = (
+        min(dims, key=lambda m: abs(math.log2(m * share / dims[-1]))) for share in (16, 4)
+    )
+    return min(lists, sampled // 16), tuple(sorted({least, most}))
+
+
+def _aims(wanted: Wanted) -> list[float]:
+    missed = 1 - wanted.target_recall
+    return sorted({*_FURTHER_AIMS, *(1 - missed * safety for safety in _SAFETY)})
+
+
+def _cheapest(
+    counted: Ranks, layout: Layout, most: int, wanted: Wanted, width: int
+) -> list[Option]:
+    """Efforts of a layout by which it reaches the target with more or less to spare, and others."""
+    return options.cheapest(counted, layout, wanted.k, most, width, wanted.metric, _aims(wanted))
+
+
+def _promising(
+    counted: Ranks,
+    kinds: Sequence[Code],
+    dims: Sequence[int],
+    most: int,
+    wanted: Wanted,
+    width: int,
+) -> list[Layout]:
+    """The layouts that, by ranks, reach the most that can be reached for least."""
+    found: list[list[Option]] = []
+    for layout in options.layouts(counted, kinds, dims):
+        size = options.row_bytes(layout) * counted.rows + 4 * layout.lists * layout.list_dim
+        if wanted.memory is None or size <= wanted.memory:
+            found.append(_cheapest(counted, layout, most, wanted, width))
+    # Half the misses that are allowed: its interval should reach the target.
+    enough = 1 - (1 - wanted.target_recall) / 2
+    for aim in reversed([aim for aim in _aims(wanted) if aim <= enough]):
+        reaching = [next((o for o in f if o.recall >= aim), None) for f in found]
+        if any(reaching):
+            return options.worth_trying([o for o in reaching if o])
+    best = sorted((f[-1] for f in found if f), key=lambda o: (-o.recall, o.cost))
+    return [options.layout_of(o.plan) for o in best[: options.FAMILIES]]
+
+
+def _recall(tried: trial.Tried, row_bk: np.ndarray, counted: Ranks) -> np.ndarray:
+    """Of every query, [B]: as found where all vectors were searched, otherwise by ranks."""
+    if not tried.plan.schedule.stages:
+        return np.ones(len(row_bk))
+    if tried.row_bk is None:
+        return counted.recall(tried.plan)
+    return (row_bk[:, :, None] == tried.row_bk[:, None, :]).any(2).mean(1)
+
+
+def _point(
+    tried: trial.Tried, role: str, recall_b: np.ndarray, vectors: Vectors, wanted: Wanted
+) -> Point:
+    low, high = 1.0, 1.0
+    if tried.plan.schedule.stages:
+        low, high = prediction_interval(recall_b, wanted.k, wanted.seed)
+    plan, rows = tried.plan, vectors.rows
+    resident = round(tried.row_bytes * rows) + trial.centroid_bytes(plan)
+    whole = 4 * rows * vectors.width
+    return Point(plan, role, float(recall_b.mean()), low, high, tried.times, resident, whole)
+
+
+def _choose(
+    points: Sequence[Point], tuned_pb: np.ndarray, held_pb: np.ndarray, wanted: Wanted
+) -> tuple[int, Point]:
+    """Which point is proposed, and that point with the interval by which it was accepted."""
+    at_p = np.array([p for p, point in enumerate(points) if point.fits(wanted)], int)
+    fitting = [points[p] for p in at_p]
+    if not fitting:
+        fast = min(points, key=lambda p: p.times.latency_ms["p99"])
+        small = min(points, key=lambda p: p.memory)
+        raise DataError(
+            "no plan keeps to the limits: the fastest one tried has "
+            f"{fast.times.latency_ms['p99']:.3g} ms ({fast.plan.schedule}), the smallest needs "
+            f"{small.memory:,} bytes ({small.plan.schedule})"
+        )
+    p, (low, high), reaches = pick(
+        tuned_pb[at_p],
+        held_pb[at_p],
+        np.array([point.times.qps for point in fitting]),
+        np.array([point.memory for point in fitting]),
+        np.array([not point.plan.schedule.stages for point in fitting]),
+        wanted,
+    )
+    best = dataclasses.replace(fitting[p], low=low, high=high)
+    if reaches:
+        return int(at_p[p]), best
+    needed, held = queries_needed(wanted), held_pb.shape[1]
+    few = needed is not None and needed > 2 * held
+    raise DataError(
+        f"no plan within the limits reaches recall@{wanted.k} {wanted.target_recall:g}: the best "
+        f"is {best.recall:.4f}, {low:.4f} or more for other queries ({best.plan.schedule}, "
+        f"{best.plan.code})"
+        + (f"; {2 * held} queries are too few to promise more, give {needed}" if few else "")
+    )

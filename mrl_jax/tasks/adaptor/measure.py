@@ -1,0 +1,194 @@
+"""Measuring an adaptor at every prefix, beside what frozen vectors give without any training."""
+
+import functools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mrl_jax.data.beir import Collection
+from mrl_jax.data.loader import padded_batches
+from mrl_jax.data.vectors import ScoredVectors, VectorData, VectorSplit
+from mrl_jax.evaluators import preservation, text_common, text_retrieval, text_sts
+from mrl_jax.evaluators.spaces import Space
+from mrl_jax.record.finding import Finding, Unmeasurable, digest_of, refusals
+from mrl_jax.runtime.mesh import batch_sharding, replicated
+from mrl_jax.tasks.adaptor.task import AdaptorTask
+
+# Vectors of the train split that PCA is fitted on.
+FITTED_ON = 20_000
+
+
+def fitted_on(data: VectorData, seed: int) -> np.ndarray:
+    """Some of the train vectors, at length 1: what PCA is fitted on."""
+    vectors = data.splits["train"].sides["vector"]
+    sample_nd = vectors.sample(min(FITTED_ON, vectors.rows), seed)
+    return text_common.unit_rows(sample_nd, "the train split")
+
+
+class AdaptorEvaluation:
+    """Runs evaluators on vectors. Compiles once, however often it runs.
+
+    Of every split what `preservation` measures against whole frozen vectors and, where there are
+    positives, what `text_retrieval` does of finding them; of scored pairs, `text_sts`. Metrics
+    with a suffix are of the frozen vectors: "_cut" of their first dims, "_pca" and "_rotation" of
+    those spaces, fitted on the train split.
+
+    Args:
+      task: gives embed().
+      mesh: batches are split over it.
+      data: whose splits are measured.
+      dims: prefixes to measure; those beyond the trained width are left out.
+      batch_size: vectors per step, a multiple of what the mesh splits the batch into.
+      seed: of random choices.
+      sts: scored pairs by name.
+    """
+
+    def __init__(
+        self,
+        task: AdaptorTask,
+        mesh: Mesh,
+        data: VectorData,
+        *,
+        dims: tuple[int, ...],
+        batch_size: int,
+        seed: int = 0,
+        sts: Mapping[str, ScoredVectors] = MappingProxyType({}),
+    ):
+        self._task, self._mesh, self._data, self._sts = task, mesh, data, sts
+        self._dims = tuple(m for m in dims if m <= task.nesting.width)
+        self._batch_size, self._seed = batch_size, seed
+        self._embed = jax.jit(task.embed, out_shardings=replicated(mesh))
+
+    @functools.cached_property
+    def _rivals(self) -> dict[str, Space]:
+        return text_common.rivals(fitted_on(self._data, self._seed), self._seed)
+
+    def check(self, splits: tuple[str, ...]) -> dict[str, str]:
+        """What cannot be measured on these data, and why, see `Finding.skipped`."""
+        checks: dict[str, Callable[[], Any]] = {}
+        for name in splits:
+            split = self._data.splits[name]
+            checks[f"{name}/overlap10"] = functools.partial(preservation.check, split.rows)
+            if "positive" in split.sides:
+                checks[f"{name}/ndcg10"] = functools.partial(_collection, split.ids)
+        for name, (a_nd, b_nd, score_n) in self._sts.items():
+            checks[name] = functools.partial(text_sts.check, (a_nd, b_nd), score_n)
+        return refusals(checks)
+
+    def run(self, params: Any, model_state: Any, splits: tuple[str, ...]) -> Finding:
+        """All that was asked for, on these splits."""
+
+        def adapt(z_nd: np.ndarray) -> np.ndarray:
+            """The trained dims of vectors."""
+            embed = functools.partial(self._embed, params, model_state)
+            x_nd = adapt_rows(embed, z_nd, self._batch_size, batch_sharding(self._mesh))
+            return x_nd[:, : self._task.nesting.width]
+
+        found = Finding()
+        for name in splits:
+            split = self._data.splits[name]
+            preserved = functools.partial(self._preserved, adapt, name, split)
+            found.attempt(f"{name}/overlap10", preserved)
+            if "positive" in split.sides:
+                answered = functools.partial(self._answered, adapt, name, split)
+                found.attempt(f"{name}/ndcg10", answered)
+        for name, (a_nd, b_nd, score_n) in self._sts.items():
+            found.read[f"sts.{name}"] = digest_of((a_nd, b_nd, score_n))
+            rows = range(len(a_nd)), range(len(a_nd), 2 * len(a_nd))
+            measure = functools.partial(
+                text_sts.measure, name=name, pairs=rows, score_n=score_n, dims=self._dims
+            )
+            both_nd = np.concatenate([a_nd, b_nd])
+            found.attempt(name, functools.partial(self._beside, measure, adapt, both_nd))
+        return found
+
+    def _preserved(self, adapt: Callable, name: str, split: VectorSplit) -> Finding:
+        vectors = split.sides["vector"]
+        frozen_nd = text_common.unit_rows(vectors.read(0, vectors.rows), name)
+        compared = [("", self._dims, adapt(frozen_nd))]
+        for suffix, there, (x_ne,) in text_common.in_spaces(self._rivals, self._dims, frozen_nd):
+            compared.append((suffix or "_cut", there, x_ne))
+        options = {"seed": self._seed, "mesh": self._mesh}
+        return preservation.measure(compared, frozen_nd, name, **options)
+
+    def _answered(self, adapt: Callable, name: str, split: VectorSplit) -> Finding:
+        collection = _collection(split.ids)
+        both = [split.sides[side] for side in ("vector", "positive")]
+        z_nd = np.concatenate([vectors.read(0, vectors.rows) for vectors in both])
+        measure = functools.partial(
+            text_retrieval.measure,
+            name=name,
+            collection=collection,
+            dims=self._dims,
+            ignore_identical_ids=True,
+            mesh=self._mesh,
+        )
+        return self._beside(measure, adapt, z_nd)
+
+    def _beside(
+        self, measure: Callable[..., Finding], adapt: Callable, z_nd: np.ndarray
+    ) -> Finding:
+        """A measurement of rows of [N, D], adapted and then frozen.
+
+        Measures of texts take row numbers for texts: to them a text is what an embedding is of.
+        """
+        adapted_nd = adapt(z_nd)
+        found = measure(lambda rows: adapted_nd[rows], seed=self._seed)
+        frozen = measure(lambda rows: z_nd[rows], seed=self._seed, spaces=self._rivals)
+        suffixes = tuple(suffix for suffix in self._rivals if suffix)
+        for result in frozen.results:
+            name = result.name if result.name.endswith(suffixes) else f"{result.name}_cut"
+            found.results.append(result._replace(name=name))
+        return found
+
+
+def _collection(ids: dict[str, np.ndarray]) -> Collection:
+    """Vectors as queries and their positives as documents, equal ones once, by row number.
+
+    Positives are numbered behind all vectors. What is equal has one id, so that no query is shown
+    itself; it is no answer to itself either.
+
+    Raises:
+      Unmeasurable: every vector is its own positive.
+    """
+    a_n, b_n = ids["vector"], ids["positive"]
+    judged_r2 = np.unique(np.stack([a_n, b_n], 1)[a_n != b_n], axis=0)
+    if not len(judged_r2):
+        raise Unmeasurable(f"each of the {len(a_n)} vectors is its own positive")
+    query_b, query_r = np.unique(judged_r2[:, 0], return_inverse=True)
+    document_n, place_n = np.unique(b_n, return_index=True)
+    _, place_b, _ = np.intersect1d(a_n, query_b, return_indices=True)
+    return Collection(
+        documents=(len(a_n) + place_n).tolist(),
+        document_ids=document_n.tolist(),
+        queries=place_b.tolist(),
+        query_ids=query_b.tolist(),
+        query_r=query_r,
+        document_r=np.searchsorted(document_n, judged_r2[:, 1]),
+        grade_r=np.ones(len(judged_r2), np.int64),
+    )
+
+
+def adapt_rows(
+    embed: Callable[[dict[str, jax.Array]], jax.Array],
+    z_nd: np.ndarray,
+    batch_size: int,
+    sharding: jax.sharding.Sharding,
+) -> np.ndarray:
+    """Adapted vectors [N, E] float32, the same on every process.
+
+    Args:
+      embed: a batch of `vector` [B, D] to [B, E] on every device.
+      z_nd: [N, D] float32.
+      batch_size: vectors per call.
+      sharding: of a batch.
+    """
+    found = [
+        np.asarray(jax.device_get(embed(batch)), np.float32)
+        for batch in padded_batches({"vector": z_nd}, batch_size, sharding)
+    ]
+    return np.concatenate(found)[: len(z_nd)]
