@@ -49,8 +49,8 @@ from mrl_jax.record import results as result_files
 from mrl_jax.record.runs import read_run
 from mrl_jax.runtime.step import evaluated
 from mrl_jax.store import outputs
-from mrl_jax.tasks import Classification
 from mrl_jax.tasks.adaptor.task import AdaptorTask
+from mrl_jax.tasks.classification.task import Classification
 
 with extras.needed("export", "exporting"):
     from mrl_jax.interop.plain_card import card

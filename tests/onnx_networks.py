@@ -18,7 +18,7 @@ from mrl_jax.errors import UsageError
 from mrl_jax.export import check_numbers, graph_of, write_onnx
 from mrl_jax.models.resnet import ResNet
 from mrl_jax.models.vit import ViT
-from mrl_jax.tasks import Classification
+from mrl_jax.tasks.classification.task import Classification
 
 NETWORKS = {
     "cnn": (models.build("cnn", embedding_dim=6, width=4), 16),

@@ -8,7 +8,7 @@ import numpy as np
 
 from mrl_jax.cascade.policy import Policy
 from mrl_jax.kernels import prefix_matmul, prefix_norms
-from mrl_jax.tasks import Classification
+from mrl_jax.tasks.classification.task import Classification
 
 
 class Inference(NamedTuple):

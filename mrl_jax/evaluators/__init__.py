@@ -27,7 +27,7 @@ from mrl_jax.evaluators import (
 )
 from mrl_jax.evaluators.subject import Instruments, Subject
 from mrl_jax.record.finding import Examples, Finding, refusals
-from mrl_jax.tasks import Classification
+from mrl_jax.tasks.classification.task import Classification
 
 __all__ = ["MEASURES", "Evaluation", "Examples", "Finding", "Subject", "chosen"]
 

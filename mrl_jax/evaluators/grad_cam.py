@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from mrl_jax.models.features import with_features
 from mrl_jax.runtime.mesh import replicated
-from mrl_jax.tasks import Classification
+from mrl_jax.tasks.classification.task import Classification
 
 TOP_SHARE = 0.2
 

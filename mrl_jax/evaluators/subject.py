@@ -13,7 +13,7 @@ from mrl_jax.data.hierarchy import Hierarchy
 from mrl_jax.data.shifts import Shift
 from mrl_jax.evaluators.spaces import Moments, Space, fit_spaces, moments
 from mrl_jax.runtime.mesh import batch_sharding, replicated
-from mrl_jax.tasks import Classification
+from mrl_jax.tasks.classification.task import Classification
 
 
 class Embedded(NamedTuple):

@@ -25,7 +25,7 @@ from mrl_jax.runtime import numerics
 from mrl_jax.runtime import optimizer as optimizers
 from mrl_jax.runtime import step as steps
 from mrl_jax.runtime.program import Program
-from mrl_jax.tasks import Task
+from mrl_jax.runtime.task import Task
 
 _LARGEST = float(np.finfo(np.float32).max)
 

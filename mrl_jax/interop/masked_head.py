@@ -7,8 +7,9 @@ import re
 from flax import traverse_util
 
 from mrl_jax.interop.layouts import NOTHING, Layout, Rule
-from mrl_jax.interop.torch_weights import Tree, assign, numbers, read_tensors
+from mrl_jax.interop.torch_weights import assign, numbers, read_tensors
 from mrl_jax.models.text import Bert
+from mrl_jax.runtime.task import Tree
 
 # BERT, then RoBERTa and MPNet, then DistilBERT. The weights of the output layer are the table's.
 _DENSE = r"(?:cls\.predictions\.transform\.dense|lm_head\.dense|vocab_transform)"

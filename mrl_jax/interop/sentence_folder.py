@@ -30,8 +30,8 @@ from mrl_jax.interop.text_layouts import (
     family_of_bert,
     their_names,
 )
-from mrl_jax.interop.torch_weights import Tree
 from mrl_jax.models.text import Static, prompts
+from mrl_jax.runtime.task import Tree
 from mrl_jax.store import outputs
 
 _TYPES = "sentence_transformers.models"

@@ -13,9 +13,10 @@ from flax import traverse_util
 from mrl_jax.errors import DataError, UsageError, shown
 from mrl_jax.interop.layouts import NOTHING, Layout, Rule
 from mrl_jax.interop.text_layouts import bert_of, check_padding, family_of, layout
-from mrl_jax.interop.torch_weights import Tree, assign, named, numbers, read_tensors
+from mrl_jax.interop.torch_weights import assign, named, numbers, read_tensors
 from mrl_jax.models.text import Bert, Pooling, SentenceEncoder, Static
 from mrl_jax.models.text.tokenizer import Tokenizer
+from mrl_jax.runtime.task import Tree
 from mrl_jax.store import json_files
 from mrl_jax.store.json_files import field
 

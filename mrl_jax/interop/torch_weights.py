@@ -19,9 +19,9 @@ from mrl_jax.errors import DataError, UsageError
 from mrl_jax.interop.layouts import LAYOUTS, Layout, detect, find
 from mrl_jax.models.resnet import ResNet
 from mrl_jax.models.vit import ViT
+from mrl_jax.runtime.task import Tree
 from mrl_jax.store import inputs
 
-Tree = dict[str, Any]
 Head = Literal["load", "skip"]
 
 # What PyTorch puts into names, anywhere, for modules that it compiles or splits.

@@ -57,6 +57,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def rows_split(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """`x` laid out as `batch_sharding` says; as it is without a mesh."""
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
+
+
 def one_per_device(mesh: Mesh) -> NamedSharding:
     """The first dimension is split over all axes."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from mrl_jax.runtime import mesh as meshes
 from mrl_jax.runtime import step as steps
-from mrl_jax.tasks import Task
+from mrl_jax.runtime.task import Task
 
 Batch = Mapping[str, jax.Array | jax.ShapeDtypeStruct]
 

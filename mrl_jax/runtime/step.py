@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from mrl_jax.errors import NonFiniteError
-from mrl_jax.tasks import Task
+from mrl_jax.runtime.task import Task
 
 State = dict[str, Any]
 

@@ -10,7 +10,7 @@ from mrl_jax.data import Dataset, Split
 from mrl_jax.evaluators.subject import Embedded, Instruments, Subject
 from mrl_jax.models import build
 from mrl_jax.runtime.mesh import make_mesh
-from mrl_jax.tasks import Classification
+from mrl_jax.tasks.classification.task import Classification
 
 DIMS = (1, 3, 8)
 CLASSES = 7

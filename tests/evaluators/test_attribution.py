@@ -17,7 +17,7 @@ from mrl_jax.models.resnet import ResNet
 from mrl_jax.record.finding import Unmeasurable
 from mrl_jax.reporting import contact_sheet
 from mrl_jax.runtime.mesh import make_mesh
-from mrl_jax.tasks import Classification
+from mrl_jax.tasks.classification.task import Classification
 
 DIMS, CLASSES = (1, 3, 8), 7
 RESNET = ResNet((1,), bottleneck=False, width=8, stem="small")

@@ -16,7 +16,7 @@ from mrl_jax.models.features import with_features
 from mrl_jax.models.resnet import ResNet
 from mrl_jax.models.vit import EPSILON, Block, ViT
 from mrl_jax.runtime.mesh import batch_sharding, make_mesh
-from mrl_jax.tasks import Classification
+from mrl_jax.tasks.classification.task import Classification
 
 DIMS, CLASSES, BATCH = (2, 3, 8), 5, 8
 # Half the resolution in the map, so that it has to be enlarged.

@@ -16,7 +16,7 @@ from mrl_jax.data.loader import put
 from mrl_jax.models import build
 from mrl_jax.runtime import mesh as meshes
 from mrl_jax.runtime.step import init_state, train_step
-from mrl_jax.tasks import Classification
+from mrl_jax.tasks.classification.task import Classification
 
 STEPS, BATCH, CLASSES = 30, 32, 10
 LAYOUTS = {

@@ -10,7 +10,7 @@ from mrl_jax import NestedHead, Nesting
 from mrl_jax.data import Augmentation
 from mrl_jax.models import build
 from mrl_jax.runtime.step import evaluated, init_state, train_step
-from mrl_jax.tasks import Classification
+from mrl_jax.tasks.classification.task import Classification
 
 
 def fresh_state(task, optimizer, **options):

@@ -16,7 +16,7 @@ from mrl_jax.models.resnet import ResNet
 from mrl_jax.models.vit import ViT
 from mrl_jax.runtime import mesh as meshes
 from mrl_jax.runtime.step import init_state, train_step
-from mrl_jax.tasks import Classification
+from mrl_jax.tasks.classification.task import Classification
 
 BATCH, CLASSES, SIZE = 16, 8, 8
 NETWORKS = {

@@ -7,7 +7,7 @@ import pytest
 from mrl_jax import NestedHead, Nesting
 from mrl_jax.models import build
 from mrl_jax.runtime.mesh import make_mesh
-from mrl_jax.tasks import Classification
+from mrl_jax.tasks.classification.task import Classification
 
 
 def make_task(kind="shared", classes=6, **options):

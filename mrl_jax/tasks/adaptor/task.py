@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,9 +12,8 @@ from mrl_jax.losses import preserve
 from mrl_jax.losses.lift import nested
 from mrl_jax.losses.negatives import ids_mask
 from mrl_jax.nesting import Nesting
-from mrl_jax.runtime import mesh as meshes
-
-Tree = dict[str, Any]
+from mrl_jax.runtime.mesh import rows_split
+from mrl_jax.runtime.task import Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +136,7 @@ class AdaptorTask:
     def embed(self, params: Tree, model_state: Tree, batch: Tree) -> jax.Array:
         """Adapted vectors [B, D] of `vector`, of any length."""
         x_bd = self._sources(model_state, batch["vector"])
-        return self._rows_split(self._adapt(params, x_bd))
+        return rows_split(self._adapt(params, x_bd), self.mesh)
 
     def _sources(self, model_state: Tree, x_bd: jax.Array) -> jax.Array:
         """What the adaptor is given, and what its losses compare with."""
@@ -146,12 +144,7 @@ class AdaptorTask:
             basis_de = jax.lax.stop_gradient(model_state["basis"])
             # Less than float32 would change what is to be kept.
             x_bd = jnp.matmul(x_bd, basis_de, precision="highest")
-        return self._rows_split(x_bd)
+        return rows_split(x_bd, self.mesh)
 
     def _adapt(self, params: Tree, x_bd: jax.Array) -> jax.Array:
         return self.adaptor.apply({"params": params}, x_bd)
-
-    def _rows_split(self, z_bd: jax.Array) -> jax.Array:
-        if self.mesh is None:
-            return z_bd
-        return jax.lax.with_sharding_constraint(z_bd, meshes.batch_sharding(self.mesh))

@@ -19,7 +19,7 @@ from mrl_jax.heads import NestedHead
 from mrl_jax.models.resnet import ResNet
 from mrl_jax.nesting import parse_dims
 from mrl_jax.runtime.program import Program
-from mrl_jax.tasks import Classification
+from mrl_jax.tasks.classification.task import Classification
 
 GROUP = "model"  # of the config keys that say what the model is
 

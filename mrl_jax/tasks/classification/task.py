@@ -1,7 +1,7 @@
 """Image classification on every prefix of the embedding (arXiv 2205.13147, section 3)."""
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -14,9 +14,9 @@ from mrl_jax.heads import NestedHead
 from mrl_jax.kernels import nested_linear_cross_entropy
 from mrl_jax.losses import nested_cross_entropy
 from mrl_jax.nesting import Nesting
-from mrl_jax.runtime import mesh as meshes
+from mrl_jax.runtime.mesh import rows_split
+from mrl_jax.runtime.task import Tree
 
-Tree = dict[str, Any]
 LossForm = Literal["auto", "plain", "blockwise", "streamed"]
 
 # From this many logits of all granularities on one device, 8 MiB, the fused loss is faster (0.4 to
@@ -133,7 +133,7 @@ class Classification:
             train=True,
             mutable=list(model_state),
         )
-        z_bd = self._whole(z_bd)
+        z_bd = rows_split(z_bd, self.mesh)
         loss, loss_g = self._head_loss(params["head"], z_bd, batch)
         if share is not None:
             # The other image's label; a pair with padding in it counts by its own image's mask.
@@ -165,7 +165,7 @@ class Classification:
     def embed(self, params: Tree, model_state: Tree, batch: Tree) -> jax.Array:
         """Embeddings [B, D] of a batch, without augmentation and with stored batch statistics."""
         variables = {"params": params["backbone"], **model_state}
-        return self._whole(self.backbone.apply(variables, self._scale(batch["image"])))
+        return rows_split(self.backbone.apply(variables, self._scale(batch["image"])), self.mesh)
 
     def classifiable(self, dim: int) -> bool:
         """Whether the head has a classifier for the first `dim` dims.
@@ -190,8 +190,3 @@ class Classification:
     def _scale(self, image_bhwc: jax.Array) -> jax.Array:
         mean, std = (jnp.array(v, jnp.float32)[None, None, None] for v in (self.mean, self.std))
         return (image_bhwc.astype(jnp.float32) - mean) / std
-
-    def _whole(self, z_bd: jax.Array) -> jax.Array:
-        if self.mesh is None:
-            return z_bd
-        return jax.lax.with_sharding_constraint(z_bd, meshes.batch_sharding(self.mesh))

@@ -1,7 +1,6 @@
 """Masked language modelling on every prefix of what the output layer reads."""
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,9 +10,8 @@ from jax.sharding import Mesh
 from mrl_jax.kernels import nested_linear_cross_entropy
 from mrl_jax.models.text.bert import ACTIVATIONS, Activation, Bert
 from mrl_jax.nesting import Nesting
-from mrl_jax.runtime import mesh as meshes
-
-Tree = dict[str, Any]
+from mrl_jax.runtime.mesh import rows_split
+from mrl_jax.runtime.task import Tree
 
 
 class Transform(nn.Module):
@@ -157,12 +155,7 @@ class MaskedLM:
             train=train,
             rngs={"dropout": dropout_key} if train else {},
         )
-        return self._rows_split(states[-1])
+        return rows_split(states[-1], self.mesh)
 
     def _transformed(self, params: Tree, x: jax.Array) -> jax.Array:
-        return self._rows_split(self.transform.apply({"params": params["transform"]}, x))
-
-    def _rows_split(self, x: jax.Array) -> jax.Array:
-        if self.mesh is None:
-            return x
-        return jax.lax.with_sharding_constraint(x, meshes.batch_sharding(self.mesh))
+        return rows_split(self.transform.apply({"params": params["transform"]}, x), self.mesh)

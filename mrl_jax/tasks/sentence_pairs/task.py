@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,9 @@ from mrl_jax.losses.lift import nested
 from mrl_jax.losses.negatives import guide_similarities, guided_mask, ids_mask
 from mrl_jax.models.text import SentenceEncoder
 from mrl_jax.nesting import Nesting
-from mrl_jax.runtime import mesh as meshes
+from mrl_jax.runtime.mesh import rows_split
+from mrl_jax.runtime.task import Tree
 
-Tree = dict[str, Any]
 Layers = Literal["last", "sampled", "sizes"]
 
 # What a batch must hold for each loss beside the sides anchor and positive.
@@ -139,7 +139,7 @@ class SentencePairs:
         rows = {side: (batch[f"{side}_tokens"], batch[f"{side}_lengths"]) for side in self.sides}
         parts = self._parts(batch["mask"].size)
         found = embed_in_parts(self._encode, params, rows, parts, encode_key)
-        sides = [self._rows_split(found[side]) for side in self.sides]
+        sides = [rows_split(found[side], self.mesh) for side in self.sides]
         loss_fn = functools.partial(self._nested_loss, batch=batch)
         if self.layers == "last":
             loss, loss_g = loss_fn(*sides, nesting=self.nesting)
@@ -245,9 +245,4 @@ class SentencePairs:
         z_bd = self.encoder.apply(
             {"params": params}, batch["tokens"], batch["lengths"], depth=depth
         )
-        return self._rows_split(z_bd)
-
-    def _rows_split(self, z: jax.Array) -> jax.Array:
-        if self.mesh is None:
-            return z
-        return jax.lax.with_sharding_constraint(z, meshes.batch_sharding(self.mesh))
+        return rows_split(z_bd, self.mesh)
