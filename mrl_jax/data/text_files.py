@@ -13,7 +13,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from mrl_jax import extras
 from mrl_jax.errors import DataError, UsageError, listed, shown
-from mrl_jax.store import inputs, json_files, outputs
+from mrl_jax.store import files as stored
+from mrl_jax.store import inputs, json_files
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".tsv", ".tsv.gz", ".txt", ".txt.gz", ".parquet")
 SPLITS = ("train", "val", "test")
@@ -77,7 +78,7 @@ def sha256(path: pathlib.Path) -> str:
     """
     inputs.check_file(path)
     try:
-        return outputs.sha256(path)
+        return stored.sha256(path)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
 

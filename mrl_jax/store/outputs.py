@@ -7,7 +7,6 @@ replaced atomically: a command that is killed midway leaves the old result whole
 import contextlib
 import ctypes
 import errno
-import hashlib
 import json
 import os
 import pathlib
@@ -20,7 +19,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.store import json_files
+from mrl_jax.store import files, json_files
 
 # In a folder that is replaced as a whole: its subfolders, and the sha256 of all its other files.
 MANIFEST = "mrl_jax.files.json"
@@ -28,12 +27,6 @@ MANIFEST = "mrl_jax.files.json"
 _READER_S = 10  # for which a reader of a pipe is waited for
 
 Own = Callable[[pathlib.Path], bool]
-
-
-def sha256(path: pathlib.Path) -> str:
-    """The checksum of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def holds_arrays(*names: str) -> Own:
@@ -119,12 +112,8 @@ def write_file(path: pathlib.Path, content: bytes, own: Own) -> None:
             with os.fdopen(_opened(target), "wb") as stream:
                 stream.write(content)
             return
-        part = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        try:
+        with files.whole(target, f".{os.getpid()}.tmp") as part:
             part.write_bytes(content)
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
 
 
 def check_new(folder: pathlib.Path) -> None:
@@ -158,7 +147,7 @@ def foreign(folder: pathlib.Path) -> str:
         if path.is_dir():
             known = name in folders
         else:
-            known = name == MANIFEST if name not in listed else sha256(path) == listed[name]
+            known = name == MANIFEST if name not in listed else files.sha256(path) == listed[name]
         if not known:
             return name
     return ""
@@ -191,14 +180,14 @@ def replaced(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _beside(folder) as new:
         yield new
-        files, folders = {}, []
+        checksums, folders = {}, []
         for path in sorted(new.rglob("*")):
             name = path.relative_to(new).as_posix()
             if path.is_dir():
                 folders.append(name)
             else:
-                files[name] = sha256(path)
-        content = {"sha256": files, "folders": folders}
+                checksums[name] = files.sha256(path)
+        content = {"sha256": checksums, "folders": folders}
         (new / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
         if folder.exists():
             _exchange(new, folder)

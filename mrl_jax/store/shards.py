@@ -10,9 +10,7 @@ A shard that has no checksum yet is unfinished. Files appear under their names w
 """
 
 import dataclasses
-import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -20,8 +18,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from mrl_jax.errors import DataError
-from mrl_jax.record import results
-from mrl_jax.store import json_files, tables
+from mrl_jax.store import files, json_files, tables
 from mrl_jax.store.json_files import field
 
 SCHEMA = 1
@@ -87,7 +84,7 @@ class Manifest:
             "made_from": self.made_from,
             "shards": [shard._asdict() for shard in self.shards],
         }
-        results.write_text(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
+        files.write_text(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
 
 
 def read_manifest(folder: pathlib.Path) -> Manifest:
@@ -158,10 +155,9 @@ def write_shard(
         contents = [(write_npy, (z_nd,)), (write_npy, (ids_n,))]
     sha256 = {}
     for name, (write, arrays) in zip(manifest.files(index), contents, strict=True):
-        temporary = folder / f"{name}.tmp"
-        write(temporary, *arrays)
-        sha256[name] = _sha256(temporary)
-        os.replace(temporary, folder / name)
+        with files.whole(folder / name) as part:
+            write(part, *arrays)
+            sha256[name] = files.sha256(part)
     return sha256
 
 
@@ -184,17 +180,12 @@ def _write_parquet(path, ids_n, z_nd, names) -> None:
     )
 
 
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def intact(folder: pathlib.Path, manifest: Manifest, index: int) -> bool:
     """Whether a shard is finished and its files are, byte by byte, as they were written."""
     expected = manifest.shards[index].sha256
     try:
         return bool(expected) and expected == {
-            name: _sha256(folder / name) for name in manifest.files(index)
+            name: files.sha256(folder / name) for name in manifest.files(index)
         }
     except OSError:
         return False

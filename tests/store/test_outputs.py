@@ -97,7 +97,7 @@ def test_devices_and_sockets_stay(tmp_path):
 def test_standard_output_is_written_into(tmp_path):
     # In a process of its own, whose standard output pytest does not hold.
     call = """
-from mrl_jax import outputs
+from mrl_jax.store import outputs
 import pathlib, sys
 for place in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
     print("before")
@@ -141,7 +141,7 @@ def test_a_folder_is_replaced_only_where_nothing_in_it_is_of_others(tmp_path):
 
 KILLED = """
 import json, os, pathlib, signal, sys
-from mrl_jax import outputs
+from mrl_jax.store import outputs
 place = pathlib.Path(sys.argv[1])
 
 def replace(text, left):
