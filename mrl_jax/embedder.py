@@ -19,7 +19,7 @@ from mrl_jax.data.loader import padded_batches
 from mrl_jax.data.remarks import Remarks
 from mrl_jax.data.stream import Stream
 from mrl_jax.data.tree import open_tree
-from mrl_jax.data.vectors import digest, row_digests
+from mrl_jax.data.vector_splits import digest, row_digests
 from mrl_jax.errors import NonFiniteError, UsageError
 from mrl_jax.evaluators.subject import Instruments
 from mrl_jax.experiment import Experiment

@@ -1,8 +1,8 @@
 """Where examples come from, and which of them make up the batch of a step."""
 
 from mrl_jax.data.augment import Augmentation
+from mrl_jax.data.labelled_images import SOURCES, Dataset, Split, check_options, load
 from mrl_jax.data.loader import Batches, padded_batches, train_rows
-from mrl_jax.data.sources import SOURCES, Dataset, Split, check_options, load
 from mrl_jax.data.stream import Stream
 
 __all__ = [

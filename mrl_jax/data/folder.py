@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from mrl_jax.data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES
+from mrl_jax.data.named import SPLITS
 from mrl_jax.data.remarks import Remarks, composed, entries, same_letters
 from mrl_jax.errors import DataError
 from mrl_jax.store import inputs
 
-SPLITS = ("train", "val", "test")
 _UINT64 = 2**64 - 1
 
 
@@ -181,20 +181,22 @@ def image_files(folder: pathlib.Path, remarks: Remarks) -> list[tuple[str, File]
     return found
 
 
-def _records(root: pathlib.Path, classes: tuple[str, ...], remarks: Remarks) -> FolderRecords:
-    # The train folder was listed to find the classes; listing it again would double its remarks.
-    folders = set(classes if root.name == "train" else class_folders(root, remarks))
-    known = set(classes)
-    for name in sorted(folders):
-        if name not in known:
-            raise DataError(
-                f"{root} has class {name!r}, which train does not have{same_letters(name, classes)}"
-            )
+def _records(
+    root: pathlib.Path, classes: tuple[str, ...], remarks: Remarks, *, complete: bool
+) -> FolderRecords:
+    """The images of a split; `complete`: its class folders are the classes, none of them empty."""
+    # A complete folder was listed to find the classes; listing it again would double its remarks.
+    folders = set(classes if complete else class_folders(root, remarks))
+    for name in sorted(folders.difference(classes)):
+        raise DataError(
+            f"{root} has class {name!r}, which is not a class of the training data"
+            f"{same_letters(name, classes)}"
+        )
     legal = ", ".join(sorted(IMAGE_SUFFIXES))
     found = []
     for label, name in enumerate(classes):
         files = image_files(root / name, remarks) if name in folders else []
-        if not files and root.name == "train":
+        if not files and complete:
             raise DataError(f"class folder {root / name} has no images ({legal})")
         if not files:
             remarks.add(f"classes without images in {root.name}", name)
@@ -205,18 +207,21 @@ def _records(root: pathlib.Path, classes: tuple[str, ...], remarks: Remarks) -> 
 
 
 def open_folder(
-    root: pathlib.Path, remarks: Remarks
+    root: pathlib.Path, remarks: Remarks, class_names: Sequence[str] | None = None
 ) -> tuple[dict[str, FolderRecords], tuple[str, ...]]:
     """Lists an image folder: (records by split, class names); no image is opened.
 
     Args:
       root: with a folder for each split.
       remarks: collects what is not read.
+      class_names: of a trained model, to measure it: the train folder may then be missing, and no
+        class needs to have images. None: the classes are those of the train folder.
 
     Raises:
-      DataError: train or val is missing, there are fewer than two classes, a class is missing from
-        train or has no images there, a split has no images, an image lies in the wrong place or is
-        of a format that is not read, a link is broken, or a folder cannot be listed.
+      DataError: train or val is missing (with `class_names`: val and test), there are fewer than
+        two classes, a folder is not one of the classes, a class has no images in train, a split
+        has no images, an image lies in the wrong place or is of a format that is not read, a link
+        is broken, or a folder cannot be listed.
     """
     with listing():
         found = {}
@@ -227,8 +232,16 @@ def open_folder(
                 found[entry.name] = pathlib.Path(entry.path)
             else:
                 raise DataError(f"{entry.path} is not a folder; {layout(root)}")
-        if "train" not in found or "val" not in found:
-            raise DataError(f"image folder {root} lacks a train or val folder; {layout(root)}")
-        classes = _classes(root, remarks)
-        splits = {name: _records(found[name], classes, remarks) for name in SPLITS if name in found}
+        if class_names is None:
+            if "train" not in found or "val" not in found:
+                raise DataError(f"image folder {root} lacks a train or val folder; {layout(root)}")
+            classes = _classes(root, remarks)
+        elif "val" not in found and "test" not in found:
+            raise DataError(f"image folder {root} has neither val nor test, nothing to measure")
+        else:
+            classes = tuple(class_names)
+        splits = {}
+        for name in (name for name in SPLITS if name in found):
+            complete = class_names is None and name == "train"
+            splits[name] = _records(found[name], classes, remarks, complete=complete)
     return splits, classes

@@ -144,7 +144,7 @@ class MaskedText:
 
     Attributes:
       name: what they are called in messages.
-      splits: "train", and those of "val" and "test" that there are.
+      splits: "train", "val" and "test", those that there are. Training needs "train".
       reading: what ids mean.
     """
 
@@ -164,11 +164,11 @@ class MaskedText:
         return digest.hexdigest()[:16]
 
     @functools.cached_property
-    def _training_digest(self) -> str:
-        return self.fingerprint("train")
+    def _training_digest(self) -> str | None:
+        return self.fingerprint("train") if "train" in self.splits else None
 
-    def training_fingerprint(self) -> str:
-        """Sixteen hex digits over the training tokens and their use, for checkpoints."""
+    def training_fingerprint(self) -> str | None:
+        """Sixteen hex digits over the training tokens and their use; None without a train split."""
         return self._training_digest
 
     def summary(self) -> str:
@@ -223,18 +223,15 @@ class Documents:
         return hashlib.sha256(repr((self.digests, kinds)).encode()).hexdigest()
 
 
-def open_documents(path: str, files: Sequence[str] = ()) -> tuple[str, dict[str, Documents]]:
-    """What data are called in messages, and the documents of every split; nothing is read yet.
+def open_documents(
+    path: str, files: Sequence[str] = (), *, train: bool = True
+) -> tuple[str, dict[str, Documents]]:
+    """What the data are called in messages, and the documents of every split; reads nothing yet.
 
-    Args:
-      path, files: see `text_files.find_files`.
-
-    Raises:
-      UsageError: arguments that cannot be meant.
-      DataError: no train split.
+    Arguments and errors are those of `text_files.find_files`.
     """
-    found = find_files(path, files)
-    name = path or ", ".join(file.name for file in found["train"])
+    found = find_files(path, files, train=train)
+    name = path or ", ".join(file.name for file in next(iter(found.values())))
     return name, {split: Documents(tuple(of_split)) for split, of_split in found.items()}
 
 

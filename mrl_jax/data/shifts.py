@@ -13,17 +13,16 @@ classes, imagenet_v2 and imagenet_sketch have every training class.
 """
 
 import pathlib
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mrl_jax.data.folder import SPLITS, FolderRecords, class_folders, image_files, listing
+from mrl_jax.data.folder import FolderRecords, class_folders, image_files, listing
 from mrl_jax.data.imagenet_classes import IMAGENET_A, IMAGENET_R
 from mrl_jax.data.images import IMAGE_SUFFIXES
+from mrl_jax.data.labelled_images import Split, decoded
 from mrl_jax.data.remarks import Remarks, same_letters
-from mrl_jax.data.sources import Split, decoded
 from mrl_jax.data.stream import Stream
-from mrl_jax.errors import DataError, UsageError, shown
+from mrl_jax.errors import DataError, shown
 from mrl_jax.store import json_files
 
 CLASSES = "classes.json"
@@ -41,30 +40,6 @@ class Shift(NamedTuple):
 
     split: Split | Stream
     classes: tuple[int, ...]
-
-
-def parse_shifts(entries: Sequence[str]) -> dict[str, pathlib.Path]:
-    """Folders by name from strings "NAME=FOLDER", as in config.eval.shifts.
-
-    Raises:
-      UsageError: no such string, a name that is taken or cannot be part of a metric's name.
-    """
-    folders = {}
-    for entry in entries:
-        name, equals, folder = entry.partition("=")
-        if not equals or not folder:
-            raise UsageError(f"eval.shifts must be NAME=FOLDER,..., got {shown(entry)}")
-        if not re.fullmatch("[A-Za-z0-9_-]+", name):
-            raise UsageError(
-                "eval.shifts: a name has letters, digits, - and _ only, got "
-                f"{shown(name)} in {shown(entry)}"
-            )
-        if name in SPLITS:
-            raise UsageError(f"eval.shifts: {name} is a split of the data set, take another name")
-        if name in folders:
-            raise UsageError(f"eval.shifts has two folders called {name}")
-        folders[name] = pathlib.Path(folder)
-    return folders
 
 
 def _renamed(path: pathlib.Path, folders: list[str], class_names: Sequence[str]) -> dict:

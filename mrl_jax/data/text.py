@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from mrl_jax.data.array_cache import Parts, Stored, stored
 from mrl_jax.data.strings import Strings
-from mrl_jax.data.text_columns import Columns, Layout, parse_columns
+from mrl_jax.data.text_columns import Columns, Roles, parse_columns
 from mrl_jax.data.text_files import Filter, Reading, Row, find_files, read_rows, sha256
 from mrl_jax.data.text_rows import TextRows
 from mrl_jax.errors import DataError, listed, shown
@@ -96,7 +96,7 @@ class TextData:
 
     Attributes:
       name: what they are called in messages.
-      splits: "train", and those of "val" and "test" that there are.
+      splits: "train", "val" and "test", those that there are. Training needs "train".
       dropped: rows that were left out on request.
     """
 
@@ -133,6 +133,7 @@ def load(
     columns: Sequence[str] = (),
     drop: Sequence[str] = (),
     cache: str = "",
+    train: bool = True,
 ) -> TextData:
     """Reads and checks a data set; see `text_files` for the files and the arguments.
 
@@ -144,19 +145,21 @@ def load(
       cache: folder that the train split is kept in, and mapped into memory from; "" = in memory.
         Batches then take 4 bytes of memory per text, and 8 per row for the order of an epoch, of
         which up to four are kept.
+      train: whether training texts are needed. If not, files of that split may be missing.
 
     Raises:
-      UsageError: arguments that cannot be meant.
+      UsageError: arguments that contradict each other, or of the wrong form.
       DataError: a file is missing, damaged or inconsistent; names file and line.
     """
-    found, keep = find_files(path, files), Filter(drop)
+    found, keep = find_files(path, files, train=train), Filter(drop)
     called, splits = parse_columns(columns, drop), {}
     for name, paths in found.items():
-        train = name == "train"
-        of_split = dataclasses.replace(called, required=train)
-        splits[name] = _stored_split(paths, of_split, keep, drop, cache if train else "")
-    keep.check()
-    name = path or ", ".join(pathlib.Path(file).name for file in found["train"])
+        is_train = name == "train"
+        of_split = dataclasses.replace(called, required=is_train)
+        splits[name] = _stored_split(paths, of_split, keep, drop, cache if is_train else "")
+    if "train" in found:  # without it, nobody knows what columns it has
+        keep.check()
+    name = path or ", ".join(file.name for file in next(iter(found.values())))
     return TextData(name, splits, keep.dropped)
 
 
@@ -234,24 +237,24 @@ def _write(parts: Parts, rows: Iterable[Row], columns: Columns) -> dict[str, Any
     unread: dict[str, None] = {}
     for row in rows:
         if reader is None:
-            first, layout = row.where, columns.layout(tuple(row.values), row.where)
-            reader = _Groups(layout, parts) if layout.texts is not None else _Pairs(layout, parts)
+            first, roles = row.where, columns.roles(tuple(row.values), row.where)
+            reader = _Groups(roles, parts) if roles.texts is not None else _Pairs(roles, parts)
         names = tuple(row.values)
         if names not in seen:
             seen.add(names)
-            _check_same(row, columns, layout, first)
-            unread |= dict.fromkeys(columns.unread(names, layout))
+            _check_same(row, columns, roles, first)
+            unread |= dict.fromkeys(columns.unread(names, roles))
         reader.add(row)
     return {**reader.finish(), "unread": list(unread)} if reader else None
 
 
-def _check_same(row: Row, columns: Columns, layout: Layout, first: str) -> None:
+def _check_same(row: Row, columns: Columns, roles: Roles, first: str) -> None:
     """Refuses a row whose read columns are not those of the row at `first`; none is dropped."""
-    for column in layout.columns:
+    for column in roles.columns:
         if column not in row.values:
             raise DataError(f"{row.where}: column {listed([column])} is missing; {first} has it")
-    for column in columns.layout(tuple(row.values), row.where).columns:
-        if column not in layout.columns:
+    for column in columns.roles(tuple(row.values), row.where).columns:
+        if column not in roles.columns:
             raise DataError(
                 f"{row.where}: has column {listed([column])}, which {first} does not have; all "
                 "rows of a split must have the same columns"
@@ -271,16 +274,16 @@ def _text(value: Any, column: str, where: str) -> bytes:
 
 
 class _Pairs:
-    def __init__(self, layout: Layout, parts: Parts):
-        self._layout = layout
+    def __init__(self, roles: Roles, parts: Parts):
+        self._roles = roles
         self._rows = TextRows(parts, ordered=True)
         self._width = 0
 
     def add(self, row: Row) -> None:
-        layout, values = self._layout, []
-        for column in (layout.anchor, layout.positive, *layout.negatives):
+        roles, values = self._roles, []
+        for column in (roles.anchor, roles.positive, *roles.negatives):
             value = row.values[column]
-            listed_too = column in layout.negatives and isinstance(value, list)
+            listed_too = column in roles.negatives and isinstance(value, list)
             values += [(column, v) for v in (value if listed_too else [value])]
         texts = [_text(value, column, row.where) for column, value in values]
         self._width = self._width or len(texts)
@@ -290,8 +293,8 @@ class _Pairs:
                 "every row must have as many"
             )
         score = None
-        if layout.score is not None:
-            score = _finite(row.values[layout.score], layout.score, row.where)
+        if roles.score is not None:
+            score = _finite(row.values[roles.score], roles.score, row.where)
         self._rows.add(texts, score)
 
     def finish(self) -> dict[str, Any]:
@@ -310,8 +313,8 @@ def _finite(value: Any, column: str, where: str) -> float:
 
 
 class _Groups:
-    def __init__(self, layout: Layout, parts: Parts):
-        self._column = layout.texts
+    def __init__(self, roles: Roles, parts: Parts):
+        self._column = roles.texts
         self._rows = TextRows(parts, ordered=False)
 
     def add(self, row: Row) -> None:

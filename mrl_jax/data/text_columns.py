@@ -11,7 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from mrl_jax.errors import DataError, UsageError, listed, shown
+from mrl_jax.data import named
+from mrl_jax.errors import DataError, listed
 
 NAMES = {
     "anchor": (
@@ -41,7 +42,7 @@ _SUSPECTS = {
 }
 
 
-class Layout(NamedTuple):
+class Roles(NamedTuple):
     """The columns of a row by role; `texts`, or at least `anchor` and `positive`, are given."""
 
     texts: str | None = None
@@ -77,17 +78,17 @@ class Columns:
     required: bool = False
 
     def follows(self) -> dict[str, Any]:
-        """Everything that the layout of a row depends on, as JSON values."""
+        """Everything that the roles of columns depend on, as JSON values."""
         given = {role: list(names) for role, names in self.given.items()}
         known = {role: list(names) for role, names in NAMES.items()}
         return {"given": given, "known": known, "required": self.required}
 
-    def unread(self, names: Sequence[str], layout: Layout) -> list[str]:
+    def unread(self, names: Sequence[str], roles: Roles) -> list[str]:
         """The columns of a row that are not read."""
-        read = {*layout.columns, *self.dropped, *self.given.get(IGNORE, ())}
+        read = {*roles.columns, *self.dropped, *self.given.get(IGNORE, ())}
         return [name for name in names if name not in read]
 
-    def layout(self, names: Sequence[str], where: str) -> Layout:
+    def roles(self, names: Sequence[str], where: str) -> Roles:
         """The role of each column of a row.
 
         Raises:
@@ -102,7 +103,7 @@ class Columns:
                 raise DataError(
                     f"{where}: column {listed([name])} is missing; found {listed(names)}"
                 )
-        free = self.unread(names, Layout(negatives=tuple(wanted)))
+        free = self.unread(names, Roles(negatives=tuple(wanted)))
         found = {
             role: given.get(role) or tuple(name for name in free if _plain(name) in known)
             for role, known in NAMES.items()
@@ -111,21 +112,21 @@ class Columns:
             numbered = [name for name in free if _NUMBERED.fullmatch(_plain(name))]
             numbered.sort(key=lambda name: int(_NUMBERED.fullmatch(_plain(name))[1]))
             found["negative"] += tuple(numbered)
-        layout = self._checked(found, names, where)
-        for role, suspect in _SUSPECTS.items() if layout.texts is None else ():
-            for name in self.unread(names, layout):
-                if suspect.search(_plain(name)) and not (role == "score" and layout.score):
+        roles = self._checked(found, names, where)
+        for role, suspect in _SUSPECTS.items() if roles.texts is None else ():
+            for name in self.unread(names, roles):
+                if suspect.search(_plain(name)) and not (role == "score" and roles.score):
                     short = listed([name])
                     raise DataError(
                         f"{where}: column {short} looks like a {role}: "
                         f"data.columns={role}={short} reads it as one, "
                         f"data.columns=ignore={short} leaves it out"
                     )
-        return layout
+        return roles
 
     def _checked(
         self, found: dict[str, tuple[str, ...]], names: Sequence[str], where: str
-    ) -> Layout:
+    ) -> Roles:
         for role in ("texts", "anchor", "positive", "score"):
             if len(found[role]) > 1:
                 raise DataError(
@@ -136,15 +137,15 @@ class Columns:
             found[role][0] if found[role] else None
             for role in ("texts", "anchor", "positive", "score")
         )
-        layout = Layout(texts, anchor, positive, found["negative"], score)
+        roles = Roles(texts, anchor, positive, found["negative"], score)
         if texts is not None:
-            if len(layout.columns) > 1:
+            if len(roles.columns) > 1:
                 raise DataError(
                     f"{where}: column {listed([texts])} is a list of texts that all go together, "
-                    f"so {listed(layout.columns[1:])} cannot be used: data.columns=ignore=NAME "
+                    f"so {listed(roles.columns[1:])} cannot be used: data.columns=ignore=NAME "
                     "leaves a column out"
                 )
-            return layout
+            return roles
         if anchor is None or positive is None:
             raise DataError(
                 f"{where}: needs a column texts (a list), or the columns anchor and positive (or "
@@ -152,22 +153,16 @@ class Columns:
                 + ": data.columns=anchor=NAME,positive=NAME says which they are"
                 * self.required
             )
-        return layout
+        return roles
 
 
 def parse_columns(entries: Sequence[str], drop: Sequence[str] = ()) -> Columns:
     """Column names from "ROLE=COLUMN" strings; `drop` holds the conditions of `text_files.Filter`.
 
     Raises:
-      UsageError: a string is not of this form.
+      UsageError: a string of another form.
     """
     given: dict[str, tuple[str, ...]] = {}
-    for entry in entries:
-        role, equals, column = entry.partition("=")
-        if not equals or role not in (*NAMES, IGNORE) or not column:
-            raise UsageError(
-                f"data.columns must be ROLE=COLUMN with ROLE one of {', '.join((*NAMES, IGNORE))}; "
-                f"got {shown(entry)}"
-            )
+    for role, column in named.pairs("data.columns", entries, (*NAMES, IGNORE), "ROLE=COLUMN"):
         given[role] = (*given.get(role, ()), column)
     return Columns(given, tuple(condition.partition("=")[0] for condition in drop))

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 from mrl_jax import extras
+from mrl_jax.data import named
+from mrl_jax.data.named import SPLITS
 from mrl_jax.errors import DataError, UsageError, listed, shown
 from mrl_jax.store import files as stored
 from mrl_jax.store import inputs, json_files
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".tsv", ".tsv.gz", ".txt", ".txt.gz", ".parquet")
-SPLITS = ("train", "val", "test")
 VALIDATION = ("dev", "validation", "valid")  # other names of the val split
 FALSE = ("", "0", "false", "False")
 _BUFFER = 1 << 20  # bytes that are read at a time
@@ -217,28 +218,28 @@ def _parquet(path: pathlib.Path, file: BinaryIO) -> Iterator[Row]:
 _KINDS = {"jsonl": _jsonl, "tsv": _tsv, "txt": _txt, "parquet": _parquet}
 
 
-def find_files(path: str, files: Sequence[str]) -> dict[str, list[pathlib.Path]]:
+def find_files(
+    path: str, files: Sequence[str], *, train: bool = True
+) -> dict[str, list[pathlib.Path]]:
     """The files of each split: those that are listed, or what lies in a folder.
 
     Args:
       path: folder with train.*, val.* (or a name in `VALIDATION`) and test.*; "" with `files`.
       files: "SPLIT=FILE" strings; a split may have several.
+      train: whether training texts are needed. If not, files of that split may be missing.
 
     Raises:
-      UsageError: neither or both, or a string that is none.
-      DataError: no train split, or two files that claim to be one.
+      UsageError: neither or both, or a string of another form.
+      DataError: no train split although it is needed, no split at all, or two files that claim to
+        be one split.
     """
     if bool(path) == bool(files):
         raise UsageError("texts to learn from: needs data.path=FOLDER or data.files=train=FILE,...")
     found: dict[str, list[pathlib.Path]] = {}
-    for entry in files:
-        split, equals, file = entry.partition("=")
-        if not equals or split not in SPLITS or not file:
-            raise UsageError(
-                f"data.files must be SPLIT=FILE, SPLIT one of {', '.join(SPLITS)}; "
-                f"got {shown(entry)}"
-            )
+    for split, file in named.pairs("data.files", files, SPLITS, "SPLIT=FILE"):
         found.setdefault(split, []).append(pathlib.Path(file))
+    if not train and not all(file.exists() for file in found.get("train", ())):
+        del found["train"]
     if path:
         folder = pathlib.Path(path)
         if not folder.is_dir():
@@ -251,8 +252,10 @@ def find_files(path: str, files: Sequence[str]) -> dict[str, list[pathlib.Path]]
                 raise DataError(f"{here[0]} and {here[1]}: which is the {split} split?")
             if here:
                 found[split] = here
-    if "train" not in found:
-        raise DataError(f"{path or 'data.files'} has no train split (train{SUFFIXES[0]} or so)")
+    needed = ("train",) if train else SPLITS
+    if not found.keys() & {*needed}:
+        names = " or ".join(needed)
+        raise DataError(f"{path or 'data.files'} has no {names} split ({needed[-1]}.jsonl or so)")
     return found
 
 

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
+from mrl_jax.data import named
 from mrl_jax.data.folder import Record
 from mrl_jax.data.remarks import Remarks
-from mrl_jax.errors import DataError, UsageError, shown
+from mrl_jax.errors import DataError, UsageError
 
 # The names that data sets give to splits; the first one found is used.
 _NAMES = {
@@ -101,6 +103,11 @@ def _pieces(builder: Any, part: str) -> Sequence[Any]:
     return builder.info.splits[part].file_instructions
 
 
+def _has_files(builder: Any, part: str) -> bool:
+    """Whether all files of a part are there; the list of splits names those that are not, too."""
+    return all(epath.Path(piece.filename).exists() for piece in _pieces(builder, part))
+
+
 def _identity(builder: Any, part: str) -> str:
     info = builder.info.splits[part]
     # `in` alone would be true of slices as well.
@@ -122,21 +129,8 @@ def _places(builder: Any, part: str) -> np.ndarray:
 
 
 def parse_parts(entries: Sequence[str]) -> dict[str, str]:
-    """The part of the data set by split, from "SPLIT=PART" strings.
-
-    Raises:
-      UsageError: a string is not of this form, or a split occurs twice.
-    """
-    parts: dict[str, str] = {}
-    for entry in entries:
-        split, equals, part = entry.partition("=")
-        if not equals or split not in _NAMES or not part or split in parts:
-            raise UsageError(
-                f"data.splits must be SPLIT=PART with SPLIT one of {', '.join(_NAMES)}, each at "
-                f"most once, and PART as in train[:90%]; got {shown(entry)}"
-            )
-        parts[split] = part
-    return parts
+    """The part of the data set by split, from "SPLIT=PART" strings; raises as `named.pairs`."""
+    return dict(named.pairs("data.splits", entries, _NAMES, "SPLIT=PART", once=True))
 
 
 def _parts(builder: Any, given: Sequence[str]) -> dict[str, str]:
@@ -189,7 +183,7 @@ def _check_apart(records: dict[str, TfdsRecords]) -> None:
 
 
 def open_tfds(
-    name: str, path: str, parts: Sequence[str], remarks: Remarks
+    name: str, path: str, parts: Sequence[str], remarks: Remarks, *, train: bool = True
 ) -> tuple[dict[str, TfdsRecords], tuple[str, ...]]:
     """Opens the splits of a prepared data set: (records by split, class names).
 
@@ -199,11 +193,12 @@ def open_tfds(
         the split called train; the one called validation, val, valid or dev; the one called test
         or eval. Without validation examples there is then no val: no other split takes its place.
       remarks: collects the splits that are not read, such as those without labels (label -1).
+      train: whether training examples are needed. If not, the files of that split may be missing.
 
     Raises:
       UsageError: a part does not exist, or parts share examples.
       DataError: the data set is not prepared, not in ArrayRecord, or has no encoded images and
-        class labels; or there is no train split, or nothing to measure on.
+        class labels; or there is no train split although it is needed, or nothing to measure.
     """
     import tensorflow_datasets as tfds
 
@@ -223,6 +218,7 @@ def open_tfds(
         sources = {
             split: (part, builder.as_data_source(part, decoders=decoders))
             for split, part in _parts(builder, parts).items()
+            if train or split != "train" or _has_files(builder, part)
         }
     except (DataError, UsageError):
         raise
@@ -245,11 +241,11 @@ def open_tfds(
             raise DataError(f"data.splits: the examples of {split}={part} have no labels")
         else:
             remarks.add("not read (without labels)", f"split {part} ({len(source):,} images)")
-    if "train" not in records or len(records) < 2:
+    if (train and "train" not in records) or not records.keys() - {"train"}:
         raise DataError(
-            f"TFDS data set {label!r} needs a train split and a validation or test split with "
-            f"labels, but has {_sizes(builder)}; data.splits chooses the examples of each, for "
-            "example data.splits=train=train[:90%],val=train[90%:]"
+            f"TFDS data set {label!r} needs {'a train split and ' * train}a validation or test "
+            f"split with labels, but has {_sizes(builder)}; data.splits chooses the examples of "
+            "each, for example data.splits=train=train[:90%],val=train[90%:]"
         )
     _check_apart(records)
     used = {piece.filename for part, _ in sources.values() for piece in _pieces(builder, part)}

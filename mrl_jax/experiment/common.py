@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import os
 import pathlib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -270,27 +269,6 @@ def evaluated_dims(config: ConfigDict, nesting: Nesting) -> tuple[int, ...]:
             f"config.eval.dims {shown(dims)} are all wider than the nesting ({nesting.width} dims)"
         )
     return dims
-
-
-def named_paths(key: str, entries: Sequence[str], taken: set[str]) -> dict[str, pathlib.Path]:
-    """Paths by name from "NAME=PATH" strings; the names are added to those that are taken.
-
-    Raises:
-      UsageError: no such string, or a name that is taken or cannot be part of a metric's name.
-    """
-    found = {}
-    for entry in entries:
-        name, equals, path = entry.partition("=")
-        if not equals or not path or not re.fullmatch("[A-Za-z0-9_-]+", name):
-            raise UsageError(
-                f"config.{key} must be NAME=PATH,... with letters, digits, - and _ in the name; "
-                f"got {shown(entry)}"
-            )
-        if name in taken:
-            raise UsageError(f"config.{key}: the name {name} is taken, take another one")
-        taken.add(name)
-        found[name] = pathlib.Path(path)
-    return found
 
 
 def unread(files: Mapping[str, Sequence[pathlib.Path]], config: ConfigDict) -> list[str]:

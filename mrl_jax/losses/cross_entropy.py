@@ -22,7 +22,7 @@ def nested_cross_entropy(
     Args:
       logits_gbc: [G, B, C] logits of every granularity.
       labels_b: [B] integer classes in [0, C). Not checked here, where values are traced:
-        the data sources check them.
+        the data sets check them.
       nesting: gives the weights c_m; must have G dims.
       label_smoothing: s in [0, 1).
       mask_b: [B], 1 for examples that count and 0 for padding; all count where not given. A batch

@@ -1,6 +1,5 @@
 import hashlib
 import json
-import pathlib
 
 import numpy as np
 import pytest
@@ -8,8 +7,8 @@ from PIL import Image
 
 from mrl_jax.data import Split, Stream, load
 from mrl_jax.data.imagenet_classes import IMAGENET_A, IMAGENET_R
-from mrl_jax.data.shifts import open_shift, parse_shifts
-from mrl_jax.errors import DataError, UsageError
+from mrl_jax.data.shifts import open_shift
+from mrl_jax.errors import DataError
 from mrl_jax.runtime.mesh import batch_sharding, make_mesh
 
 NAMES = ("bird", "cat", "dog", "fish")
@@ -28,30 +27,6 @@ def fill(root, counts):
 
 def opened(root, names=NAMES, name="x", stream=False):
     return open_shift(name, root, names, image_size=4, eval_crop=1.0, stream=stream, threads=1)
-
-
-def test_shifts_are_parsed():
-    assert parse_shifts(()) == {}
-    assert parse_shifts(("v2=/data/v2", "my-set_1=a=b")) == {
-        "v2": pathlib.Path("/data/v2"),
-        "my-set_1": pathlib.Path("a=b"),
-    }
-
-
-@pytest.mark.parametrize(
-    ("entries", "message"),
-    [
-        (("/data/v2",), r"must be NAME=FOLDER,..., got '/data/v2'"),
-        (("v2=",), "must be NAME=FOLDER"),
-        (("=x",), "letters, digits, - and _ only, got ''"),
-        (("a/b=x",), "letters, digits, - and _ only, got 'a/b'"),
-        (("test=x",), "test is a split of the data set"),
-        (("a=x", "a=y"), "two folders called a"),
-    ],
-)
-def test_wrong_shifts_are_refused(entries, message):
-    with pytest.raises(UsageError, match=message):
-        parse_shifts(entries)
 
 
 @pytest.mark.parametrize("stream", [False, True])

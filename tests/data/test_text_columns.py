@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mrl_jax.data import text
-from mrl_jax.data.text_columns import Columns, Layout, parse_columns
+from mrl_jax.data.text_columns import Columns, Roles, parse_columns
 from mrl_jax.data.text_files import first_columns, read_rows
 from mrl_jax.errors import DataError
 from mrl_jax.tasks.sentence_pairs.build import scored_pairs
@@ -61,24 +61,24 @@ NEGATIVES = tuple(f"negative_{i}" for i in range(1, 12))
 
 
 @pytest.mark.parametrize(
-    ("names", "layout"),
+    ("names", "roles"),
     [
-        (("text1", "text2", "label"), Layout(None, "text1", "text2", (), "label")),
+        (("text1", "text2", "label"), Roles(None, "text1", "text2", (), "label")),
         (("pair_ID", "sentence_A", "sentence_B", "relatedness_score"),
-         Layout(None, "sentence_A", "sentence_B", (), "relatedness_score")),
+         Roles(None, "sentence_A", "sentence_B", (), "relatedness_score")),
         (("Sentence 1", "Sentence 2", "Score"),
-         Layout(None, "Sentence 1", "Sentence 2", (), "Score")),
-        (("labels", "query", "answer"), Layout(None, "query", "answer", (), "labels")),
-        (("query", "answer", "neg_1", "neg2"), Layout(None, "query", "answer", ("neg_1", "neg2"))),
+         Roles(None, "Sentence 1", "Sentence 2", (), "Score")),
+        (("labels", "query", "answer"), Roles(None, "query", "answer", (), "labels")),
+        (("query", "answer", "neg_1", "neg2"), Roles(None, "query", "answer", ("neg_1", "neg2"))),
         (("query", "positive", *reversed(NEGATIVES)),
-         Layout(None, "query", "positive", NEGATIVES)),
-        (("question", "pos", "neg"), Layout(None, "question", "pos", ("neg",))),
-        (("sent0", "sent1", "hard_neg"), Layout(None, "sent0", "sent1", ("hard_neg",))),
-        (("captions", "image"), Layout("captions")),
+         Roles(None, "query", "positive", NEGATIVES)),
+        (("question", "pos", "neg"), Roles(None, "question", "pos", ("neg",))),
+        (("sent0", "sent1", "hard_neg"), Roles(None, "sent0", "sent1", ("hard_neg",))),
+        (("captions", "image"), Roles("captions")),
     ],
 )  # fmt: skip
-def test_names_of_known_data_sets(names, layout):
-    assert Columns().layout(names, "x line 1") == layout
+def test_names_of_known_data_sets(names, roles):
+    assert Columns().roles(names, "x line 1") == roles
 
 
 @pytest.mark.parametrize(
@@ -99,11 +99,11 @@ def test_names_of_known_data_sets(names, layout):
 )
 def test_what_might_be_meant_otherwise_is_refused(names, message):
     with pytest.raises(DataError, match=message):
-        Columns().layout(names, "x line 1")
+        Columns().roles(names, "x line 1")
     # Whoever says what is meant is believed.
     given = parse_columns([f"anchor={names[0]}", f"positive={names[1]}", *(
         f"ignore={name}" for name in names[2:])])  # fmt: skip
-    assert given.layout(names, "x line 1") == Layout(None, *names[:2])
+    assert given.roles(names, "x line 1") == Roles(None, *names[:2])
 
 
 def test_a_column_that_is_given_must_be_there(tmp_path):

@@ -157,7 +157,7 @@ def test_parts_that_cannot_be_meant(two, parts, message):
 
 def test_training_examples_alone_say_how_to_hold_some_out(tmp_path):
     path = prepare(tmp_path, {"train": 10})
-    with pytest.raises(DataError, match=r"has train \(10\); data.splits chooses the"):
+    with pytest.raises(DataError, match=r"has train \(10\); data.splits chooses"):
         opened(path)
     data = opened(path, "train=train[:90%]", "val=train[90%:]")
     assert [data.splits[name].examples for name in ("train", "val")] == [9, 1]
@@ -172,3 +172,18 @@ def test_the_key_is_read_from_a_command_line():
     )
     with pytest.raises(UsageError, match=r"for data\.source tfds only; data\.source is digits"):
         load("digits", parts=("train=train",))
+
+
+def test_what_is_measured_needs_no_training_files(tmp_path):
+    path = prepare(tmp_path, {"train": 6, "test": 4})
+    whole = opened(path)
+    for file in (tmp_path / "scans" / "1.0.0").glob("*train*"):
+        file.unlink()
+    rest = opened(path, class_names=("healthy", "ill"))
+    assert list(rest.splits) == ["test"]
+    assert rest.training_fingerprint() is None
+    assert rest.fingerprint("test") == whole.fingerprint("test")
+    with pytest.raises(DataError, match=r"has 2 classes, .* trained with 3; .* is 'dead'"):
+        opened(path, class_names=("healthy", "ill", "dead"))
+    with pytest.raises(DataError):
+        opened(path)

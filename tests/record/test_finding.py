@@ -9,7 +9,7 @@ from evaluators.subjects import random_dataset, random_params, task_of
 
 from mrl_jax import config as configs
 from mrl_jax import experiment
-from mrl_jax.data.vectors import read_scored
+from mrl_jax.data.vector_splits import read_scored
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.evaluators import Evaluation
 from mrl_jax.record.finding import Finding, Unmeasurable, digest_of

@@ -8,12 +8,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mrl_jax.data import vectors
-from mrl_jax.data.vectors import VectorData
+from mrl_jax.data import named
+from mrl_jax.data import vector_splits as vectors
+from mrl_jax.data.vector_splits import VectorData
 from mrl_jax.errors import UsageError, shown
 from mrl_jax.evaluators.spaces import axes_about_origin
 from mrl_jax.experiment import common
-from mrl_jax.experiment.common import Experiment, config_errors, named_paths
+from mrl_jax.experiment.common import Experiment, config_errors
 from mrl_jax.models import adaptors
 from mrl_jax.nesting import Nesting, parse_dims
 from mrl_jax.runtime.program import Program
@@ -60,7 +61,7 @@ def check(config: ConfigDict) -> AdaptorTask:
         if a.start not in STARTS:
             raise ValueError(f"start must be one of {', '.join(STARTS)}; got {shown(a.start)}")
     task = _task(config, nesting.width, ranked=True, mesh=None)
-    named_paths("eval.sts", config.eval.sts, set(vectors.SPLITS))
+    named.paths("eval.sts", config.eval.sts, set(named.SPLITS))
     common.make_optimizer(config)
     return task
 
@@ -101,7 +102,7 @@ def from_config(config: ConfigDict, mesh: Mesh) -> Experiment:
     data = vectors.load(config.data.path, config.data.files)
     task = _task_of(config, data, mesh)
     program = common.make_program(config, task, mesh, model_group=GROUP)
-    paths = named_paths("eval.sts", config.eval.sts, set(vectors.SPLITS))
+    paths = named.paths("eval.sts", config.eval.sts, set(named.SPLITS))
     evaluation = AdaptorEvaluation(
         task,
         mesh,

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from mrl_jax.data.beir import Collection
 from mrl_jax.data.loader import padded_batches
-from mrl_jax.data.vectors import ScoredVectors, VectorData, VectorSplit
+from mrl_jax.data.vector_splits import ScoredVectors, VectorData, VectorSplit
 from mrl_jax.evaluators import preservation, text_common, text_retrieval, text_sts
 from mrl_jax.evaluators.spaces import Space
 from mrl_jax.record.finding import Finding, Unmeasurable, digest_of, refusals

@@ -8,9 +8,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mrl_jax import data, models
-from mrl_jax.data import hierarchy
+from mrl_jax.data import hierarchy, named
+from mrl_jax.data.named import SPLITS
 from mrl_jax.data.remarks import Remarks
-from mrl_jax.data.shifts import open_shift, parse_shifts
+from mrl_jax.data.shifts import open_shift
 from mrl_jax.errors import UsageError
 from mrl_jax.evaluators import Evaluation, chosen
 from mrl_jax.experiment import common
@@ -131,7 +132,7 @@ def check(config: ConfigDict) -> Classification:
     common.evaluated_dims(config, task.nesting)
     with config_errors("eval.measures"):
         chosen(config.eval.measures)
-    parse_shifts(config.eval.shifts)
+    named.paths("eval.shifts", config.eval.shifts, set(SPLITS))
     common.make_optimizer(config)
     return task
 
@@ -202,7 +203,7 @@ def _evaluation(
     remarks: Remarks,
 ) -> Evaluation:
     d, e = config.data, config.eval
-    folders = parse_shifts(e.shifts)
+    folders = named.paths("eval.shifts", e.shifts, set(SPLITS))
     height, _, channels = dataset.image_shape
     if folders and channels != 3:
         raise UsageError(f"eval.shifts are RGB images, those of {dataset.name} are grey")

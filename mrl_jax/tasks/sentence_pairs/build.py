@@ -14,13 +14,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mrl_jax.data import beir
+from mrl_jax.data import beir, named
 from mrl_jax.data import text as texts
 from mrl_jax.data.labelled_text import LABELLED, LabelledTexts, read_labelled
 from mrl_jax.data.strings import Strings
 from mrl_jax.data.text_batches import TrainTexts
 from mrl_jax.data.text_columns import Columns, parse_columns
-from mrl_jax.data.text_files import SPLITS, find_files, first_columns, read_rows
+from mrl_jax.data.text_files import find_files, first_columns, read_rows
 from mrl_jax.data.token_cache import tokens_of, vectors_of, vocabulary_of
 from mrl_jax.encoder import Encoder
 from mrl_jax.errors import DataError, UsageError, listed, shown
@@ -224,9 +224,9 @@ def _checked(
     )
     with config_errors("eval.layers"):
         check_layers(config.eval.layers, found.encoder.layers)
-    taken = set(SPLITS)
+    taken = set(named.SPLITS)
     for kind in ("sts", "retrieval", "classification", "clustering"):
-        common.named_paths(f"eval.{kind}", config.eval[kind], taken)
+        named.paths(f"eval.{kind}", config.eval[kind], taken)
     common.make_optimizer(config)
     return found, nesting, task
 
@@ -483,7 +483,7 @@ def _evaluation(
     config: ConfigDict, task: SentencePairs, mesh: Mesh, found: _Encoder, data: texts.TextData
 ) -> tuple[SentenceEvaluation, list[str]]:
     """The measurements, and lines on their data for the log."""
-    e, taken = config.eval, set(SPLITS)
+    e, taken = config.eval, set(named.SPLITS)
     with config_errors("eval.layers"):
         layers = check_layers(e.layers, task.encoder.layers)
     readers = {
@@ -492,7 +492,7 @@ def _evaluation(
         "classification": labelled_folder,
         "clustering": read_labelled,
     }
-    paths = {kind: common.named_paths(f"eval.{kind}", e[kind], taken) for kind in readers}
+    paths = {kind: named.paths(f"eval.{kind}", e[kind], taken) for kind in readers}
     sets = {
         kind: {name: read(path) for name, path in paths[kind].items()}
         for kind, read in readers.items()

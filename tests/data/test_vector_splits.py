@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mrl_jax.data import vectors
+from mrl_jax.data import vector_splits as vectors
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.store import shards
 from mrl_jax.store.vectors import open_vectors
@@ -165,8 +165,8 @@ def test_places_that_say_too_little_or_too_much(folder):
     for path, files, error, message in (
         ("", [], UsageError, "task adaptor needs data.path=FOLDER or data.files"),
         (str(folder), [f"train={x}"], UsageError, "task adaptor needs data.path=FOLDER or"),
-        ("", [f"dev={x}"], UsageError, "data.files must be PART=PLACE, PART one of train, val"),
-        ("", [f"train={x}", f"train={x}"], UsageError, "each once"),
+        ("", [f"dev={x}"], UsageError, "data.files must be PART=PLACE with PART one of train, val"),
+        ("", [f"train={x}", f"train={x}"], UsageError, "each at most once"),
         ("", [f"val={x}"], DataError, "data.files has no train split"),
         ("", [f"train={x}", f"val_positives={x}"], DataError, "data.files has no val split"),
         (str(folder / "no"), [], DataError, "no such folder"),

@@ -1,4 +1,4 @@
-"""Data sets: built-in digits, image folders and TFDS; in memory or streamed."""
+"""Labelled images: the built-in digits, image folders and TFDS; in memory or streamed."""
 
 import concurrent.futures
 import dataclasses
@@ -13,9 +13,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from mrl_jax.data.folder import SPLITS, open_folder
+from mrl_jax.data.folder import open_folder
 from mrl_jax.data.images import centre_square
 from mrl_jax.data.loader import Batches, padded_batches
+from mrl_jax.data.named import SPLITS
 from mrl_jax.data.rand_augment import RandAugment
 from mrl_jax.data.remarks import Remarks, printable
 from mrl_jax.data.stream import Resolutions, Stream
@@ -91,7 +92,7 @@ class Dataset:
 
     Attributes:
       name: what it is called in messages.
-      splits: "train" and "val", and "test" where the source has one.
+      splits: "train", "val" and "test", those that there are. Training needs "train".
       class_names: one per class; labels index them.
       notes: lines for the log on what was found, and on what is not read.
 
@@ -114,13 +115,15 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of every image in evaluation; and in training, unless resolutions differ."""
-        train = self.splits["train"]
-        if isinstance(train, Split):
-            return train.image.shape[1:]
-        return train.size, train.size, 3
+        split = next(iter(self.splits.values()))
+        if isinstance(split, Split):
+            return split.image.shape[1:]
+        return split.size, split.size, 3
 
     @functools.cached_property
-    def _training_digest(self) -> str:
+    def _training_digest(self) -> str | None:
+        if "train" not in self.splits:
+            return None
         digest = hashlib.sha256(repr(self.class_names).encode())
         self.splits["train"].pin(digest)
         return digest.hexdigest()[:16]
@@ -135,8 +138,10 @@ class Dataset:
             splits[name].update(digest)
         return digest.hexdigest()[:16]
 
-    def training_fingerprint(self) -> str:
+    def training_fingerprint(self) -> str | None:
         """Sixteen hex digits over the classes and the train split; a checkpoint remembers them.
+
+        None without a train split.
 
         Raises:
           DataError: an image cannot be read, see `Stream.pin`.
@@ -207,6 +212,7 @@ def load(
     resolutions: Resolutions = (),
     rand_augment: tuple[int, float] | tuple[()] = (),
     threads: int = 0,
+    class_names: Sequence[str] | None = None,
 ) -> Dataset:
     """Opens a data set.
 
@@ -223,10 +229,12 @@ def load(
       resolutions: of a stream, see `Stream`.
       rand_augment: of a stream, see `Stream`.
       threads: that decode images; 0 = one per core.
+      class_names: of a trained model, to measure it: the train split may then be missing, and a
+        folder need not have every class. None: the data say which classes there are.
 
     Raises:
       UsageError: unknown source, or a key the source needs is empty.
-      DataError: data missing, unreadable or inconsistent; names the path.
+      DataError: data missing, unreadable or inconsistent, or of other classes; names the path.
     """
     check_options(
         source,
@@ -242,14 +250,17 @@ def load(
         threads=threads,
     )
     if source == "digits":
-        return _digits()
+        dataset = _digits()
+        _check_classes("digits", dataset.class_names, class_names)
+        return dataset
     remarks = Remarks()
     if source == "image_folder":
-        records, classes = open_folder(pathlib.Path(path), remarks)
+        records, classes = open_folder(pathlib.Path(path), remarks, class_names)
         name = path
     else:
-        records, classes = open_tfds(dataset, path, parts, remarks)
+        records, classes = open_tfds(dataset, path, parts, remarks, train=class_names is None)
         name = dataset or path
+        _check_classes(name, classes, class_names)
     if stream:
         splits = {
             split: Stream(
@@ -273,13 +284,23 @@ def load(
         for split, found in records.items()
     ]
     notes = [f"{printable(name)}: {len(classes):,} classes, images: {', '.join(sizes)}"]
-    if "val" not in splits:
+    if "val" not in splits and class_names is None:
         notes.append(
             "no val split: only test is measured, once, at the end; to hold some examples out: "
             "data.splits=train=train[:90%],val=train[90%:],test=test"
         )
     notes += _overlaps(splits) + remarks.lines()
     return Dataset(name, splits, classes, tuple(notes))
+
+
+def _check_classes(name: str, found: Sequence[str], wanted: Sequence[str] | None) -> None:
+    """Refuses classes other than those of the trained model, if there is one."""
+    if wanted is not None and tuple(found) != tuple(wanted):
+        other = set(found).symmetric_difference(wanted) or found
+        raise DataError(
+            f"{name} has {len(found)} classes, the model was trained with {len(wanted)}; the first "
+            f"that differs is {shown(min(other))}"
+        )
 
 
 def _overlaps(splits: dict[str, Split | Stream]) -> list[str]:

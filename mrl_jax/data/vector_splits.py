@@ -18,9 +18,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from mrl_jax.data import named
 from mrl_jax.data.loader import put, train_rows
-from mrl_jax.data.text_files import SPLITS
-from mrl_jax.errors import DataError, UsageError, shown
+from mrl_jax.data.named import SPLITS
+from mrl_jax.errors import DataError, UsageError
 from mrl_jax.store import inputs
 from mrl_jax.store.vectors import Vectors, open_vectors
 
@@ -79,7 +80,7 @@ class VectorData:
 
     Attributes:
       name: what it is called in messages.
-      splits: "train", and those of "val" and "test" that there are.
+      splits: "train", "val" and "test", those that there are. Training needs "train".
     """
 
     name: str
@@ -88,7 +89,7 @@ class VectorData:
     @property
     def width(self) -> int:
         """Dims of all vectors."""
-        return self.splits["train"].width
+        return next(iter(self.splits.values())).width
 
     def fingerprint(self, *names: str) -> str:
         """Sixteen hex digits over the float32 vectors of these splits (by default all)."""
@@ -100,9 +101,9 @@ class VectorData:
         ]
         return digest([part for place in places for part in place])
 
-    def training_fingerprint(self) -> str:
-        """Sixteen hex digits over the training vectors; a checkpoint remembers them."""
-        return self.fingerprint("train")
+    def training_fingerprint(self) -> str | None:
+        """Sixteen hex digits over the training vectors, for checkpoints; None without them."""
+        return self.fingerprint("train") if "train" in self.splits else None
 
     def summary(self) -> str:
         """A line for the log."""
@@ -113,28 +114,23 @@ class VectorData:
         return f"vectors of {self.width} dims: {', '.join(parts)}"
 
 
-def find_vectors(path: str, files: Sequence[str]) -> dict[str, pathlib.Path]:
+def find_vectors(path: str, files: Sequence[str], *, train: bool = True) -> dict[str, pathlib.Path]:
     """Where the vectors of each part lie: what is listed, or what is in a folder.
 
     Args:
       path: folder with a file or folder for each of `PARTS`; "" with `files`.
       files: "PART=PLACE" strings.
+      train: whether training vectors are needed. If not, they may be missing.
 
     Raises:
-      UsageError: neither or both, or a string that is none, or a part twice.
-      DataError: no train split, positives of a split that is not there, or two places of one part.
+      UsageError: neither or both, a string of another form, or a part twice.
+      DataError: no train split although it is needed, no split at all, positives of a split that is
+        not there, or two places of one part.
     """
     if bool(path) == bool(files):
         raise UsageError("task adaptor needs data.path=FOLDER or data.files=train=X.npy,...")
-    found: dict[str, pathlib.Path] = {}
-    for entry in files:
-        part, equals, place = entry.partition("=")
-        if not equals or part not in PARTS or not place or part in found:
-            raise UsageError(
-                f"data.files must be PART=PLACE, PART one of {', '.join(PARTS)}, each once; "
-                f"got {shown(entry)}"
-            )
-        found[part] = pathlib.Path(place)
+    pairs = named.pairs("data.files", files, PARTS, "PART=PLACE", once=True)
+    found = {part: pathlib.Path(place) for part, place in pairs}
     if path:
         folder = pathlib.Path(path)
         if not folder.is_dir():
@@ -146,14 +142,20 @@ def find_vectors(path: str, files: Sequence[str]) -> dict[str, pathlib.Path]:
                 raise DataError(f"{here[0]} and {here[1]}: which is {part}?")
             if here:
                 found[part] = here[0]
-    for part in ("train", *(part.removesuffix(POSITIVES) for part in found)):
+    where = path or "data.files"
+    if not train and not all(
+        found[p].exists() for p in ("train", "train" + POSITIVES) if p in found
+    ):
+        found = {part: place for part, place in found.items() if not part.startswith("train")}
+    for part in (*["train"] * train, *(part.removesuffix(POSITIVES) for part in found)):
         if part not in found:
-            where = path or "data.files"
             raise DataError(f"{where} has no {part} split ({part}.npy, {part}.parquet or a folder)")
+    if not found:
+        raise DataError(f"{where} has no {' or '.join(SPLITS)} split (test.npy or so)")
     return found
 
 
-def load(path: str, files: Sequence[str]) -> VectorData:
+def load(path: str, files: Sequence[str], *, train: bool = True) -> VectorData:
     """Opens and checks all vectors; arguments as of `find_vectors`.
 
     Raises:
@@ -161,12 +163,13 @@ def load(path: str, files: Sequence[str]) -> VectorData:
       DataError: anything missing, damaged or empty, NaN or infinity (names file and row), or files
         that do not fit each other.
     """
-    places = find_vectors(path, files)
+    places = find_vectors(path, files, train=train)
+    first = "train" if "train" in places else next(iter(places))
     opened = {part: open_vectors(place).in_reach() for part, place in places.items()}
     splits = {}
     for part, vectors in opened.items():
         split = part.removesuffix(POSITIVES)
-        for other, what in (("train", "width"), (split, "rows")):
+        for other, what in ((first, "width"), (split, "rows")):
             mine, theirs = getattr(vectors, what), getattr(opened[other], what)
             if mine != theirs:
                 noun = {"width": "dims", "rows": "rows"}[what]

@@ -83,7 +83,10 @@ def test_image_folder(folder):
     [
         (lambda f: (f / "val").rename(f / "validation"), "lacks a train or val folder; expected"),
         (lambda f: (f / "train" / "dog").rename(f / "dog"), "has 1 class folders, needs two"),
-        (lambda f: (f / "val" / "cow").mkdir(), "has class 'cow', which train does not have"),
+        (
+            lambda f: (f / "val" / "cow").mkdir(),
+            "has class 'cow', which is not a class of",
+        ),
         (lambda f: (f / "train" / "cat" / "x.png").write_bytes(b"no"), r"cannot read .*cat/x.png"),
         (lambda f: [p.unlink() for p in f.glob("val/*/*")], "val has no images"),
         (lambda f: [p.unlink() for p in f.glob("train/dog/*")], "class folder .*train/dog has no"),
@@ -170,7 +173,9 @@ def test_names_that_differ_in_their_unicode_form_say_so(folder):
     composed, decomposed = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
     for split, name in (("train", composed), ("val", decomposed)):
         (folder / split / "cat").rename(folder / split / name)
-    with pytest.raises(DataError, match=r"not have; 'caf\\xe9' and 'cafe\\u0301' have the same "):
+    with pytest.raises(
+        DataError, match=r"data; 'caf\\xe9' and 'cafe\\u0301' have the same "
+    ):
         load("image_folder", path=str(folder), image_size=8)
     with pytest.raises(DataError, match=r"'caf\\xe9' and 'cafe\\u0301' have"):
         shifts.open_shift(
