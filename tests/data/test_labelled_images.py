@@ -173,9 +173,7 @@ def test_names_that_differ_in_their_unicode_form_say_so(folder):
     composed, decomposed = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
     for split, name in (("train", composed), ("val", decomposed)):
         (folder / split / "cat").rename(folder / split / name)
-    with pytest.raises(
-        DataError, match=r"data; 'caf\\xe9' and 'cafe\\u0301' have the same "
-    ):
+    with pytest.raises(DataError, match=r"data; 'caf\\xe9' and 'cafe\\u0301' have the same "):
         load("image_folder", path=str(folder), image_size=8)
     with pytest.raises(DataError, match=r"'caf\\xe9' and 'cafe\\u0301' have"):
         shifts.open_shift(
