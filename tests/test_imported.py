@@ -28,19 +28,19 @@ def test_finds_modules_functions_and_what_is_inside_them(lab):
 @pytest.mark.parametrize(
     ("code", "path", "message"),
     [
-        ("", "code:", "must be an import path"),
-        ("", "my code:f", "must be an import path"),
-        ("", ".code:f", "must be an import path"),
-        ("", "other.code:f", "there is no module other;"),
-        ("", "code.other:f", "there is no module code.other;"),
-        ("", "code:f", "code has no 'f'"),
-        ("import nowhere_to_be_found", "code:f", "importing code fails with ModuleNotFoundError"),
-        ("1 / 0", "code:f", "importing code fails with ZeroDivisionError"),
-        ("def f(:", "code:f", "importing code fails with SyntaxError"),
+        ("", "lab:", "must be an import path"),
+        ("", "my lab:f", "must be an import path"),
+        ("", ".lab:f", "must be an import path"),
+        ("", "other.lab:f", "there is no module other;"),
+        ("", "lab.other:f", "there is no module lab.other;"),
+        ("", "lab:f", "lab has no 'f'"),
+        ("import nowhere_to_be_found", "lab:f", "importing lab fails with ModuleNotFoundError"),
+        ("1 / 0", "lab:f", "importing lab fails with ZeroDivisionError"),
+        ("def f(:", "lab:f", "importing lab fails with SyntaxError"),
     ],
 )
 def test_refuses_what_it_cannot_find_in_one_line(lab, code, path, message):
-    (lab / "code.py").write_text(code)
+    (lab / "lab.py").write_text(code)
     with pytest.raises(UsageError, match=message) as error:
         by_path(path, "config.pairs.loss")
     assert str(error.value).startswith("config.pairs.loss")
