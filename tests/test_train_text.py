@@ -83,6 +83,23 @@ def test_a_run_learns_and_leaves_what_it_promises(finished):
     assert written[39]["train/loss/0008"] < 0.7 * written[0]["train/loss/0008"]
 
 
+def test_a_loss_from_outside_the_package_is_trained_as_that_in_the_table_is(
+    finished, folder, tmp_path, monkeypatch
+):
+    (tmp_path / "my_losses.py").write_text(
+        "from mrl_jax.losses.pairs import info_nce\n"
+        "def twice(a_bd, b_bd, *, keep_bn, mask_b, nesting, temperature, mesh):\n"
+        "    given = dict(keep_bn=keep_bn, mask_b=mask_b, nesting=nesting, mesh=mesh)\n"
+        "    loss, loss_g = info_nce(a_bd, b_bd, **given, temperature=temperature)\n"
+        "    return 2 * loss, 2 * loss_g\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = ("--config.pairs.loss=my_losses:twice", "--config.steps=6")
+    commands.here(train(tmp_path / "run", folder, *own))
+    (found, *_), (expected, *_) = map(test_train.records, (tmp_path / "run", finished[0]))
+    assert found["train/loss"] == 2 * expected["train/loss"]
+
+
 def test_killed_it_goes_on_bit_for_bit(finished, folder, tmp_path):
     """In a process with as many devices as this one, which made `finished` and goes on."""
     workdir = tmp_path / "run"

@@ -3,7 +3,7 @@
 Both forms read `z_lbd` [L, B, D] of every side, the embedding after each layer (`z_lbd[-1]` is the
 network's own), and take a nested loss, `nested_loss(*embeddings_bd, nesting=..., **context) ->
 (loss, per_granularity_g)`: `functools.partial(kernels.nested_info_nce, temperature=0.05)`, or
-`lambda *z, nesting, **context: nested(pair_losses.cosent, nesting)(*z, **context)`.
+`lambda *z, nesting, **context: nested(pairs.cosent, nesting)(*z, **context)`.
 
 Shallow layers also learn from the deepest one: `distill_kl` of every side, of every prefix, with
 the whole last embedding as the teacher, which gets no gradient of it. It compares similarities

@@ -5,14 +5,11 @@ hard negatives, or anchors. True where a column may be pushed away; pairs are al
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from mrl_jax.losses.lift import unit_length
-
-Margin = Literal["absolute", "relative"]
 
 
 def ids_mask(
@@ -61,34 +58,23 @@ def guide_similarities(
     return unit_length(anchor_bd) @ unit_length(columns_nd).T
 
 
-def guided_mask(
-    similarity_bn: jax.Array, *, margin: float = 0.0, kind: Margin = "absolute"
-) -> jax.Array:
+def guided_mask(similarity_bn: jax.Array) -> jax.Array:
     """False where a guide finds a column nearer to the row's anchor than its positive is.
 
-    Such a column is likely another right answer. With a margin it must be farther by that much to
-    count as a negative: below s - margin, or, "relative", below s - margin |s|, where s is the
-    similarity of the row's own pair.
+    Such a column is likely another right answer.
 
     Args:
       similarity_bn: [B, N] by the guide, as from `guide_similarities`.
-      margin: >= 0; 0 is the source's rule.
-      kind: "absolute" or "relative".
 
     Returns:
       [B, N] bool.
 
     Raises:
-      ValueError: fewer columns than rows, a margin below 0, or a kind that does not exist.
+      ValueError: fewer columns than rows.
 
-    Source: GISTEmbed, arXiv 2402.16829, section 3; margins as in NV-Retriever, arXiv 2407.15831.
+    Source: GISTEmbed, arXiv 2402.16829, section 3.
     """
     if similarity_bn.ndim != 2 or similarity_bn.shape[1] < similarity_bn.shape[0]:
         raise ValueError(f"similarity_bn must be [B, >= B], got {similarity_bn.shape}")
-    if not margin >= 0:
-        raise ValueError(f"margin must be >= 0, got {margin}")
-    if kind not in get_args(Margin):
-        raise ValueError(f"kind must be one of {', '.join(get_args(Margin))}; got {kind!r}")
-    own_b1 = jnp.diagonal(similarity_bn)[:, None]
-    limit_b1 = own_b1 - (margin if kind == "absolute" else margin * jnp.abs(own_b1))
-    return (similarity_bn <= limit_b1) | jnp.eye(*similarity_bn.shape, dtype=bool)
+    farther_bn = similarity_bn <= jnp.diagonal(similarity_bn)[:, None]
+    return farther_bn | jnp.eye(*similarity_bn.shape, dtype=bool)

@@ -1,14 +1,58 @@
-"""Losses on pairs and triplets of embeddings, one granularity each: `lift.nested` makes them MRL.
+"""Losses on pairs of embeddings, and the table from which `config.pairs.loss` picks one.
 
-All take `mask_b` [B], 1 for examples that count and 0 for padding, which may hold anything; all
-count where not given, and a batch of padding alone has loss 0. Cosines are taken of the vectors
-as given, whatever their length. Results are float32, or float64 if the embeddings are.
+All but `info_nce` are of one granularity: `lift.nested` makes them a loss on all prefixes. All take
+`mask_b` [B], 1 for examples that count and 0 for padding, which may hold anything; all count where
+it is not given, and a batch of padding alone has loss 0. Cosines are taken of the vectors as given,
+whatever their length. Results are float32, or float64 if the embeddings are.
+
+To add a loss, write it here and add it to `LOSSES`, or keep it in a module of your own and name it
+by its import path. Its parameters say what it needs, see `find`.
 """
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from mrl_jax.losses.lift import unit_length
+from mrl_jax.errors import shown
+from mrl_jax.imported import by_path
+from mrl_jax.kernels import nested_info_nce
+from mrl_jax.losses.lift import nested, unit_length
+from mrl_jax.losses.rows import cosines_of_all, mean_of, other_rows, valid_rows, without_padding
+from mrl_jax.nesting import Nesting
+
+
+def info_nce(
+    a_bd: jax.Array,
+    b_bd: jax.Array,
+    *negatives: jax.Array,
+    nesting: Nesting,
+    keep_bn: jax.Array,
+    mask_b: jax.Array,
+    temperature: float = 0.05,
+    symmetric: bool = True,
+    mesh: Mesh | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Tells b from all others of the batch and from all hard negatives, on every prefix at once.
+
+    `keep_bn` [B, N] says which columns are negatives of which rows, see `losses.negatives`.
+
+    Returns (loss, per_granularity_g) as `kernels.nested_info_nce`, which does the work.
+    """
+    return nested_info_nce(
+        a_bd,
+        b_bd,
+        nesting,
+        temperature=temperature,
+        symmetric=symmetric,
+        mask=(mask_b, keep_bn),
+        extra_negatives=jnp.concatenate(negatives) if negatives else None,
+        mesh=mesh,
+    )
 
 
 def cosent(
@@ -26,8 +70,8 @@ def cosent(
     Source: Su 2022, "CoSENT", https://kexue.fm/archives/8847.
     """
     _check_positive("scale", scale)
-    valid_b = _valid("scores_b", scores_b, mask_b, a_bd, b_bd)
-    return _in_order(scale * _cosines(*_without_padding(valid_b, a_bd, b_bd)), scores_b, valid_b)
+    valid_b = valid_rows(mask_b, a_bd, b_bd, scores_b=scores_b)
+    return _in_order(scale * _cosines(valid_b, a_bd, b_bd), scores_b, valid_b)
 
 
 def angle(
@@ -49,8 +93,8 @@ def angle(
     Source: AnglE, arXiv 2309.12871, section 3.3.
     """
     _check_positive("scale", scale)
-    valid_b = _valid("scores_b", scores_b, mask_b, a_bd, b_bd)
-    a_bd, b_bd = map(unit_length, _without_padding(valid_b, a_bd, b_bd))
+    valid_b = valid_rows(mask_b, a_bd, b_bd, scores_b=scores_b)
+    a_bd, b_bd = map(unit_length, without_padding(valid_b, a_bd, b_bd))
     half = (a_bd.shape[1] + 1) // 2
     imaginary_a, imaginary_b = (
         jnp.pad(x[:, half:], ((0, 0), (0, 2 * half - x.shape[1]))) for x in (a_bd, b_bd)
@@ -78,9 +122,9 @@ def cosine_mse(
 
     Source: Sentence-BERT, arXiv 1908.10084, section 3, regression objective.
     """
-    valid_b = _valid("scores_b", scores_b, mask_b, a_bd, b_bd)
-    cosines_b = _cosines(*_without_padding(valid_b, a_bd, b_bd))
-    return _mean(jnp.square(cosines_b - jnp.where(valid_b, scores_b, 0)), valid_b)
+    valid_b = valid_rows(mask_b, a_bd, b_bd, scores_b=scores_b)
+    cosines_b = _cosines(valid_b, a_bd, b_bd)
+    return mean_of(jnp.square(cosines_b - jnp.where(valid_b, scores_b, 0)), valid_b)
 
 
 def triplet(
@@ -100,37 +144,10 @@ def triplet(
     Source: FaceNet, arXiv 1503.03832, eq. 3.
     """
     _check_positive("margin", margin)
-    valid_b = _valid(None, None, mask_b, anchor_bd, positive_bd, negative_bd)
-    a_bd, p_bd, n_bd = _without_padding(valid_b, anchor_bd, positive_bd, negative_bd)
+    valid_b = valid_rows(mask_b, anchor_bd, positive_bd, negative_bd)
+    a_bd, p_bd, n_bd = without_padding(valid_b, anchor_bd, positive_bd, negative_bd)
     lead_b = jnp.square(a_bd - n_bd).sum(-1) - jnp.square(a_bd - p_bd).sum(-1)
-    return _mean(jax.nn.relu(margin - lead_b), valid_b)
-
-
-def contrastive(
-    a_bd: jax.Array,
-    b_bd: jax.Array,
-    *,
-    labels_b: jax.Array,
-    margin: float = 1.0,
-    mask_b: jax.Array | None = None,
-) -> jax.Array:
-    """The mean of d^2 / 2 for matching pairs and of max(0, margin - d)^2 / 2 for the others.
-
-    `labels_b` [B] is 1 where a and b match and 0 where not; d is the Euclidean distance. On unit
-    vectors d is at most 2, and sqrt(2) for orthogonal ones; a margin of 1 is a cosine of 0.5.
-
-    Source: Hadsell, Chopra and LeCun 2006, "Dimensionality reduction by learning an invariant
-    mapping", eq. 4 (whose Y is 1 - label).
-    """
-    _check_positive("margin", margin)
-    valid_b = _valid("labels_b", labels_b, mask_b, a_bd, b_bd)
-    a_bd, b_bd = _without_padding(valid_b, a_bd, b_bd)
-    squares_b = jnp.square(a_bd - b_bd).sum(-1)
-    apart_b = squares_b > 0
-    # The root has no gradient at 0, where a pair has no direction to move apart in.
-    distance_b = jnp.where(apart_b, jnp.sqrt(jnp.where(apart_b, squares_b, 1)), 0)
-    too_near_b = jnp.square(jax.nn.relu(margin - distance_b))
-    return _mean(jnp.where(labels_b > 0, squares_b, too_near_b) / 2, valid_b)
+    return mean_of(jax.nn.relu(margin - lead_b), valid_b)
 
 
 def distill_vectors(
@@ -145,10 +162,10 @@ def distill_vectors(
     again, so that its own prefix teaches each prefix, and a student equal to it has loss 0 at
     every one. It gets no gradient. A teacher of another width: `distill_similarity`.
     """
-    valid_b = _valid(None, None, mask_b, student_bd, teacher_bd)
-    student_bd, teacher_bd = map(unit_length, _without_padding(valid_b, student_bd, teacher_bd))
+    valid_b = valid_rows(mask_b, student_bd, teacher_bd)
+    student_bd, teacher_bd = map(unit_length, without_padding(valid_b, student_bd, teacher_bd))
     squares_b = jnp.square(student_bd - jax.lax.stop_gradient(teacher_bd)).sum(-1)
-    return _mean(squares_b, valid_b)
+    return mean_of(squares_b, valid_b)
 
 
 def distill_similarity(
@@ -165,7 +182,7 @@ def distill_similarity(
 
     Source: similarity-preserving distillation, arXiv 1907.09682, with cosines.
     """
-    valid_b = _valid(None, None, mask_b, student_bd)
+    valid_b = valid_rows(mask_b, student_bd)
     student_bb, teacher_bb, others_bb = _similarities(valid_b, student_bd, teacher_bd)
     squares_bb = jnp.square(student_bb - teacher_bb)
     return jnp.where(others_bb, squares_bb, 0).sum() / jnp.maximum(others_bb.sum(), 1)
@@ -185,44 +202,26 @@ def distill_kl(
     Source: CompRess, arXiv 2010.14713, section 3, with the batch as anchor points.
     """
     _check_positive("temperature", temperature)
-    valid_b = _valid(None, None, mask_b, student_bd)
+    valid_b = valid_rows(mask_b, student_bd)
     student_bb, teacher_bb, others_bb = _similarities(valid_b, student_bd, teacher_bd)
     # A large number, not infinity: probabilities come out as exact zeros and logs stay finite.
     student_bb = jax.nn.log_softmax(jnp.where(others_bb, student_bb / temperature, -1e30))
     teacher_bb = jax.nn.log_softmax(jnp.where(others_bb, teacher_bb / temperature, -1e30))
     divergence_b = jnp.where(others_bb, jnp.exp(teacher_bb) * (teacher_bb - student_bb), 0).sum(-1)
-    return _mean(divergence_b, valid_b)
+    return mean_of(divergence_b, valid_b)
 
 
 def _similarities(valid_b, student_bd, teacher_bd):
     """Cosines of all pairs of rows of both, and which pairs count: a valid row and another."""
     if teacher_bd.ndim != 2 or teacher_bd.shape[0] != valid_b.size:
         raise ValueError(f"teacher_bd must be [{valid_b.size}, any], got {teacher_bd.shape}")
-
-    def cosines_bb(x_bd):
-        (x_bd,) = _without_padding(valid_b, x_bd)
-        unit_bd = unit_length(x_bd)
-        return unit_bd @ unit_bd.T
-
-    others_bb = valid_b[:, None] & valid_b[None] & ~jnp.eye(valid_b.size, dtype=bool)
-    return cosines_bb(student_bd), jax.lax.stop_gradient(cosines_bb(teacher_bd)), others_bb
+    teacher_bb = jax.lax.stop_gradient(cosines_of_all(valid_b, teacher_bd))
+    return cosines_of_all(valid_b, student_bd), teacher_bb, other_rows(valid_b)
 
 
-def _cosines(a_bd, b_bd):
-    return (unit_length(a_bd) * unit_length(b_bd)).sum(-1)
-
-
-def _without_padding(valid_b, *embeddings):
-    """The embeddings with zeros in padded rows, float32 or wider."""
-    # where, not a product: a padded row may hold anything, also NaN.
-    return [
-        jnp.where(valid_b[:, None], x, 0).astype(jnp.promote_types(x.dtype, jnp.float32))
-        for x in embeddings
-    ]
-
-
-def _mean(values_b, valid_b):
-    return jnp.where(valid_b, values_b, 0).sum() / jnp.maximum(valid_b.sum(), 1)
+def _cosines(valid_b, a_bd, b_bd):
+    a_bd, b_bd = map(unit_length, without_padding(valid_b, a_bd, b_bd))
+    return (a_bd * b_bd).sum(-1)
 
 
 def _check_positive(name: str, value) -> None:
@@ -231,13 +230,128 @@ def _check_positive(name: str, value) -> None:
         raise ValueError(f"{name} must be > 0, got {value}")
 
 
-def _valid(name, values_b, mask_b, *embeddings) -> jax.Array:
-    """The rows that count, [B] bool, once all arguments are known to fit together."""
-    shapes = [x.shape for x in embeddings]
-    if any(len(shape) != 2 or shape != shapes[0] for shape in shapes):
-        raise ValueError(f"embeddings must all be [B, D], got {', '.join(map(str, shapes))}")
-    batch = shapes[0][0]
-    for what, x_b in ((name, values_b), ("mask_b", mask_b)):
-        if x_b is not None and x_b.shape != (batch,):
-            raise ValueError(f"{what} must be [{batch}], got {x_b.shape}")
-    return jnp.ones(batch, bool) if mask_b is None else mask_b > 0
+LOSSES = {
+    function.__name__: function
+    for function in (
+        info_nce,
+        cosent,
+        angle,
+        cosine_mse,
+        triplet,
+        distill_vectors,
+        distill_similarity,
+        distill_kl,
+    )
+}
+# What a loss may be given besides embeddings, by the name of its parameter.
+GIVEN = ("mask_b", "scores_b", "teacher_bd", "keep_bn", "nesting", "mesh")
+OPTIONS = ("temperature", "symmetric", "margin")  # the same, from the config
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+class PairLoss(NamedTuple):
+    """A loss on pairs, and what its parameters say of it, see `find`.
+
+    Attributes:
+      name: of `LOSSES`, or its import path.
+      function: the loss.
+      needs: what a batch must hold besides anchors and positives: "score", "negatives", "teacher"
+        or nothing ("").
+      reads: what a batch may hold besides that; the loss would ignore anything else.
+      takes: which of `GIVEN` and `OPTIONS` it is given.
+      cuts_teacher: whether the teacher's vectors are cut as the student's are.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    needs: str
+    reads: frozenset[str]
+    takes: frozenset[str]
+    cuts_teacher: bool
+
+    def on_prefixes(
+        self, sides: Sequence[jax.Array], nesting: Nesting, **given: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        """The loss on every prefix: (weighted sum, per granularity [G]).
+
+        Args:
+          sides: embeddings [B, >= m_G] of anchors, positives and any hard negatives.
+          nesting: granularities and weights.
+          **given: at least what the loss takes; `teacher_bd` is [sides * B, any].
+        """
+        if "nesting" in self.takes:
+            lifted = functools.partial(self.function, nesting=nesting)
+        else:
+            lifted = nested(self.function, nesting)
+        given = {name: given[name] for name in self.takes - {"nesting"}}
+        if self.needs == "teacher":
+            # It has something to say of every text, on whatever side that stands.
+            given["mask_b"] = jnp.tile(given["mask_b"], len(sides))
+            teacher = [given.pop("teacher_bd")] if self.cuts_teacher else []
+            return lifted(jnp.concatenate(sides), *teacher, **given)
+        if self.needs == "negatives":
+            found = [lifted(*sides[:2], negative_bd, **given) for negative_bd in sides[2:]]
+            return tuple(sum(values) / len(found) for values in zip(*found, strict=True))
+        return lifted(*sides, **given)
+
+
+def find(name: str) -> PairLoss:
+    """The loss called `name`: one of `LOSSES`, or a function at an import path "my_lab.code:loss".
+
+    Its parameters say what it is given. B pairs have embeddings [B, m], cut to one granularity and
+    scaled to length 1, and it returns a scalar:
+
+        loss(a_bd, b_bd, *, mask_b)                 pairs
+        loss(a_bd, b_bd, *, scores_b, mask_b)       pairs with a score each, [B]
+        loss(a_bd, b_bd, negative_bd, *, mask_b)    called for each hard negative; the mean counts
+        loss(student_bd, *, teacher_bd, mask_b)     the texts of all sides as one batch
+
+    `mask_b` [B] is 0 for padding, which must not count. A positional `teacher_bd` is cut as the
+    student is. A loss may also take `*negatives`, where it can do without them; `keep_bn` [B, N]
+    bool, False where a column (positives, then hard negatives) may be a right answer; `mesh`; and
+    `temperature`, `symmetric` and `margin` as the config has them. With a parameter `nesting` it is
+    given whole embeddings and returns (weighted sum, [G]) of all granularities. All other
+    parameters need a default.
+
+    Raises:
+      ValueError: no such loss, or one that cannot be called like this.
+    """
+    if name not in LOSSES and ":" not in name:
+        raise ValueError(
+            f"loss must be one of {', '.join(LOSSES)}, or an import path; got {shown(name)}"
+        )
+    function = LOSSES.get(name) or by_path(name, "config.pairs.loss")
+    if not callable(function):
+        raise ValueError(f"loss {name} must be a function, got a {type(function).__name__}")
+    parameters = inspect.signature(function).parameters
+    own = [p for p in parameters.values() if p.name not in (*GIVEN, *OPTIONS)]
+    required = [p for p in own if p.default is p.empty]
+    for p in required:
+        if p.kind is p.KEYWORD_ONLY:
+            legal = ", ".join((*GIVEN, *OPTIONS))
+            raise ValueError(f"loss {name}: {p.name} needs a default; what is given is {legal}")
+    if "mask_b" not in parameters:
+        raise ValueError(f"loss {name} must have a parameter mask_b, which is 0 for padding")
+    count = sum(p.kind in _POSITIONAL for p in required)
+    needs = {
+        (2, False, False): "",
+        (2, True, False): "score",
+        (3, False, False): "negatives",
+        (1, False, True): "teacher",
+    }.get((count, "scores_b" in parameters, "teacher_bd" in parameters))
+    if needs is None:
+        raise ValueError(
+            f"loss {name} must take two embeddings, also with scores_b, or three, or one with "
+            f"teacher_bd; its parameters are {', '.join(parameters)}"
+        )
+    reads = {"teacher"} if "keep_bn" in parameters else set()
+    if any(p.kind is p.VAR_POSITIONAL for p in own):
+        reads.add("negatives")
+    return PairLoss(
+        name,
+        function,
+        needs,
+        frozenset(reads),
+        frozenset(parameters) & {*GIVEN, *OPTIONS},
+        needs == "teacher" and parameters["teacher_bd"].kind in _POSITIONAL,
+    )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mrl_jax.losses.lift import unit_length
+from mrl_jax.losses.rows import cosines_of_all, mean_of, other_rows, valid_rows
 
 
 def preserve_pairs(
@@ -19,8 +20,8 @@ def preserve_pairs(
 
     Source: Matryoshka-Adaptor, arXiv 2407.20243, eq. 1.
     """
-    differs_bb, others_bb = _differences(adapted_bd, source_bd, mask_b)
-    return _mean(differs_bb, others_bb)
+    differs_bb, _, others_bb = _differences(adapted_bd, source_bd, mask_b)
+    return mean_of(differs_bb, others_bb)
 
 
 def preserve_neighbours(
@@ -38,13 +39,13 @@ def preserve_neighbours(
     """
     if neighbours < 1:
         raise ValueError(f"neighbours must be >= 1, got {neighbours}")
-    differs_bb, others_bb = _differences(adapted_bd, source_bd, mask_b)
-    cosine_bb = jnp.where(others_bb, _cosines(source_bd, mask_b), -jnp.inf)
+    differs_bb, before_bb, others_bb = _differences(adapted_bd, source_bd, mask_b)
+    cosine_bb = jnp.where(others_bb, before_bb, -jnp.inf)
     _, nearest_bk = jax.lax.top_k(cosine_bb, min(neighbours, len(cosine_bb)))
     differs_bk, others_bk = (
         jnp.take_along_axis(x, nearest_bk, axis=1) for x in (differs_bb, others_bb)
     )
-    return _mean(differs_bk, others_bk)
+    return mean_of(differs_bk, others_bk)
 
 
 def reconstruct(
@@ -60,7 +61,7 @@ def reconstruct(
         raise ValueError(
             f"vectors must be as wide after as before, got {adapted_bd.shape} and {source_bd.shape}"
         )
-    valid_b = _valid(adapted_bd, mask_b)
+    valid_b = valid_rows(mask_b, adapted_bd)
     squares_b, lengths_b = (
         jnp.square(jnp.where(valid_b[:, None], x, 0)).sum(-1)
         for x in (adapted_bd - source_bd, source_bd)
@@ -68,7 +69,7 @@ def reconstruct(
     # A root has no gradient at 0, where the adaptor begins.
     moved_b = jnp.where(squares_b > 0, jnp.sqrt(jnp.where(squares_b > 0, squares_b, 1)), 0)
     lengths_b = jnp.sqrt(jnp.where(lengths_b > 0, lengths_b, 1))
-    return _mean(moved_b / lengths_b, valid_b)
+    return mean_of(moved_b / lengths_b, valid_b)
 
 
 def rank(
@@ -82,7 +83,7 @@ def rank(
     """The mean of log(1 + exp(scale (cos of another document - cos of the own one))).
 
     Row i of both belong together; all other documents of the batch are worse answers, but for those
-    that `keep_bb` [B, B] bool leaves out, as `guidance.ids_mask` does for duplicates.
+    that `keep_bb` [B, B] bool leaves out, as `negatives.ids_mask` does for duplicates.
 
     Source: Matryoshka-Adaptor, arXiv 2407.20243, eq. 5, with grades of 1 and 0 and a scale.
     """
@@ -92,41 +93,22 @@ def rank(
         raise ValueError(
             f"queries and documents must be alike, got {query_bd.shape} and {document_bd.shape}"
         )
-    valid_b = _valid(query_bd, mask_b)
+    valid_b = valid_rows(mask_b, query_bd)
     query_bd, document_bd = (
         unit_length(jnp.where(valid_b[:, None], x, 0)) for x in (query_bd, document_bd)
     )
     cosine_bb = query_bd @ document_bd.T
-    others_bb = _others(valid_b)
+    others_bb = other_rows(valid_b)
     if keep_bb is not None:
         others_bb &= keep_bb
     lead_bb = jnp.diagonal(cosine_bb)[:, None] - cosine_bb
-    return _mean(jax.nn.softplus(-scale * lead_bb), others_bb)
+    return mean_of(jax.nn.softplus(-scale * lead_bb), others_bb)
 
 
 def _differences(adapted_bd, source_bd, mask_b):
-    """How far cosines of all pairs of rows differ, [B, B], and which pairs count."""
+    """Of all pairs of rows [B, B]: how far cosines differ, the cosines before, and who counts."""
     if source_bd.ndim != 2 or len(source_bd) != len(adapted_bd):
         raise ValueError(f"source_bd must be [{len(adapted_bd)}, any], got {source_bd.shape}")
-    before_bb = jax.lax.stop_gradient(_cosines(source_bd, mask_b))
-    return jnp.abs(_cosines(adapted_bd, mask_b) - before_bb), _others(_valid(adapted_bd, mask_b))
-
-
-def _cosines(z_bd, mask_b):
-    # where, not a product: a padded row may hold anything, also NaN.
-    unit_bd = unit_length(jnp.where(_valid(z_bd, mask_b)[:, None], z_bd, 0))
-    return unit_bd @ unit_bd.T
-
-
-def _valid(z_bd, mask_b):
-    if mask_b is not None and mask_b.shape != (len(z_bd),):
-        raise ValueError(f"mask_b must be [{len(z_bd)}], got {mask_b.shape}")
-    return jnp.ones(len(z_bd), bool) if mask_b is None else mask_b > 0
-
-
-def _others(valid_b):
-    return valid_b[:, None] & valid_b[None] & ~jnp.eye(valid_b.size, dtype=bool)
-
-
-def _mean(value, counts):
-    return jnp.where(counts, value, 0).sum() / jnp.maximum(counts.sum(), 1)
+    valid_b = valid_rows(mask_b, adapted_bd)
+    before_bb = jax.lax.stop_gradient(cosines_of_all(valid_b, source_bd))
+    return jnp.abs(cosines_of_all(valid_b, adapted_bd) - before_bb), before_bb, other_rows(valid_b)

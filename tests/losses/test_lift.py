@@ -1,5 +1,3 @@
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,6 @@ from mrl_jax.losses.lift import nested, unit_length
 
 BATCH, DIM = 6, 13
 NESTING = Nesting((2, 3, 7, 9, 12), (1.0, 0.5, 0.0, 2.0, 3.0))
-SAMPLED = Nesting((2, 3, 7, 9, 12), (1.0, 0.5, 0.25, 2.0, 3.0))
 
 
 def embeddings(count=2, seed=0):
@@ -102,23 +99,20 @@ def test_context_is_handed_over_whole():
 
 def test_context_and_closed_over_values_get_gradients():
     a, b = embeddings()
-    dims_per_step, key = 3, jax.random.key(4)
-    for k in (None, dims_per_step):
 
-        def by_context(target, k=k):
-            return nested(dot_loss, SAMPLED, dims_per_step=k)(a, b, key=key, target=target)[0]
+    def by_context(target):
+        return nested(dot_loss, NESTING)(a, b, target=target)[0]
 
-        def by_closure(target, k=k):
-            loss = nested(lambda a, b: dot_loss(a, b, target=target), SAMPLED, dims_per_step=k)
-            return loss(a, b, key=key)[0]
+    def by_closure(target):
+        return nested(lambda a, b: dot_loss(a, b, target=target), NESTING)(a, b)[0]
 
-        step = jax.jit(jax.value_and_grad(by_context))
-        _, found = step(0.5)
-        assert found != 0
-        np.testing.assert_allclose(found, jax.jit(jax.grad(by_closure))(0.5), rtol=1e-6)
-        # The loss is quadratic in the target: the difference is exact but for rounding.
-        expected = (step(0.6)[0] - step(0.4)[0]) / 0.2
-        np.testing.assert_allclose(found, expected, rtol=1e-3)
+    step = jax.jit(jax.value_and_grad(by_context))
+    _, found = step(0.5)
+    assert found != 0
+    np.testing.assert_allclose(found, jax.jit(jax.grad(by_closure))(0.5), rtol=1e-6)
+    # The loss is quadratic in the target: the difference is exact but for rounding.
+    expected = (step(0.6)[0] - step(0.4)[0]) / 0.2
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["distill_similarity", "distill_kl"])
@@ -147,119 +141,12 @@ def test_triplets_and_leading_axes():
     np.testing.assert_allclose(loss_of_stack, loss, rtol=1e-6)
 
 
-def subsets_by_key(lifted, a, b, keys=80):
-    """{drawn granularities: (loss, gradient, losses)}, over many keys."""
-    step = jax.jit(jax.value_and_grad(lambda a, key: lifted(a, b, key=key), has_aux=True))
-    found = {}
-    for seed in range(keys):
-        (loss, loss_g), gradient = jax.tree.map(np.asarray, step(a, jax.random.key(seed)))
-        found[tuple(np.flatnonzero(~np.isnan(loss_g)))] = (loss, gradient, loss_g)
-    return found
-
-
-full_loss_and_gradient = jax.jit(jax.value_and_grad(nested(dot_loss, SAMPLED), has_aux=True))
-
-
-@pytest.mark.parametrize("k", [2, 3, 4])
-def test_mean_over_all_subsets_is_the_full_loss_and_gradient(k):
+def test_under_jit_checkpoint_and_repeated_calls():
     a, b = embeddings()
-    (expected, expected_g), gradient = full_loss_and_gradient(a, b)
-    expected_g = np.asarray(expected_g)
-    found = subsets_by_key(nested(dot_loss, SAMPLED, dims_per_step=k), a, b)
-    # Every subset, each of k granularities with the largest among them.
-    assert set(found) == {(*s, 4) for s in itertools.combinations(range(4), k - 1)}
-    losses, gradients, _ = zip(*found.values(), strict=True)
-    np.testing.assert_allclose(np.mean(losses), expected, rtol=1e-5)
-    np.testing.assert_allclose(np.mean(gradients, 0), gradient, rtol=1e-4, atol=1e-6)
-    p = (k - 1) / 4
-    for subset, (loss, subset_gradient, loss_g) in found.items():
-        np.testing.assert_allclose(loss_g[list(subset)], expected_g[list(subset)], rtol=1e-5)
-        by_hand = sum(SAMPLED.weights[g] / (p if g < 4 else 1) * expected_g[g] for g in subset)
-        np.testing.assert_allclose(loss, by_hand, rtol=1e-5)
-        assert np.isfinite(subset_gradient).all()
-
-
-def test_every_granularity_is_drawn_equally_often():
-    a, b = embeddings()
-    lifted = nested(dot_loss, SAMPLED, dims_per_step=3)
-    keys = jax.random.split(jax.random.key(0), 2000)
-    loss_n, loss_ng = jax.jit(lambda keys: jax.lax.map(lambda k: lifted(a, b, key=k), keys))(keys)
-    loss_n, loss_ng = np.asarray(loss_n), np.asarray(loss_ng)
-    drawn_g = (~np.isnan(loss_ng)).mean(0)
-    # Standard error of a share of 1/2: 0.011.
-    np.testing.assert_allclose(drawn_g, [0.5, 0.5, 0.5, 0.5, 1], atol=0.05)
-    (full, full_g), _ = full_loss_and_gradient(a, b)
-    assert abs(loss_n.mean() - full) < 4 * loss_n.std() / np.sqrt(len(keys))
-    np.testing.assert_allclose(np.nanmean(loss_ng, 0), full_g, rtol=1e-4)
-
-
-def test_only_the_drawn_prefixes_are_executed():
-    a, b = embeddings()
-    executed = []
-
-    def loss(a_bd, b_bd):
-        jax.debug.callback(lambda m=a_bd.shape[1]: executed.append(m))
-        return dot_loss(a_bd, b_bd)
-
-    _, loss_g = jax.jit(nested(loss, SAMPLED, dims_per_step=3))(a, b, key=jax.random.key(1))
-    jax.block_until_ready(loss_g)
-    jax.effects_barrier()
-    measured = [m for m, x in zip(SAMPLED.dims, loss_g, strict=True) if not np.isnan(x)]
-    assert len(measured) == 3
-    assert sorted(executed) == measured
-
-
-@pytest.mark.slow
-def test_memory_grows_neither_with_the_prefixes_nor_with_those_drawn():
-    x = jax.ShapeDtypeStruct((512, 64), jnp.float32)
-
-    def memory(dims, k):
-        def gram(a_bd, b_bd):
-            logits_bb = a_bd @ b_bd.T
-            return jax.nn.logsumexp(jnp.sin(logits_bb) * logits_bb, axis=-1).mean()
-
-        lifted = nested(gram, Nesting(dims), dims_per_step=k)
-        step = jax.jit(jax.grad(lambda a, b, key: lifted(a, b, key=key)[0]))
-        return step.lower(x, x, jax.random.key(0)).compile().memory_analysis().temp_size_in_bytes
-
-    few, many = memory((16, 32, 64), 2), memory(tuple(range(4, 65, 4)), 2)
-    one_bb = 512 * 512 * 4
-    assert many < few + one_bb
-    assert memory((16, 24, 32, 48, 64), 4) < few + one_bb
-
-
-def test_one_dim_per_step_is_the_largest_alone_and_needs_no_key():
-    a, b = embeddings()
-    lifted = nested(dot_loss, SAMPLED, dims_per_step=1), nested(dot_loss, Nesting((12,), (3.0,)))
-    steps = (jax.jit(jax.value_and_grad(loss, has_aux=True)) for loss in lifted)
-    ((loss, loss_g), gradient), (_, expected) = (step(a, b) for step in steps)
-    np.testing.assert_array_equal(np.isnan(loss_g), [True] * 4 + [False])
-    np.testing.assert_allclose(loss, 3 * loss_g[-1], rtol=1e-6)
-    np.testing.assert_allclose(gradient, expected, rtol=1e-6)
-
-
-def test_all_dims_per_step_equal_none_and_need_no_key():
-    a, b = embeddings()
-    for nesting, k in ((SAMPLED, 5), (Nesting((12,)), 1)):
-        lifted = nested(dot_loss, nesting, dims_per_step=k), nested(dot_loss, nesting)
-        found, expected = (jax.jit(loss)(a, b) for loss in lifted)
-        np.testing.assert_array_equal(found[1], expected[1])
-        assert found[0] == expected[0]
-
-
-@pytest.mark.parametrize(
-    ("nesting", "k"),
-    [
-        (Nesting((3, 12), (1.0, 2.0)), None),
-        pytest.param(SAMPLED, 3, marks=pytest.mark.slow),
-    ],
-)
-def test_under_jit_checkpoint_and_repeated_calls(nesting, k):
-    a, b = embeddings()
-    lifted, key = nested(dot_loss, nesting, dims_per_step=k), jax.random.key(3)
+    lifted = nested(dot_loss, Nesting((3, 12), (1.0, 2.0)))
 
     def loss(a):
-        return lifted(a, b, key=key)[0]
+        return lifted(a, b)[0]
 
     expected = jax.grad(loss)(a)
     for variant in (loss, jax.jit(loss), jax.checkpoint(loss), jax.jit(jax.checkpoint(loss))):
@@ -278,28 +165,15 @@ def test_bfloat16_norms_are_taken_in_float32():
     assert loss.dtype == loss_g.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("k", [None, 2])
-def test_prefixes_of_zeros_have_a_zero_gradient(k):
+def test_prefixes_of_zeros_have_a_zero_gradient():
     a, b = embeddings()
     a[0], a[1, :7] = 0, 0
-    lifted = nested(dot_loss, SAMPLED, dims_per_step=k)
-    step = jax.jit(jax.value_and_grad(lifted, has_aux=True))
-    (loss, _), gradient = step(a, b, key=jax.random.key(0))
+    step = jax.jit(jax.value_and_grad(nested(dot_loss, NESTING), has_aux=True))
+    (loss, _), gradient = step(a, b)
     gradient = np.asarray(gradient)
     assert np.isfinite(loss)
     np.testing.assert_array_equal(gradient[0], 0)
     assert np.abs(gradient).max() < 100
-
-
-@pytest.mark.parametrize("k", [0, 6, -1, True, 2.0, "all"])
-def test_dims_per_step_out_of_range_is_refused(k):
-    with pytest.raises(ValueError, match=r"dims_per_step must be an integer in \[1, 5\]"):
-        nested(dot_loss, NESTING, dims_per_step=k)
-
-
-def test_missing_key_is_refused():
-    with pytest.raises(ValueError, match=r"needs key=.* to draw 2 of 4 dims"):
-        nested(dot_loss, NESTING, dims_per_step=3)(*embeddings())
 
 
 @pytest.mark.parametrize(
@@ -326,7 +200,6 @@ def test_call_without_embeddings_is_refused():
         nested(dot_loss, NESTING)(target=0.1)
 
 
-@pytest.mark.parametrize("k", [None, 1, 3])
 @pytest.mark.parametrize(
     ("result", "message"),
     [
@@ -336,6 +209,6 @@ def test_call_without_embeddings_is_refused():
         (lambda a: None, "scalar, got a NoneType"),
     ],
 )
-def test_losses_that_are_no_scalar_are_refused(result, message, k):
+def test_losses_that_are_no_scalar_are_refused(result, message):
     with pytest.raises(ValueError, match=message):
-        nested(result, NESTING, dims_per_step=k)(embeddings(1)[0], key=jax.random.key(0))
+        nested(result, NESTING)(embeddings(1)[0])

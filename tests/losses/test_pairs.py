@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mrl_jax import Nesting, nested
-from mrl_jax.losses import pairs as pair_losses
+from mrl_jax.losses import pairs
 
 BATCH, DIM = 7, 5
 
@@ -48,11 +48,6 @@ def triplet(a, p, n, *, margin=0.2):
     return np.mean(np.maximum(0, ((a - p) ** 2).sum(-1) - ((a - n) ** 2).sum(-1) + margin))
 
 
-def contrastive(a, b, *, labels_b, margin=1.0):
-    d = np.linalg.norm(a - b, axis=-1)
-    return np.mean(np.where(labels_b == 1, d**2, np.maximum(0, margin - d) ** 2) / 2)
-
-
 def distill_vectors(student, teacher):
     return np.mean(((unit(student) - unit(teacher)) ** 2).sum(-1))
 
@@ -79,7 +74,6 @@ CASES = {
     "angle": (angle, 2, {"scale": 7.0}),
     "cosine_mse": (cosine_mse, 2, {}),
     "triplet": (triplet, 3, {"margin": 2.5}),
-    "contrastive": (contrastive, 2, {"margin": 3.0}),
     "distill_vectors": (distill_vectors, 2, {}),
     "distill_similarity": (distill_similarity, 1, {}),
     "distill_kl": (distill_kl, 1, {"temperature": 0.3}),
@@ -93,8 +87,6 @@ def example(name, batch=BATCH, seed=0):
     context = {}
     if name in ("cosent", "angle", "cosine_mse"):
         context["scores_b"] = rng.integers(-2, 2, batch) / 4  # both signs, with ties
-    if name == "contrastive":
-        context["labels_b"] = np.arange(batch) % 2
     if name in ("distill_similarity", "distill_kl"):
         context["teacher_bd"] = rng.normal(size=(batch, DIM + 3))
     return [rng.normal(size=(batch, DIM)) for _ in range(count)], context, options
@@ -106,7 +98,7 @@ def arrays(context):
 
 @functools.partial(jax.jit, static_argnames="name")
 def value_and_gradients(name, embeddings, context):
-    loss = getattr(pair_losses, name)
+    loss = getattr(pairs, name)
     every = tuple(range(len(embeddings)))
     return jax.value_and_grad(lambda *e: loss(*e, **context), every)(*embeddings)
 
@@ -184,7 +176,7 @@ def test_bfloat16_embeddings_give_a_float32_loss(name):
     embeddings, context, options = example(name)
     rounded = [e.astype(jnp.bfloat16) for e in embeddings]
     expected = CASES[name][0](*map(np.float64, rounded), **context, **options)
-    loss = functools.partial(getattr(pair_losses, name), **options)
+    loss = functools.partial(getattr(pairs, name), **options)
     found = jax.jit(loss)(*rounded, **arrays(context))
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, rtol=1e-4)
@@ -205,7 +197,7 @@ def test_equal_and_zero_embeddings_have_finite_gradients(name):
 def test_student_equal_to_its_teacher_has_loss_exactly_zero(name):
     student_bd = np.float32(example(name)[0][0])
     # Lengths do not matter, on either side (a power of two, so that no digit changes).
-    loss = jax.jit(getattr(pair_losses, name))
+    loss = jax.jit(getattr(pairs, name))
     assert loss(student_bd, teacher_bd=student_bd) == 0
     assert loss(student_bd, teacher_bd=4 * student_bd) == 0
     assert loss(student_bd, teacher_bd=student_bd[:, ::-1] ** 2) > 1e-3
@@ -214,14 +206,14 @@ def test_student_equal_to_its_teacher_has_loss_exactly_zero(name):
 @pytest.mark.parametrize("name", ["distill_similarity", "distill_kl"])
 def test_teacher_gets_no_gradient(name):
     (student,), context, _ = example(name)
-    loss = functools.partial(getattr(pair_losses, name), np.float32(student))
+    loss = functools.partial(getattr(pairs, name), np.float32(student))
     gradient = jax.jit(jax.grad(lambda t: loss(teacher_bd=t)))(np.float32(context["teacher_bd"]))
     np.testing.assert_array_equal(gradient, 0)
 
 
 def test_every_prefix_of_a_teacher_is_scaled_as_the_students_is():
     student, teacher = (np.float32(x) for x in example("distill_vectors")[0])
-    lifted = nested(pair_losses.distill_vectors, Nesting((2, 3, DIM)))
+    lifted = nested(pairs.distill_vectors, Nesting((2, 3, DIM)))
     step = jax.jit(jax.value_and_grad(lambda t, s: lifted(s, t), has_aux=True))
     (_, loss_g), _ = step(4 * student, student)
     np.testing.assert_array_equal(loss_g, 0)
@@ -244,15 +236,15 @@ def test_ranking_losses_are_those_of_sentence_transformers(name, dim):
     peer = losses.CoSENTLoss.__new__(losses.CoSENTLoss)
     torch.nn.Module.__init__(peer)
     peer.scale, peer.similarity_fct = 20.0, getattr(similarity, of_peer)
-    pairs = [torch.tensor(x[:, :dim]) for x in (a, b)]
-    expected = float(peer.compute_loss_from_embeddings(pairs, torch.tensor(context["scores_b"])))
+    sides = [torch.tensor(x[:, :dim]) for x in (a, b)]
+    expected = float(peer.compute_loss_from_embeddings(sides, torch.tensor(context["scores_b"])))
     found, _ = evaluate(name, [a[:, :dim], b[:, :dim]], context)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_distill_kl_temperature_can_be_learned():
     (student,), context, _ = example("distill_kl")
-    loss = functools.partial(pair_losses.distill_kl, np.float32(student), **arrays(context))
+    loss = functools.partial(pairs.distill_kl, np.float32(student), **arrays(context))
     gradient = jax.jit(jax.grad(lambda t: loss(temperature=t)))(0.3)
     step = 1e-5
     high, low = (distill_kl(student, **context, temperature=0.3 + s) for s in (step, -step))
@@ -275,10 +267,8 @@ def test_cosent_depends_on_the_order_of_scores_alone():
         ("angle", {"scores_b": np.zeros(1)}, r"scores_b must be \[7\], got \(1,\)"),
         ("angle", {"scale": -1}, "scale must be > 0"),
         ("cosine_mse", {"scores_b": np.zeros((BATCH, 1))}, r"scores_b must be \[7\]"),
-        ("contrastive", {"labels_b": np.zeros(1, int)}, r"labels_b must be \[7\]"),
         ("triplet", {"mask_b": np.ones(3)}, r"mask_b must be \[7\], got \(3,\)"),
         ("triplet", {"margin": -1}, "margin must be > 0, got -1"),
-        ("contrastive", {"margin": 0}, "margin must be > 0, got 0"),
         ("cosent", {"scale": 0}, "scale must be > 0"),
         ("distill_kl", {"temperature": 0}, "temperature must be > 0"),
         ("distill_kl", {"teacher_bd": np.ones((6, 4))}, r"teacher_bd must be \[7, any\]"),
@@ -288,14 +278,104 @@ def test_cosent_depends_on_the_order_of_scores_alone():
 def test_bad_context_is_refused_by_name(name, change, message):
     embeddings, context, _ = example(name)
     with pytest.raises(ValueError, match=message):
-        getattr(pair_losses, name)(*map(np.float32, embeddings), **{**arrays(context), **change})
+        getattr(pairs, name)(*map(np.float32, embeddings), **{**arrays(context), **change})
 
 
-@pytest.mark.parametrize(
-    "name", ["cosent", "angle", "cosine_mse", "triplet", "contrastive", "distill_vectors"]
-)
+@pytest.mark.parametrize("name", ["cosent", "angle", "cosine_mse", "triplet", "distill_vectors"])
 def test_embeddings_of_unlike_shapes_are_refused(name):
     embeddings, context, _ = example(name)
     for wrong in (np.ones((BATCH, DIM + 1)), np.ones((1, DIM)), np.ones(DIM)):
         with pytest.raises(ValueError, match=r"embeddings must all be \[B, D\]"):
-            getattr(pair_losses, name)(*map(np.float32, embeddings[:-1]), wrong, **arrays(context))
+            getattr(pairs, name)(*map(np.float32, embeddings[:-1]), wrong, **arrays(context))
+
+
+def own_loss(name):
+    return f"{__name__}:{name}"
+
+
+def of_pairs(a_bd, b_bd, *, mask_b):
+    return ((a_bd - b_bd) ** 2).sum(-1) @ mask_b
+
+
+def of_pairs_at_all_dims(a_bd, b_bd, *, nesting, mask_b):
+    loss_g = jnp.stack([of_pairs(unit(a_bd), unit(b_bd), mask_b=mask_b)] * len(nesting))
+    return loss_g.sum(), loss_g
+
+
+def without_a_mask(a_bd, b_bd):
+    return 0.0
+
+
+def of_one_alone(a_bd, *, mask_b):
+    return 0.0
+
+
+def with_unknowns(a_bd, b_bd, *, weights_b, mask_b):
+    return 0.0
+
+
+def of_scores(a_bd, b_bd, scores_b, mask_b, margin, sharpness=2.0):
+    return 0.0
+
+
+def of_some_negatives(a_bd, b_bd, *negatives, mask_b, keep_bn):
+    return 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "needs", "reads", "takes"),
+    [
+        ("info_nce", "", "negatives teacher", "temperature symmetric mask_b keep_bn nesting mesh"),
+        ("cosent", "score", "", "scores_b mask_b"),
+        ("triplet", "negatives", "", "margin mask_b"),
+        ("distill_vectors", "teacher", "", "teacher_bd mask_b"),
+        ("distill_kl", "teacher", "", "teacher_bd temperature mask_b"),
+        (own_loss("of_pairs"), "", "", "mask_b"),
+        (own_loss("of_scores"), "score", "", "scores_b mask_b margin"),
+        (own_loss("of_some_negatives"), "", "negatives teacher", "keep_bn mask_b"),
+    ],
+)
+def test_parameters_of_a_loss_say_what_it_needs(name, needs, reads, takes):
+    found = pairs.find(name)
+    assert (found.needs, found.reads) == (needs, {*reads.split()})
+    assert found.takes == {*takes.split()}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mnrl", r"must be one of info_nce, cosent, .*, or an import path; got 'mnrl'"),
+        ("nowhere:loss", "config.pairs.loss nowhere:loss: there is no module nowhere"),
+        (own_loss("BATCH"), "must be a function, got an? int"),
+        (own_loss("without_a_mask"), "must have a parameter mask_b"),
+        (own_loss("of_one_alone"), "must take two embeddings.* its parameters are a_bd, mask_b"),
+        (own_loss("with_unknowns"), "weights_b needs a default; what is given is mask_b, scores_b"),
+    ],
+)
+def test_losses_that_cannot_be_called_are_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        pairs.find(name)
+
+
+def test_every_hard_negative_counts_the_same():
+    (a, p, n), _, _ = example("triplet")
+    nesting, given = (
+        Nesting((2, DIM), (1.0, 2.0)),
+        {"mask_b": np.ones(BATCH, np.float32), "margin": 2.5},
+    )
+    sides = [np.float32(x) for x in (a, p, n, p)]
+    _, found_g = pairs.find("triplet").on_prefixes(sides, nesting, **given)
+    cut = [[unit(x[:, :m]) for x in (a, p, n)] for m in (2, DIM)]
+    expected_g = [
+        (triplet(a, p, n, margin=2.5) + triplet(a, p, p, margin=2.5)) / 2 for a, p, n in cut
+    ]
+    np.testing.assert_allclose(found_g, expected_g, rtol=1e-5)
+
+
+def test_a_loss_with_a_nesting_sees_whole_embeddings():
+    a, b = (np.float32(x) for x in example("cosent")[0])
+    given = {"mask_b": np.ones(BATCH, np.float32), "scores_b": "not taken"}
+    whole = pairs.find(own_loss("of_pairs_at_all_dims")).on_prefixes([a, b], Nesting((2,)), **given)
+    cut = pairs.find(own_loss("of_pairs")).on_prefixes([a, b], Nesting((2, DIM)), **given)
+    np.testing.assert_allclose(whole[1][0], cut[1][1], rtol=1e-6)
+    assert abs(whole[1][0] - cut[1][0]) > 0.1

@@ -23,6 +23,14 @@ def initial(encoder):
     return jax.jit(task(encoder).init)(jax.random.key(0))
 
 
+def raises(a_bd, b_bd, *, mask_b):
+    return a_bd @ b_bd
+
+
+def per_row(a_bd, b_bd, *, nesting, mask_b):
+    return a_bd[:, 0], a_bd[0, :2]
+
+
 def task(encoder=STATIC, sides=("anchor", "positive"), **options):
     return SentencePairs(encoder, NESTING, sides, 12, **options)
 
@@ -251,6 +259,11 @@ def test_batch_spec_is_what_batches_are():
         (
             {"loss_name": "cosent", "scored": True, "sides": ("anchor", "positive", "negative_0")},
             "loss cosent would ignore the given negatives",
+        ),
+        ({"loss_name": f"{__name__}:raises"}, ":raises fails with TypeError: dot_general"),
+        (
+            {"loss_name": f"{__name__}:per_row"},
+            ":per_row must return a scalar and [2], got (8,) and (2,)",
         ),
         ({"temperature": 0.0}, "temperature must be > 0, got 0.0"),
         ({"micro_batch": -1}, "micro_batch must be >= 0, got -1"),

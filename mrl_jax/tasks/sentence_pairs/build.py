@@ -23,18 +23,19 @@ from mrl_jax.data.text_columns import Columns, parse_columns
 from mrl_jax.data.text_files import find_files, first_columns, read_rows
 from mrl_jax.data.token_cache import tokens_of, vectors_of, vocabulary_of
 from mrl_jax.encoder import Encoder
-from mrl_jax.errors import DataError, UsageError, listed, shown
+from mrl_jax.errors import DataError, UsageError, listed
 from mrl_jax.evaluators.text_layers import check_layers
 from mrl_jax.experiment import common
 from mrl_jax.experiment.common import Experiment, config_errors
 from mrl_jax.interop.text_folder import UNLIMITED, TextFolder, read_text_folder
+from mrl_jax.losses import pairs
 from mrl_jax.models.text import Bert, SentenceEncoder, Static, prompts
 from mrl_jax.models.text.tokenizer import Tokenizer
 from mrl_jax.nesting import Nesting, parse_dims
 from mrl_jax.record import folder as workdir
 from mrl_jax.runtime.program import Program
 from mrl_jax.tasks.sentence_pairs.measure import SentenceEvaluation
-from mrl_jax.tasks.sentence_pairs.task import NEEDS, SentencePairs
+from mrl_jax.tasks.sentence_pairs.task import SentencePairs
 
 # Fresh encoders: width, layers, heads, hidden units.
 FRESH = {
@@ -208,8 +209,7 @@ def _checked(
             "config.pairs.micro_batch saves the memory and keeps the loss"
         )
     with config_errors("pairs"):
-        if p.loss not in NEEDS:
-            raise ValueError(f"loss must be one of {', '.join(NEEDS)}; got {shown(p.loss)}")
+        needs = pairs.find(p.loss).needs
         if not p.score_max > 0:
             raise ValueError(f"score_max must be > 0, got {p.score_max}")
         if p.micro_batch and config.batch_size % p.micro_batch:
@@ -217,8 +217,8 @@ def _checked(
                 f"micro_batch {p.micro_batch} does not divide the batch_size {config.batch_size}"
             )
     parse_columns(config.data.columns, config.data.drop)
-    sides = ("anchor", "positive", *["negative_0"] * (NEEDS[p.loss] == "negatives"))
-    scored, taught = NEEDS[p.loss] == "score", NEEDS[p.loss] == "teacher"
+    sides = ("anchor", "positive", *["negative_0"] * (needs == "negatives"))
+    scored, taught = needs == "score", needs == "teacher"
     task = _pairs(
         config, found, nesting, sides=sides, scored=scored, teacher_width=int(taught), mesh=None
     )
@@ -279,7 +279,7 @@ def _task(
 ) -> SentencePairs:
     p = config.pairs
     with config_errors("pairs"):
-        if split.score_n is not None and NEEDS.get(p.loss, "score") != "score":
+        if split.score_n is not None and pairs.find(p.loss).needs != "score":
             raise ValueError(
                 f"loss {p.loss} would ignore the given score: data.drop=label=0 leaves out "
                 "the pairs with label 0, data.columns=ignore=NAME leaves out the column"

@@ -8,12 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mrl_jax.errors import shown
-from mrl_jax.kernels import nested_info_nce
+from mrl_jax.errors import cut, shown
 from mrl_jax.losses import layers as layered
 from mrl_jax.losses import pairs
 from mrl_jax.losses.gradient_cache import embed_in_parts
-from mrl_jax.losses.lift import nested
 from mrl_jax.losses.negatives import guide_similarities, guided_mask, ids_mask
 from mrl_jax.models.text import SentenceEncoder
 from mrl_jax.nesting import Nesting
@@ -22,17 +20,6 @@ from mrl_jax.runtime.task import Tree
 
 Layers = Literal["last", "sampled", "sizes"]
 
-# What a batch must hold for each loss beside the sides anchor and positive.
-NEEDS = {
-    "info_nce": "",
-    "cosent": "score",
-    "angle": "score",
-    "cosine_mse": "score",
-    "triplet": "negatives",
-    "distill_vectors": "teacher",
-    "distill_similarity": "teacher",
-    "distill_kl": "teacher",
-}
 _IN_WORDS = {
     "score": "pairs with a score",
     "negatives": "pairs with hard negatives",
@@ -55,19 +42,18 @@ class SentencePairs:
       max_length: tokens of the longest text.
       scored: whether pairs have a score.
       teacher_width: dims of the teacher's embeddings, 0 without one.
-      loss_name: a key of `NEEDS`. "info_nce" tells the positive from all others of the batch and
-        from all hard negatives; the others are `pair_losses` of that name.
-      temperature: of info_nce and distill_kl.
+      loss_name: a name of `losses.pairs.LOSSES`, or the import path of a loss.
+      temperature: for losses that have one, as info_nce and distill_kl.
       symmetric: info_nce in both directions.
-      margin: of triplet.
+      margin: for losses that have one, as triplet.
       micro_batch: pairs that go through the encoder at a time, 0 for all; the loss is the same.
       layers: "last", "sampled" (`layered.every_layer`) or "sizes" (`layered.small_to_large`, with
         depths in equal steps).
       mesh: devices. The embedding axis stays whole on every device.
 
     Raises:
-      ValueError: a loss that does not exist, or one that the batches have too little or too much
-        for; numbers out of range.
+      ValueError: a loss that does not exist or cannot be computed, or one that the batches hold too
+        little or too much for; numbers out of range.
     """
 
     encoder: SentenceEncoder
@@ -85,17 +71,14 @@ class SentencePairs:
     mesh: Mesh | None = None
 
     def __post_init__(self):
-        if self.loss_name not in NEEDS:
-            raise ValueError(f"loss must be one of {', '.join(NEEDS)}; got {shown(self.loss_name)}")
+        loss = pairs.find(self.loss_name)
         there = {"score": self.scored, "negatives": len(self.sides) > 2}
         there["teacher"] = self.teacher_width > 0
-        needed = NEEDS[self.loss_name]
-        if needed and not there[needed]:
-            raise ValueError(f"loss {self.loss_name} needs {_IN_WORDS[needed]}")
-        readers = {"negatives": ("info_nce", "triplet"), "teacher": ("info_nce",)}
-        for what in ("score", "negatives", "teacher"):
-            # What is there and would be passed over was hardly meant to be.
-            if there[what] and what != needed and self.loss_name not in readers.get(what, ()):
+        if loss.needs and not there[loss.needs]:
+            raise ValueError(f"loss {self.loss_name} needs {_IN_WORDS[loss.needs]}")
+        for what in there:
+            # Whoever gives it means it to be used.
+            if there[what] and what not in (loss.needs, *loss.reads):
                 raise ValueError(f"loss {self.loss_name} would ignore the given {what}")
         for name in ("temperature", "margin"):
             if not getattr(self, name) > 0:
@@ -108,6 +91,27 @@ class SentencePairs:
         if self.layers != "last" and self.encoder.layers < 2:
             raise ValueError(
                 f"layers {shown(self.layers)} needs an encoder of several, this has one"
+            )
+        if self.loss_name not in pairs.LOSSES:
+            self._try_loss()
+
+    def _try_loss(self) -> None:
+        """Traces a user's loss, so that its mistakes show before data are read."""
+        rows = 8
+        z_bd = jax.ShapeDtypeStruct((rows, self.nesting.width), jnp.float32)
+        try:
+            loss, loss_g = jax.eval_shape(
+                functools.partial(self._nested_loss, nesting=self.nesting),
+                *[z_bd] * len(self.sides),
+                batch=self.batch_spec(rows),
+            )
+        except Exception as error:
+            reason = cut(f"{type(error).__name__}: {error}", 300)
+            raise ValueError(f"loss {self.loss_name} fails with {reason}") from error
+        if (loss.shape, loss_g.shape) != ((), (len(self.nesting),)):
+            raise ValueError(
+                f"loss {self.loss_name} must return a scalar and [{len(self.nesting)}], got "
+                f"{loss.shape} and {loss_g.shape}"
             )
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -193,36 +197,17 @@ class SentencePairs:
 
     def _nested_loss(self, *sides: jax.Array, nesting: Nesting, batch: Tree):
         """The loss on every prefix: (total, [G])."""
-        mask_b = batch["mask"]
-        lift = functools.partial(nested, nesting=nesting)
-        a_bd, b_bd, *negatives = sides
-        if self.loss_name == "info_nce":
-            return nested_info_nce(
-                a_bd,
-                b_bd,
-                nesting,
-                temperature=self.temperature,
-                symmetric=self.symmetric,
-                mask=(mask_b, self._negatives_of(batch)),
-                extra_negatives=jnp.concatenate(negatives) if negatives else None,
-                mesh=self.mesh if self.mesh is not None and self.mesh.size > 1 else None,
-            )
-        function = getattr(pairs, self.loss_name)
-        if NEEDS[self.loss_name] == "score":
-            return lift(function)(a_bd, b_bd, scores_b=batch["score"], mask_b=mask_b)
-        if self.loss_name == "triplet":
-            lifted = lift(functools.partial(function, margin=self.margin))
-            found = [lifted(a_bd, b_bd, negative_bd, mask_b=mask_b) for negative_bd in negatives]
-            return tuple(sum(values) / len(found) for values in zip(*found, strict=True))
-        # A teacher has something to say of every text, on whatever side it stands.
-        z_nd = jnp.concatenate(sides)
-        teacher_nd = jnp.concatenate([batch[f"{side}_teacher"] for side in self.sides])
-        mask_n = jnp.tile(mask_b, len(sides))
-        if self.loss_name == "distill_vectors":
-            return lift(function)(z_nd, teacher_nd, mask_b=mask_n)
-        if self.loss_name == "distill_kl":
-            function = functools.partial(function, temperature=self.temperature)
-        return lift(function)(z_nd, teacher_bd=teacher_nd, mask_b=mask_n)
+        loss = pairs.find(self.loss_name)
+        given = {name: getattr(self, name) for name in pairs.OPTIONS} | {"mask_b": batch["mask"]}
+        given["mesh"] = self.mesh if self.mesh is not None and self.mesh.size > 1 else None
+        if "scores_b" in loss.takes:
+            given["scores_b"] = batch["score"]
+        if "teacher_bd" in loss.takes:
+            teacher = [batch[f"{side}_teacher"] for side in self.sides]
+            given["teacher_bd"] = jnp.concatenate(teacher)
+        if "keep_bn" in loss.takes:
+            given["keep_bn"] = self._negatives_of(batch)
+        return loss.on_prefixes(sides, nesting, **given)
 
     def _negatives_of(self, batch: Tree) -> jax.Array:
         """Which columns are negatives of which rows, [B, N]: no duplicates, no better answers."""
