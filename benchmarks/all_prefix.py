@@ -34,8 +34,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness, report
-from mrl_jax import dry_run
 from mrl_jax.nesting import powers_of_two
+from mrl_jax.runtime import cost
 from mrl_jax.search.device import exact, placement
 from mrl_jax.search.device.funnel import DeviceIndex
 from mrl_jax.search.schedule import Schedule
@@ -161,7 +161,7 @@ def compiled_tile(dims: tuple[int, ...], rows: int, topology: str) -> dict[str, 
     Everything that grows with the database is done tile by tile: products at all prefixes and the
     maxima of blocks.
     """
-    device = dry_run.topology_devices(topology)[0]
+    device = cost.topology_devices(topology)[0]
     mesh = jax.sharding.Mesh(np.array([device]), ("rows",))
     layout = placement.Layout(dims, "cosine", rows, rows, mesh)
     queries = exact.sizes_for(mesh).queries

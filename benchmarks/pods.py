@@ -17,7 +17,9 @@ import jax
 
 from benchmarks import harness
 from mrl_jax import config as configs
-from mrl_jax import dry_run, experiment
+from mrl_jax import experiment
+from mrl_jax.runtime import cost
+from mrl_jax.tasks.classification import build
 
 PER_CHIP, SIZE, CLASSES = 64, 224, 1000
 CONFIGS = {"resnet50": "imagenet_resnet50", "vit_b16": "imagenet_vit"}
@@ -39,10 +41,10 @@ def measure(model: str, chips: int, head: str) -> dict[str, Any]:
         c.nesting.dims = DIMS[model]
     c.data.mixup = 0.0
     c.batch_size = PER_CHIP * chips
-    devices = dry_run.topology_devices(SLICES[chips])[:chips]
+    devices = cost.topology_devices(SLICES[chips])[:chips]
     mesh = experiment.make_mesh(c, devices)
     shape = (SIZE, SIZE, 3)
-    program = experiment.images.make_program(c, classes=CLASSES, image_shape=shape, mesh=mesh)
+    program = build.make_program(c, classes=CLASSES, image_shape=shape, mesh=mesh)
     compiled = program.compile(program.largest_batch)
     memory = compiled.memory_analysis()
     params = sum(leaf.size for leaf in jax.tree.leaves(program.state["params"]))
@@ -56,7 +58,7 @@ def measure(model: str, chips: int, head: str) -> dict[str, Any]:
         "tflop_per_chip": compiled.cost_analysis()["flops"] / 1e12,
         "argument_mib": memory.argument_size_in_bytes / 2**20,
         "temporary_mib": memory.temp_size_in_bytes / 2**20,
-        "collectives": dry_run.collectives(compiled.as_text()),
+        "collectives": cost.collectives(compiled.as_text()),
         "versions": harness.environment()["versions"],
         "date": harness.environment()["date"],
     }

@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mrl_jax import config as configs
 from mrl_jax import dry_run
+from mrl_jax.runtime import cost
 from mrl_jax.runtime.mesh import make_mesh
 
 
@@ -24,7 +25,7 @@ def test_collectives_are_counted_by_kind_and_bytes():
     x = jax.ShapeDtypeStruct((16, 100), jnp.float32, sharding=rows)
     y = jax.ShapeDtypeStruct((64, 2), jnp.float32, sharding=rows)
     compiled = jax.jit(function, out_shardings=(whole, whole)).lower(x, y).compile()
-    assert dry_run.collectives(compiled.as_text()) == {
+    assert cost.collectives(compiled.as_text()) == {
         "all-gather": (1, 64 * 2 * 4),
         "all-reduce": (1, 100 * 4),
     }
@@ -41,7 +42,7 @@ def test_collectives_of_an_asynchronous_program():
   %sum = bf16[10]{0:T(128)(2,1)} all-reduce(bf16[10]{0} %q), to_apply=%add
   %both = (f32[3]{0}, s32[]) all-reduce(f32[3]{0} %a, s32[] %b), to_apply=%add
 """
-    assert dry_run.collectives(text) == {
+    assert cost.collectives(text) == {
         "all-gather": (1, 64 * 4 * 4),
         "all-reduce": (3, 20 + 16 + 28),
         "collective-permute": (1, 20),
@@ -97,13 +98,13 @@ def test_command_prints_costs_and_trains_nothing(tmp_path):
     ],
 )
 def test_what_a_compiler_says_of_too_large_a_program(said, found):
-    assert dry_run.out_of_memory(said) == found
+    assert cost.out_of_memory(said) == found
 
 
 def test_other_layouts_begin_with_the_nearest():
     overrides = ("--config.mesh.data=4", "--config.mesh.tensor=2", "--config.batch_size=16")
     config = configs.load(str(commands.ROOT / "configs/digits.py:mrl"), overrides)
-    found = dry_run.other_layouts(dry_run.program_of(config))
+    found = cost.other_layouts(dry_run.program_of(config))
     assert [tuple(keys.values()) for keys in found] == [
         (2, 2, 2, 1),
         (1, 4, 2, 1),
@@ -126,10 +127,10 @@ def test_flops_are_those_of_the_network_also_where_a_cpu_program_loops():
     # ResNet-18 for 32 pixels has 0.556 G multiplications and additions at width 64; a quarter at
     # 32, two FLOPs each, thrice: forward, to the activations and to the kernels.
     by_hand = 8 * 0.556e9 / 4 * 2 * 3
-    found = dry_run.flops(program)
+    found = cost.flops(program)
     assert found == pytest.approx(by_hand, rel=1e-3)
     in_parts = dataclasses.replace(program, accumulate=2)
-    assert dry_run.flops(in_parts) == found
+    assert cost.flops(in_parts) == found
 
 
 @pytest.mark.slow

@@ -1,23 +1,38 @@
 """Classifying with a policy, computing no more dims of an example than it asks for."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from mrl_jax.cascade.policy import Policy
+from mrl_jax.heads import NestedHead
 from mrl_jax.kernels import prefix_matmul, prefix_norms
-from mrl_jax.tasks.classification.task import Classification
+
+
+class Classifier(Protocol):
+    """What `infer` needs of a task.
+
+    Attributes:
+      head: classifies prefixes of embeddings.
+    """
+
+    head: NestedHead
+
+    def classifiable(self, dim: int) -> bool:
+        """Whether the head has a classifier for the first `dim` dims."""
 
 
 class Inference(NamedTuple):
-    """Attributes:
-    predicted_b: [B] classes.
-    dim_b: [B] where each example stopped.
-    multiplications: multiply-adds of the head that were done, padding included.
-    saving: share of those of one full-width head that were not needed. Separate heads, which
-      begin anew at every dim, can need more than that: then it is negative.
+    """What a policy decided, and what it saved.
+
+    Attributes:
+      predicted_b: [B] classes.
+      dim_b: [B] where each example stopped.
+      multiplications: multiply-adds that the head did, padding included.
+      saving: share of those of one full-width head that were not needed. Separate heads, which
+        begin anew at every dim, can need more than that: then it is negative.
     """
 
     predicted_b: np.ndarray
@@ -42,8 +57,7 @@ def _look(
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """(confidence [P], class [P], products) of some rows at `dim`, from dims `first` on.
 
-    `product_bc` holds the products over the dims before `first`; None where there are none and
-    none are to be kept.
+    `product_bc` holds the products over the dims before `first`; None where none are kept.
     """
     z_pd = z_bd[row_p, :dim]
     kernel_kc = kernel_dc[first:dim].astype(z_bd.dtype)
@@ -57,22 +71,22 @@ def _look(
     return jax.nn.softmax(logits_pc).max(-1), logits_pc.argmax(-1), product_bc
 
 
-def infer(task: Classification, params: Any, z_bd: jax.Array, policy: Policy) -> Inference:
+def infer(task: Classifier, params: Any, z_bd: jax.Array, policy: Policy) -> Inference:
     """Classifies a batch of embeddings; only what has not stopped is computed at the next dim.
 
-    Equals `apply` on what the whole head says, up to rounding. Rows still undecided are gathered
-    and padded to a power of two, so that at most log2(B) + 1 programs are compiled per dim. A
-    shared (or fixed) head adds the block of new dims to products it has; a separate head begins
-    anew. The host decides after every dim: this waits for the device as often as there are dims.
+    Equals `apply` on what the whole head says, up to rounding. Rows that are still undecided are
+    gathered and padded to a power of two, so that at most log2(B) + 1 programs are compiled per
+    dim. A shared (or fixed) head adds the block of new dims to the products that it has; a separate
+    head begins anew. The host decides after every dim, and so waits for the device once per dim.
 
     Args:
-      task: of the head.
+      task: with the head.
       params: of the task, as trained.
       z_bd: [B, >= width] embeddings, readable by this process.
-      policy: its dims must be ones the head has a classifier for.
+      policy: the head must have a classifier for each of its dims.
 
     Raises:
-      ValueError: they are not, or the embeddings have another shape.
+      ValueError: it has none for a dim, or the embeddings have another shape.
     """
     head = task.head
     unknown = [m for m in policy.dims if not task.classifiable(m)]

@@ -1,0 +1,84 @@
+"""No room of the package imports one above it: the rooms, lowest first, and what each is for."""
+
+import ast
+import pathlib
+
+import mrl_jax
+
+PACKAGE = pathlib.Path(mrl_jax.__file__).parent
+ROOMS = {
+    "errors": "the ways a command can fail, with their exit codes",
+    "extras": "libraries that only some uses need",
+    "imported": "objects by their import path",
+    "printing": "tables as text",
+    "store": "files: vectors, tables, JSON, checked and written whole",
+    "config_keys": "the keys of a config",
+    "config": "reading and overriding a config",
+    "nesting": "which prefixes there are, and their weights",
+    "kernels": "the arithmetic over prefixes",
+    "heads": "classifiers on every prefix",
+    "losses": "losses over prefixes",
+    "models": "networks for images, texts and vectors",
+    "runtime": "mesh, step, checkpoints, signals: how a program runs",
+    "cli": "what every command shares",
+    "data": "where examples come from, and which make up a batch",
+    "interop": "weights and model folders of others",
+    "record": "the run folder and the results in it",
+    "cascade": "short prefixes answer where they are sure",
+    "search": "neighbours: on devices, in an index, and a plan for either",
+    "evaluators": "what is measured of an embedding",
+    "encoder": "a trained sentence encoder",
+    "tasks": "what is trained: one room per task",
+    "experiment": "from a config to data, program and measurements",
+    "trained": "a finished run, restored",
+    "embedder": "a trained model, ready to embed",
+    "reporting": "runs side by side, as pages and plots",
+    "dry_run": "what a step costs",
+    **dict.fromkeys(("train", "evaluate", "embed", "export", "sweep", "report"), "commands"),
+    "engines": "search engines of others",
+    "__main__": "the list of commands",
+    "__init__": "the package",
+}
+# Imports that still lead upwards, as (room, room).
+EXCEPTIONS = {
+    ("store", "record"),
+    ("record", "evaluators"),
+    ("search", "reporting"),
+    ("evaluators", "reporting"),
+    ("evaluators", "tasks"),
+    ("tasks", "experiment"),
+}
+
+
+def _imported(path: pathlib.Path) -> set[str]:
+    """The rooms that a file imports from, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "mrl_jax":
+            found |= {f"mrl_jax.{name.name}" for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+    return {name.split(".")[1] for name in found if name.startswith("mrl_jax.")}
+
+
+def _upwards() -> dict[tuple[str, str], list[str]]:
+    """The files that import upwards, by (room, room)."""
+    order = {room: number for number, room in enumerate(ROOMS)}
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for other in _imported(path):
+            if order[other] > order[room]:
+                found.setdefault((room, other), []).append(str(path.relative_to(PACKAGE)))
+    return found
+
+
+def test_every_room_is_listed():
+    there = {path.name.removesuffix(".py") for path in PACKAGE.iterdir()} - {"__pycache__"}
+    assert there == set(ROOMS)
+
+
+def test_no_room_imports_one_above_it():
+    assert {rooms: files for rooms, files in _upwards().items() if rooms not in EXCEPTIONS} == {}
