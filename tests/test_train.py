@@ -53,6 +53,20 @@ def results_of(workdir: pathlib.Path):
     return json.loads((workdir / "results.json").read_text())
 
 
+@pytest.mark.slow
+def test_a_backbone_from_outside_the_package_is_trained_as_that_in_the_table_is(
+    digits_run, tmp_path, monkeypatch
+):
+    (tmp_path / "my_nets.py").write_text(
+        "from mrl_jax.models.mlp import Mlp\n"
+        "def make(embedding_dim, depth): return Mlp(embedding_dim, width=16, depth=depth)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = ("--config.model.name=my_nets:make", "--config.model.width=0")
+    commands.here(commands.train(tmp_path / "run", *own))
+    assert records(tmp_path / "run") == records(digits_run[0])
+
+
 def test_a_run_leaves_what_it_promises(digits_run):
     workdir, output = digits_run
     assert {p.name for p in workdir.iterdir()} >= {

@@ -1,15 +1,19 @@
 """Backbones: Flax modules that turn a batch of images into embeddings, `x_bhwc -> z_bd`.
 
-Each has `out_dim`, the width D of its embeddings.
+Each has `out_dim`, the width D of its embeddings. To add one, write it in a file of its own and add
+it to `BACKBONES`, or keep it in a module of your own and name it by its import path.
 """
 
+import functools
+import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mrl_jax.errors import shown
+from mrl_jax.errors import cut, shown
+from mrl_jax.imported import by_path
 from mrl_jax.models.cnn import Cnn
 from mrl_jax.models.mlp import Mlp
 from mrl_jax.models.resnet import ResNet, Stem
@@ -34,29 +38,19 @@ _LEGAL = {
     "dtype": ("float32", "bfloat16"),
 }
 
-
-class _Network(NamedTuple):
-    make: Callable[..., nn.Module]
-    options: tuple[str, ...]
-    fixed: dict[str, Any]  # what the name stands for
-
-
-_PLAIN = ("embedding_dim", "width", "depth")
-_RESNET = ("embedding_dim", "width", "stem", "blurpool", "batch_norm_groups", "dtype", "remat")
-_VIT = ("embedding_dim", "pool", "dtype", "remat")
 _STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 _HEADS = {"ti": 3, "s": 6, "b": 12}
 
-BACKBONES = {
-    "mlp": _Network(Mlp, _PLAIN, {}),
-    "cnn": _Network(Cnn, _PLAIN, {}),
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "mlp": Mlp,
+    "cnn": Cnn,
     **{
-        f"resnet{layers}": _Network(ResNet, _RESNET, {"stages": stages, "bottleneck": layers >= 50})
+        f"resnet{layers}": functools.partial(ResNet, stages=stages, bottleneck=layers >= 50)
         for layers, stages in _STAGES.items()
     },
     **{
-        f"vit_{size}{patch}": _Network(
-            ViT, _VIT, {"patch": patch, "width": 64 * heads, "depth": 12, "heads": heads}
+        f"vit_{size}{patch}": functools.partial(
+            ViT, patch=patch, width=64 * heads, depth=12, heads=heads
         )
         for patch in (16, 8)
         for size, heads in _HEADS.items()
@@ -65,18 +59,29 @@ BACKBONES = {
 
 
 def build(name: str, **options: Any) -> nn.Module:
-    """The backbone called `name`.
+    """The backbone called `name`: one of `BACKBONES`, or what the function at an import path makes.
 
     Args:
-      name: one of `BACKBONES`.
-      **options: some of `DEFAULTS`; the attributes of the networks say what they do.
+      name: in `BACKBONES`, or such as "my_lab.nets:make".
+      **options: some of `DEFAULTS`. Those that differ from it are handed on, and must be among the
+        parameters of the network or function; the networks' attributes say what they do.
 
     Raises:
-      ValueError: no such backbone, an option that it does not have, or a value that is not legal.
+      ValueError: no such backbone, an option that it does not have, or a value that is not legal;
+        a function that fails or does not make a Flax module with an `out_dim`.
     """
-    if name not in BACKBONES:
-        raise ValueError(f"model name must be one of {', '.join(BACKBONES)}; got {shown(name)}")
-    network = BACKBONES[name]
+    if name not in BACKBONES and ":" not in name:
+        raise ValueError(
+            f"model name must be one of {', '.join(BACKBONES)}, or an import path; "
+            f"got {shown(name)}"
+        )
+    make = BACKBONES.get(name) or by_path(name, "config.model.name")
+    if not callable(make):
+        raise ValueError(f"model {name} must be a function, got {shown(make)}")
+    parameters = inspect.signature(make).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    fixed = getattr(make, "keywords", {})  # what the name stands for
+    legal = [key for key in DEFAULTS if (takes_all or key in parameters) and key not in fixed]
     chosen = {}
     for key, value in options.items():
         if key in _LEGAL and value not in _LEGAL[key]:
@@ -89,11 +94,23 @@ def build(name: str, **options: Any) -> nn.Module:
             raise ValueError(f"model depth must be at most {MOST_LAYERS}, got {value}")
         if value == DEFAULTS[key]:
             continue
-        if key not in network.options:
+        if key not in legal:
             raise ValueError(
-                f"model {name} has no option {key}; it has {', '.join(network.options)}"
+                f"model {name} has no option {key}; it has {', '.join(legal) or 'none'}"
             )
         chosen[key] = jnp.dtype(value) if key == "dtype" else value
-    if "embedding_dim" not in chosen and network.options is _PLAIN:
-        raise ValueError(f"model {name} needs an embedding_dim >= 1")
-    return network.make(**network.fixed, **chosen)
+    for key in (key for key in legal if key in parameters and key not in chosen):
+        if parameters[key].default is inspect.Parameter.empty:
+            raise ValueError(f"model {name} needs {key}, got {shown(DEFAULTS[key])}")
+    try:
+        backbone = make(**chosen)
+    except Exception as error:
+        reason = cut(f"{type(error).__name__}: {error}", 300)
+        raise ValueError(f"model {name} fails with {reason}") from error
+    if not isinstance(backbone, nn.Module) or not isinstance(
+        getattr(backbone, "out_dim", None), int
+    ):
+        raise ValueError(
+            f"model {name} must make a Flax module with an integer out_dim, got {shown(backbone)}"
+        )
+    return backbone

@@ -194,11 +194,37 @@ def test_options_reach_the_network():
         build(name, **{**DEFAULTS, "embedding_dim": 7})
 
 
+def own(name):
+    return f"{__name__}:{name}"
+
+
+def narrow_mlp(embedding_dim, **others):
+    assert others.keys() <= {"depth", "pool"}
+    return BACKBONES["mlp"](embedding_dim, width=3, **others)
+
+
+def failing():
+    return 1 / 0
+
+
+def test_a_function_at_an_import_path_makes_a_backbone_of_what_is_set():
+    model = build(own("narrow_mlp"), **{**DEFAULTS, "embedding_dim": 4, "depth": 1})
+    assert (model.embedding_dim, model.width, model.depth) == (4, 3, 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "vgg"}, "must be one of mlp, cnn, resnet18.*; got 'vgg'"),
-        ({"name": "mlp"}, "model mlp needs an embedding_dim >= 1"),
+        ({"name": "vgg"}, "must be one of mlp, cnn, resnet18.*, or an import path; got 'vgg'"),
+        ({"name": "nowhere:make"}, "config.model.name nowhere:make: there is no module nowhere"),
+        ({"name": own("SHAPE")}, r"must be a function, got \(12, 8, 3\)"),
+        ({"name": own("narrow_mlp")}, ":narrow_mlp needs embedding_dim, got 0"),
+        ({"name": own("failing")}, ":failing fails with ZeroDivisionError: division by zero"),
+        ({"name": own("failing"), "width": 3}, ":failing has no option width; it has none"),
+        ({"name": own("own"), "embedding_dim": 3}, ":own has no option embedding_dim"),
+        ({"name": "builtins:dict"}, "no signature found"),
+        ({"name": "collections:Counter"}, "must make a Flax module with an integer out_dim, got C"),
+        ({"name": "mlp"}, "model mlp needs embedding_dim, got 0"),
         ({"name": "cnn", "embedding_dim": 4, "width": -1}, "model width must be >= 0, got -1"),
         ({"name": "resnet18", "depth": 3}, "resnet18 has no option depth; it has embedding_dim, w"),
         ({"name": "resnet18", "batch_norm_groups": 0}, "batch_norm_groups must be >= 1, got 0"),

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from mrl_jax import NestedHead, Nesting
+from mrl_jax.errors import UsageError
 from mrl_jax.models import build
+from mrl_jax.models.mlp import Mlp
 from mrl_jax.runtime.mesh import make_mesh
 from mrl_jax.tasks.classification.task import Classification
 
@@ -58,3 +60,16 @@ def test_a_loss_that_cannot_be_is_refused():
     mesh = make_mesh(data=2, tensor=4)
     with pytest.raises(ValueError, match=r"'blockwise' needs classes that divide over .*=4, got 6"):
         make_task(loss_form="blockwise", mesh=mesh)
+
+
+class Mistaken(Mlp):
+    """A backbone that is wider than it says."""
+
+    out_dim = 8
+
+
+def test_a_backbone_whose_embeddings_are_not_as_wide_as_it_says_is_refused():
+    backbone = build(f"{__name__}:Mistaken", embedding_dim=9)
+    task = dataclasses.replace(make_task(), backbone=backbone)
+    with pytest.raises(UsageError, match=r"must be \[1, 8\] .* out_dim says, got \(1, 9\)"):
+        jax.eval_shape(task.init, jax.random.key(0))

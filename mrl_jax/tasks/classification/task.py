@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mrl_jax.data.augment import Augmentation
-from mrl_jax.errors import shown
+from mrl_jax.errors import UsageError, shown
 from mrl_jax.heads import NestedHead
 from mrl_jax.kernels import nested_linear_cross_entropy
 from mrl_jax.losses import nested_cross_entropy
@@ -114,6 +114,11 @@ class Classification:
         image_bhwc = jnp.zeros((1, *self.image_shape))
         backbone = self.backbone.init(backbone_key, image_bhwc)
         z_bd = self.backbone.apply(backbone, image_bhwc)
+        if z_bd.shape != (1, self.backbone.out_dim):
+            raise UsageError(
+                f"config.model.name: embeddings of one image must be [1, {self.backbone.out_dim}] "
+                f"as the backbone's out_dim says, got {z_bd.shape}"
+            )
         params = {"backbone": backbone["params"], "head": self.head.init(head_key, z_bd)["params"]}
         return params, {name: tree for name, tree in backbone.items() if name != "params"}
 
