@@ -149,136 +149,120 @@ class Dataset:
         return self._training_digest
 
 
-def check_options(
-    source: str,
-    *,
-    path: str,
-    dataset: str,
-    parts: Sequence[str],
-    image_size: int,
-    eval_crop: float,
-    stream: bool,
-    random_crop: float,
-    resolutions: Resolutions,
-    rand_augment: tuple[int, float] | tuple[()],
-    threads: int,
-) -> None:
-    """Checks what `load` checks before it opens data.
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Which images are read, and how.
 
-    Raises:
-      UsageError: unknown source, a key that the source needs is empty, or a value that is not
-        legal.
-      ValueError: a value that is not legal.
-    """
-    if source not in SOURCES:
-        raise UsageError(
-            f"config.data.source must be one of {', '.join(SOURCES)}; got {shown(source)}"
-        )
-    if image_size < 1:
-        raise UsageError(f"data.image_size must be >= 1, got {image_size}")
-    if not 0 < eval_crop <= 1:
-        raise UsageError(f"data.eval_crop must be in (0, 1], got {eval_crop}")
-    if threads < 0:
-        raise UsageError(f"data.threads must be >= 0, got {threads}")
-    for key, value in (("resolutions", resolutions), ("rand_augment", rand_augment)):
-        if value and not stream:
-            raise UsageError(f"data.{key} needs data.stream=True")
-    if rand_augment and len(rand_augment) != 2:
-        raise UsageError(f"data.rand_augment must be (changes, strength), got {rand_augment}")
-    if stream:
-        change = RandAugment(*rand_augment) if rand_augment else None
-        Stream((), image_size, eval_crop, random_crop, resolutions, change)  # checks these
-    if parts and source != "tfds":
-        raise UsageError(f"data.splits is for data.source tfds only; data.source is {source}")
-    parse_parts(parts)
-    if source == "digits" and stream:
-        raise UsageError("data.stream needs image files, digits are in memory")
-    if source == "image_folder" and not path:
-        raise UsageError("data.source image_folder needs --config.data.path=...")
-    if source == "tfds" and not dataset and not path:
-        raise UsageError("data.source tfds needs --config.data.dataset=... or data.path")
-
-
-def load(
-    source: str,
-    *,
-    path: str = "",
-    dataset: str = "",
-    parts: Sequence[str] = (),
-    image_size: int = 32,
-    eval_crop: float = 1.0,
-    stream: bool = False,
-    random_crop: float = 0.0,
-    resolutions: Resolutions = (),
-    rand_augment: tuple[int, float] | tuple[()] = (),
-    threads: int = 0,
-    class_names: Sequence[str] | None = None,
-) -> Dataset:
-    """Opens a data set.
-
-    Args:
+    Attributes:
       source: "digits", "image_folder" or "tfds".
       path: of image_folder, the folder; of tfds, where prepared data sets lie ("" = its default).
       dataset: of tfds, the data set's name.
-      parts: of tfds, which examples belong to which split, see `tfds.open_tfds`; () = by name.
+      splits: of tfds, which examples belong to which split, see `tfds.open_tfds`; () = by name.
       image_size: of image_folder and tfds, pixels per side that images are brought to.
       eval_crop: share of the short side that is kept of images in evaluation; in memory, and in
         a stream without `random_crop`, of training images as well.
       stream: read images while they are used, instead of keeping all of them, decoded, in memory.
       random_crop: of a stream, see `Stream`. In memory it happens on the device.
       resolutions: of a stream, see `Stream`.
-      rand_augment: of a stream, see `Stream`.
+      rand_augment: of a stream, (changes, strength), see `RandAugment`; () = none.
       threads: that decode images; 0 = one per core.
-      class_names: of a trained model, to measure it: the train split may then be missing, and a
-        folder need not have every class. None: the data say which classes there are.
 
     Raises:
-      UsageError: unknown source, or a key the source needs is empty.
+      UsageError: unknown source, a key that the source needs is empty, or a value that is not
+        legal.
+      ValueError: a value that is not legal.
+    """
+
+    source: str
+    path: str = ""
+    dataset: str = ""
+    splits: Sequence[str] = ()
+    image_size: int = 32
+    eval_crop: float = 1.0
+    stream: bool = False
+    random_crop: float = 0.0
+    resolutions: Resolutions = ()
+    rand_augment: tuple[int, float] | tuple[()] = ()
+    threads: int = 0
+
+    def __post_init__(self):
+        if self.source not in SOURCES:
+            raise UsageError(
+                f"config.data.source must be one of {', '.join(SOURCES)}; got {shown(self.source)}"
+            )
+        if self.image_size < 1:
+            raise UsageError(f"data.image_size must be >= 1, got {self.image_size}")
+        if not 0 < self.eval_crop <= 1:
+            raise UsageError(f"data.eval_crop must be in (0, 1], got {self.eval_crop}")
+        if self.threads < 0:
+            raise UsageError(f"data.threads must be >= 0, got {self.threads}")
+        for key in ("resolutions", "rand_augment"):
+            if getattr(self, key) and not self.stream:
+                raise UsageError(f"data.{key} needs data.stream=True")
+        if self.rand_augment and len(self.rand_augment) != 2:
+            raise UsageError(
+                f"data.rand_augment must be (changes, strength), got {self.rand_augment}"
+            )
+        if self.stream:
+            self.streamed(())  # checks the rest
+        if self.splits and self.source != "tfds":
+            raise UsageError(
+                f"data.splits is for data.source tfds only; data.source is {self.source}"
+            )
+        parse_parts(self.splits)
+        if self.source == "digits" and self.stream:
+            raise UsageError("data.stream needs image files, digits are in memory")
+        if self.source == "image_folder" and not self.path:
+            raise UsageError("data.source image_folder needs --config.data.path=...")
+        if self.source == "tfds" and not self.dataset and not self.path:
+            raise UsageError("data.source tfds needs --config.data.dataset=... or data.path")
+
+    def streamed(self, records: Any) -> Stream:
+        """A split that is read while it is used."""
+        return Stream(
+            records,
+            self.image_size,
+            eval_crop=self.eval_crop,
+            random_crop=self.random_crop,
+            resolutions=self.resolutions,
+            rand_augment=RandAugment(*self.rand_augment) if self.rand_augment else None,
+            threads=self.threads,
+        )
+
+
+def load(source: str, *, class_names: Sequence[str] | None = None, **options: Any) -> Dataset:
+    """Opens a data set.
+
+    Args:
+      source: see `Options`.
+      class_names: of a trained model, to measure it: the train split may then be missing, and a
+        folder need not have every class. None: the data say which classes there are.
+      options: see `Options`.
+
+    Raises:
+      UsageError, ValueError: see `Options`.
       DataError: data missing, unreadable or inconsistent, or of other classes; names the path.
     """
-    check_options(
-        source,
-        path=path,
-        dataset=dataset,
-        parts=parts,
-        image_size=image_size,
-        eval_crop=eval_crop,
-        stream=stream,
-        random_crop=random_crop,
-        resolutions=resolutions,
-        rand_augment=rand_augment,
-        threads=threads,
-    )
+    o = Options(source, **options)
     if source == "digits":
         dataset = _digits()
         _check_classes("digits", dataset.class_names, class_names)
         return dataset
     remarks = Remarks()
     if source == "image_folder":
-        records, classes = open_folder(pathlib.Path(path), remarks, class_names)
-        name = path
+        name = o.path
+        records, classes = open_folder(pathlib.Path(name), remarks, class_names)
     else:
-        records, classes = open_tfds(dataset, path, parts, remarks, train=class_names is None)
-        name = dataset or path
+        name = o.dataset or o.path
+        train = class_names is None
+        records, classes = open_tfds(o.dataset, o.path, o.splits, remarks, train=train)
         _check_classes(name, classes, class_names)
-    if stream:
-        splits = {
-            split: Stream(
-                found,
-                image_size,
-                eval_crop=eval_crop,
-                random_crop=random_crop,
-                resolutions=resolutions,
-                rand_augment=RandAugment(*rand_augment) if rand_augment else None,
-                threads=threads,
-            )
-            for split, found in records.items()
-        }
-    else:
-        splits = {
-            split: decoded(split, found, image_size, eval_crop, threads)
-            for split, found in records.items()
-        }
+    splits = {
+        split: o.streamed(found)
+        if o.stream
+        else decoded(split, found, o.image_size, o.eval_crop, o.threads)
+        for split, found in records.items()
+    }
     sizes = [
         f"{split} {len(found):,}" + (f" ({found.part})" if found.part != split else "")
         for split, found in records.items()

@@ -51,7 +51,7 @@ def greys(data):
 
 
 def opened(path, *parts, **options):
-    return load("tfds", path=path, parts=parts, image_size=4, **options)
+    return load("tfds", path=path, splits=parts, image_size=4, **options)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_the_key_is_read_from_a_command_line():
         "test=test",
     )
     with pytest.raises(UsageError, match=r"for data\.source tfds only; data\.source is digits"):
-        load("digits", parts=("train=train",))
+        load("digits", splits=("train=train",))
 
 
 def test_what_is_measured_needs_no_training_files(tmp_path):

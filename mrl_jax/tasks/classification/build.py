@@ -1,5 +1,6 @@
 """From a config to image classification: data, model and measurements."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -86,20 +87,8 @@ def make_program(
 
 
 def _options(config: ConfigDict) -> dict[str, Any]:
-    """What `data.load` takes besides the source."""
-    d = config.data
-    return {
-        "path": d.path,
-        "dataset": d.dataset,
-        "parts": d.splits,
-        "image_size": d.image_size,
-        "eval_crop": d.eval_crop,
-        "stream": d.stream,
-        "random_crop": d.random_crop,
-        "resolutions": d.resolutions,
-        "rand_augment": d.rand_augment,
-        "threads": d.threads,
-    }
+    """What `data.load` takes."""
+    return {field.name: config.data[field.name] for field in dataclasses.fields(data.Options)}
 
 
 def open_data(config: ConfigDict) -> data.Dataset:
@@ -111,7 +100,7 @@ def open_data(config: ConfigDict) -> data.Dataset:
     """
     d = config.data
     with config_errors("data"):
-        dataset = data.load(d.source, **_options(config))
+        dataset = data.load(**_options(config))
     if d.classes not in (0, len(dataset.class_names)):
         raise UsageError(
             f"config.data.classes is {d.classes}, but {dataset.name} has "
@@ -128,7 +117,7 @@ def check(config: ConfigDict) -> Classification:
     """
     task = make_task(config, classes=2, image_shape=(32, 32, 3), mesh=None)
     with config_errors("data"):
-        data.check_options(config.data.source, **_options(config))
+        data.Options(**_options(config))
     common.evaluated_dims(config, task.nesting)
     with config_errors("eval.measures"):
         chosen(config.eval.measures)
