@@ -10,9 +10,14 @@ into a run: data, mesh, checkpoints, metrics, plots.
 import importlib
 from typing import Any
 
-__all__ = ["NestedHead", "Nesting", "kernels", "losses", "nested"]
+__all__ = ["NestedHead", "Nesting", "kernels", "load", "losses", "nested"]
 
-_MODULES = {"NestedHead": "heads", "Nesting": "nesting", "nested": "losses.lift"}
+_MODULES = {
+    "NestedHead": "heads",
+    "Nesting": "nesting",
+    "load": "model",
+    "nested": "losses.lift",
+}
 
 
 def __getattr__(name: str) -> Any:

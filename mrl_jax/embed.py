@@ -19,7 +19,7 @@ import functools
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -27,11 +27,35 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from mrl_jax import config as configs
-from mrl_jax import embedder, errors
-from mrl_jax.embedder import Embedder, Request
-from mrl_jax.record import folder
+from mrl_jax import errors, trained
+from mrl_jax.errors import UsageError
+from mrl_jax.model import Model, inputs_of
+from mrl_jax.record import folder, results
 from mrl_jax.runtime import agreement, distributed
-from mrl_jax.store.shards import Format
+from mrl_jax.runtime.forks import check_not_forked
+from mrl_jax.runtime.step import evaluated
+from mrl_jax.store import shards, tables
+from mrl_jax.store.shards import Format, Manifest, Shard
+
+
+class Request(NamedTuple):
+    """Which vectors are wanted.
+
+    Attributes:
+      workdir: folder of a trained run.
+      source: one of its splits, or a folder of images; for an adaptor, vectors.
+      dim: length of the prefix that is kept; None = all dims.
+      normalize: to unit length, after cutting; a vector of zeros stays one.
+      overrides: "--config.key=value" strings of keys that do not change the model.
+      step: of the checkpoint; None = the newest.
+    """
+
+    workdir: pathlib.Path
+    source: str
+    dim: int | None = None
+    normalize: bool = False
+    overrides: tuple[str, ...] = ()
+    step: int | None = None
 
 
 def add_arguments(parser: cli.ArgumentParser) -> None:
@@ -60,6 +84,173 @@ def request(arguments, overrides: Sequence[str]) -> Request:
     )
 
 
+class Job:
+    """A checkpoint of a run, the newest or a requested one, and what is embedded with it.
+
+    A shard's vectors do not depend on which others are written by whom: `main` goes through the
+    shards in one job of JAX, `engines.ray` gives them to the workers of a cluster.
+
+    Attributes:
+      rows: what is embedded.
+      made_from: what must be the same for the same vectors to come out.
+      notes: lines on a prefix that was not trained and on what is not read.
+
+    Raises:
+      UsageError: there is no such run or source, the dims are out of range, or this is a fork of a
+        process that used JAX. See also `trained.restored`.
+    """
+
+    def __init__(self, request: Request):
+        check_not_forked()
+        # What is measured besides has no part in this, and may not be where we are.
+        apart = ("eval.shifts=()", "eval.hierarchy=", "eval.sts=()")
+        overrides = (*request.overrides, *(f"--config.{key}" for key in apart))
+        config = folder.read_config(request.workdir)
+        if not inputs_of(config.task).spread:
+            raise UsageError(
+                f"{request.workdir} was trained for {config.task}: this command embeds what lies in "
+                "files of images or vectors; texts: mrl_jax.load(RUN).embed(TEXTS)"
+            )
+        _, setup, state = trained.restored(request.workdir, overrides, request.step)
+        self._model = Model.of_run(setup, *evaluated(state))
+        self.dim = self._model.check_dim(request.dim)
+        self._normalize = request.normalize
+        if request.source in setup.dataset.splits:
+            self.rows = self._model.inputs.open(setup.dataset.splits[request.source])
+            source = f"split {request.source} {setup.dataset.fingerprint(request.source)}"
+        elif not pathlib.Path(request.source).exists():
+            raise UsageError(
+                f"--input must be a split ({', '.join(setup.dataset.splits)}) or a folder of images, "
+                f"or vectors, got {request.source!r}"
+            )
+        else:
+            self.rows = self._model.inputs.open(request.source)
+            source = self.rows.source()
+        self.ids = np.arange(self.rows.count) if self.rows.ids is None else self.rows.ids
+        self.notes = list(self.rows.notes)
+        if line := self._model.untrained(self.dim):
+            self.notes.append(f"warning: {line}")
+        self.made_from = {
+            "config": configs.digest(config),
+            "step": int(state["step"]),
+            "data": setup.dataset.training_fingerprint(),
+            "input": source,
+            "dim": self.dim,
+            "normalize": request.normalize,
+        }
+
+    def embed(
+        self, first: int, last: int, progress: Callable[[int], Any] = lambda rows: None
+    ) -> np.ndarray:
+        """The vectors of rows first to last - 1, see `Model.embed_rows`."""
+        options = {"dim": self.dim, "normalize": self._normalize, "progress": progress}
+        return self._model.embed_rows(self.rows, first, last, **options)
+
+    def plan(self, form: Format, shard_rows: int) -> Manifest:
+        """The shards that all examples make, none of them finished.
+
+        Raises:
+          UsageError: shards without rows, or Parquet without pyarrow.
+        """
+        if shard_rows < 1:
+            raise UsageError(f"--shard_rows must be >= 1, got {shard_rows}")
+        if form == "parquet":
+            tables.parquet()
+        sizes = (
+            min(shard_rows, self.rows.count - first)
+            for first in range(0, self.rows.count, shard_rows)
+        )
+        return Manifest(self.dim, form, tuple(Shard(n, {}) for n in sizes), self.made_from)
+
+    def write_files(
+        self, folder: pathlib.Path, manifest: Manifest, index: int, z_nd: np.ndarray
+    ) -> dict[str, str]:
+        """Writes one shard's vectors with their ids and names; gives the sha256 of its files."""
+        first, last = manifest.span(index)
+        names = self.rows.names[first:last] if self.rows.names else None
+        ids_n = self.ids[first:last]
+        return shards.write_shard(folder, manifest, index, ids_n, z_nd, names)
+
+    def write(
+        self, folder: pathlib.Path, manifest: Manifest, index: int, z_nd: np.ndarray
+    ) -> Manifest:
+        """Writes one shard's files, then the manifest that says so, and gives it."""
+        manifest = manifest.with_shard(index, self.write_files(folder, manifest, index, z_nd))
+        manifest.write(folder)
+        return manifest
+
+
+def check_place(folder: pathlib.Path) -> None:
+    """Refuses a folder that holds something else than vectors; changes nothing there.
+
+    Raises:
+      UsageError: names what it holds.
+    """
+    if not folder.is_dir() or (folder / shards.MANIFEST).exists():
+        return
+    own = {".lock", f"{shards.MANIFEST}.tmp"}  # of a call that was stopped at its start
+    others = sorted(p.name for p in folder.iterdir() if p.name not in own)
+    if others:
+        raise UsageError(
+            f"{folder} holds {others[0]} and no {shards.MANIFEST}: give a new folder as --out"
+        )
+
+
+def begin(folder: pathlib.Path, plan: Manifest, names: tuple[str, ...] | None) -> Manifest:
+    """Makes the folder that of these vectors, or goes on where it was left.
+
+    Returns:
+      The plan with the checksums of shards that the folder holds undamaged.
+
+    Raises:
+      UsageError: the folder holds other vectors, or something else.
+      DataError: its manifest is damaged.
+    """
+    check_place(folder)
+    if (folder / shards.MANIFEST).exists():
+        old = shards.read_manifest(folder)
+        changed = _changes(old, plan)
+        if changed:
+            raise UsageError(
+                f"{folder} holds other vectors ({'; '.join(changed[:3])}): "
+                "use another --out or remove this one"
+            )
+        done = {i: s.sha256 for i, s in enumerate(old.shards) if shards.intact(folder, old, i)}
+        for index, sha256 in done.items():
+            plan = plan.with_shard(index, sha256)
+    plan.write(folder)
+    if names and plan.format == "npy":
+        results.write_text(folder / shards.NAMES, "".join(f"{name}\n" for name in names))
+    return plan
+
+
+def _changes(old: Manifest, new: Manifest) -> list[str]:
+    def facts(manifest: Manifest) -> dict[str, Any]:
+        rows = tuple(shard.rows for shard in manifest.shards)
+        return {
+            **manifest.made_from,
+            "format": manifest.format,
+            "rows": manifest.rows,
+            "shard_rows": rows[0],
+        }
+
+    before, now = facts(old), facts(new)
+    return [
+        f"{key}: {before.get(key)} -> {now.get(key)}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+
+
+def summary(folder: pathlib.Path, manifest: Manifest, written: int) -> str:
+    """One line on what was done."""
+    count = len(manifest.shards)
+    return (
+        f"{manifest.rows} vectors of {manifest.width} dims, step {manifest.made_from['step']}; "
+        f"{written} of {count} shards written, {count - written} were there; {folder}"
+    )
+
+
 def main(argv: Sequence[str]) -> None:
     """Runs the command line; see the module's docstring."""
     parser = cli.ArgumentParser("python -m mrl_jax.embed", description=__doc__)
@@ -73,25 +264,25 @@ def main(argv: Sequence[str]) -> None:
     asked = {name: str(value) for name, value in vars(arguments).items()}
     agreement.check("program", {**asked, **agreement.of_program(config)})
     first, out = jax.process_index() == 0, arguments.out
-    embed = Embedder(request(arguments, overrides))
-    manifest = embed.plan(arguments.format, arguments.shard_rows)
-    if embed.warning and first:
-        print(embed.warning)
+    job = Job(request(arguments, overrides))
+    manifest = job.plan(arguments.format, arguments.shard_rows)
+    if job.notes and first:
+        print("\n".join(job.notes))
     with contextlib.ExitStack() as stack:
-        _on_first(lambda: embedder.check_place(out))  # no lock is left in a foreign folder
+        _on_first(lambda: check_place(out))  # no lock is left in a foreign folder
         _on_first(lambda: stack.enter_context(folder.locked(out)))
-        manifest = _on_first(lambda: embedder.begin(out, manifest, embed.names)) or manifest
+        manifest = _on_first(lambda: begin(out, manifest, job.rows.names)) or manifest
         todo = _agreed([not shard.sha256 for shard in manifest.shards])
         rows = sum(manifest.shards[index].rows for index in todo)
         # disable=None: shown on a terminal only, and for sets that take a while.
         quiet = None if rows >= 5000 and first else True
         with tqdm(desc="embedding", total=rows, unit="row", disable=quiet) as bar:
             for index in todo:
-                z_nd = embed(*manifest.span(index), bar.update)
-                write = functools.partial(embed.write, out, manifest, index, z_nd)
+                z_nd = job.embed(*manifest.span(index), bar.update)
+                write = functools.partial(job.write, out, manifest, index, z_nd)
                 manifest = _on_first(write) or manifest
     if first:
-        print(embedder.summary(out, manifest, len(todo)))
+        print(summary(out, manifest, len(todo)))
 
 
 def _on_first(work: Callable[[], Any]) -> Any:

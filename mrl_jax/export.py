@@ -3,18 +3,18 @@
 Takes the newest checkpoint of a run. FORMAT is one of
 
   sentence_transformers   of text: a folder for SentenceTransformer(PLACE, truncate_dim=64) and for
-                          `mrl_jax.encoder.Encoder.load`, with the scores of results.json
+                          `mrl_jax.load`, with the scores of results.json
   stablehlo               a folder with the network compiled for any number of examples on CPU,
                           CUDA and TPU, for `jax.export.deserialize`; needs the extra `export`
   onnx                    a folder with the network for ONNX Runtime; needs the extra `export`
   safetensors             a folder with all parameters by name
 
-A graph gives `embedding` and, for images, `logits_8` and so on: the scores of the classes by each
-trained prefix. Embeddings come out whole and not scaled: cut a prefix, then scale it to unit
-length. Each
-folder has a README.md, which has code for all graphs and for parameters of images, and about.json:
-for images the names of the classes and what is done to an image, for text the prompts. A folder of
-a text model also holds tokenizer.json.
+`mrl_jax.load(PLACE)` opens every one of them. A graph gives `embedding` and, for images, `logits_8`
+and so on: the scores of the classes by each trained prefix. Embeddings come out whole and not
+scaled: cut a prefix, then scale it to unit length. Each folder has a README.md, with code for all
+graphs and for parameters of images, and about.json: for images the names of the classes and what is
+done to an image, for text the prompts. It also holds the run's config.json and facts.json, and for
+a text model tokenizer.json.
 """
 
 from mrl_jax import cli, extras
@@ -37,20 +37,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from jax import export
-from ml_collections import ConfigDict
 
+from mrl_jax import config as configs
 from mrl_jax import trained
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.experiment import Experiment
-from mrl_jax.models.adaptors import Rotation
-from mrl_jax.models.text import prompts
+from mrl_jax.model import ABOUT, SENTENCE_CONFIG, inputs_of
 from mrl_jax.record import folder as workdir
 from mrl_jax.record import results as result_files
 from mrl_jax.record.runs import read_run
 from mrl_jax.runtime.step import evaluated
 from mrl_jax.store import outputs
-from mrl_jax.tasks.adaptor.task import AdaptorTask
-from mrl_jax.tasks.classification.task import Classification
+from mrl_jax.tasks.inputs import Inputs, alone
 
 with extras.needed("export", "exporting"):
     from mrl_jax.interop.plain_card import card
@@ -58,7 +56,6 @@ with extras.needed("export", "exporting"):
 
 FORMATS = ("sentence_transformers", "stablehlo", "onnx", "safetensors")
 PLATFORMS = ("cpu", "cuda", "tpu")
-ABOUT = "about.json"
 OPSET = 21  # of ONNX, which ONNX Runtime reads from 1.20 on
 # How far ONNX Runtime may be from JAX, as a share of the largest number: rounding is far below it.
 TOLERANCE = 1e-3
@@ -69,69 +66,43 @@ class Graph(NamedTuple):
 
     Attributes:
       compute: arrays -> {"embedding": [b, D], ...} float32, by `outputs`. D is the widest trained
-        prefix. Of images also "logits_8" and so on, [b, classes], for every trained prefix.
-      inputs: name -> (shape with "b" examples, dtype). Of text: tokens [b, t] and lengths [b],
-        int32, t from 1 to the run's `max_length`. Of images: image [b, H, W, C] uint8. Of an
-        adaptor: vector [b, width] float32.
+        prefix.
+      inputs: what is read, see `tasks.inputs.Inputs`.
       outputs: names, in order.
-      example: arrays of two examples, the longest there can be.
     """
 
     compute: Callable[..., dict[str, jax.Array]]
-    inputs: dict[str, tuple[tuple[int | str, ...], type]]
+    inputs: Inputs
     outputs: tuple[str, ...]
-    example: tuple[np.ndarray, ...]
 
 
 def graph_of(setup: Experiment, state: Any, *, exact: bool = False) -> Graph:
     """The graph of a run; `exact`: with all products in float32, whatever it was trained in."""
     # What is handed on runs on one device, whatever the run was trained on.
-    task = dataclasses.replace(setup.program.task, mesh=None)
-    if exact and isinstance(task, Classification) and hasattr(task.backbone, "dtype"):
-        task = dataclasses.replace(task, backbone=task.backbone.clone(dtype=jnp.float32))
+    task = alone(setup.program.task)
+    backbone = getattr(task, "backbone", None)
+    if exact and hasattr(backbone, "dtype"):
+        task = dataclasses.replace(task, backbone=backbone.clone(dtype=jnp.float32))
     params, model_state = jax.device_get(evaluated(state))
-    width, rng = task.nesting.width, np.random.default_rng(0)
-    names: tuple[str, ...] = ("embedding",)
-    if setup.text_folder:
-        inputs = {"tokens": (("b", "t"), np.int32), "lengths": (("b",), np.int32)}
-        longest, words = task.max_length, setup.text_folder(params).tokenizer.vocab_size
-        tokens_bt = rng.integers(0, words, (2, longest)).astype(np.int32)
-        example = (tokens_bt, np.array([longest, max(1, longest // 2)], np.int32))
-    elif isinstance(task, AdaptorTask):
-        inputs = {"vector": (("b", task.width), np.float32)}
-        example = (rng.standard_normal((2, task.width)).astype(np.float32),)
-    else:
-        inputs = {"image": (("b", *setup.dataset.image_shape), np.uint8)}
-        example = (rng.integers(0, 256, (2, *setup.dataset.image_shape)).astype(np.uint8),)
-        names += tuple(f"logits_{dim}" for dim in task.nesting.dims)
-
-    if isinstance(task, AdaptorTask) and isinstance(task.adaptor, Rotation):
-        # A product, because not every runtime can solve for what makes the rotation.
-        unit_dd = np.eye(task.width, dtype=np.float32)
-        turn_dd = np.asarray(task.embed(params, model_state, {"vector": unit_dd}))[:, :width]
-        return Graph(lambda z_bd: {"embedding": z_bd @ turn_dd}, inputs, names, example)
+    inputs = inputs_of(setup.config.task).of_run(setup, params)
+    of_batch = inputs.graph(task, params, model_state)
 
     def compute(*arrays: jax.Array) -> dict[str, jax.Array]:
-        z_bd = task.embed(params, model_state, dict(zip(inputs, arrays, strict=True)))
-        found = [z_bd[:, :width]]
-        if isinstance(task, Classification):
-            found += list(task.logits(params, z_bd, task.nesting.dims))
-        return {name: array.astype(jnp.float32) for name, array in zip(names, found, strict=True)}
+        return of_batch(dict(zip(inputs.spec, arrays, strict=True)))
 
-    return Graph(compute, inputs, names, example)
+    return Graph(compute, inputs, inputs.outputs(task))
 
 
 def write_stablehlo(folder: pathlib.Path, setup: Experiment, state: Any, about: dict) -> None:
     """The graph as `jax.export` serialises it, which JAX promises to read for 6 months."""
     graph = graph_of(setup, state)
-    # A transformer has no positions for more.
-    longest = (f"t <= {setup.program.task.max_length}",) if setup.text_folder else ()
-    scope = export.SymbolicScope(longest)
+    # A transformer has no positions for more tokens.
+    scope = export.SymbolicScope([f"{name} <= {n}" for name, n in graph.inputs.most.items()])
     arguments = [
         jax.ShapeDtypeStruct(
             export.symbolic_shape(", ".join(map(str, shape)), scope=scope), np.dtype(dtype)
         )
-        for shape, dtype in graph.inputs.values()
+        for shape, dtype in graph.inputs.spec.values()
     ]
     exported = export.export(jax.jit(graph.compute), platforms=PLATFORMS)(*arguments)
     with extras.needed("export", "format stablehlo"):
@@ -173,7 +144,7 @@ def write_onnx(folder: pathlib.Path, setup: Experiment, state: Any, about: dict)
             model = to_onnx(
                 lambda *arrays: tuple(graph.compute(*arrays).values()),
                 inputs=inputs,
-                input_names=list(graph.inputs),
+                input_names=list(graph.inputs.spec),
                 output_names=list(graph.outputs),
                 model_name=about["run"],
                 opset=OPSET,
@@ -205,9 +176,9 @@ def check_numbers(path: pathlib.Path, graph: Graph) -> None:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path)
-    feed = dict(zip(graph.inputs, graph.example, strict=True))
+    feed = graph.inputs.example(np.random.default_rng(0))
     theirs = session.run(list(graph.outputs), feed)
-    ours = jax.device_get(jax.jit(graph.compute)(*graph.example))
+    ours = jax.device_get(jax.jit(graph.compute)(*feed.values()))
     for name, found in zip(graph.outputs, theirs, strict=True):
         off, most = np.abs(found - ours[name]).max(), np.abs(ours[name]).max()
         if not off <= TOLERANCE * most:
@@ -238,62 +209,32 @@ WRITERS = {
 }
 
 
-def facts(config: ConfigDict, setup: Experiment, state: Any, form: str) -> dict[str, Any]:
+def about_of(setup: Experiment, state: Any, form: str) -> dict[str, Any]:
     """What about.json says: what the file is of, and what goes into it and comes out."""
-    task, graph = setup.program.task, graph_of(setup, state)
-    sizes = {"t": task.max_length} if setup.text_folder and form == "onnx" else {}
-    about = {
-        "run": config.name,
+    graph = graph_of(setup, state)
+    sizes = graph.inputs.most if form == "onnx" else {}
+    return {
+        "run": setup.config.name,
         "step": int(state["step"]),
         "commit": result_files.commit(),
-        "dims": list(task.nesting.dims),
+        "dims": list(setup.program.task.nesting.dims),
         "format": form,
         "file": WRITERS[form][1],
         "inputs": {
             name: {"shape": [sizes.get(d, d) for d in shape], "dtype": np.dtype(dtype).name}
-            for name, (shape, dtype) in graph.inputs.items()
+            for name, (shape, dtype) in graph.inputs.spec.items()
         },
         "outputs": list(graph.outputs),
-    }
-    if setup.text_folder:
-        folder = setup.text_folder(evaluated(state)[0])
-        about["prompts"] = prompts.by_role(folder.prompts, folder.default_prompt)
-        about["max_length"] = task.max_length
-        about["marks"] = folder.tokenizer.marks  # special tokens around a text
-    elif isinstance(task, Classification):
-        about["classes"] = list(setup.dataset.class_names)
-        about["model"] = dict(config.model)
-        about["head"] = {"kind": task.head.kind, "normalize": task.head.normalize}
-        about["preprocessing"] = preprocessing(task, config.data.eval_crop)
-        # Apart from the preprocessing, because who normalises twice gets wrong numbers.
-        about["normalization"] = {
-            "applied_by": "caller" if form == "safetensors" else "graph",
-            "mean": list(task.mean),
-            "std": list(task.std),
-        }
-    return about
-
-
-def preprocessing(task: Classification, crop_share: float) -> dict[str, Any]:
-    """How an image file becomes the uint8 pixels of `Graph`, see `data.images.centre_square`."""
-    height, width, channels = task.image_shape
-    return {
-        "orientation": "exif",
-        "transparent": "white",
-        "color": "RGB" if channels == 3 else "L",
-        "crop": "center_square",
-        "crop_share": crop_share,
-        "size": [height, width],
-        "resample": "bilinear",
-        "antialias": True,
-        "layout": "NHWC",
-        "dtype": "uint8",
-        "range": [0, 255],
+        **graph.inputs.about(setup, form),
     }
 
 
-def write_plain(out: pathlib.Path, setup: Experiment, state: Any, about: dict) -> None:
+def write_plain(
+    out: pathlib.Path, setup: Experiment, state: Any, about: dict, of_run: dict[str, str]
+) -> None:
     """A folder of one of `WRITERS`, which appears when it is whole.
+
+    `of_run` are files of the run that it also gets, by name.
 
     Raises:
       UsageError: something is there, packages are missing, or the network cannot be written so.
@@ -302,9 +243,9 @@ def write_plain(out: pathlib.Path, setup: Experiment, state: Any, about: dict) -
     try:
         with outputs.made(out) as new:
             WRITERS[about["format"]][0](new, setup, state, about)
-            if setup.text_folder:
-                folder = setup.text_folder(evaluated(state)[0])
-                folder.tokenizer.save(new, about["max_length"])
+            inputs_of(setup.config.task).of_run(setup, evaluated(state)[0]).save(new)
+            for name, content in of_run.items():
+                (new / name).write_text(content, "utf-8")
             (new / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
             (new / "README.md").write_text(card(about), "utf-8")
     except OSError as error:
@@ -351,9 +292,13 @@ def main(argv: Sequence[str]) -> None:
         if not folder.trained_dims:
             # What was nested is not in the folder: its scores would be misread.
             width, scores = folder.encoder.out_dim, {}
-        write_sentence_folder(out, folder, scores=scores)
+        files = {SENTENCE_CONFIG: configs.to_json(config) + "\n"}
+        write_sentence_folder(out, folder, scores=scores, files=files)
     else:
-        write_plain(out, setup, state, facts(config, setup, state, form))
+        of_run = {workdir.CONFIG: configs.to_json(config) + "\n"}
+        if (facts := arguments.workdir / "facts.json").exists():
+            of_run[facts.name] = facts.read_text("utf-8")
+        write_plain(out, setup, state, about_of(setup, state, form), of_run)
     print(f"step {int(state['step'])}, {width} dims, as {form} in {out}")
 
 

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from mrl_jax import embedder, extras
-from mrl_jax.embedder import Embedder, Request
+from mrl_jax import embed as embedding
+from mrl_jax import extras
+from mrl_jax.embed import Job, Request
 from mrl_jax.errors import USER_ERRORS, UsageError
 from mrl_jax.record import folder
 from mrl_jax.runtime import coordinator
@@ -161,22 +162,22 @@ def _for_each(
 def _plan(request: Request, form: Format, shard_rows: int) -> tuple[Manifest, Any, str]:
     """Runs on a worker's machine: the one that commands may have no accelerator."""
     try:
-        embed = Embedder(request)
-        return embed.plan(form, shard_rows), embed.names, embed.warning
+        job = Job(request)
+        return job.plan(form, shard_rows), job.rows.names, "\n".join(job.notes)
     except USER_ERRORS as error:
         return error, None, ""
 
 
 def _shard_writer(request: Request, out: pathlib.Path, manifest: Manifest):
-    embed = Embedder(request)
-    if embed.made_from != manifest.made_from:
+    job = Job(request)
+    if job.made_from != manifest.made_from:
         raise UsageError(
             f"the run in {request.workdir} or its data changed meanwhile: "
-            f"{manifest.made_from} -> {embed.made_from}"
+            f"{manifest.made_from} -> {job.made_from}"
         )
 
     def write(index):
-        return embed.write_files(out, manifest, index, embed(*manifest.span(index)))
+        return job.write_files(out, manifest, index, job.embed(*manifest.span(index)))
 
     return write
 
@@ -200,9 +201,9 @@ def embed(
         raise manifest
     if warning:
         print(warning)
-    embedder.check_place(out)  # no lock is left in a foreign folder
+    embedding.check_place(out)  # no lock is left in a foreign folder
     with folder.locked(out):
-        manifest = embedder.begin(out, manifest, names)
+        manifest = embedding.begin(out, manifest, names)
         todo = [i for i, shard in enumerate(manifest.shards) if not shard.sha256]
         make = functools.partial(_shard_writer, request, out, manifest)
         rows = sum(manifest.shards[index].rows for index in todo)
@@ -212,7 +213,7 @@ def embed(
                 manifest = manifest.with_shard(index, sha256)
                 manifest.write(out)
                 bar.update(manifest.shards[index].rows)
-    return embedder.summary(out, manifest, len(todo))
+    return embedding.summary(out, manifest, len(todo))
 
 
 def _shard_searcher(path, ids, spans, query_bd, dims, k, metric):

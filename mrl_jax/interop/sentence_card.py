@@ -74,8 +74,8 @@ def card(
         "A prefix of a unit vector is shorter than 1: keep `normalize_embeddings=True` wherever\n"
         "inner products are compared. The same numbers in JAX:\n",
         "```python\n"
-        "from mrl_jax.encoder import Encoder\n\n"
-        f'z = Encoder.load("PATH").encode(["a text", "another one"], dim={example}{with_prompt})\n'
+        "import mrl_jax\n\n"
+        f'z = mrl_jax.load("PATH").embed(["a text", "another one"], dim={example}{with_prompt})\n'
         "```\n",
     ]
     if name:

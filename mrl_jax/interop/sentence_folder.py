@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -38,9 +40,13 @@ _TYPES = "sentence_transformers.models"
 
 
 def write_sentence_folder(
-    path: str | os.PathLike, folder: TextFolder, *, scores: Scores | None = None
+    path: str | os.PathLike,
+    folder: TextFolder,
+    *,
+    scores: Scores | None = None,
+    files: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Writes a folder for SentenceTransformer(path, truncate_dim=64), and for `Encoder.load`.
+    """Writes a folder for SentenceTransformer(path, truncate_dim=64), and for `mrl_jax.load`.
 
     It is written under another name and takes the place of `path` when it is complete.
 
@@ -49,6 +55,7 @@ def write_sentence_folder(
         is replaced.
       folder: the encoder and what belongs to it.
       scores: name of a measure -> dim -> value, for the table in README.md.
+      files: further files by name, which sentence-transformers does not look for.
 
     Raises:
       UsageError: the path holds something else, or no family of transformers is the encoder.
@@ -60,6 +67,8 @@ def write_sentence_folder(
     try:
         with outputs.replaced(path) as new:
             _write(new, path.name, folder, scores or {})
+            for name, content in files.items():
+                (new / name).write_text(content, "utf-8")
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"cannot write {path}: {reason}") from error

@@ -60,17 +60,19 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def read_config(folder: pathlib.Path) -> ConfigDict:
+def read_config(folder: pathlib.Path, name: str = CONFIG) -> ConfigDict:
     """The config of the run in `folder`, with defaults for keys that were added since.
+
+    `name` is that of the file.
 
     Raises:
       UsageError: there is no run, or its config is damaged or of another version.
     """
-    path = folder / CONFIG
+    path = folder / name
     try:
         values = json_files.read_object(path)
     except json_files.MissingError:
-        raise UsageError(f"{folder} holds no run ({CONFIG} is missing)") from None
+        raise UsageError(f"{folder} holds no run ({name} is missing)") from None
     except DataError as error:
         raise UsageError(str(error)) from error
     return configs.from_run(values, where=str(path))

@@ -22,7 +22,6 @@ from mrl_jax.data.text_batches import TrainTexts
 from mrl_jax.data.text_columns import Columns, parse_columns
 from mrl_jax.data.text_files import find_files, first_columns, read_rows
 from mrl_jax.data.token_cache import tokens_of, vectors_of, vocabulary_of
-from mrl_jax.encoder import Encoder
 from mrl_jax.errors import DataError, UsageError, listed
 from mrl_jax.evaluators.text_layers import check_layers
 from mrl_jax.experiment import common
@@ -34,6 +33,7 @@ from mrl_jax.models.text.tokenizer import Tokenizer
 from mrl_jax.nesting import Nesting, parse_dims
 from mrl_jax.record import folder as workdir
 from mrl_jax.runtime.program import Program
+from mrl_jax.tasks.sentence_pairs.inputs import teacher_of
 from mrl_jax.tasks.sentence_pairs.measure import SentenceEvaluation
 from mrl_jax.tasks.sentence_pairs.task import SentencePairs
 
@@ -383,8 +383,7 @@ def _train_texts(
         asked, source = _with_prompt(split, taught_of, prompt)
         about = dataclasses.replace(teacher, params=None, tokenizer=None)
         source = f"{source} {_digest(teacher, str(about))}" if cache else ""
-        embed = functools.partial(Encoder(teacher).encode, prompt_name="")
-        return vectors_of(asked, embed, cache=cache, source=source)
+        return vectors_of(asked, teacher_of(teacher), cache=cache, source=source)
 
     return TrainTexts(
         split,

@@ -1,0 +1,404 @@
+"""A trained model: `mrl_jax.load(path)` opens a run or what `mrl_jax.export` wrote."""
+
+import functools
+import importlib
+import inspect
+import operator
+import os
+import pathlib
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+from jax import export
+from jax.sharding import Sharding, SingleDeviceSharding
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from mrl_jax import experiment, extras, trained
+from mrl_jax.data.loader import padded_batches
+from mrl_jax.errors import DataError, UsageError, shown
+from mrl_jax.experiment import Experiment
+from mrl_jax.nesting import Nesting
+from mrl_jax.record import folder as workdir
+from mrl_jax.runtime import mesh as meshes
+from mrl_jax.runtime.forks import check_not_forked
+from mrl_jax.runtime.rows import Embed, Rows, embedded, gathered, in_order
+from mrl_jax.runtime.step import evaluated
+from mrl_jax.store import json_files
+from mrl_jax.tasks import inputs
+from mrl_jax.tasks.inputs import Inputs, alone
+
+ABOUT = "about.json"  # of an export: what the model reads and gives
+SENTENCE_CONFIG = "mrl_jax.config.json"  # the run's config in a folder of sentence-transformers
+
+
+def inputs_of(task: str) -> type[Inputs]:
+    """What models of a task read: of the package, or of a user's module."""
+    if "." not in task:
+        return importlib.import_module(f"mrl_jax.tasks.{task}.inputs").Inputs
+    return getattr(importlib.import_module(task), "Inputs", inputs.Inputs)
+
+
+def load(
+    path: str | os.PathLike, *, step: int | None = None, overrides: Sequence[str] = ()
+) -> "Model":
+    """Opens a trained model.
+
+    Args:
+      path: the folder of a run, one that `mrl_jax.export` wrote, in any format, or one of a text
+        encoder that transformers or sentence-transformers saved.
+      step: of a run, an older checkpoint; None: the newest.
+      overrides: of a run or of safetensors, "--config.key=value" strings of keys that do not change
+        the model, such as --config.mesh.tensor=1.
+
+    Raises:
+      UsageError: there is no model, or packages are missing; or this is a fork of a process that
+        used JAX.
+      CheckpointError: no checkpoint, or a damaged one.
+      DataError: a file is missing or damaged.
+    """
+    check_not_forked()
+    folder = pathlib.Path(path)
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder: give that of a run or of an export")
+    kind = _kind(folder)
+    if kind == "run":
+        _, setup, state = trained.restored(folder, overrides, step)
+        return Model.of_run(setup, *evaluated(state))
+    if step is not None:
+        raise UsageError(f"step is of a run, {folder} holds {kind}")
+    return Model.of_text_folder(folder) if kind == "a text encoder" else Model.of_export(folder)
+
+
+def _kind(folder: pathlib.Path) -> str:
+    if (folder / ABOUT).exists():
+        return "an export"
+    if (folder / "modules.json").exists():
+        return "a text encoder"
+    try:
+        content = json_files.read_object(folder / "config.json")
+    except DataError:
+        return "run"  # whose reader says what is wrong
+    return "a text encoder" if "model_type" in content else "run"
+
+
+class Model:
+    """A trained model of any task.
+
+    Attributes:
+      inputs: what it reads.
+      width: dims of a whole embedding.
+      nesting: the prefixes that were trained; None where that is not known.
+      config: of the run; None where that is not known.
+      classes: names of the classes that it tells apart, or None.
+      task, params: model and loss with trained parameters, for `cascade.infer`; None of a graph.
+    """
+
+    def __init__(
+        self,
+        embed: Embed,
+        inputs: Inputs,
+        *,
+        width: int,
+        nesting: Nesting | None,
+        config: ConfigDict | None = None,
+        task: Any = None,
+        params: Any = None,
+        sharding: Sharding | None = None,
+        default_dim: int | None = None,
+    ):
+        check_not_forked()
+        self._embed, self.inputs, self.width = embed, inputs, width
+        self.nesting, self.config, self.classes = nesting, config, inputs.classes
+        self.task, self.params = task, params
+        self._sharding = sharding or SingleDeviceSharding(jax.devices()[0])
+        self._batch_size = config.eval.batch_size if config else 0
+        self._default_dim = default_dim or width
+        self._judge = None
+        if self.classes is not None and task is not None:
+            # Every process gets all scores, whatever the batch is split over.
+            whole = meshes.replicated(self._sharding.mesh)
+            self._judge = jax.jit(task.logits, static_argnames="dims", out_shardings=whole)
+
+    @classmethod
+    def of_run(cls, setup: Experiment, params: Any, model_state: Any) -> "Model":
+        """The model of a run with trained parameters, on the devices of its mesh."""
+        task, mesh = setup.program.task, setup.program.mesh
+        read = inputs_of(setup.config.task).of_run(setup, params)
+        if read.spread:
+            sharding, options = (
+                meshes.batch_sharding(mesh),
+                {"out_shardings": meshes.replicated(mesh)},
+            )
+        else:
+            task, sharding, options = alone(task), None, {}
+            params, model_state = jax.device_put(jax.device_get((params, model_state)))
+        if "depth" in inspect.signature(task.embed).parameters:
+            options["static_argnames"] = "depth"
+        embed = functools.partial(jax.jit(task.embed, **options), params, model_state)
+        return cls(
+            embed,
+            read,
+            width=task.nesting.width,
+            nesting=task.nesting,
+            config=setup.config,
+            task=task,
+            params=params,
+            sharding=sharding,
+        )
+
+    @classmethod
+    def of_text_folder(cls, path: pathlib.Path) -> "Model":
+        """The model in a folder of transformers or sentence-transformers.
+
+        Raises:
+          UsageError, DataError: see `interop.text_folder.read_text_folder`.
+        """
+        with extras.needed("text", "embedding texts"):
+            from mrl_jax.interop.text_folder import read_text_folder
+            from mrl_jax.tasks.sentence_pairs.inputs import Inputs, embed_of
+        folder = read_text_folder(path)
+        known = (path / SENTENCE_CONFIG).exists()
+        return cls(
+            embed_of(folder),
+            Inputs.of_folder(folder),
+            width=folder.encoder.out_dim,
+            nesting=Nesting(folder.trained_dims) if folder.trained_dims else None,
+            config=workdir.read_config(path, SENTENCE_CONFIG) if known else None,
+            default_dim=folder.truncate_dim,
+        )
+
+    @classmethod
+    def of_export(cls, folder: pathlib.Path) -> "Model":
+        """The model in a folder of stablehlo, onnx or safetensors.
+
+        Raises:
+          UsageError: an export of an older release, or packages are missing.
+          DataError: a file is missing or damaged.
+        """
+        about = json_files.read_object(folder / ABOUT)
+        if not (folder / workdir.CONFIG).exists():
+            raise UsageError(
+                f"{folder} has no {workdir.CONFIG}: it was exported by an older release, export the "
+                "run again"
+            )
+        config = workdir.read_config(folder)
+        try:
+            form, path = about["format"], folder / about["file"]
+            if form == "safetensors":
+                setup = experiment.from_config(config, folder)
+                return cls.of_run(setup, *_parameters(path, setup.program.state))
+            read = inputs_of(config.task).of_export(about, folder)
+            nesting = Nesting(tuple(about["dims"]), config.nesting.weights or None)
+            embed = {"stablehlo": _stablehlo, "onnx": _onnx}[form](path, tuple(read.spec))
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{folder / ABOUT} is damaged: {error!r}") from error
+        return cls(embed, read, width=nesting.width, nesting=nesting, config=config)
+
+    def embed(
+        self,
+        items: Any,
+        dim: int | None = None,
+        normalize: bool = True,
+        *,
+        prompt_name: str | None = None,
+        depth: int | None = None,
+        batch_tokens: int | None = None,
+    ) -> np.ndarray:
+        """The embeddings [N, dim] float32 of N items, in their order; of none, [0, dim].
+
+        Args:
+          items: of images a folder, a list of files or of PIL images, or an array of uint8
+            [N, H, W, C]; of text any iterable of strings, which are cut at the model's longest; of
+            an adaptor an array [N, width], or a file or folder of vectors.
+          dim: length of the prefix; None: all dims, or what a folder of sentence-transformers says.
+          normalize: scale to unit length, after cutting; zeros stay zeros. False: only cut; if the
+            model scales its embeddings itself, they are scaled before they are cut.
+          prompt_name: of text, which of the model's prompts is put before each; None: its default,
+            if it has one; "": none.
+          depth: of text, layers to run; None: all.
+          batch_tokens: of text, tokens of a batch, padding included; None: what suits the device. A
+            longer text is a batch by itself, and a table of tokens reads it in pieces.
+
+        Raises:
+          UsageError: items that the model does not read, no such prompt, dims, layers or batches;
+            or this is a fork of a process that used JAX.
+          DataError: text that is not Unicode, or a file that cannot be read; names it.
+          NonFiniteError: NaN or infinity; names the item.
+
+        Warns:
+          UserWarning: a prefix that was not trained, where it is known which were; and files in a
+            folder that are not read.
+        """
+        check_not_forked()
+        dim = self.check_dim(dim)
+        if line := self.untrained(dim):
+            warnings.warn(line, stacklevel=2)
+        asked = {"prompt_name": prompt_name, "depth": depth, "batch_tokens": batch_tokens}
+        asked = {name: value for name, value in asked.items() if value is not None}
+        known = inspect.signature(self.inputs.open).parameters
+        for name in asked:
+            if name not in known:
+                raise UsageError(f"{name} is of texts, this model reads {self.inputs.unit}s")
+        rows = self.inputs.open(items, **asked)
+        for line in rows.notes:
+            warnings.warn(line, stacklevel=2)
+        unit = self.inputs.unit
+        # A bar for what takes long, on a terminal.
+        quiet = None if jax.process_index() == 0 else True
+        with tqdm(desc="embedding", total=rows.count, unit=unit, disable=quiet, delay=2) as bar:
+            return self.embed_rows(
+                rows, 0, rows.count, dim=dim, normalize=normalize, progress=bar.update
+            )
+
+    def embed_rows(
+        self,
+        rows: Rows,
+        first: int,
+        last: int,
+        *,
+        dim: int,
+        normalize: bool,
+        progress: Callable[[int], Any] = lambda rows: None,
+    ) -> np.ndarray:
+        """As `embed`, of some of the rows that `inputs.open` gives; `progress` counts them."""
+        check_not_forked()
+        return embedded(
+            self._embed,
+            rows,
+            dim,
+            first,
+            last,
+            self._batch_size,
+            self._sharding,
+            unit=self.inputs.unit,
+            normalize=normalize,
+            scaled=self.inputs.scaled,
+            progress=progress,
+        )
+
+    def check_dim(self, dim: int | None) -> int:
+        """The dims that are asked for; None stands for those that are usual.
+
+        Raises:
+          UsageError: an embedding has not as many.
+        """
+        if dim is None:
+            return self._default_dim
+        try:
+            legal = not isinstance(dim, bool) and 1 <= operator.index(dim) <= self.width
+        except TypeError:
+            legal = False
+        if not legal:
+            raise UsageError(f"dim must be 1 to {self.width}, got {shown(dim)}")
+        return int(dim)
+
+    def untrained(self, dim: int) -> str:
+        """A line on a prefix that was not trained; "" for one that was, or where nobody knows."""
+        shared = self.config is not None and self.config.head.kind == "shared"
+        if self.nesting is None or dim in self.nesting.dims or shared:
+            return ""
+        trained_dims = ", ".join(map(str, self.nesting.dims))
+        return f"a prefix of {dim} dims was not trained, {trained_dims} were"
+
+    def logits(self, z_nd: np.ndarray) -> np.ndarray:
+        """The scores [N, C] float32 of the classes, by the classifier of a prefix.
+
+        Args:
+          z_nd: embeddings [N, dim] of `embed` with normalize=False; the classifier is that of the
+            first `dim` dims.
+
+        Raises:
+          UsageError: the model has no classifiers, none for so many dims, or is a graph; or these
+            are no embeddings.
+        """
+        check_not_forked()
+        if self.classes is None:
+            raise UsageError(f"this model embeds {self.inputs.unit}s and has no classes")
+        if self._judge is None:
+            raise UsageError(
+                "a graph gives the scores of images, not of embeddings: load the run, or export it "
+                "as safetensors"
+            )
+        z_nd, width = np.asarray(z_nd), self.width
+        if z_nd.ndim != 2 or not np.issubdtype(z_nd.dtype, np.floating):
+            raise UsageError(f"z_nd must be [N, dim] of floats, got {z_nd.dtype} {z_nd.shape}")
+        dim = z_nd.shape[1]
+        if not 1 <= dim <= width or not self.task.classifiable(dim):
+            separate = self.task.head.kind == "separate"
+            legal = ", ".join(map(str, self.nesting.dims)) if separate else f"1 to {width}"
+            raise UsageError(f"there is no classifier of {dim} dims; legal: {legal}")
+        finite_n = np.isfinite(z_nd).all(1)
+        if not finite_n.all():
+            raise UsageError(f"row {finite_n.argmin()} of z_nd holds NaN or infinity")
+        if not len(z_nd):
+            return np.empty((0, len(self.classes)), np.float32)
+        # A classifier reads its own dims only, whatever comes after them.
+        z_nd = np.pad(z_nd.astype(np.float32), ((0, 0), (0, width - dim)))
+        batches = padded_batches({"z": z_nd}, self._batch_size, self._sharding)
+        found = (
+            (row_b, self._judge(self.params, batch["z"], dims=(dim,))[0])
+            for row_b, batch in in_order(batches, len(z_nd))
+        )
+        return gathered(found, len(z_nd), lambda row_b, x_bc: x_bc.astype(np.float32))
+
+
+def _parameters(path: pathlib.Path, state: Any) -> tuple[Any, Any]:
+    """(parameters, model state) from a file, where the state of a program has them.
+
+    Raises:
+      DataError: the file is missing or damaged, or holds other parameters.
+    """
+    with extras.needed("export", "format safetensors"):
+        from safetensors.numpy import load_file
+    try:
+        tensors = load_file(path)
+    except Exception as error:  # the package raises kinds of its own
+        raise DataError(f"cannot read {path}: {error}") from error
+    wanted = {name: state[name] for name in ("params", "model_state")}
+    places = traverse_util.flatten_dict(wanted, sep="/")
+    for name in sorted(places.keys() ^ tensors.keys()):
+        there = "has no" if name in places else "has a foreign"
+        raise DataError(f"{path} {there} tensor {name}")
+    for name, leaf in places.items():
+        if (leaf.shape, leaf.dtype) != (tensors[name].shape, tensors[name].dtype):
+            found = f"{tensors[name].dtype} {tensors[name].shape}"
+            raise DataError(f"{path}: {name} must be {leaf.dtype} {leaf.shape}, it is {found}")
+    placed = {name: jax.device_put(tensors[name], leaf.sharding) for name, leaf in places.items()}
+    tree = traverse_util.unflatten_dict(placed, sep="/")
+    return tree["params"], tree.get("model_state", {})
+
+
+def _stablehlo(path: pathlib.Path, names: tuple[str, ...]) -> Embed:
+    content = _content(path)
+    with extras.needed("export", "format stablehlo"):
+        import flatbuffers  # noqa: F401 (`deserialize` needs it)
+    try:
+        call = jax.jit(export.deserialize(bytearray(content)).call)
+    except Exception as error:  # flatbuffers, MLIR and jax.export each have their kinds
+        raise DataError(f"{path} is damaged: {str(error).partition(chr(10))[0]}") from error
+    return lambda batch: call(*(batch[name] for name in names))["embedding"]
+
+
+def _onnx(path: pathlib.Path, names: tuple[str, ...]) -> Embed:
+    content = _content(path)
+    with extras.needed("export", "format onnx"):
+        import onnxruntime
+    try:
+        session = onnxruntime.InferenceSession(content)
+    except Exception as error:  # protobuf and ONNX Runtime each have their kinds
+        raise DataError(f"{path} is damaged: {str(error).partition(chr(10))[0]}") from error
+    return lambda batch: session.run(
+        ["embedding"], {name: np.asarray(batch[name]) for name in names}
+    )[0]
+
+
+def _content(path: pathlib.Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
