@@ -40,8 +40,8 @@ from benchmarks import harness, report
 from mrl_jax import config as configs
 from mrl_jax import experiment
 from mrl_jax.data.text import load
-from mrl_jax.encoder import Encoder
 from mrl_jax.interop.sentence_folder import write_sentence_folder
+from mrl_jax.model import load as load_model
 from mrl_jax.nesting import halvings
 from mrl_jax.runtime import mesh as meshes
 
@@ -246,8 +246,8 @@ def _torch_training(m: Material, setting: str, nested: bool) -> Callable[[], har
 
 def _jax_encoding(m: Material) -> Callable[[], harness.Step]:
     def build():
-        encoder = Encoder.load(m.model)
-        return harness.Step(lambda: _checked(m, encoder.encode(m.texts)))
+        model = load_model(m.model)
+        return harness.Step(lambda: _checked(m, model.embed(m.texts)))
 
     return build
 
@@ -290,7 +290,7 @@ def _gflop(m: Material, setting: str) -> float:
     run = m.experiment(nested=True)
     backbone = run.program.task.encoder.backbone
     if setting == "encode":
-        tokens = Encoder.load(m.model).folder.tokenizer.encode(m.texts, backbone.max_tokens)
+        tokens = load_model(m.model).inputs.tokenizer.encode(m.texts, backbone.max_tokens)
         lengths = np.array([len(ids) for ids in tokens], np.float64)
     else:
         hosts = host_batches(run, setting, m.batches)

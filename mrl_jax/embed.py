@@ -108,8 +108,8 @@ class Job:
         config = folder.read_config(request.workdir)
         if not inputs_of(config.task).spread:
             raise UsageError(
-                f"{request.workdir} was trained for {config.task}: this command embeds what lies in "
-                "files of images or vectors; texts: mrl_jax.load(RUN).embed(TEXTS)"
+                f"{request.workdir} was trained for {config.task}, and this command embeds images "
+                "and vectors; texts are embedded by mrl_jax.load(RUN).embed(TEXTS)"
             )
         _, setup, state = trained.restored(request.workdir, overrides, request.step)
         self._model = Model.of_run(setup, *evaluated(state))
@@ -120,8 +120,8 @@ class Job:
             source = f"split {request.source} {setup.dataset.fingerprint(request.source)}"
         elif not pathlib.Path(request.source).exists():
             raise UsageError(
-                f"--input must be a split ({', '.join(setup.dataset.splits)}) or a folder of images, "
-                f"or vectors, got {request.source!r}"
+                f"--input must be a split ({', '.join(setup.dataset.splits)}) or a folder of "
+                f"images, or vectors; got {request.source!r}"
             )
         else:
             self.rows = self._model.inputs.open(request.source)

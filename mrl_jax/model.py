@@ -22,6 +22,7 @@ from mrl_jax import experiment, extras, trained
 from mrl_jax.data.loader import padded_batches
 from mrl_jax.errors import DataError, UsageError, shown
 from mrl_jax.experiment import Experiment
+from mrl_jax.imported import by_path
 from mrl_jax.nesting import Nesting
 from mrl_jax.record import folder as workdir
 from mrl_jax.runtime import mesh as meshes
@@ -40,7 +41,7 @@ def inputs_of(task: str) -> type[Inputs]:
     """What models of a task read: of the package, or of a user's module."""
     if "." not in task:
         return importlib.import_module(f"mrl_jax.tasks.{task}.inputs").Inputs
-    return getattr(importlib.import_module(task), "Inputs", inputs.Inputs)
+    return getattr(by_path(task, "config.task"), "Inputs", inputs.Inputs)
 
 
 def load(
@@ -71,7 +72,13 @@ def load(
         return Model.of_run(setup, *evaluated(state))
     if step is not None:
         raise UsageError(f"step is of a run, {folder} holds {kind}")
-    return Model.of_text_folder(folder) if kind == "a text encoder" else Model.of_export(folder)
+    if kind == "an export":
+        return Model.of_export(folder)
+    with extras.needed("text", "embedding texts"):
+        from mrl_jax.interop.text_folder import read_text_folder
+    known = (folder / SENTENCE_CONFIG).exists()
+    config = workdir.read_config(folder, SENTENCE_CONFIG) if known else None
+    return Model.of_text_folder(read_text_folder(folder), config)
 
 
 def _kind(folder: pathlib.Path) -> str:
@@ -152,23 +159,16 @@ class Model:
         )
 
     @classmethod
-    def of_text_folder(cls, path: pathlib.Path) -> "Model":
-        """The model in a folder of transformers or sentence-transformers.
+    def of_text_folder(cls, folder: Any, config: ConfigDict | None = None) -> "Model":
+        """The model of an `interop.text_folder.TextFolder`; `config` of the run it comes from."""
+        from mrl_jax.tasks.sentence_pairs.inputs import Inputs, embed_of
 
-        Raises:
-          UsageError, DataError: see `interop.text_folder.read_text_folder`.
-        """
-        with extras.needed("text", "embedding texts"):
-            from mrl_jax.interop.text_folder import read_text_folder
-            from mrl_jax.tasks.sentence_pairs.inputs import Inputs, embed_of
-        folder = read_text_folder(path)
-        known = (path / SENTENCE_CONFIG).exists()
         return cls(
             embed_of(folder),
             Inputs.of_folder(folder),
             width=folder.encoder.out_dim,
             nesting=Nesting(folder.trained_dims) if folder.trained_dims else None,
-            config=workdir.read_config(path, SENTENCE_CONFIG) if known else None,
+            config=config,
             default_dim=folder.truncate_dim,
         )
 
@@ -183,8 +183,8 @@ class Model:
         about = json_files.read_object(folder / ABOUT)
         if not (folder / workdir.CONFIG).exists():
             raise UsageError(
-                f"{folder} has no {workdir.CONFIG}: it was exported by an older release, export the "
-                "run again"
+                f"{folder} has no {workdir.CONFIG}: it was exported by an older release; export "
+                "the run again"
             )
         config = workdir.read_config(folder)
         try:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from mrl_jax import NestedHead, Nesting, models
+from mrl_jax.config import default_config
 from mrl_jax.errors import UsageError
 from mrl_jax.export import check_numbers, graph_of, write_onnx
 from mrl_jax.models.resnet import ResNet
@@ -39,10 +40,11 @@ def check(path, name, head):
     params, model_state = jax.jit(task.init)(jax.random.key(0))
     # Biases and means that are not zero, as after training.
     params, model_state = jax.tree.map(lambda x: x + 0.02, (params, model_state))
+    config = default_config()
     setup = types.SimpleNamespace(
         program=types.SimpleNamespace(task=task),
-        dataset=types.SimpleNamespace(image_shape=task.image_shape),
-        text_folder=None,
+        dataset=types.SimpleNamespace(class_names=("ä", "b")),
+        config=config,
     )
     state = {"params": params, "model_state": model_state}
     about = {"run": name, "file": path.name, "classes": ["ä", "b"]}

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mrl_jax import embed, trained
-from mrl_jax.embedder import Embedder, Request
+from mrl_jax.embed import Job, Request
 from mrl_jax.errors import CheckpointError, DataError, NonFiniteError, UsageError
 from mrl_jax.evaluators.subject import Instruments, Subject
 from mrl_jax.record import folder as workdir
@@ -110,7 +110,7 @@ def test_prefixes_of_unit_length(run, photos, tmp_path, capsys):
     unit_nd = vectors_of(tmp_path / "unit")
     np.testing.assert_allclose(unit_nd, z_nd[:, :3] / np.where(norm_n1, norm_n1, 1), rtol=1e-6)
     # MRL-E has one classifier for all prefixes.
-    assert not Embedder(Request(photos[0], "val", dim=3)).warning
+    assert not Job(Request(photos[0], "val", dim=3)).notes
 
 
 def test_parquet_holds_the_same(photos, tmp_path):
@@ -242,12 +242,12 @@ def test_a_folder_of_other_vectors_is_refused(run, photos, tmp_path):
 def test_refusals(run, photos, tmp_path):
     out = tmp_path / "out"
     for folder, source, more, message in (
-        (run, "val", ["--dim", 9], "--dim must be 1 to 8, got 9"),
-        (run, "val", ["--dim", 0], "--dim must be 1 to 8, got 0"),
+        (run, "val", ["--dim", 9], "dim must be 1 to 8, got 9"),
+        (run, "val", ["--dim", 0], "dim must be 1 to 8, got 0"),
         (run, "val", ["--shard_rows", 0], "--shard_rows must be >= 1"),
         (run, "val", ["--format", "csv"], "invalid choice: 'csv'"),
         (run, "elsewhere", [], r"a split \(train, val, test\) or a folder of images"),
-        (run, photos[1], [], "holds RGB images, those of digits are grey"),
+        (run, photos[1], [], "pictures are read as RGB, those of this network are grey"),
         (run, "val", ["--config.model.width=8"], "model.width: 16 -> 8"),
         (tmp_path / "none", "val", [], "holds no run"),
     ):
@@ -272,7 +272,7 @@ def test_not_a_number(run, tmp_path):
     checkpoints.save(int(state["step"]), state, setup.facts())
     checkpoints.close()
     out = tmp_path / "out"
-    with pytest.raises(NonFiniteError, match="the embedding of row 0 holds NaN or infinity"):
+    with pytest.raises(NonFiniteError, match="the embedding of image 0 holds NaN or infinity"):
         embed.main(arguments(folder, "val", out))
     assert not list(out.glob("vectors-*"))
     assert os.listdir(out)

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import types
 
 import commands
 import jax
@@ -16,12 +15,13 @@ from safetensors.numpy import load_file
 
 from mrl_jax import Nesting, trained
 from mrl_jax.data.images import centre_square
-from mrl_jax.encoder import Encoder
 from mrl_jax.errors import DataError
-from mrl_jax.export import facts, graph_of, preprocessing, scores_of
+from mrl_jax.export import about_of, graph_of, scores_of
 from mrl_jax.interop import plain_card
+from mrl_jax.model import load
 from mrl_jax.models.text.tokenizer import pad
 from mrl_jax.runtime.step import evaluated
+from mrl_jax.tasks.classification.inputs import preprocessing
 
 TEXTS = ["a man sleeps today", "two dogs", "the old cat eats an apple near a tree in the rain"]
 
@@ -71,13 +71,13 @@ def test_text_becomes_a_folder_of_sentence_transformers(text_run, tmp_path):
     assert f"8 dims, as sentence_transformers in {out}" in commands.here(
         export(text_run, out, "sentence_transformers")
     )
-    encoder = Encoder.load(out)
+    model = load(out)
     z_bd = embedded(text_run, text_batch(text_run))
     for dim in (2, 4, 8):
         unit_bd = z_bd[:, :dim] / np.linalg.norm(z_bd[:, :dim], axis=1, keepdims=True)
-        np.testing.assert_allclose(encoder.encode(TEXTS, dim=dim), unit_bd, atol=1e-6)
+        np.testing.assert_allclose(model.embed(TEXTS, dim=dim), unit_bd, atol=1e-6)
     with pytest.warns(UserWarning, match="a prefix of 3 dims was not trained, 2, 4, 8 were"):
-        encoder.encode(TEXTS, dim=3)
+        model.embed(TEXTS, dim=3)
     card = (out / "README.md").read_text()
     assert "mine/spearman" in card
     # Called again it replaces its own folder, and nothing else.
@@ -211,17 +211,16 @@ def test_the_packages_to_install_are_those_that_the_code_imports(form, kind):
 
 
 def test_what_is_said_of_texts_fits_the_graph(text_run):
-    config, setup, state = trained.restored(text_run)
+    _, setup, state = trained.restored(text_run)
     for form, places in (("onnx", 64), ("stablehlo", "t")):
-        about = facts(config, setup, state, form)
+        about = about_of(setup, state, form)
         assert about["inputs"]["tokens"]["shape"] == ["b", places]
         assert ("always have 64 places" in plain_card.card(about)) == (form == "onnx")
 
 
 def test_colour_images_are_prepared_as_the_run_prepares_them(tmp_path, monkeypatch):
     about = {"dims": [2], "format": "", "inputs": {"image": {}}, "run": "r", "file": "f"}
-    task = types.SimpleNamespace(image_shape=(8, 8, 3), mean=(1.0, 2.0, 3.0), std=(4.0,))
-    about["preprocessing"] = preprocessing(task, crop_share=0.75)
+    about["preprocessing"] = preprocessing((8, 8, 3), crop_share=0.75)
     (tmp_path / "about.json").write_text(json.dumps(about))
     photo(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -267,11 +266,9 @@ def test_what_graphs_are_made_of_ends_with_the_widest_trained_prefix(image_run):
     narrow = dataclasses.replace(task, head=head)
     params = {name: x for name, x in state["params"]["head"].items() if "8" not in name}
     state = {**state, "params": {**state["params"], "head": params}}
-    program = types.SimpleNamespace(task=narrow)
-    graph = graph_of(
-        types.SimpleNamespace(program=program, text_folder=None, dataset=setup.dataset), state
-    )
-    assert graph.inputs == {"image": (("b", 8, 8, 1), np.uint8)}
+    program = dataclasses.replace(setup.program, task=narrow)
+    graph = graph_of(dataclasses.replace(setup, program=program), state)
+    assert graph.inputs.spec == {"image": (("b", 8, 8, 1), np.uint8)}
     assert graph.outputs == ("embedding", "logits_2", "logits_4")
     image = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)).astype(np.uint8)
     z_bd = embedded(image_run, {"image": image})

@@ -55,7 +55,7 @@ def _one_ahead(results: Iterable[Any]) -> Iterator[Any]:
 
 
 def in_order(batches: Iterable[Batch], count: int) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Batches of all rows in their order, the last one padded, each with the numbers of its rows."""
+    """Batches of all rows in their order, each with the numbers of its rows; the last is padded."""
     first = 0
     for batch in batches:
         last = min(count, first + len(next(iter(batch.values()))))

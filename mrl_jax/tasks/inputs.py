@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import jax
@@ -35,7 +34,7 @@ class Inputs:
 
     spec: Spec
     unit: ClassVar[str] = "row"
-    most: Mapping[str, int] = MappingProxyType({})
+    most: Mapping[str, int] = dataclasses.field(default_factory=dict)
     scaled: bool = False
     spread: ClassVar[bool] = True
     classes: tuple[str, ...] | None = None

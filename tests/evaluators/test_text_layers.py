@@ -6,8 +6,8 @@ import text_models
 
 from mrl_jax.data import beir
 from mrl_jax.data import text as texts
-from mrl_jax.encoder import Encoder
 from mrl_jax.evaluators.text_layers import check_layers
+from mrl_jax.model import Model
 from mrl_jax.nesting import Nesting
 from mrl_jax.runtime import mesh as meshes
 from mrl_jax.tasks.sentence_pairs.measure import SentenceEvaluation
@@ -54,16 +54,16 @@ def found(tmp_path_factory):
         retrieval={"mine": collection},
         layers=(1,),
     )
-    return Encoder(folder), evaluation.run(jax.device_put(folder.params), {}, ("val",))
+    return Model.of_text_folder(folder), evaluation.run(jax.device_put(folder.params), {}, ("val",))
 
 
 def test_the_main_numbers_after_a_layer_are_those_of_an_encoder_that_stops_there(found):
-    encoder, finding = found
+    model, finding = found
     by_name = {(r.name, r.dim): r.value for r in finding.results}
     scores = [i % 7 for i in range(len(SENTENCES) - 5)]
     for depth, suffix in ((1, "_layer1"), (2, "")):
         for dim in DIMS:
-            z_nd = encoder.encode(SENTENCES, dim=dim, depth=depth).astype(np.float64)
+            z_nd = model.embed(SENTENCES, dim=dim, depth=depth).astype(np.float64)
             cosine_n = (z_nd[:-5] * z_nd[5:]).sum(1)
             expected = scipy.stats.spearmanr(cosine_n, scores).statistic
             assert by_name[f"sts/spearman{suffix}", dim] == pytest.approx(expected, abs=1e-3)

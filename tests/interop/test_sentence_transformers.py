@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import text_models
 
-from mrl_jax.encoder import Encoder
 from mrl_jax.interop.sentence_folder import write_sentence_folder
 from mrl_jax.interop.text_folder import read_text_folder
+from mrl_jax.model import Model, load
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 
@@ -37,11 +37,11 @@ def test_its_embeddings_are_ours_at_every_trained_dim(tmp_path, name):
         prompts={"query": "the woman "},
     )
     write_sentence_folder(tmp_path / "m", folder)
-    ours = Encoder.load(tmp_path / "m")
+    ours = load(tmp_path / "m")
     theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "m"), device="cpu")
 
     def check(found, **options):
-        np.testing.assert_allclose(found, ours.encode(TEXTS, **options), atol=1e-5)
+        np.testing.assert_allclose(found, ours.embed(TEXTS, **options), atol=1e-5)
 
     # truncate_dim of the folder is used by both.
     check(theirs.encode(TEXTS, normalize_embeddings=True))
@@ -70,5 +70,5 @@ def test_what_it_saves_we_read(tmp_path, name):
         assert getattr(again, field) == getattr(folder, field), field
     # It writes the prompt that it would use for documents as well, which is empty.
     assert again.prompts == {"query": "the woman ", "document": ""}
-    a, b = (Encoder(f).encode(TEXTS, dim=24) for f in (folder, again))
+    a, b = (Model.of_text_folder(f).embed(TEXTS, dim=24) for f in (folder, again))
     np.testing.assert_allclose(a, b, atol=1e-6)

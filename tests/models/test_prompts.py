@@ -10,13 +10,13 @@ import text_models
 
 from mrl_jax import config as configs
 from mrl_jax import experiment
-from mrl_jax.encoder import Encoder
 from mrl_jax.errors import UsageError
 from mrl_jax.interop.sentence_folder import write_sentence_folder
 from mrl_jax.interop.text_folder import read_text_folder
+from mrl_jax.model import Model
 from mrl_jax.models.text import prompts
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 WHO = ("a man", "the woman", "two dogs", "the old cat")
 WHAT = ("sleeps", "runs along the beach", "eats a red apple")
 PAIRS = [(who, what) for who in WHO for what in WHAT]
@@ -99,7 +99,7 @@ def test_training_and_measuring_read_texts_with_their_prompts(place, given, expe
         seen = texts_of(setup, batch, side)
         assert set(seen) <= {prompt + text for text in parts}, seen
     folder = setup.text_folder(read_text_folder(place / "table").params)
-    encode = functools.partial(Encoder(folder).encode, prompt_name="")
+    embed = functools.partial(Model.of_text_folder(folder).embed, prompt_name="")
     state = {"params": folder.params, "model_state": {}, "step": np.int32(0)}
     found = setup.evaluate(state, ("val",))
     values = {(r.name, r.dim): r.value for r in found.results}
@@ -107,12 +107,12 @@ def test_training_and_measuring_read_texts_with_their_prompts(place, given, expe
         dict(zip(("query", "document", "default"), expected, strict=True)) if any(expected) else {}
     )
     # As the prompts would be put there by hand.
-    a_nd, b_nd = encode([query + a for a, _ in PAIRS]), encode([document + b for _, b in PAIRS])
-    cosine_qd = encode([query + w for w in WHO]) @ encode([document + w for w in WHAT]).T
+    a_nd, b_nd = embed([query + a for a, _ in PAIRS]), embed([document + b for _, b in PAIRS])
+    cosine_qd = embed([query + w for w in WHO]) @ embed([document + w for w in WHAT]).T
     rank_q = 1 + (cosine_qd > cosine_qd[range(4), [0, 1, 2, 0]][:, None] + 1e-6).sum(1)
     assert values["found/mrr10", 8] == pytest.approx((1 / rank_q).mean())
     cosine_n = (
-        encode([default + a for a, _ in PAIRS]) * encode([default + b for _, b in PAIRS])
+        embed([default + a for a, _ in PAIRS]) * embed([default + b for _, b in PAIRS])
     ).sum(1)
     pearson = np.corrcoef(cosine_n, np.arange(len(PAIRS)) % 5)[0, 1]
     assert values["sts/pearson", 8] == pytest.approx(pearson, abs=1e-4)
@@ -188,7 +188,7 @@ def test_a_teacher_gives_all_its_dims_with_its_own_prompts(place, tmp_path, loss
         for cache in ("", tmp_path / "cache", tmp_path / "cache")
     ]
     wide = dataclasses.replace(teacher, trained_dims=())
-    encode = functools.partial(Encoder(wide).encode, dim=8, prompt_name="")
+    embed = functools.partial(Model.of_text_folder(wide).embed, dim=8, prompt_name="")
     for setup in setups:
         train = setup.dataset.splits["train"]
         batch = train.batches(4, 0, sharding(setup)).host_batch(0)
@@ -196,7 +196,7 @@ def test_a_teacher_gives_all_its_dims_with_its_own_prompts(place, tmp_path, loss
             # The student's tokens have its own prompt before them.
             own = {"anchor": "people near ", "positive": "playing "}[side]
             texts = [text.removeprefix(own) for text in texts_of(setup, batch, side)]
-            exact = encode([prompt + text for text in texts])
+            exact = embed([prompt + text for text in texts])
             np.testing.assert_allclose(batch[f"{side}_teacher"], exact, atol=1e-6)
     assert "teacher: 8 dims of texts cut after 4 tokens" in setups[0].note
     assert "teacher: prompts: query 'the woman ', document 'two '" in setups[0].note

@@ -42,7 +42,7 @@ class Inputs(inputs.Inputs):
         """Those of a run."""
         del params
         options, classes = setup.config.data, setup.dataset.class_names
-        spec = {"image": (("b", *setup.dataset.image_shape), np.dtype(np.uint8))}
+        spec = {"image": (("b", *setup.program.task.image_shape), np.dtype(np.uint8))}
         return cls(spec, classes=tuple(classes), crop=options.eval_crop, threads=options.threads)
 
     @classmethod

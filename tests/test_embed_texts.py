@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import text_models
 
-from mrl_jax import encoder as encoders
-from mrl_jax.encoder import Encoder, batches, encoding_length, unit_length
 from mrl_jax.errors import NonFiniteError, UsageError
 from mrl_jax.interop.text_folder import UNLIMITED
+from mrl_jax.model import Model, load
+from mrl_jax.runtime.rows import unit_length
+from mrl_jax.tasks.sentence_pairs import inputs as text_inputs
+from mrl_jax.tasks.sentence_pairs.inputs import batches, embedding_length
 
 TESTS = pathlib.Path(__file__).parent
 TEXTS = [*text_models.SENTENCES[:2], "", "cat", "the old cat " * 20, "cat"]
@@ -34,52 +36,52 @@ def alone(folder, texts):
 def test_batches_by_length_give_what_each_text_alone_gives(make):
     folder = make(projection=12) if make is text_models.static else make(layers=1)
     exact = alone(folder, TEXTS)[:, -1]
-    encoder = Encoder(folder)
-    z_nd = encoder.encode(TEXTS, normalize=False)
+    model = Model.of_text_folder(folder)
+    z_nd = model.embed(TEXTS, normalize=False)
     assert z_nd.dtype == np.float32
     np.testing.assert_allclose(z_nd, exact, atol=1e-5)
-    tiny = encoder.encode(TEXTS, normalize=False, batch_tokens=40)
+    tiny = model.embed(TEXTS, normalize=False, batch_tokens=40)
     np.testing.assert_allclose(tiny, exact, atol=1e-5)
-    assert encoder.encode([], dim=5).shape == (0, 5)
-    assert encoder.encode(["cat"]).shape == (1, encoder.out_dim)
+    assert model.embed([], dim=5).shape == (0, 5)
+    assert model.embed(["cat"]).shape == (1, model.width)
 
 
 def test_a_prefix_is_cut_first_and_then_scaled():
-    encoder = Encoder(text_models.static())
-    raw = np.float64(encoder.encode(TEXTS[:2], normalize=False))
+    model = Model.of_text_folder(text_models.static())
+    raw = np.float64(model.embed(TEXTS[:2], normalize=False))
     for dim in (1, 7, 32):
         exact = raw[:, :dim] / np.linalg.norm(raw[:, :dim], axis=1, keepdims=True)
-        np.testing.assert_allclose(encoder.encode(TEXTS[:2], dim=dim), exact, atol=1e-6)
-        cut = encoder.encode(TEXTS[:2], dim=np.int64(dim), normalize=False)
+        np.testing.assert_allclose(model.embed(TEXTS[:2], dim=dim), exact, atol=1e-6)
+        cut = model.embed(TEXTS[:2], dim=np.int64(dim), normalize=False)
         np.testing.assert_allclose(cut, raw[:, :dim], atol=1e-6)
 
 
 def test_a_folder_that_scales_does_so_before_it_is_cut():
     """As the Normalize of sentence-transformers, whose `truncate_dim` does not scale again."""
     folder = text_models.static()
-    raw = np.float64(Encoder(folder).encode(TEXTS[:2], normalize=False))
-    encoder = Encoder(dataclasses.replace(folder, normalize=True))
+    raw = np.float64(Model.of_text_folder(folder).embed(TEXTS[:2], normalize=False))
+    model = Model.of_text_folder(dataclasses.replace(folder, normalize=True))
     unit = raw / np.linalg.norm(raw, axis=1, keepdims=True)
     for dim in (7, 32):
-        cut = encoder.encode(TEXTS[:2], dim=dim, normalize=False)
+        cut = model.embed(TEXTS[:2], dim=dim, normalize=False)
         np.testing.assert_allclose(cut, unit[:, :dim], atol=1e-6)
         exact = raw[:, :dim] / np.linalg.norm(raw[:, :dim], axis=1, keepdims=True)
-        np.testing.assert_allclose(encoder.encode(TEXTS[:2], dim=dim), exact, atol=1e-6)
+        np.testing.assert_allclose(model.embed(TEXTS[:2], dim=dim), exact, atol=1e-6)
 
 
 def test_zeros_stay_zeros_and_nothing_overflows():
     z_nd = np.array([[0, 0], [3e30, 4e30], [3e-40, 4e-40]], np.float32)
     np.testing.assert_allclose(unit_length(z_nd), [[0, 0], [0.6, 0.8], [0.6, 0.8]], rtol=1e-4)
-    assert (Encoder(text_models.static()).encode(["", "cat"])[0] == 0).all()
+    assert (Model.of_text_folder(text_models.static()).embed(["", "cat"])[0] == 0).all()
 
 
 def test_fewer_layers_are_the_embeddings_of_those_layers():
     folder = text_models.bert(layers=2)
-    encoder = Encoder(folder)
-    assert encoder.layers == 2
+    model = Model.of_text_folder(folder)
+    assert model.inputs.layers == 2
     exact = alone(folder, TEXTS[2:4])
     for depth in (1, 2):
-        found = encoder.encode(TEXTS[2:4], depth=depth)
+        found = model.embed(TEXTS[2:4], depth=depth)
         np.testing.assert_allclose(found, unit_length(exact[:, depth - 1]), atol=1e-5)
 
 
@@ -87,35 +89,37 @@ def test_prompts_go_before_the_text():
     folder = dataclasses.replace(
         text_models.bert(layers=1), prompts={"query": "the woman ", "passage": "two "}
     )
-    encoder = Encoder(folder)
-    bare, prompted = encoder.encode(["cat"]), encoder.encode(["the woman cat"])
+    model = Model.of_text_folder(folder)
+    bare, prompted = model.embed(["cat"]), model.embed(["the woman cat"])
     assert abs(bare - prompted).max() > 1e-3
-    np.testing.assert_allclose(encoder.encode(["cat"], prompt_name="query"), prompted, atol=1e-6)
-    usual = Encoder(dataclasses.replace(folder, default_prompt="query"))
-    np.testing.assert_allclose(usual.encode(["cat"]), prompted, atol=1e-6)
-    np.testing.assert_allclose(usual.encode(["cat"], prompt_name=""), bare, atol=1e-6)
-    empty = Encoder(dataclasses.replace(usual.folder, prompts={"query": "two ", "document": ""}))
-    np.testing.assert_allclose(empty.encode(["cat"], prompt_name="document"), bare, atol=1e-6)
+    np.testing.assert_allclose(model.embed(["cat"], prompt_name="query"), prompted, atol=1e-6)
+    usual = Model.of_text_folder(dataclasses.replace(folder, default_prompt="query"))
+    np.testing.assert_allclose(usual.embed(["cat"]), prompted, atol=1e-6)
+    np.testing.assert_allclose(usual.embed(["cat"], prompt_name=""), bare, atol=1e-6)
+    prompts = {"query": "two ", "document": ""}
+    empty = Model.of_text_folder(
+        dataclasses.replace(folder, default_prompt="query", prompts=prompts)
+    )
+    np.testing.assert_allclose(empty.embed(["cat"], prompt_name="document"), bare, atol=1e-6)
     with pytest.raises(UsageError, match="no prompt 'q'; legal: query, passage"):
-        encoder.encode(["cat"], prompt_name="q")
-    with pytest.raises(UsageError, match="legal: none, the folder has no prompts"):
-        Encoder(text_models.static()).encode(["cat"], prompt_name="q")
+        model.embed(["cat"], prompt_name="q")
+    with pytest.raises(UsageError, match="legal: none, the model has no prompts"):
+        Model.of_text_folder(text_models.static()).embed(["cat"], prompt_name="q")
 
 
 def test_the_folders_dim_is_used_and_untrained_ones_are_warned_of(tmp_path):
-    text_models.write_sentence_folder(
-        tmp_path / "m", dataclasses.replace(text_models.static(), trained_dims=(8, 32))
-    )
-    encoder = Encoder.load(tmp_path / "m")
+    folder = dataclasses.replace(text_models.static(), trained_dims=(8, 32))
+    text_models.write_sentence_folder(tmp_path / "m", folder)
+    model = load(tmp_path / "m")
     for dim in (None, 8, 32):
-        encoder.encode(["cat"], dim=dim)
+        model.embed(["cat"], dim=dim)
     with pytest.warns(UserWarning, match="a prefix of 9 dims was not trained, 8, 32 were") as seen:
-        encoder.encode(["cat"], dim=9)
+        model.embed(["cat"], dim=9)
     assert seen[0].filename == __file__
-    Encoder(text_models.static()).encode(["cat"], dim=9)  # nobody knows
-    cut = Encoder(dataclasses.replace(encoder.folder, truncate_dim=8))
-    assert cut.encode(["cat"]).shape == (1, 8)
-    assert cut.encode(["cat"], dim=32).shape == (1, 32)
+    Model.of_text_folder(text_models.static()).embed(["cat"], dim=9)  # nobody knows
+    cut = Model.of_text_folder(dataclasses.replace(folder, truncate_dim=8))
+    assert cut.embed(["cat"]).shape == (1, 8)
+    assert cut.embed(["cat"], dim=32).shape == (1, 32)
 
 
 @pytest.mark.parametrize(
@@ -136,53 +140,54 @@ def test_the_folders_dim_is_used_and_untrained_ones_are_warned_of(tmp_path):
 )
 def test_what_cannot_be_asked_for_is_refused(texts, options, message):
     with pytest.raises(UsageError, match=message):
-        Encoder(text_models.bert()).encode(texts, **options)
+        Model.of_text_folder(text_models.bert()).embed(texts, **options)
 
 
 def test_a_column_of_a_table_is_embedded_and_a_whole_table_is_refused():
     pandas = pytest.importorskip("pandas")
-    encoder, texts = Encoder(text_models.static()), ["two dogs", "the old cat", "cat"] * 10
-    exact = encoder.encode(texts)
+    model, texts = Model.of_text_folder(text_models.static()), ["two dogs", "old cat", "cat"] * 10
+    exact = model.embed(texts)
     frame = pandas.DataFrame({"text": texts, "other": 1})
-    np.testing.assert_array_equal(encoder.encode(frame["text"]), exact)
-    np.testing.assert_array_equal(encoder.encode(text for text in texts), exact)
-    np.testing.assert_array_equal(encoder.encode(dict(enumerate(texts)).values()), exact)
+    np.testing.assert_array_equal(model.embed(frame["text"]), exact)
+    np.testing.assert_array_equal(model.embed(text for text in texts), exact)
+    np.testing.assert_array_equal(model.embed(dict(enumerate(texts)).values()), exact)
     with pytest.raises(UsageError, match="got a DataFrame: pass one column of a table"):
-        encoder.encode(frame)
+        model.embed(frame)
     frame.loc[4, "text"] = None
     with pytest.raises(UsageError, match=r"text 4 is (None|nan)"):
-        encoder.encode(frame["text"])
+        model.embed(frame["text"])
 
 
 FORKED = """
-import multiprocessing, warnings
+import functools, multiprocessing, warnings
 import text_models
-from mrl_jax.embedder import Embedder
-from mrl_jax.encoder import Encoder
+import mrl_jax
 from mrl_jax.errors import UsageError
+from mrl_jax.model import Model
 
 warnings.simplefilter("ignore")  # JAX warns of forks
 folder = text_models.static()
 
 
-def compute(pipe, encoder):
-    for work in (lambda: encoder.encode(["cat"]), lambda: Encoder(folder), lambda: Embedder(None)):
+def compute(pipe, model):
+    new = functools.partial(Model.of_text_folder, folder)
+    for work in (lambda: model.embed(["cat"]), new, lambda: mrl_jax.load(".")):
         try:
             work()
         except UsageError as error:
             pipe.send(str(error))
 
 
-def child(encoder):
+def child(model):
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=compute, args=(theirs, encoder))
+    process = multiprocessing.get_context("fork").Process(target=compute, args=(theirs, model))
     process.start()
     said = [ours.recv() if ours.poll(60) else "it hangs" for _ in range(3)]
     process.kill()
     return said
 
 
-print(*child(Encoder(folder)), sep="\\n")
+print(*child(Model.of_text_folder(folder)), sep="\\n")
 """
 
 
@@ -201,11 +206,11 @@ def test_a_number_that_is_none_names_the_text():
     folder = text_models.static()
     table = folder.params["backbone"]["tokens"]["embedding"].copy()
     table[folder.tokenizer.encode(["guitar"], 9)[0][0]] = np.nan
-    encoder = Encoder(
+    model = Model.of_text_folder(
         dataclasses.replace(folder, params={"backbone": {"tokens": {"embedding": table}}})
     )
     with pytest.raises(NonFiniteError, match="of text 2 holds NaN"):
-        encoder.encode(["cat", "dog", "guitar", "a man", "guitar"])
+        model.embed(["cat", "dog", "guitar", "a man", "guitar"])
 
 
 def test_every_text_is_in_one_batch_and_little_is_padding():
@@ -225,36 +230,41 @@ def test_every_text_is_in_one_batch_and_little_is_padding():
 
 
 def test_lengths_are_few_and_hold_the_text():
-    lengths = [encoding_length(n, UNLIMITED) for n in range(600)]
+    lengths = [embedding_length(n, UNLIMITED) for n in range(600)]
     assert all(length >= n for n, length in enumerate(lengths))
     assert all(length <= max(4, n * 1.25 + 3) for n, length in enumerate(lengths))
     assert len(set(lengths[:513])) <= 32
-    assert encoding_length(27, 28) == 28
-    assert encoding_length(29, 30) == 30
+    assert embedding_length(27, 28) == 28
+    assert embedding_length(29, 30) == 30
 
 
 def test_a_window_holds_no_more_than_it_may_and_order_is_kept(monkeypatch):
-    encoder = Encoder(text_models.static())
-    whole = encoder.encode(TEXTS)
-    monkeypatch.setattr("mrl_jax.encoder.WINDOW", 5)
-    np.testing.assert_allclose(encoder.encode(TEXTS), whole, atol=1e-6)
+    model = Model.of_text_folder(text_models.static())
+    whole = model.embed(TEXTS)
+    monkeypatch.setattr("mrl_jax.tasks.sentence_pairs.inputs.WINDOW", 5)
+    np.testing.assert_allclose(model.embed(TEXTS), whole, atol=1e-6)
 
 
 def test_calls_of_the_same_lengths_are_compiled_once():
-    encoder = Encoder(text_models.bert(seed=5, layers=1))
-    encoder.encode(TEXTS)
-    before = encoders._embed._cache_size()
-    encoder.encode(TEXTS[::-1])
-    Encoder(text_models.bert(seed=6, layers=1)).encode(TEXTS)
-    assert encoders._embed._cache_size() == before
+    model = Model.of_text_folder(text_models.bert(seed=5, layers=1))
+    model.embed(TEXTS)
+    before = text_inputs._embed._cache_size()
+    model.embed(TEXTS[::-1])
+    Model.of_text_folder(text_models.bert(seed=6, layers=1)).embed(TEXTS)
+    assert text_inputs._embed._cache_size() == before
 
 
 def test_a_text_longer_than_a_batch_is_read_from_a_table_in_pieces(monkeypatch):
     folder, sizes = text_models.static(projection=8, projection_bias=True), []
-    embed = encoders._embed
-    monkeypatch.setattr(encoders, "_embed", lambda *a: (sizes.append(a[2].size), embed(*a))[1])
+    embed = text_inputs._embed
+
+    def counted(encoder, params, batch):
+        sizes.append(batch["tokens"].size)
+        return embed(encoder, params, batch)
+
+    monkeypatch.setattr(text_inputs, "_embed", counted)
     texts = ["the old cat " * 50, "a man", "two dogs sleep. " * 33, ""]
     whole_nd = alone(folder, texts)[:, -1]
-    found_nd = Encoder(folder).encode(texts, normalize=False, batch_tokens=32)
+    found_nd = Model.of_text_folder(folder).embed(texts, normalize=False, batch_tokens=32)
     np.testing.assert_allclose(found_nd, whole_nd, atol=1e-6)
     assert max(sizes) == 32
