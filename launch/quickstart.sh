@@ -13,7 +13,7 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
 prepare ""
 step "training every run of configs/digits.py into runs/quickstart"
-"$venv_python" -m mrl_jax.sweep --config configs/digits.py --root runs/quickstart --backend local
+"$venv_python" -m mrl_jax.sweep --config configs/digits.py --root runs/quickstart
 step "writing the report"
 "$venv_python" -m mrl_jax.report runs/quickstart
 step "done; open $root/runs/quickstart/report.html"

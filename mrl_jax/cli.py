@@ -83,7 +83,7 @@ def start(preemptible: bool = False) -> None:
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """What ends the imports of a command: a library may be missing."""
+    """Handles what ends the imports of a command, such as a missing library."""
     try:
         with _errors_as_one_line():
             raise error

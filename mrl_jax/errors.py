@@ -12,7 +12,7 @@ EXIT_USAGE = 2
 EXIT_DATA = 3
 EXIT_CHECKPOINT = 4
 EXIT_NON_FINITE = 5
-EXIT_HUNG = 76  # no progress was made any more, see `runtime.watchdog`
+EXIT_HUNG = 76  # no more progress, see `runtime.watchdog`
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: the state is saved, start the same command again
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 

@@ -1,10 +1,10 @@
 """Runs every run of a config's sweep(): `python -m mrl_jax.sweep --config FILE.py --root DIR`.
 
 `sweep()` yields (arg, overrides) pairs: the argument of get_config and a dict of dotted keys,
-e.g. ("mrl", {"seed": 1}). All runs are expanded and checked before the first starts. Each run is
-the training command in a process of its own, in a folder named after what it computes; call the
-same command again to do what is left. One failure does not stop the others. --config.key=value on
-the command line, e.g. --config.data.path=..., holds for every run, in place of what sweep() sets.
+e.g. ("mrl", {"seed": 1}). All runs are listed and checked before the first starts. Each run is the
+training command in a process of its own, in a folder named after what it computes; the same command
+does what is left. One failure does not stop the others. --config.key=value on the command line,
+e.g. --config.data.path=..., holds for every run, in place of what sweep() sets.
 """
 
 from mrl_jax import cli
@@ -55,8 +55,8 @@ class RunsFailed(UsageError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """One run of a sweep; `overrides` are those of sweep() that the command line does not set."""
+class Job:
+    """A run that the sweep asks for; `overrides` are those that the command line does not set."""
 
     arg: str | None
     overrides: dict[str, Any]
@@ -66,13 +66,13 @@ class Run:
 
     @property
     def label(self) -> str:
-        """How the run is called in progress lines."""
+        """The name of the run in progress lines."""
         return " ".join([self.arg or "run", *(f"{k}={v}" for k, v in self.overrides.items())])
 
 
 def expand(
     config: str, root: pathlib.Path, common: Sequence[str] = (), devices: int | None = None
-) -> list[Run]:
+) -> list[Job]:
     """All runs of the sweep, each checked as far as possible without its data.
 
     A run that already has a folder in `root` keeps it, even if config keys were added since.
@@ -93,7 +93,7 @@ def expand(
         raise UsageError(f"--config {config}: a sweep chooses the argument itself; give {path}")
     fixed = configs.parse_overrides(common)
     there = _configs_in(root)
-    runs: dict[str, Run] = {}
+    runs: dict[str, Job] = {}
     checked: set[str] = set()
     for number, (arg, overrides) in enumerate(configs.sweep_of(path)):
         where = f"run {number} of the sweep ({arg}, {' '.join(f'{overrides}'.split()):.300})"
@@ -111,7 +111,7 @@ def expand(
             said = f": --config.{replaced[0]} holds for every run" if replaced else ""
             raise UsageError(f"{where} repeats an earlier one{said}")
         argv = ["--config", with_arg, "--workdir", str(root / folder), *flags]
-        runs[folder] = Run(arg, own, folder, argv, resolved)
+        runs[folder] = Job(arg, own, folder, argv, resolved)
     if not runs:
         raise UsageError(f"{path}: sweep() yields no run")
     return list(runs.values())
@@ -144,7 +144,7 @@ def _check(config: ConfigDict, devices: int | None, checked: set[str]) -> None:
         checked.add(repr(values))
 
 
-def _check_paths(root: pathlib.Path, runs: Sequence[Run]) -> None:
+def _check_paths(root: pathlib.Path, runs: Sequence[Job]) -> None:
     """Refuses the sweep if a run that has not begun would not find a file or folder.
 
     Raises:
@@ -190,7 +190,7 @@ def _folder_of(
     return max(same, key=lambda folder: workdir.is_done(root / folder))
 
 
-def _write_index(root: pathlib.Path, config: str, runs: Sequence[Run]) -> None:
+def _write_index(root: pathlib.Path, config: str, runs: Sequence[Job]) -> None:
     """Writes sweep.json; runs that it listed before stay listed while their folders exist."""
     path = root / "sweep.json"
     earlier = read_sweep(path) if path.exists() else {}
@@ -203,15 +203,15 @@ def _write_index(root: pathlib.Path, config: str, runs: Sequence[Run]) -> None:
 def _pin(child: subprocess.Popen, cores: Collection[int]) -> None:
     """Binds a process that has just started to these cores.
 
-    Two runs with the threads of one core each get through 1.2 to 2 times as much as two runs whose
-    threads all compete for both cores.
+    Two runs that keep to one core each do 1.2 to 2 times as much as two runs whose threads all
+    compete for both cores.
     """
     if cores:
         with contextlib.suppress(ProcessLookupError):  # it has ended already
             os.sched_setaffinity(child.pid, cores)
 
 
-class LocalBackend:
+class Pool:
     """Runs training processes on this machine, as many at a time as there are slots."""
 
     def __init__(self, root: pathlib.Path, places: Sequence[Slot]):
@@ -232,7 +232,7 @@ class LocalBackend:
         environment.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
         return environment
 
-    def run(self, runs: Sequence[Run]) -> dict[str, int]:
+    def run(self, runs: Sequence[Job]) -> dict[str, int]:
         """Runs all of them; returns exit codes by folder. Prints a line as each run ends.
 
         On a signal, those in progress save their state and no others start.
@@ -256,14 +256,14 @@ class LocalBackend:
                 )
         return codes
 
-    def _run_one(self, run: Run) -> int:
+    def _run_one(self, run: Job) -> int:
         slot = self._slots.get()
         try:
             return self._run_in(slot, run)
         finally:
             self._slots.put(slot)
 
-    def _run_in(self, slot: Slot, run: Run) -> int:
+    def _run_in(self, slot: Slot, run: Job) -> int:
         folder = self._root / run.folder
         if not self._is_free(folder, run):
             return EXIT_PREEMPTED
@@ -294,10 +294,10 @@ class LocalBackend:
         # SIGTERM ends a child that has not begun to listen for it.
         return EXIT_PREEMPTED if self._stopped and code == -signal.SIGTERM else code
 
-    def _is_free(self, folder: pathlib.Path, run: Run) -> bool:
+    def _is_free(self, folder: pathlib.Path, run: Job) -> bool:
         """Waits until no other process uses the folder; False if this one is stopped first.
 
-        A run left over from a sweep that was killed may still be saving its state.
+        A run of an earlier sweep that was killed may still be saving its state.
         """
         said = False
         while not self._stopped:
@@ -318,10 +318,7 @@ class LocalBackend:
             child.send_signal(signal.SIGTERM)
 
 
-BACKENDS = {"local": LocalBackend}
-
-
-def _say_kept(runs: Sequence[Run], there: dict[str, ConfigDict]) -> None:
+def _say_kept(runs: Sequence[Job], there: dict[str, ConfigDict]) -> None:
     """Names the keys in which finished runs differ from what is now asked for, without effect."""
     changed = {
         key
@@ -342,7 +339,6 @@ def main(argv: Sequence[str]) -> None:
     parser = cli.ArgumentParser("python -m mrl_jax.sweep", description=__doc__)
     parser.add_argument("--config", required=True, help="config file with a sweep() function")
     parser.add_argument("--root", required=True, type=pathlib.Path, help="folder of all runs")
-    parser.add_argument("--backend", choices=BACKENDS, default="local", help="where runs run")
     parser.add_argument(
         "--jobs", type=int, help="runs at a time (default: one per GPU or TPU chip, else per core)"
     )
@@ -366,7 +362,7 @@ def main(argv: Sequence[str]) -> None:
         _say_kept(done, _configs_in(root))
         if not todo:
             return
-        codes = BACKENDS[arguments.backend](root, places).run(todo)
+        codes = Pool(root, places).run(todo)
     failed = [run for run in todo if codes[run.folder] not in (0, EXIT_PREEMPTED)]
     for run in failed:
         log = (root / run.folder / "log.txt").read_text(errors="replace").strip().splitlines()

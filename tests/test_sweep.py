@@ -221,11 +221,11 @@ def said(log, name):
 
 
 def test_a_run_waits_while_another_process_uses_its_folder(tmp_path, monkeypatch, capsys):
-    folder, run = tmp_path / "a", sweeps.Run("mrl", {"seed": 1}, "a", [], ConfigDict())
+    folder, run = tmp_path / "a", sweeps.Job("mrl", {"seed": 1}, "a", [], ConfigDict())
     with contextlib.ExitStack() as other:
         other.enter_context(workdir.locked(folder))
         monkeypatch.setattr(sweeps.time, "sleep", lambda seconds: other.close())
-        assert sweeps.LocalBackend(tmp_path, [])._is_free(folder, run)
+        assert sweeps.Pool(tmp_path, [])._is_free(folder, run)
         with workdir.locked(folder):  # the other one has ended
             pass
     assert f"mrl seed=1: waiting while another process uses {folder}" in capsys.readouterr().out

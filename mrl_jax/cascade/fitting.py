@@ -18,7 +18,7 @@ Accounting = Literal["final", "cumulative"]
 
 # The reference's thresholds, for every dim but the last.
 GREEDY_GRID = np.linspace(0.1, 1, 100)
-# Candidate thresholds of a dim: all there are between confidences, or this many quantiles.
+# Candidate thresholds of a dim: all that lie between confidences, or this many quantiles.
 _MAX_CUTS = 256
 # Prices of a dim that the joint search pays, in right answers per example.
 _PRICES = 24
@@ -29,7 +29,7 @@ _ROUNDING = 1e-6
 
 
 class Fitted(NamedTuple):
-    """A policy found by a search.
+    """A policy that a search has found.
 
     Attributes:
       policy: thresholds.
@@ -99,7 +99,7 @@ class _Candidates:
                 share = np.linspace(0, 1, _MAX_CUTS)
                 values = np.unique(np.quantile(confidence_n, share, method="lower"))
             cuts = np.append((values[1:] + values[:-1]) / 2, threshold)
-            # Others stop all or nothing, as the first and the last do.
+            # Any others stop all or nothing, as the first and the last do.
             cuts = cuts[(cuts >= confidence_n.min()) & (cuts < confidence_n.max())]
             self.cuts.append(np.unique(np.concatenate([[0.0], cuts, [1.0]])))
             stops_none = threshold >= confidence_n.max()

@@ -1,4 +1,4 @@
-"""What cascades of all kinds give on examples that their thresholds were not fitted on."""
+"""What cascades achieve on examples that their thresholds were not fitted on."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ LOSSES = (0.0, 0.005, 0.01)  # of accuracy against the full width, that a headli
 
 
 class Judged(NamedTuple):
-    """Examples [G, N] as `fit_greedy` and its kind take them: dims, confidences, right or not."""
+    """Examples [G, N] as `fit_greedy` and `fit_frontier` take them."""
 
     dims: tuple[int, ...]
     confidence_gn: np.ndarray
@@ -54,7 +54,7 @@ def _resampled(fit: Judged, test: Judged | None, seed: int) -> Iterator[tuple[Ju
 
 
 def _curves(fit: Judged, shared: bool) -> _Curves:
-    """All policies. Of the examples they will be tested on, nothing is known here."""
+    """All policies; nothing is known here of the examples that they will be tested on."""
     greedy, joint = fit_greedy(*fit), fit_frontier(*fit)
     capped = [greedy.capped(m) for m in fit.dims[1:]]
     budgets = [float(b) for b in np.geomspace(fit.dims[0], fit.dims[-1], BUDGETS).round(2)]

@@ -1,11 +1,12 @@
-"""Arrays that are made once: kept in a folder under what they follow from, and mapped into memory.
+"""Arrays that are made once, kept in a folder named after their origin, and mapped into memory.
 
     texts-0123456789abcdef0123456789abcdef/    arrays that were made together
-        manifest.json    what they follow from; dtype, length and sha256 of each; own checksum
+        manifest.json    their origin; dtype, length and sha256 of each; its own checksum
         NAME.bin         one file for each
 
-A folder is written under another name and renamed when it is whole. Whoever opens it reads it
-through once and compares the checksums; what is damaged is made again.
+The origin is everything that the arrays are made from. A folder is written under another name and
+renamed when it is whole. Opening it reads it once and compares the checksums; what is damaged is
+made again.
 """
 
 import contextlib
@@ -29,10 +30,10 @@ MANIFEST = "manifest.json"
 
 
 class Stored(NamedTuple):
-    """What was made.
+    """Arrays that were made together.
 
     Attributes:
-      name: stands for all that the arrays follow from; "" in memory.
+      name: of their folder, which identifies their origin; "" in memory.
       arrays: [any] each, read-only.
       values: small JSON values beside them.
     """
@@ -43,7 +44,7 @@ class Stored(NamedTuple):
 
 
 class Parts:
-    """Arrays of one axis that are made part by part.
+    """One-dimensional arrays that are made part by part.
 
     Args:
       folder: where their files are; None: they are in memory.
@@ -58,7 +59,7 @@ class Parts:
         self._memory: dict[str, bytearray] = {}
 
     def append(self, name: str, values: np.ndarray) -> None:
-        """Puts values [any] behind those that there are; all of one dtype."""
+        """Appends values [any] to an array; all of its values have one dtype."""
         if name not in self._dtypes:
             self._dtypes[name], self._lengths[name] = values.dtype, 0
             if self._folder:
@@ -77,7 +78,7 @@ class Parts:
             self._memory[name] += content
 
     def array(self, name: str) -> np.ndarray:
-        """All that was put there, read-only; nothing can be appended from now on."""
+        """The whole array, read-only; nothing can be appended from now on."""
         dtype, length = self._dtypes[name], self._lengths[name]
         if self._folder:
             self._files[name].close()
@@ -87,7 +88,7 @@ class Parts:
         return found
 
     def drop(self, name: str) -> None:
-        """Removes an array that was of use on the way only."""
+        """Removes an array that was needed only on the way."""
         del self._dtypes[name], self._lengths[name]
         if self._folder:
             self._files.pop(name).close()
@@ -112,7 +113,7 @@ class Parts:
         }
 
     def close(self) -> None:
-        """Lets go of the files."""
+        """Closes the files."""
         for file in self._files.values():
             file.close()
 
@@ -124,7 +125,7 @@ Facts = dict[str, Any]
 
 
 class _DamagedError(Exception):
-    """What is kept is not what was written."""
+    """A folder does not hold what was written into it."""
 
 
 def stored(
@@ -135,14 +136,14 @@ def stored(
 ) -> Stored:
     """Arrays from the cache, or made now and kept there.
 
-    Several processes and hosts may ask at once: those of a host wait for the first of them, and
-    those of different hosts may make the same twice, of which one stays.
+    Several processes and hosts may ask at once: processes of one host wait for the first of them;
+    different hosts may make the same arrays twice, and one copy stays.
 
     Args:
-      cache: folder; "": everything is made in memory and nothing kept.
+      cache: folder; "": everything is made in memory and nothing is kept.
       kind: begins the name of the folders.
-      facts: gives what the arrays follow from, as JSON; asked where there is something to compare.
-      write: fills `Parts` and gives (facts, values): the facts as they were found on the way.
+      facts: gives the origin as JSON; called only if the cache holds arrays of this kind.
+      write: fills `Parts` and gives (facts, values): the origin as it was found on the way.
 
     Raises:
       DataError: the folder cannot be written; and what `write` raises.
@@ -163,7 +164,7 @@ def stored(
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder) as alone:
             if alone:
-                # Those of other hosts may be in use, where a lock is not seen by all.
+                # Only those of this host: others may be in use where hosts do not share locks.
                 for path in folder.glob(_unfinished("?" * 16)):
                     shutil.rmtree(path, ignore_errors=True)
             try:
@@ -194,7 +195,7 @@ def _make(
         except OSError:
             if not path.is_dir():
                 raise
-            # There already: damaged, or another host was faster. That one may be in use.
+            # It is there already: damaged, or another host was faster and may be using it.
             with contextlib.suppress(_DamagedError):
                 if found := _open(folder, kind, facts):
                     return found
@@ -211,10 +212,10 @@ def _make(
 
 
 def _open(folder: pathlib.Path, kind: str, facts: Facts) -> Stored | None:
-    """What was kept of these facts, read through and found whole; None where there is no such.
+    """The arrays of this origin, read and compared with their checksums; None if there are none.
 
     Raises:
-      _DamagedError: it is not whole.
+      _DamagedError: their folder is damaged.
     """
     path = folder / _name(kind, facts)
     if not path.is_dir():
@@ -228,7 +229,7 @@ def _open(folder: pathlib.Path, kind: str, facts: Facts) -> Stored | None:
         arrays = {}
         for name, about in manifest["arrays"].items():
             if pathlib.PurePath(name).name != name:
-                raise ValueError(f"{name!r} is no name of an array")
+                raise ValueError(f"{name!r} is not the name of an array")
             file = path / f"{name}.bin"
             arrays[name] = _mapped(file, np.dtype(about["dtype"]), about["length"])
             with file.open("rb") as content:
@@ -243,7 +244,7 @@ def _mapped(path: pathlib.Path, dtype: np.dtype, length: int) -> np.ndarray:
     size = path.stat().st_size
     if size != length * dtype.itemsize:
         raise ValueError(f"{path.name} has {size} bytes, not {length} x {dtype.itemsize}")
-    # Nothing cannot be mapped.
+    # An empty file cannot be mapped.
     return np.asarray(np.memmap(path, dtype, "r")) if length else np.zeros(0, dtype)
 
 
@@ -258,9 +259,9 @@ def _name(kind: str, facts: Facts) -> str:
 
 @contextlib.contextmanager
 def _alone(folder: pathlib.Path) -> Iterator[bool]:
-    """Waits until no other process of this host makes something here; whether that is sure.
+    """Waits until no other process of this host writes here; yields whether that is certain.
 
-    It saves work and is not what keeps the folders whole: a file system without locks is fine.
+    This saves work. Folders stay whole without it, on a file system without locks.
     """
     alone = True
     with (folder / ".lock").open("a") as lock:

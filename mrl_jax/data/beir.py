@@ -45,7 +45,7 @@ class Collection(NamedTuple):
 def load(folder: str | pathlib.Path, split: str = "test") -> Collection:
     """Reads a collection; grades of 0 and below mean not relevant.
 
-    Queries without any relevant document can only be failed, and are left out.
+    Queries without a relevant document cannot be answered, and are left out.
 
     Raises:
       DataError: a file is missing or damaged, an id occurs twice or is unknown, or no query is

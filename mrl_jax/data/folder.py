@@ -112,7 +112,7 @@ class FolderRecords:
 
 @contextlib.contextmanager
 def listing() -> Iterator[None]:
-    """Where folders are listed: what the system refuses becomes a DataError that names it."""
+    """Turns an OSError while folders are listed into a DataError that names the path."""
     try:
         yield
     except OSError as error:

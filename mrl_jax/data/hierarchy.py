@@ -8,12 +8,12 @@ The end of the path says what it is:
 - FILE:ID,ID,...: for classes that are called by WordNet ids, see `wordnet`. These ids are the
   superclasses of what lies below them; of two of which one lies below the other, the lower counts.
 
-A class that the file does not speak of has no superclass; a class that training does not know is
-passed over.
+A class that the file does not mention has no superclass; a class that training does not know is
+skipped.
 
 The paper's 31 ways are the 30 superclasses that MadryLab's robustness package picks by
 `ImageNetHierarchy(...).get_superclasses(30, "n00001740", balanced=False)`, and "none" for the other
-533 classes: FILE is ImageNet's wordnet.is_a.txt, the ids are the first thing it returns.
+533 classes: FILE is ImageNet's wordnet.is_a.txt, the ids are the first value it returns.
 """
 
 import csv
@@ -80,7 +80,7 @@ def _text(path: pathlib.Path) -> str:
     except OSError as error:
         raise DataError(f"cannot read hierarchy {path}: {error.strerror}") from error
     except UnicodeDecodeError:
-        raise DataError(f"hierarchy {path} is no UTF-8 text") from None
+        raise DataError(f"hierarchy {path} is not UTF-8 text") from None
 
 
 def _listed(path: pathlib.Path) -> Iterator[tuple[str, str]]:

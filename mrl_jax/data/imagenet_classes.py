@@ -1,4 +1,4 @@
-"""Which of ImageNet's 1,000 classes test sets with some of them have: WordNet 3.0 ids, sorted.
+"""The classes of test sets that have only some of ImageNet's 1,000: WordNet 3.0 ids, sorted.
 
 As the sets' authors list them in their evaluation code (hendrycks/natural-adv-examples and
 hendrycks/imagenet-r); the reference's imagenet_id.py (RAIVNLab/MRL) has the same.

@@ -7,9 +7,9 @@
 - EXIF orientation is applied: photos stand as a viewer shows them. Torchvision and tf.data ignore
   it; of ImageNet it concerns a handful of files.
 - A file is refused with a `DataError` that names it if its content is not JPEG, PNG, BMP, WebP or
-  PNM, if it is truncated or its decoder finds it broken, or if it has more than `MAX_PIXELS`. The
-  last is known from the header, before anything is decoded. Decoders often do not notice wrong
-  bytes inside the data of a JPEG: they show as wrong pixels.
+  PNM, if it is truncated or its decoder finds it broken, or if it has more than `MAX_PIXELS`, which
+  its header tells before anything is decoded. Decoders often do not notice wrong bytes inside the
+  data of a JPEG, which then show as wrong pixels.
 - Any size from 1x1 on is legal: what is too small is enlarged.
 """
 
@@ -29,7 +29,7 @@ from mrl_jax.store import inputs
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".pgm", ".ppm"}
 IMAGE_SUFFIXES |= {".pbm", ".pnm"}
-# Images that are not read: to leave them out without a word would lose data.
+# Images that are not read: leaving them out without a word would lose data.
 OTHER_SUFFIXES = {".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".pfm"}
 MAX_PIXELS = 2**26
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM")  # PPM: all of PNM
@@ -46,11 +46,11 @@ _TURNS = {
 }
 _SIDEWAYS = tuple(_TURNS[key] for key in (5, 6, 7, 8))
 
-# Images are decoded by many threads already; OpenCV's own on top of them only wait for each other.
+# Many threads decode images already; OpenCV's own threads would only compete with them.
 cv2.setNumThreads(1)
 
 # (width, height) of the upright image -> the part that is wanted and the (width, height) it gets.
-Plan = Callable[[int, int], tuple[Box, tuple[int, int]]]
+Crop = Callable[[int, int], tuple[Box, tuple[int, int]]]
 
 
 @contextlib.contextmanager
@@ -124,7 +124,7 @@ def _shrink(picture: Image.Image, factor: float) -> int:
     )
 
 
-def render(data: bytes, where: str, plan: Plan, *, detail: float = 2.0) -> np.ndarray:
+def render(data: bytes, where: str, crop: Crop, *, detail: float = 2.0) -> np.ndarray:
     """A part of an image at the size that is wanted, RGB uint8 [height, width, 3].
 
     Bilinear, over all pixels that an output pixel covers. What lies beside the part counts at its
@@ -133,7 +133,7 @@ def render(data: bytes, where: str, plan: Plan, *, detail: float = 2.0) -> np.nd
     Args:
       data: the file.
       where: what the file is called in messages.
-      plan: from the (width, height) of the upright image to what is wanted of it.
+      crop: from the (width, height) of the upright image to what is wanted of it.
       detail: a JPEG is decoded 2, 4 or 8 times smaller where that leaves at least this many pixels
         per output pixel and side. 1 is fastest, 2 cannot be told from decoding all of it.
 
@@ -144,7 +144,7 @@ def render(data: bytes, where: str, plan: Plan, *, detail: float = 2.0) -> np.nd
         picture = _open(data, where)
         turn = _turn(picture)
     width, height = picture.size
-    box, size = plan(*((height, width) if turn in _SIDEWAYS else (width, height)))
+    box, size = crop(*((height, width) if turn in _SIDEWAYS else (width, height)))
     with _naming(where):
         least = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1])
         times = _shrink(picture, least / detail)
@@ -155,20 +155,20 @@ def render(data: bytes, where: str, plan: Plan, *, detail: float = 2.0) -> np.nd
         return np.asarray(picture.resize(size, Image.Resampling.BILINEAR, part))
 
 
-def render_fast(data: bytes, where: str, plan: Plan) -> np.ndarray:
-    """As `render`, in half the time, for training: the part in whole pixels, less smoothly made.
+def render_fast(data: bytes, where: str, crop: Crop) -> np.ndarray:
+    """As `render` in half the time, for training: cut at whole pixels and resized less smoothly.
 
     A JPEG is decoded 2, 4 or 8 times smaller where that leaves at least a pixel per output pixel,
-    by libjpeg-turbo's quick transforms, and an output pixel is made of the four nearest ones, as
-    tf.data makes it. Other formats, turned or unusual JPEGs and what the quick decoder does not
-    like go through `render`, whose policy holds here as well.
+    by libjpeg-turbo's quick transforms, and an output pixel is made of the four nearest ones, as in
+    tf.data. Other formats, turned or unusual JPEGs and what the quick decoder refuses go through
+    `render`, whose policy holds here as well.
     """
     with _naming(where):
         picture = _open(data, where)
         if picture.format != "JPEG" or picture.mode != "RGB" or _turn(picture) is not None:
-            return render(data, where, plan)
+            return render(data, where, crop)
     width, height = picture.size
-    box, size = plan(width, height)
+    box, size = crop(width, height)
     least = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1])
     times = max((k for k in (1, 2, 4, 8) if k <= least), default=1)
     try:
@@ -180,8 +180,8 @@ def render_fast(data: bytes, where: str, plan: Plan) -> np.ndarray:
             fastdct=True,
             fastupsample=True,
         )
-    except ValueError:  # it refuses what Pillow may read, or refuse by our policy
-        return render(data, where, plan)
+    except ValueError:  # Pillow may read it all the same, or our policy refuses it
+        return render(data, where, crop)
     left, top, right, bottom = (edge / times for edge in box)
     part_hwc = pixels_hwc[int(top) : math.ceil(bottom), int(left) : math.ceil(right)]
     return cv2.resize(part_hwc, size, interpolation=cv2.INTER_LINEAR)
@@ -213,8 +213,8 @@ def dimensions(data: bytes, where: str) -> tuple[int, int]:
 def fit_short_side(data: bytes, where: str, short_side: int) -> np.ndarray:
     """The whole image with its short side scaled to `short_side` pixels; raises as `render`."""
 
-    def plan(width, height):
+    def crop(width, height):
         scale = short_side / min(width, height)
         return (0, 0, width, height), (round(width * scale), round(height * scale))
 
-    return render(data, where, plan)
+    return render(data, where, crop)

@@ -1,7 +1,7 @@
 """Text packed into sequences of one length, of which some tokens are hidden.
 
-Documents stand one behind the other, a separator between them, and are cut without regard to where
-one ends, so nothing is padding. Which tokens are hidden follows from (seed, step), too: every
+Documents follow one another, with a separator between them, and are cut without regard to where one
+ends, so that nothing is padding. Which tokens are hidden follows from (seed, step) as well: every
 epoch hides others.
 """
 
@@ -24,7 +24,7 @@ from mrl_jax.models.text.tokenizer import Tokenizer
 COLUMN = "text"
 MASKED, RANDOM = 0.8, 0.1  # of what is predicted; the rest stays as it is
 _WHOLE = 2**30  # tokens of a document: none is cut
-_ROWS = 1024  # that are masked together outside of training
+_ROWS = 1024  # sequences masked together outside training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Masking:
         return ~np.isin(tokens, self.special_ids)
 
     def __call__(self, tokens_bt: np.ndarray, random: np.random.Generator) -> dict[str, np.ndarray]:
-        """A batch with places drawn without preference, see `tasks.masked_lm`.
+        """A batch with uniformly drawn places, see `tasks.masked_lm`.
 
         A sequence with fewer than P tokens that may be hidden has predictions of mask 0.
         """
@@ -182,7 +182,7 @@ class MaskedText:
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
-    """The texts of files, read anew each time they are gone through.
+    """The texts of files, read again in every pass.
 
     Attributes:
       files: rows need a column "text"; txt holds a document per line.
@@ -207,7 +207,7 @@ class Documents:
                 raise DataError(f"{row.where}: not valid Unicode: {shown(text)}") from None
             if text.strip():
                 yield text
-        # Or the cache would hold one content under the name of another.
+        # Otherwise the cache would hold one content under the name of another.
         if "digests" in vars(self) and reading.digests != self.digests:
             raise DataError(f"{self.files[0]}, or a file beside it, was changed while it was read")
 
@@ -243,7 +243,7 @@ def unread_columns(documents: dict[str, Documents]) -> list[str]:
 
 
 def vocabulary(documents: Documents, vocab_size: int, cache: str = "") -> Tokenizer:
-    """A tokenizer made of documents, of at most so many tokens; see `tokenise` for the cache."""
+    """A tokenizer made from documents, of at most `vocab_size` tokens; `cache` as in `tokenise`."""
     source = documents.source if cache else ""
     return vocabulary_of(documents, vocab_size, cache=cache, source=source)
 
@@ -262,13 +262,13 @@ def tokenise(
     Args:
       name: what they are called in messages.
       documents: of each split.
-      tokenizer: puts two special tokens around a text, and has one that hides others.
+      tokenizer: puts one special token before a text and one behind it, and has one for hiding.
       length: T of a sequence.
       rate: share of its tokens that are to be predicted.
       cache: folder of the token ids, see `token_cache`; "": they are in memory.
 
     Raises:
-      UsageError: another tokenizer, or a rate or length that leaves nothing to predict.
+      UsageError: another kind of tokenizer, or a rate or length that leaves nothing to predict.
       DataError: a split that is shorter than a sequence, or has nothing but unknown tokens.
     """
     around, predictions = _around(tokenizer), predictions_of(length, rate)
@@ -282,7 +282,7 @@ def tokenise(
         if not sequences.examples:
             raise DataError(
                 f"{where}: {len(tokens.flat)} tokens do not fill one sequence of {length}; "
-                "text.max_length says how long they are"
+                "text.max_length is the length of a sequence"
             )
         if not masking.hideable(tokens.flat).any():
             raise DataError(f"{where}: all tokens are unknown to the tokenizer")
@@ -294,8 +294,8 @@ def _around(tokenizer: Tokenizer) -> tuple[int, int]:
     found = tokenizer.encode([""], 512)[0].tolist()
     if len(found) != 2:
         raise UsageError(
-            f"text.tokenizer: puts {len(found)} tokens around a text; legal for masked_lm is one "
-            "before and one behind, as [CLS] and [SEP]"
+            f"text.tokenizer puts {len(found)} tokens around a text; legal for masked_lm is one "
+            "before it and one behind it, such as [CLS] and [SEP]"
         )
     return found[0], found[1]
 

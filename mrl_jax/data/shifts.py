@@ -5,8 +5,8 @@ A shift is a folder FOLDER/CLASS/*.jpg. Its class folders are called
 - as training classes are; not all of those need to be there;
 - or 0, 1, 2, ...: the place of the class among the sorted training classes (ImageNetV2), unless
   training classes themselves are called by numbers;
-- or anything that FOLDER/classes.json says more of: {"folder": "training class"}. Several folders
-  may be one class, and null leaves a folder out.
+- or anything that FOLDER/classes.json maps to a class: {"folder": "training class"}. Several
+  folders may be one class, and null leaves a folder out.
 
 Some names of shifts are a promise that is checked: imagenet_a and imagenet_r have exactly their 200
 classes, imagenet_v2 and imagenet_sketch have every training class.
@@ -43,7 +43,7 @@ class Shift(NamedTuple):
 
 
 def _renamed(path: pathlib.Path, folders: list[str], class_names: Sequence[str]) -> dict:
-    """The class, or None, of every folder that classes.json speaks of; {} without such a file."""
+    """The class, or None, of every folder that classes.json names; {} without such a file."""
     try:
         content = json_files.read(path)
     except json_files.MissingError:
@@ -52,7 +52,7 @@ def _renamed(path: pathlib.Path, folders: list[str], class_names: Sequence[str])
         raise DataError(f'{path} must be {{"folder": "training class" or null, ...}}')
     for folder, name in content.items():
         if folder not in folders:
-            raise DataError(f"{path}: {shown(folder)} is no folder beside it")
+            raise DataError(f"{path}: {shown(folder)} is not a folder beside it")
         if name is not None and name not in class_names:
             raise DataError(
                 f"{path} maps {shown(folder)} to {shown(name)}; "
@@ -131,8 +131,8 @@ def open_shift(
       remarks: collects what is not read.
 
     Raises:
-      DataError: a folder that is no training class, one without images, images where or of a kind
-        that is not read, other classes than the name promises; names the path.
+      DataError: a folder that is not a training class or has no images, an image in a place or of
+        a format that is not read, other classes than the name promises; names the path.
     """
     root, remarks = pathlib.Path(folder), remarks or Remarks()
     with listing():

@@ -34,7 +34,7 @@ Resolutions = Sequence[tuple[int, int]]
 def resolution_at(step: int, resolutions: Resolutions) -> int:
     """Pixels per side at a step: linear between (step, pixels) points, in multiples of 32.
 
-    Before the first and after the last point it stays as there. One point: the same always.
+    It is constant before the first point, after the last, and if there is only one.
     """
     if len(resolutions) == 1:
         return resolutions[0][1]
@@ -43,10 +43,11 @@ def resolution_at(step: int, resolutions: Resolutions) -> int:
 
 
 def check_resolutions(resolutions: Resolutions) -> None:
-    """Refuses a schedule that is none.
+    """Refuses a malformed schedule.
 
     Raises:
-      ValueError: no (step, pixels) pairs, steps that do not increase, pixels not multiples of 32.
+      ValueError: not (step, pixels) pairs, steps that do not increase, or pixels that are not
+        multiples of 32.
     """
     for point in resolutions:
         if (
@@ -78,7 +79,6 @@ def assemble(
     sharding: jax.sharding.Sharding,
 ) -> Batch:
     """Global device arrays of which this process has the rows at `positions`."""
-
     watchdog.beat()
 
     def rows_of(array):
@@ -149,8 +149,8 @@ class Stream:
         """Adds to a hash what must be unchanged when training resumes.
 
         That is the number, order and classes of the examples, and the content of some of them,
-        spread evenly. The others are not opened and their sizes are not checked: an image that
-        training could not read may be repaired.
+        spread evenly. The others are not opened and their sizes are not checked, so that an image
+        that training could not read may be repaired.
 
         Raises:
           DataError: one of the opened images cannot be read.
@@ -226,7 +226,8 @@ class Stream:
 class StreamBatches:
     """Training batches of a stream: `batches(step)` -> dict of global device arrays.
 
-    Steps that follow one another are prepared ahead; any other starts anew, and gives the same.
+    Steps that follow one another are prepared ahead; any other step starts anew, and its batch is
+    the same.
     """
 
     def __init__(self, split: Stream, batch_size: int, seed: int, sharding: jax.sharding.Sharding):
@@ -244,7 +245,7 @@ class StreamBatches:
     def __call__(self, step: int) -> Batch:
         """The batch of `step` (counted from 0): image, label and an all-ones mask."""
         if step != self._next:
-            # Two batches ahead; a range needs an end, no run gets there.
+            # Two batches ahead; a range needs an end, which no run reaches.
             first, last = step * self._chunks, (step + 2**40) * self._chunks
             self._elements = _ahead(self._load, first, last, self._split._workers, 2 * self._chunks)
         local = _joined([next(self._elements) for _ in range(self._chunks)])
@@ -268,12 +269,12 @@ class StreamBatches:
                 return centre_square(record.data, record.where, size, self._split.eval_crop)
             numbers = uniform(i, 0, (ATTEMPTS, 4))
 
-            def plan(width, height):
+            def crop(width, height):
                 area = (self._split.random_crop, 1.0)
                 box = tuple(float(e) for e in random_box(numbers, width, height, area))
                 return box, (size, size)
 
-            return render_fast(record.data, record.where, plan)
+            return render_fast(record.data, record.where, crop)
 
         def pixels(record, i):
             image, change = cropped(record, i), self._split.rand_augment

@@ -1,11 +1,11 @@
-"""Many texts in one array, which may be a file: no object per text."""
+"""Many texts in one array, which may be a mapped file: no object per text."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-_PART = 1 << 10  # texts that are read at a time: few, as they may be long
+_PART = 1 << 10  # texts read at a time: few, as they may be long
 
 
 class Strings(Sequence):

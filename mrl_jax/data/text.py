@@ -32,10 +32,10 @@ class TextSplit:
       starts: [N + 1] int64, where each group starts in `members`.
       score_n: [N] float32, how alike the two are, in any unit; None where it is not known.
       same_t: [T] int32, equal for texts that are never told apart: a text and itself, all texts of
-        a group, and groups that share a text.
+        a group, and all of groups that share a text.
       repeated: rows that are the same as an earlier one.
       unread: columns that are not read.
-      source: stands for all that this follows from, where it comes from a cache.
+      source: identifies what this was made from, if it comes from a cache.
     """
 
     texts: Strings
@@ -170,7 +170,7 @@ def _stored_split(
     drop: Sequence[str],
     cache: str,
 ) -> TextSplit:
-    """A split from the cache or into it; `keep` learns what was dropped, now or then."""
+    """A split from the cache or into it; `keep` also counts what was dropped when it was made."""
     follows = {"columns": columns.follows(), "drop": list(drop)}
 
     def facts():
@@ -196,12 +196,12 @@ def _stored_split(
 
 
 def _bytes(paths: Sequence[pathlib.Path]) -> int:
-    """Of all files that are there: reading them complains about others."""
+    """The size of the files that exist; reading reports the others."""
     return sum(path.stat().st_size for path in paths if path.exists())
 
 
 def read_split(rows: Iterable[Row], columns: Columns) -> TextSplit | None:
-    """The rows as one split in memory, or None if there is none; the first says what kind they are.
+    """The rows as one split in memory, of the kind of the first; None if there are none.
 
     Raises:
       DataError: names the line and what is wrong with it.

@@ -1,8 +1,8 @@
 """Batches of texts by length: a pure function of (seed, step), on any mesh, whatever came before.
 
 The stream of examples is cut into windows. Those of a window are sorted by length and cut into
-batches, which come in random order: texts that go together are about equally long, so little of a
-batch is padding. Lengths are rounded up to few, so few shapes are compiled.
+batches, which come in random order: the texts of a batch are about equally long, so little of it is
+padding. Lengths are rounded up to a few values, so that few shapes are compiled.
 """
 
 import dataclasses
@@ -108,7 +108,7 @@ class TextBatches:
             columns = self._draw(rows, random)
         # The longest side says what a batch is padded to; the others decide between equals.
         lengths = [self._tokens[side].lengths[text] for side, text in columns.items()]
-        # Within an epoch: else both copies of an example would stand beside each other.
+        # Within an epoch, or both copies of an example would end up side by side.
         epochs = (window * size + np.arange(size)) // split.examples
         order = np.lexsort((sum(lengths), np.max(lengths, axis=0), epochs)).reshape(
             WINDOW, self._batch_size

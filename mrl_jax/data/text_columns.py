@@ -1,4 +1,4 @@
-"""The roles of the columns of a row: two texts that go together, negatives, a score.
+"""Which role each column of a row has: two texts that go together, negatives, a score.
 
 The column names of data sets of sentence-transformers, SimCSE, FlagEmbedding and SICK are known.
 Only the letters and digits of a name count: "sentence_A" is "sentencea". A column that could change

@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
 
 class _Told(io.RawIOBase):
-    """A file that tells what is read of it."""
+    """A file that reports what is read from it."""
 
     def __init__(self, file: BinaryIO, tell: Callable[[memoryview], Any]):
         self._file, self._tell = file, tell
@@ -57,10 +57,10 @@ class _Told(io.RawIOBase):
 
 
 class Reading:
-    """What is learned of files while their rows are read.
+    """What is learned about files while their rows are read.
 
     Args:
-      progress: is told how many bytes were read now, of all in a file.
+      progress: called with the number of bytes whenever some are read.
 
     Attributes:
       digests: sha256 of each file that was read to its end, in their order.
@@ -93,7 +93,7 @@ def read_rows(path: pathlib.Path, reading: Reading | None = None) -> Iterator[Ro
 
     Args:
       path: of the file.
-      reading: what is told of it.
+      reading: collects what is learned about the file.
 
     Raises:
       UsageError: another kind of file, or Parquet without pyarrow.
@@ -105,7 +105,7 @@ def read_rows(path: pathlib.Path, reading: Reading | None = None) -> Iterator[Ro
     inputs.check_file(path)
     try:
         with path.open("rb", buffering=0) as raw:
-            # Parquet is not read in order, so that its checksum cannot be had on the way.
+            # Parquet is not read in order, so its checksum is taken before.
             before = reading is not None and kind == "parquet"
             written = os.fstat(raw.fileno()).st_mtime_ns
             digest = hashlib.file_digest(raw, "sha256") if before else hashlib.sha256()
@@ -260,10 +260,10 @@ def find_files(
 
 
 class Filter:
-    """Which rows are left out: "flag" where it is true, "split=dev" where it is that.
+    """Leaves rows out: by "flag" those where it is true, by "split=dev" those where it is dev.
 
     Attributes:
-      dropped: how many were.
+      dropped: how many rows were left out.
       seen: columns of the conditions that some row had.
     """
 
@@ -285,15 +285,15 @@ class Filter:
         return True
 
     def counts(self) -> dict[str, Any]:
-        """What it learned, as JSON."""
+        """The counts as JSON."""
         return {"dropped": self.dropped, "seen": sorted(self.seen)}
 
     def restore(self, counts: dict[str, Any]) -> None:
-        """Takes over what another one learned of the same rows."""
+        """Takes the counts that another filter made of the same rows."""
         self.dropped, self.seen = counts["dropped"], set(counts["seen"])
 
     def add(self, other: "Filter") -> None:
-        """Takes over what another one learned of other rows."""
+        """Adds the counts that another filter made of other rows."""
         self.dropped += other.dropped
         self.seen |= other.seen
 

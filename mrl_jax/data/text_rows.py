@@ -98,7 +98,7 @@ class TextRows:
         return int(len(first_n) - first_n.sum())
 
     def _copy_texts(self, first_m: np.ndarray) -> None:
-        """Those that are the first of their kind, one part after another."""
+        """Copies each text that is the first of its kind, part by part."""
         flat, size_m = self._parts.array("all_texts"), self._parts.array("all_sizes")
         self._parts.append("text_starts", np.zeros(1, np.int64))
         begin = end = 0
@@ -117,7 +117,7 @@ def _numbered(digest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       digest: [2 M] uint64, two for each of M things.
     """
     digest_m2 = digest.reshape(-1, 2)
-    order = np.lexsort(digest_m2.T)  # which is stable: the first of equals comes first
+    order = np.lexsort(digest_m2.T)  # stable: the first of equals comes first
     ordered_m2 = digest_m2[order]
     new = np.ones(len(order), bool)
     new[1:] = (ordered_m2[1:] != ordered_m2[:-1]).any(1)

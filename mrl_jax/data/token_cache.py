@@ -1,4 +1,4 @@
-"""What is made of texts once, and kept in a cache: a vocabulary, token ids, vectors."""
+"""What is made from texts once and kept in a cache: a vocabulary, token ids, vectors."""
 
 import dataclasses
 import functools
@@ -68,11 +68,11 @@ def tokens_of(
     """The token ids of texts that need not fit in memory, from the cache or into it.
 
     Args:
-      texts: read once and in order; not at all where their tokens are there already.
+      texts: read once and in order; not at all if the cache has their tokens.
       tokenizer: text to ids.
       max_length: tokens that a text is cut to.
       cache: folder of `array_cache.stored`; "": the tokens are in memory.
-      source: what the texts follow from, for the cache: the same source, the same texts.
+      source: identifies the texts in the cache.
       total: how many texts there are, for the bar.
 
     Raises:
@@ -120,14 +120,12 @@ def _in_parts(texts: Iterable[str]) -> Iterator[list[str]]:
 def vocabulary_of(
     texts: Iterable[str], vocab_size: int, *, marks: bool = True, cache: str = "", source: str = ""
 ) -> Tokenizer:
-    """A tokenizer made of texts, as `Tokenizer.train` does, from the cache or into it.
+    """A tokenizer made from texts by `Tokenizer.train`, from the cache or into it.
 
     Args:
-      texts: see there.
-      vocab_size: see there.
-      marks: see there.
+      texts, vocab_size, marks: as there.
       cache: folder of `array_cache.stored`; "": nothing is kept.
-      source: what the texts follow from, for the cache.
+      source: identifies the texts in the cache.
 
     Raises:
       UsageError: a vocabulary without room for more than special tokens.
@@ -155,7 +153,7 @@ def vectors_of(
       texts: at least one.
       embed: texts -> embeddings; asked once for every text.
       cache: folder of `array_cache.stored`; "": the embeddings are in memory.
-      source: what texts and `embed` follow from, for the cache.
+      source: identifies the texts and `embed` in the cache.
 
     Raises:
       DataError: the folder cannot be written.

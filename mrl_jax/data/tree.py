@@ -1,4 +1,4 @@
-"""All images below a folder, however they lie in it."""
+"""All images below a folder, however deep they lie."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""Embeddings that somebody else computed: what an adaptor is trained on and measured by.
+"""Embeddings that somebody else computed, on which adaptors are trained and measured.
 
     FOLDER/train.npy             vectors, floating point [N, D]; or train.parquet with a column of
                                  lists, or the folder train that `mrl_jax.embed` wrote
@@ -27,7 +27,7 @@ from mrl_jax.store.vectors import Vectors, open_vectors
 
 POSITIVES = "_positives"
 PARTS = (*SPLITS, *(split + POSITIVES for split in SPLITS))
-_CHUNK = 2**24  # numbers that are looked at at a time
+_CHUNK = 2**24  # numbers read at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +225,7 @@ def read_scored(path: pathlib.Path, width: int) -> ScoredVectors:
             a_nd, b_nd, score_n = (arrays[name] for name in ("a", "b", "score"))
     except DataError:
         raise
-    except Exception as error:  # zipfile and numpy raise many kinds for files that lie
+    except Exception as error:  # zipfile and numpy raise many kinds for damaged files
         reason = error or type(error).__name__
         raise DataError(f"{path} must be .npz with arrays a, b and score: {reason}") from error
     shapes, n = (a_nd.shape, b_nd.shape, score_n.shape), score_n.size

@@ -1,8 +1,8 @@
 """Which WordNet synsets lie above which; ids are as in ImageNet, n02084071 = noun 02084071.
 
 Read from one of two files: WordNet's own data.noun (ImageNet's ids are of version 3.0), or lines
-"parent child" such as ImageNet's wordnet.is_a.txt. In the latter the last parent of a child counts,
-as in MadryLab's robustness package, so that its superclasses come out the same; in data.noun all.
+"parent child" such as ImageNet's wordnet.is_a.txt. In data.noun all parents of a child count, in
+the latter only the last one, as in MadryLab's robustness package, whose superclasses we thus get.
 """
 
 import pathlib

@@ -1,4 +1,4 @@
-"""Whether the processes of a group compute the same; asked before anything is compiled."""
+"""Checks that the processes of a group compute the same, before anything is compiled."""
 
 import hashlib
 import importlib.metadata
@@ -15,7 +15,7 @@ from mrl_jax.errors import UsageError, cut
 from mrl_jax.runtime import numerics
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
-# What may lie elsewhere on each machine; what is read there is compared when it has been read.
+# Paths may differ between machines; what is read from them is compared once it has been read.
 _PATHS = ("data.path", "data.cache")
 # Reading the data may take one process hours longer. A process that fails ends all of them.
 _TIMEOUT_MS = 24 * 3600 * 1000
@@ -38,7 +38,7 @@ def of_program(config: Any) -> dict[str, Any]:
 
 
 def differences(of_processes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What processes say otherwise than the first one, "name: VALUE in process 0, OTHER in 3"."""
+    """Where processes differ from the first: "name: VALUE in process 0, OTHER in process 3"."""
     first, lines = of_processes[0], {}
     for index, other in enumerate(of_processes):
         for name in [*first, *(name for name in other if name not in first)]:
@@ -50,14 +50,14 @@ def differences(of_processes: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def check(name: str, facts: Mapping[str, Any]) -> None:
-    """Compares what all processes of the group say; all of them must ask, in one order.
+    """Compares the facts of all processes of the group; all must call this, in the same order.
 
     Args:
       name: of this comparison, used once per group.
-      facts: values that JSON holds, by what they are called in the message.
+      facts: JSON values by the name that the message gives them.
 
     Raises:
-      UsageError: in every process, with the first three that differ.
+      UsageError: in every process, with the first three facts that differ.
     """
     client = global_state.client
     if client is None or global_state.num_processes == 1:

@@ -14,7 +14,7 @@ import threading
 
 def _stop_with_starter() -> None:
     while os.read(sys.stdin.fileno(), 1024):
-        pass  # nothing is ever written; only the end of the pipe matters
+        pass  # nothing is ever written: only the end of the pipe matters
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -2,9 +2,9 @@
 
 Orbax writes asynchronously, commits by rename and restores onto any mesh. It does not notice a
 flipped bit in array data, never falls back to an older step, and saves NaNs without complaint.
-So every checkpoint carries a checksum of each array (see `checksum`) inside the same commit;
-what is restored must reproduce it. The description that holds them has a checksum of its own: a
-checkpoint with an intact description that does not fit belongs to another model, and one whose
+So every checkpoint carries a checksum of each array (see `checksum`) in the same commit, which the
+restored array must reproduce. The description that holds them has a checksum of its own: a
+checkpoint whose description is intact but does not fit belongs to another model, and one whose
 description is not intact is damaged.
 """
 
@@ -86,7 +86,7 @@ def _everywhere(ok: bool) -> bool:
 
 
 def _look(read: Callable[[], Any]) -> Any:
-    """Returns `read()`, trying again if a step vanishes while Orbax is looking at it."""
+    """Returns `read()`, repeated if a step vanishes while Orbax is looking at it."""
     for _ in range(LOOKS - 1):
         try:
             return read()
@@ -164,7 +164,7 @@ class Checkpoints:
             self._manager.check_for_errors()
 
     def close(self) -> None:
-        """Waits and lets go of the background threads."""
+        """Waits, and ends the background threads."""
         self.wait()
         self._manager.close()
 
@@ -233,7 +233,7 @@ class Checkpoints:
     ) -> tuple[int | None, Any, dict[int, str]]:
         """The newest step that can be read, what it holds, and what is wrong with newer ones.
 
-        Only after `looks` listings without another step does it conclude that there is none.
+        It takes `looks` listings without another step to conclude that there is none.
         """
         problems: dict[int, str] = {}
         while True:

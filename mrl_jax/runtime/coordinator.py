@@ -1,6 +1,6 @@
-"""The address at which the first process of a group listens and where the others meet it.
+"""The address at which the first process of a group listens and the others meet it.
 
-JAX waits minutes for an address that cannot work and then aborts, so it is checked here before.
+JAX waits minutes for an address that cannot work and then aborts, so it is checked here first.
 """
 
 import contextlib
@@ -39,20 +39,20 @@ class Address(NamedTuple):
     def alone(self) -> bool:
         """Whether it says which network interface is meant: an IP address or localhost.
 
-        The name of a machine does not: to itself it often is 127.0.1.1.
+        The name of a machine does not: the machine itself often resolves it to 127.0.1.1.
         """
         return self.host.lower() == "localhost" or _is_ip(self.host)
 
 
 def parse(name: str, text: str) -> Address:
-    """The address that a text holds.
+    """The address in a text.
 
     Args:
-      name: of what holds it, for the message.
+      name: of what holds the text, for the message.
       text: "HOST:PORT", IPv6 addresses in brackets.
 
     Raises:
-      UsageError: it holds none.
+      UsageError: it is not an address.
     """
     found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^\s:/\[\]]+)):(\d{1,5})", text, re.ASCII)
     host = found and (found[1] or found[2])
@@ -65,10 +65,10 @@ def parse(name: str, text: str) -> Address:
 
 
 def parse_port(name: str, text: str) -> int:
-    """The port that a text holds; arguments as of `parse`.
+    """The port in a text; arguments as of `parse`.
 
     Raises:
-      UsageError: it holds none.
+      UsageError: it is not a port.
     """
     if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
         raise UsageError(f"{name} must be a port of 1 to 65535, got {shown(text)}")
@@ -131,7 +131,7 @@ def check_free(name: str, address: Address) -> None:
             if error.errno == errno.EADDRINUSE:
                 raise UsageError(
                     f"{name}={address}: port {address.port} is in use on this machine; "
-                    "give another one to all processes"
+                    "give all processes another one"
                 ) from None
             reasons.append(error)
     if len(reasons) == len(places):
@@ -153,12 +153,12 @@ def has_loopback() -> bool:
 
 @contextlib.contextmanager
 def waiting(others: str, timeout_s: float) -> Iterator[None]:
-    """Says that the block waits for other processes if it does, and ends this process at last.
+    """Reports that the with-block waits for others, and ends this process if they do not come.
 
     JAX would abort it, with a trace of C++ instead of a line.
 
     Args:
-      others: who is waited for.
+      others: the processes that are waited for, in words.
       timeout_s: after which the process is ended with the exit code of a hang.
     """
     over = threading.Event()

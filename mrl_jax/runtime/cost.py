@@ -38,8 +38,8 @@ _NO_TPU_HERE = {
     "TPU_STDERR_LOG_LEVEL": "3",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-_TRIED = 3  # layouts are compiled at most to find one that fits
-_SHOWN = 5  # arrays are listed at most
+_TRIED = 3  # layouts compiled at most to find one that fits
+_SHOWN = 5  # arrays listed at most
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _ARRAY = re.compile(r"(?P<type>pred|[a-z]+(?P<bits>[0-9]+)[a-z0-9]*)\[(?P<shape>[0-9,]*)\]")
 

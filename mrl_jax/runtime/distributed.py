@@ -1,4 +1,4 @@
-"""Starting JAX in one process or many: who tells this process which one it is."""
+"""Starts JAX in one process or many, and finds out which of them this one is."""
 
 import os
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict | None:
         "num_processes": count,
         "process_id": index,
     }
-    # By itself JAX listens at all network interfaces.
+    # By itself JAX listens on all network interfaces.
     if environment.get(BIND):
         found["coordinator_bind_address"] = str(coordinator.parse(BIND, environment[BIND]))
     elif address.alone:
@@ -95,8 +95,8 @@ def _devices_of_a_lone_task(environment: Mapping[str, str]) -> list[int] | None:
 def _port_of_step(environment: Mapping[str, str]) -> int:
     """The port at which the first task of a Slurm step listens, different for each step of a job.
 
-    JAX itself derives the port from the job's number alone. Steps are far apart so that they do not
-    collide with steps of the jobs that follow, either.
+    JAX itself derives the port from the job's number alone. Steps are far apart, so that they do
+    not collide with steps of the jobs that follow either.
     """
     job, step = (int(environment.get(f"SLURM_{name}_ID", "0")) for name in ("JOB", "STEP"))
     return 61440 + (job + 1031 * step) % 4096
@@ -118,12 +118,12 @@ def initialize(*, detect: bool = False, timeout_s: int = 300) -> str:
       One line that says what was used.
 
     Raises:
-      UsageError: half a description of a group, or an address where it cannot come together. If it
-        does not in time, the process ends with the exit code of a hang.
+      UsageError: half a description of a group, or an address at which it cannot come together. If
+        it does not come together in time, the process ends with the exit code of a hang.
     """
     environment = os.environ
-    # JAX's own preemption notice reaches only runs that count their steps from zero without gaps;
-    # `preemption` does it for all.
+    # JAX's own preemption notice only reaches runs that count their steps from zero without gaps;
+    # that of `preemption` reaches all.
     jax.config.update("jax_enable_preemption_service", False)
     arguments = _from_environment(environment)
     how, others = "environment variables", "the other processes of the group"
@@ -144,7 +144,7 @@ def initialize(*, detect: bool = False, timeout_s: int = 300) -> str:
             arguments["local_device_ids"] = _devices_of_a_lone_task(environment)
         _check_variables(environment)
     try:
-        # Only the CPU backend looks at this; without it CPU processes cannot exchange arrays.
+        # Only the CPU backend reads this; without it CPU processes cannot exchange arrays.
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         with coordinator.waiting(others, timeout_s):
             jax.distributed.initialize(

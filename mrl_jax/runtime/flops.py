@@ -1,8 +1,8 @@
 """Counts the floating-point operations of a traced program, alike for every platform and mesh.
 
 Only matrix products and convolutions are counted, which are nearly all the work of a network. XLA's
-own count needs a client of the platform, which there is not for a machine that is only described,
-and counts the body of a loop once.
+own count needs a client of the platform, which a machine that is only described does not have, and
+counts the body of a loop once.
 """
 
 import math

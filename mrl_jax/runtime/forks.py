@@ -1,4 +1,4 @@
-"""Forked processes: they lack their parent's threads, for which JAX and OpenMP wait for ever."""
+"""Forked processes lack their parent's threads, for which JAX and OpenMP would wait for ever."""
 
 import concurrent.futures
 import functools
@@ -39,10 +39,10 @@ def check_not_forked() -> None:
 
 
 def with_openmp(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Makes a function that uses OpenMP work in forked processes, too.
+    """Makes a function that uses OpenMP work in forked processes as well.
 
-    OpenMP remembers threads for each thread that has used it. In a fork those of the only thread
-    that is left are missing, and another one, which has none yet, calls the function.
+    OpenMP remembers its threads for each thread that has used it. In a fork those of the only
+    thread that is left are missing, so a new thread, which has none yet, calls the function.
     """
 
     @functools.wraps(function)

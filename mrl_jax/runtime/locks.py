@@ -1,4 +1,4 @@
-"""Locks on files, as far as the file system has them."""
+"""Locks on files, where the file system has them."""
 
 import errno
 import fcntl
@@ -6,14 +6,14 @@ import os
 import sys
 from typing import IO
 
-_said: set[int] = set()  # of which file systems this process has said that they have no locks
+_said: set[int] = set()  # file systems without locks that this process has warned of
 
 
 def taken(file: IO) -> bool:
-    """Locks an open file until it is closed; whether no other process has it locked.
+    """Locks an open file until it is closed; False if another process has it locked.
 
-    Some file systems have no locks (Lustre without its option, NFS without its daemon): one line
-    of a command says so, and the file counts as ours.
+    Some file systems have no locks (Lustre without its option, NFS without its daemon): a command
+    says so once, and the file counts as ours.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -24,7 +24,7 @@ def taken(file: IO) -> bool:
             _said.add(device)
             print(
                 f"warning: {file.name} cannot be locked ({error.strerror}): nothing keeps another "
-                "command from the same folder",
+                "command out of the same folder",
                 file=sys.stderr,
             )
     return True

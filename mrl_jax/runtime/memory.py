@@ -96,7 +96,7 @@ def check(trees: Mapping[str, Any], mesh: jax.sharding.Mesh) -> None:
     if limit is None or sum(sizes.values()) <= limit:
         return
     parts = ", ".join(f"{name} {written(size)}" for name, size in sizes.items() if size)
-    # Advice for the largest kinds, as many as must shrink until the rest fits.
+    # Advice on the largest kinds, as many as must shrink before the rest fits.
     advice, rest = [], sum(sizes.values())
     for name, size in sizes.items():
         if rest > limit:

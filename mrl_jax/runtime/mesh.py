@@ -39,7 +39,7 @@ def axis_sizes(count: int, data: int = -1, fsdp: int = 1, tensor: int = 1) -> di
 def make_mesh(
     data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """A mesh over these devices (default: all of all processes); see `axis_sizes`."""
+    """A mesh over these devices (default: those of all processes); see `axis_sizes`."""
     devices = jax.devices() if devices is None else devices
     sizes = axis_sizes(len(devices), data, fsdp, tensor)
     # Explicit axes, the default since jax 0.9, refuse class-sharded heads and prefix slices.
@@ -87,7 +87,7 @@ def check_rules(rules: Rules) -> None:
     """Refuses malformed sharding rules.
 
     Raises:
-      ValueError: names the first of them.
+      ValueError: names the first one.
     """
     for pair in rules:
         if not isinstance(pair, tuple) or len(pair) != 2:
@@ -99,7 +99,7 @@ def check_rules(rules: Rules) -> None:
             re.compile(regex)
         except re.error as error:
             raise ValueError(
-                f"sharding rule {shown(regex)} is no regular expression: {error}"
+                f"sharding rule {shown(regex)} is not a regular expression: {error}"
             ) from None
         parts = [part.partition(":")[::2] for part in rule.split("+")]
         axes = [axis for _, axis in parts]

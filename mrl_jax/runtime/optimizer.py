@@ -79,17 +79,17 @@ def make_optimizer(
       clip_norm: gradients of a larger global norm are scaled to this; 0 switches it off.
 
     Raises:
-      ValueError: unknown name, negative numbers, a mask that is no regex, an option that the
-        optimiser does not have.
+      ValueError: unknown name, negative numbers, a mask that is not a regex, an option that
+        the optimiser does not have.
     """
     for key, value in (("weight_decay", weight_decay), ("clip_norm", clip_norm)):
-        if not value >= 0:  # NaN is not, either
+        if not value >= 0:  # nor is NaN
             raise ValueError(f"{key} must be >= 0, got {value}")
     try:
         pattern = re.compile(decay_mask)
     except re.error as error:
         raise ValueError(
-            f"decay_mask {shown(decay_mask)} is no regular expression: {error}"
+            f"decay_mask {shown(decay_mask)} is not a regular expression: {error}"
         ) from None
     if nesterov and name != "sgd":
         raise ValueError(f"nesterov is an option of sgd, not of {name}")
@@ -107,7 +107,7 @@ def make_optimizer(
     elif name == "adafactor":
         main = optax.chain(
             optax.adafactor(None),
-            optax.scale(-1.0),  # it has turned the gradient into a step down; the rate does so, too
+            optax.scale(-1.0),  # it turned the gradient into a step down, and the rate does so too
             optax.add_decayed_weights(weight_decay, mask),
             optax.scale_by_learning_rate(rate),
         )

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 class Phases:
     """Adds up wall-clock seconds by phase (start, compile, data, step, eval, checkpoint).
 
-    Only the training process's own time: of work that runs on behind, only the waiting counts.
+    Of work in the background, only the time that this process waits for it counts.
 
     Attributes:
       current: the phase in progress, "" between two.
-      changed: when it began, or the last one ended, in seconds of `time.monotonic`.
-      steady: whether two steps have been done since any phase other than "data" and "step".
+      changed: when it began, or when the last one ended, in seconds of `time.monotonic`.
+      steady: whether two steps were done since the last phase other than "data" and "step".
       longest_s: the longest time that reading a batch or a step has taken.
     """
 
@@ -48,7 +48,7 @@ class Phases:
             self.current, self.changed = "", time.monotonic()
 
     def shares(self) -> dict[str, float]:
-        """Fraction of the time since the start per phase; "other" is what no phase covered."""
+        """Each phase's share of the time since the start; "other" is what no phase covered."""
         total = time.perf_counter() - self._begin
         shares = {name: seconds / total for name, seconds in self._seconds.items()}
         return {**shares, "other": max(0.0, 1.0 - sum(shares.values()))}

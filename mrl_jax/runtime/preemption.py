@@ -1,11 +1,10 @@
 """Stopping a command, and its whole group, on a signal or a failure, from its first lines on.
 
-Where nothing would be lost, while a command starts, measures or embeds, a signal ends it
-immediately with exit code 75. Where something would be, in training, the command holds the signal,
-saves and then exits with 75 itself. Schedulers may signal before JAX is even imported, so this
-module imports only the standard library and modules that do the same. They may also signal a
-process that waits inside a library for minutes, where Python does not run handlers: a thread acts
-instead.
+While a command starts, measures or embeds, nothing would be lost, and a signal ends it immediately
+with exit code 75. In training the command holds the signal, saves and then exits with 75 itself.
+Schedulers may signal before JAX is even imported, so this module imports only the standard library
+and modules that do the same. They may also signal a process that waits inside a library for
+minutes, where Python does not run handlers: a thread acts instead.
 """
 
 import atexit
@@ -27,9 +26,9 @@ if "OMPI_COMM_WORLD_SIZE" in os.environ:
     # second later and SIGKILL another second later. SIGTERM alone would leave no time to save.
     SIGNALS.append(signal.SIGCONT)
 _LEAVING = "mrl_jax/leaving"  # names the key and the barrier by which a group ends together
-_OVER_S = 3600  # for which a process that has finished waits for others that have not
-_LEAVE_S = 15  # for which a process that leaves waits for the coordinator
-_FAILED_S = 20  # for which a process that has failed waits for the others to fail as well
+_OVER_S = 3600  # how long a process that has finished waits for others that have not
+_LEAVE_S = 15  # how long a process that leaves waits for the coordinator
+_FAILED_S = 20  # how long a process that has failed waits for the others to fail as well
 
 _lock = threading.RLock()
 _came: set[int] = set()  # signals received so far
@@ -90,7 +89,7 @@ def fail(code: int) -> None:
     """Ends the whole group with this exit code, unless all of its processes are ending anyway.
 
     Otherwise the others would wait for this process in their next exchange, and this one for them
-    in JAX's own end, which aborts all of them after minutes.
+    in JAX's own shutdown, which aborts all of them after minutes.
     """
     if _group is None:
         return
@@ -200,7 +199,7 @@ def _say(line: str) -> None:
 
 
 def _forget() -> None:
-    """In a forked child, which runs no command, signals act as in any process."""
+    """Makes signals act in a forked child, which runs no command, as in any other process."""
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:

@@ -56,7 +56,7 @@ class Program:
     def with_values(self, state: Any, params: Any, model_state: Any) -> Any:
         """A fresh state with these host arrays in it, also as the start of moving averages.
 
-        Leaves that are no numpy arrays (shapes, as in `state` of the program) stay fresh.
+        Leaves that are not numpy arrays (shapes, as in `state` of the program) stay fresh.
         """
 
         def place(new, old):
@@ -77,7 +77,7 @@ class Program:
         return self.batch_of(self.batch_size)
 
     def batch_of(self, size: int) -> Batch:
-        """As `largest_batch`, of so many examples."""
+        """As `largest_batch`, but of `size` examples."""
         rows = meshes.batch_sharding(self.mesh)
         return {
             name: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=rows)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 from mrl_jax.errors import UsageError
 
-# The share of a GPU's memory that JAX takes when it has the GPU to itself.
+# The share of a GPU's memory that JAX takes if it has the GPU to itself.
 _MEMORY = 0.75
 _FRACTIONS = {"XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"}
 _HOST_DEVICES = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
@@ -76,7 +76,7 @@ def slots(jobs: int | None = None) -> list[Slot]:
 
 
 def _shares(items: list[str], jobs: int) -> list[list[str]]:
-    """Equally many neighbouring items for each job; one each, in turn, if there are too few."""
+    """As many neighbouring items for each job; one each, in turn, if there are too few."""
     each = len(items) // jobs
     if not each:
         return [[items[index % len(items)]] for index in range(jobs)]

@@ -1,4 +1,4 @@
-"""The train state, one plain pytree, the pure function that advances it, and its check."""
+"""The train state, a plain pytree, and the pure function that advances it."""
 
 import math
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def evaluated(state: State) -> tuple[Any, Any]:
 
 
 def check_finite(at_step: int, metrics: dict[str, np.ndarray], dims: Sequence[int]) -> None:
-    """Stops a run whose numbers are no longer numbers.
+    """Stops a run whose loss or gradient is no longer a number.
 
     Raises:
       NonFiniteError: names the step and the granularities whose loss is NaN or infinite.
@@ -77,7 +77,7 @@ def _gradients(task: Task, state: State, batch: dict[str, jax.Array], key: jax.A
 def _accumulated_gradients(
     task: Task, state: State, batch: dict[str, jax.Array], key: jax.Array, parts: int
 ):
-    """As `_gradients` of the whole batch, from one part after the other: less memory."""
+    """`_gradients` of the whole batch from one part after the other, which takes less memory."""
 
     def cut(x):
         # Every parts-th row, so that each device keeps the rows it has.

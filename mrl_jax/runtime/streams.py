@@ -17,7 +17,7 @@ class _Output(io.FileIO):
         self._dropped = dropped
 
     def write(self, data) -> int | None:
-        """As of files, and success for what is dropped."""
+        """As for files; what is dropped counts as written."""
         try:
             return super().write(data)
         except OSError as error:
@@ -32,8 +32,8 @@ def keep(log: bool) -> None:
     Args:
       log: what is printed is only a log, so that it may also be lost for want of disk space.
     """
-    # A standard stream that was closed would be the next file that is opened, and what a library
-    # has to say would go into a checkpoint.
+    # The next file that is opened would take the place of a closed standard stream, and what a
+    # library prints would go into a checkpoint.
     while (lowest := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(lowest, True)
     os.close(lowest)

@@ -1,4 +1,4 @@
-"""Ends a process that makes no progress any more: its loader hangs, or another process is lost.
+"""Ends a process that no longer makes progress: its loader hangs, or another process is lost.
 
 A thread watches when the main thread last made progress. A main thread that is blocked inside a
 library cannot handle signals either, so this thread also ends a process that was asked to stop and
@@ -45,7 +45,7 @@ def watching(phases: Phases, minutes: float, wanted: Callable[[], bool]) -> Iter
     Args:
       phases: what the main thread is doing.
       minutes: a process hangs if it finishes no step or batch for so long, and for twenty times its
-        longest step so far; it has sixty times as long in phases in which no step is expected.
+        longest step so far; in phases in which no step is expected it has sixty times as long.
         0 = no limit.
       wanted: whether the process was asked to stop. It is then ended with code 75 if it finishes no
         step for five seconds plus three times the longest step, or for a minute while it starts,

@@ -36,7 +36,7 @@ def _resume(path: pathlib.Path, done: int, *, measured_anew: bool) -> bool:
     """Keeps the records of the first `done` steps; returns whether the last has a measurement.
 
     Lines that are not records (torn by a crash, or written by something else) are moved to a file
-    next to it, with a warning.
+    beside it, with a warning.
 
     Args:
       path: of the file.
@@ -71,9 +71,8 @@ def _resume(path: pathlib.Path, done: int, *, measured_anew: bool) -> bool:
 class MetricWriter:
     """Writes records of named scalars by step; both files continue where the run resumes.
 
-    Files are written by the first process only, the others write nothing. Both are written at
-    once: tensorboardX's usual writer is a thread that dies of a full disk unheard, and then the
-    training waits for it for ever.
+    Only the first process writes. Both files are written at once: tensorboardX's usual writer is a
+    thread that dies silently of a full disk, and then the training waits for it for ever.
 
     Attributes:
       measured: whether the step that the run resumes from has a measurement already; known to

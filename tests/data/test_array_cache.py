@@ -94,7 +94,7 @@ def outside(path):
         ("numbers.bin", cut, "numbers.bin has 55 bytes, not 7 x 8"),
         ("numbers.bin", os.remove, "No such file"),
         (MANIFEST, changed, "manifest.json has another checksum"),
-        (MANIFEST, outside, "'../../numbers' is no name of an array"),
+        (MANIFEST, outside, "'../../numbers' is not the name of an array"),
         (MANIFEST, cut, "Expecting"),
         (MANIFEST, os.remove, "No such file"),
     ],

@@ -95,7 +95,7 @@ def test_numbers_are_places_among_the_sorted_classes(tmp_path):
         (lambda f: (f / "cat").rename(f.parent / "away") and f.rmdir(), "cannot read .*: No such"),
         (lambda f: (f / "classes.json").write_text("{"), "classes.json: not valid JSON"),
         (lambda f: (f / "classes.json").write_text('["cat"]'), "classes.json must be {"),
-        (lambda f: (f / "classes.json").write_text('{"hen": "bird"}'), "'hen' is no folder beside"),
+        (lambda f: (f / "classes.json").write_text('{"hen": "bird"}'), "'hen' is not a folder"),
         (lambda f: (f / "classes.json").write_text('{"cat": "cow"}'), "maps 'cat' to 'cow'; legal"),
         (lambda f: (f / "classes.json").write_text('{"cat": 1}'), "maps 'cat' to 1; legal"),
         (

@@ -102,7 +102,7 @@ def test_optimiser_state_lies_where_its_parameter_does_unless_its_shape_is_anoth
     [
         ((*RULES, ("nothing/like/this", "replicate")), "'nothing/like/this' matches nothing"),
         (RULES[:2], "no sharding rule matches step"),
-        ((("(", "replicate"),), "no regular expression"),
+        ((("(", "replicate"),), "not a regular expression"),
         (((".*", "middle:fsdp"),), "'middle:fsdp' must be"),
         (((".*", "last:model"),), "'last:model' must be"),
         (((".*", "last:tensor+first:tensor"),), "names an axis twice"),

@@ -98,7 +98,7 @@ def test_gradients_are_clipped_by_their_global_norm():
         (lambda: check_decay_mask("kernl", PARAMS), "decay_mask 'kernl' matches no parameter"),
         (
             lambda: make_optimizer("sgd", None, weight_decay=0, decay_mask="("),
-            r"decay_mask '\(' is no regular expression",
+            r"decay_mask '\(' is not a regular expression",
         ),
     ],
 )
