@@ -262,7 +262,7 @@ def scores_of(folder: pathlib.Path) -> dict[str, dict[int, float]]:
         return {}
     scores: dict[str, dict[int, float]] = {}
     for result in read_run(folder, folder.name).results:
-        scores.setdefault(f"{result.split}/{result.metric}", {})[result.dim] = result.value
+        scores.setdefault(result.name, {})[result.dim] = result.value
     return scores
 
 

@@ -15,6 +15,7 @@ import pathlib
 from collections.abc import Sequence
 
 from mrl_jax.record import runs
+from mrl_jax.record.results import Result
 from mrl_jax.record.runs import Study
 from mrl_jax.reporting import document, markdown, methods, page, plots, sheet
 from mrl_jax.store import outputs
@@ -22,7 +23,7 @@ from mrl_jax.store import outputs
 TERMINAL = ("mrl", "mrl_e", "ff", "slim", "ff_cut")  # roles of what is printed
 PAGE = "report.md"
 WRITTEN, END = "<!-- files of mrl_jax.report: ", " -->"
-COLUMNS = ("run", "method", "seed", "split", "metric", "dim", "value", "stderr", "n")
+COLUMNS = ("run", "method", "seed", *Result._fields)
 
 
 def results_csv(study: Study) -> str:
@@ -32,9 +33,8 @@ def results_csv(study: Study) -> str:
     writer.writerow(COLUMNS)
     for method in methods.group(study.runs):
         for seed, run in sorted(method.runs.items()):
-            for r in sorted(run.results, key=lambda r: (r.split, r.metric, r.dim)):
-                numbers = (r.split, r.metric, r.dim, r.value, r.stderr, r.n)
-                writer.writerow((run.folder, method.label, seed, *numbers))
+            for result in sorted(run.results, key=lambda r: (r.name, r.dim)):
+                writer.writerow((run.folder, method.label, seed, *result))
     return text.getvalue()
 
 

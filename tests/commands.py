@@ -8,6 +8,7 @@ command's main, on the eight devices of this process.
 import contextlib
 import importlib
 import io
+import json
 import os
 import pathlib
 import subprocess
@@ -16,6 +17,7 @@ import sys
 import pytest
 
 from mrl_jax import cli, errors
+from mrl_jax.record.results import Result
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -117,3 +119,14 @@ def refused(argv: list[str], code: int) -> str:
         here(argv)
     assert caught.value.exit_code == code
     return errors.cut(str(caught.value), cli.LONGEST)
+
+
+def by_name(workdir: pathlib.Path) -> dict[tuple[str, int], Result]:
+    """The numbers in results.json, as logs name them, at each dim."""
+    results = json.loads((workdir / "results.json").read_text())["results"]
+    return {(r.name, r.dim): r for r in (Result(**values) for values in results)}
+
+
+def values(workdir: pathlib.Path) -> dict[tuple[str, int], float]:
+    """As `by_name`, the values alone."""
+    return {key: result.value for key, result in by_name(workdir).items()}

@@ -36,9 +36,9 @@ def test_numbers_are_those_of_training(digits_run, tmp_path):
 def test_shared_head_is_measured_at_other_dims_on_request(shared_head, tmp_path):
     workdir = shutil.copytree(shared_head, tmp_path / "run")
     commands.here(evaluate(workdir, "--config.eval.dims=1,5,8"))
-    found = {(r["name"], r["dim"]): r["value"] for r in read(workdir)["results"]}
+    found = commands.values(workdir)
     assert {dim for name, dim in found if name == "test/top1"} == {1, 5, 8}
-    before = {(r["name"], r["dim"]): r["value"] for r in read(shared_head)["results"]}
+    before = commands.values(shared_head)
     assert found["test/top1", 8] == before["test/top1", 8]
 
 
@@ -66,7 +66,7 @@ def test_everything_is_measured_on_request(digits_run, tmp_path):
         workdir = shutil.copytree(digits_run[0], tmp_path / name)
         argv = evaluate(workdir, *(f"--config.eval.{key}" for key in keys))
         commands.here(argv) if name == "one" else commands.succeed([*launcher, *argv])
-        found.append({(r["name"], r["dim"]): r["value"] for r in read(workdir)["results"]})
+        found.append(commands.values(workdir))
     assert found[0] == pytest.approx(found[1], abs=0.02)
     names = {name for name, _ in found[0]}
     for metric in ("top5_flip", "1nn", "map10_pca", "probe_svd", "ece", "oracle", "superclass"):

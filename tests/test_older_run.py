@@ -25,8 +25,7 @@ def run(tmp_path_factory):
 
 
 def numbers(folder):
-    values = json.loads((folder / "results.json").read_text())["results"]
-    return {(r["name"], r["dim"]): r["value"] for r in values}
+    return {(r.name, r.dim): r.value for r in read_run(folder, "older").results}
 
 
 def test_its_config_says_what_it_said():

@@ -1,7 +1,7 @@
 import pytest
 
 from mrl_jax import printing
-from mrl_jax.record.results import Result, table
+from mrl_jax.record.results import Series, table
 
 
 def columns(text):
@@ -21,21 +21,26 @@ def columns(text):
 @pytest.mark.parametrize("dim", [8, 2048, 1_000_000])
 def test_columns_never_touch(value, dim):
     names = ("x/spearman", "a_set_with_a_very_long_name_indeed/spearman_layer12", "val/m")
-    results = [Result(name, dim, value, 0.1812, 30) for name in names]
+    series = (
+        Series("x", metric="spearman"),
+        Series("a_set_with_a_very_long_name_indeed", metric="spearman", layer=12),
+        Series("", "val", "m"),
+    )
+    results = [one.result(dim, value, 0.1812, 30) for one in series]
     cell = f"{100 * value:.2f} +- 18.12"
     assert columns(table(results)) == [["dim", str(dim)], *([name, cell] for name in names)]
 
 
 def test_many_metrics_go_on_below_and_gaps_stay_empty():
-    results = [Result(f"m{i}", 8, 0.5, 0.1, 4) for i in range(7)]
-    results.append(Result("m0", 16, 0.25, 0.1, 4))
+    results = [Series("", "val", f"m{i}").result(8, 0.5, 0.1, 4) for i in range(7)]
+    results.append(Series("", "val", "m0").result(16, 0.25, 0.1, 4))
     first, second = table(results).split("\n\n")
     assert columns(first)[:3] == [
         ["dim", "8", "16"],
-        ["m0", "50.00 +- 10.00", "25.00 +- 10.00"],
-        ["m1", "50.00 +- 10.00", ""],
+        ["val/m0", "50.00 +- 10.00", "25.00 +- 10.00"],
+        ["val/m1", "50.00 +- 10.00", ""],
     ]
-    assert columns(second) == [["dim", "8"], ["m6", "50.00 +- 10.00"]]
+    assert columns(second) == [["dim", "8"], ["val/m6", "50.00 +- 10.00"]]
 
 
 def test_cells_are_taken_literally_and_never_cut_or_coloured(monkeypatch):

@@ -12,7 +12,7 @@ import shutil
 import commands
 import pytest
 from PIL import Image
-from reporting.folders import DIMS, make_results, write_run, write_sweep
+from reporting.folders import DIMS, entry, make_results, write_run, write_sweep
 
 from mrl_jax import report
 from mrl_jax.errors import DataError, UsageError
@@ -202,7 +202,7 @@ def test_one_run(root, capsys):
 def test_data_without_a_test_split_is_reported_by_its_validation_split(root, tmp_path, capsys):
     for path in root.glob("*/results.json"):
         results = json.loads(path.read_text())
-        results["results"] = [r for r in results["results"] if r["name"].startswith("val/")]
+        results["results"] = [r for r in results["results"] if r["split"] == "val"]
         path.write_text(json.dumps(results))
     report.main([str(root), "--out", str(tmp_path)])
     assert "Linear top-1, validation" in capsys.readouterr().out
@@ -310,8 +310,8 @@ def _set(path, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_set(["schema"], 2), "schema must be 1, got 2"),
-        (_set(["schema"], KeyError), "schema must be 1, got None"),
+        (_set(["schema"], 3), "schema must be 2 or 1, got 3"),
+        (_set(["schema"], KeyError), "schema must be 2 or 1, got None"),
         (_set(["command"], KeyError), "field 'command' is missing"),
         (_set(["config", "seed"], KeyError), "field 'config.seed' is missing"),
         (_set(["config", "seed"], True), "field 'config.seed' must be int, got True"),
@@ -319,12 +319,15 @@ def _set(path, value):
         (_set(["config", "head", "kind"], "mlr"), "must be one of separate, shared, fixed"),
         (_set(["config", "nesting", "dims"], [4, 2]), "must be increasing integers"),
         (_set(["results"], {}), "field 'results' must be list"),
-        (_set(["results", 0], 3), r"results\[0\]: field 'name' is missing"),
-        (_set(["results", 0, "name"], "top1"), "name must be split/metric"),
+        (_set(["results", 0], 3), r"results\[0\]: field 'set' is missing"),
+        (_set(["results", 0, "split"], ""), "a result has a metric, a set or split, and a space"),
+        (_set(["results", 0, "space"], "mars"), "a space of trained, cut, .*got .*mars"),
+        (_set(["metrics"], {"odd": {"titel": "Odd"}}), "the row of 'odd' is damaged"),
+        (_set(["metrics"], {"odd": {"title": "Odd", "low": "0"}}), "low of 'odd' is damaged: '0'"),
         (_set(["results", 0, "value"], 95.0), r"fraction in \[0, 1\], got 95.0"),
         (
-            _set(["results", 1], {"name": "v2/odd", "dim": 2, "value": 1.5, "stderr": 0, "n": 1}),
-            "v2/odd",
+            _set(["results", 1], entry("v2", "", "top1", dim=2, value=1.5, stderr=0, n=1)),
+            "v2/top1",
         ),
         (_set(["results", 0, "value"], float("nan")), "NaN is not a JSON number"),
         (_set(["data"], 7), "field 'data' must be str, got 7"),

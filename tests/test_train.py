@@ -81,13 +81,13 @@ def test_a_run_leaves_what_it_promises(digits_run):
     assert content["run"] == "digits:mrl"
     assert content["config"]["nesting"]["dims"] == [2, 4, 8]
     assert {"commit", "versions", "command", "device"} <= content.keys()
-    by_name = {(r["name"], r["dim"]): r for r in content["results"]}
+    by_name = commands.by_name(workdir)
     # Separate heads classify the trained dims; neighbours are found at dims between as well.
     assert {d for name, d in by_name if name == "test/top1"} == {2, 4, 8}
     assert {d for name, d in by_name if name == "test/1nn"} == {2, 3, 4, 8}
-    assert by_name["test/top1", 8]["n"] == 360
+    assert by_name["test/top1", 8].n == 360
     # Far above the 10 % of guessing, or nothing was learned in these few steps.
-    assert by_name["test/top1", 8]["value"] > 0.4
+    assert by_name["test/top1", 8].value > 0.4
 
 
 def test_metrics_are_one_record_per_step_in_order(digits_run):
@@ -255,8 +255,7 @@ def test_two_processes_stopped_by_a_signal_to_one_give_the_result_of_one(digits_
     assert f"resuming from step {stopped.split(',')[0]}" in output
     for mine, one in zip(records(workdir)[:60], records(digits_run[0])[:60], strict=True):
         assert mine == pytest.approx(one, rel=1e-5), mine["step"]
-    mine = {(r["name"], r["dim"]): r["value"] for r in results_of(workdir)["results"]}
-    one = {(r["name"], r["dim"]): r["value"] for r in results_of(digits_run[0])["results"]}
+    mine, one = commands.values(workdir), commands.values(digits_run[0])
     assert mine == pytest.approx(one, abs=0.02)
     # Restored by one process, it evaluates alike.
     commands.succeed(commands.command("mrl_jax.evaluate", "--workdir", workdir), devices=4)

@@ -71,7 +71,7 @@ def finished(tmp_path_factory, folder):
 
 
 def values_of(workdir):
-    return {(r["name"], r["dim"]): r["value"] for r in test_train.results_of(workdir)["results"]}
+    return commands.values(workdir)
 
 
 def adapt(setup, state, x):

@@ -87,7 +87,7 @@ def test_the_length_is_the_folders_unless_it_is_said(place):
 
 
 def values(workdir):
-    return {(r["name"], r["dim"]): r["value"] for r in test_train.results_of(workdir)["results"]}
+    return commands.values(workdir)
 
 
 @pytest.fixture(scope="module")

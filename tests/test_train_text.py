@@ -71,13 +71,12 @@ def test_a_run_learns_and_leaves_what_it_promises(finished):
     workdir, output = finished
     for part in ("backbone/tokens/embedding", "val/match", "test/spearman", "again/spearman"):
         assert part in output
-    content = test_train.results_of(workdir)
-    by_name = {(r["name"], r["dim"]): r for r in content["results"]}
+    by_name = commands.by_name(workdir)
     assert {dim for name, dim in by_name if name == "val/match"} == {2, 3, 4, 8}
-    assert by_name["val/match", 8]["n"] == 7
-    assert by_name["test/spearman", 8]["n"] == 40
-    assert by_name["test/spearman", 8]["value"] > 0.8
-    assert by_name["test/spearman", 8]["value"] == by_name["again/spearman", 8]["value"]
+    assert by_name["val/match", 8].n == 7
+    assert by_name["test/spearman", 8].n == 40
+    assert by_name["test/spearman", 8].value > 0.8
+    assert by_name["test/spearman", 8].value == by_name["again/spearman", 8].value
     written = test_train.records(workdir)
     assert [r["step"] for r in written] == [*range(1, 41), 40]
     assert written[39]["train/loss/0008"] < 0.7 * written[0]["train/loss/0008"]
@@ -183,10 +182,7 @@ def test_evaluated_again_the_numbers_are_the_same_and_more_can_be_asked(finished
     for name, reason in skipped.items():
         assert f"not measured: {name}: {reason}" in output.splitlines()
     assert test_train.results_of(finished[0])["skipped"] == {}
-    before, after = (
-        {(r["name"], r["dim"]): r["value"] for r in test_train.results_of(w)["results"]}
-        for w in (finished[0], workdir)
-    )
+    before, after = (commands.values(folder) for folder in (finished[0], workdir))
     assert before.items() <= after.items()
     # Which of five things is done is easy to tell, but not for nothing.
     assert 0.4 < after["what/knn10", 8] <= 1

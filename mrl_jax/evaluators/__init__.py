@@ -17,7 +17,6 @@ from mrl_jax.evaluators import (
     cascade,
     classification,
     few_shot,
-    flip,
     linear_probe,
     long_tail,
     projections,
@@ -25,6 +24,7 @@ from mrl_jax.evaluators import (
     robustness,
     superclass,
 )
+from mrl_jax.evaluators.attempt import attempt
 from mrl_jax.evaluators.subject import Instruments, Subject
 from mrl_jax.record.finding import Examples, Finding, refusals
 from mrl_jax.tasks.classification.task import Classification
@@ -36,7 +36,7 @@ MEASURES: dict[str, Callable[[Subject, str], Finding]] = {
     "accuracy": classification.measure,
     "neighbours": retrieval.neighbours,
     "retrieval": retrieval.retrieval,
-    "flip": flip.measure,
+    "flip": classification.mirrored,
     "projections": projections.measure,
     "probes": linear_probe.measure,
     "calibration": calibration.measure,
@@ -104,22 +104,26 @@ class Evaluation:
         """
         parts = self._dataset.splits
         label = {name: part.label for name, part in parts.items() if isinstance(part, Split)}
-        checks: dict[str, Callable[[], None]] = {}
+        checks: dict[tuple[str, str], Callable[[], None]] = {}
         for split in splits:
             sizes = {name: part.examples for name, part in parts.items()}
             if len(self._instruments.task.nesting) > 1:
-                checks[f"{split}/cascade"] = functools.partial(cascade.check, sizes, split)
+                checks[split, "cascade"] = functools.partial(cascade.check, sizes, split)
             if split in label:
-                checks[f"{split}/few_shot"] = functools.partial(few_shot.check, label[split])
+                checks[split, "few_shot"] = functools.partial(few_shot.check, label[split])
                 if "train" in label:
-                    checks[f"{split}/long_tail"] = functools.partial(
+                    checks[split, "long_tail"] = functools.partial(
                         long_tail.check, label["train"], label[split]
                     )
-                checks[f"{split}/superclass"] = functools.partial(
+                checks[split, "superclass"] = functools.partial(
                     superclass.check, self._context["hierarchy"], label[split]
                 )
-        asked = [name for name in checks if name.partition("/")[2] in self._measures]
-        return refusals({name: checks[name] for name in asked})
+        asked = {
+            f"{split}/{name}": check
+            for (split, name), check in checks.items()
+            if name in self._measures
+        }
+        return refusals(asked)
 
     def run(self, params: Any, model_state: Any, splits: tuple[str, ...]) -> Finding:
         """All that was asked for, on these splits."""
@@ -129,5 +133,5 @@ class Evaluation:
         for split in splits:
             for name in self._measures:
                 measure = functools.partial(MEASURES[name], subject, split)
-                found.attempt(f"{split}/{name}", measure)
+                attempt(found, f"{split}/{name}", measure)
         return found

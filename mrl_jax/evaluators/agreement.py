@@ -1,12 +1,11 @@
 """What the granularities of one head say of the same example: where they differ, and what that
 could gain (arXiv 2205.13147, section 5 and appendix J)."""
 
-import json
-
 import numpy as np
 
 from mrl_jax.evaluators.subject import Subject
 from mrl_jax.record.finding import Finding
+from mrl_jax.record.results import Series
 
 # A class's accuracy rises or falls where it moves by more than this share of its examples: one of
 # the 50 per class of ImageNet's validation split is not enough.
@@ -135,15 +134,15 @@ def measure(subject: Subject, split: str) -> Finding:
     predicted_gn = np.where(~right_gn & (predicted_gn == label_n), -1, predicted_gn)
 
     width = (subject.task.nesting.width,)
-    found.add_right(f"{split}/oracle", width, right_gn.any(0)[None])
-    found.add_right(f"{split}/vote", width, (vote(predicted_gn) == label_n)[None])
+    at = Series(split=split)
+    found.add_right(at.of("oracle"), width, right_gn.any(0)[None])
+    found.add_right(at.of("vote"), width, (vote(predicted_gn) == label_n)[None])
     content = {
-        "schema": 1,
         "n": len(label_n),
         "dims": list(dims),
         "oracle": oracle(dims, right_gn),
         "pairs": pairs(predicted_gn, right_gn),
         "classes": _classes(label_n, right_gn, subject.task.head.num_classes),
     }
-    found.files[f"{split}_agreement.json"] = json.dumps(content, indent=1).encode()
+    found.add_file("agreement", split, content)
     return found

@@ -1,7 +1,6 @@
 """Where in an image each prefix finds its class: heat maps of a few images, as a picture."""
 
 import itertools
-import json
 import math
 from collections.abc import Sequence
 
@@ -16,7 +15,6 @@ from mrl_jax.evaluators.subject import Subject
 from mrl_jax.record.finding import Finding, Unmeasurable
 from mrl_jax.runtime.mesh import batch_divisor, batch_sharding
 
-SCHEMA = 1
 MOST_IMAGES = 6
 MOST_DIMS = 6
 # By (right at the smallest dim, right at the largest).
@@ -63,7 +61,7 @@ def _numbers(values: np.ndarray) -> list[float | None]:
 
 def _picture(class_names, dims, image_bhwc, map_gbhw, images) -> bytes:
     # Here, because matplotlib takes a second to import, which other measures need not wait for.
-    from mrl_jax.reporting import contact_sheet
+    from mrl_jax.evaluators import contact_sheet
 
     def panels(image, map_ghw):
         said = [class_names[label] for label in image["predicted"]]
@@ -124,11 +122,10 @@ def measure(subject: Subject, split: str) -> Finding:
         }
         for i, (kind, row) in enumerate(examples)
     ]
-    content = {"schema": SCHEMA, "dims": dims, "top": TOP_SHARE, "images": images}
+    content = {"dims": dims, "top": TOP_SHARE, "images": images}
     names = subject.dataset.class_names
-    return Finding(
-        files={
-            f"{split}_attribution.json": json.dumps(content, indent=1).encode(),
-            f"{split}_attribution.png": _picture(names, dims, arrays["image"], map_gbhw, images),
-        }
-    )
+    found = Finding()
+    found.add_file("attribution", split, content)
+    picture = _picture(names, dims, arrays["image"], map_gbhw, images)
+    found.add_picture("attribution", split, picture)
+    return found

@@ -1,13 +1,11 @@
 """Whether the head is as often right as it says: expected calibration error at every prefix."""
 
-import json
-
 import numpy as np
 
 from mrl_jax.errors import NonFiniteError
 from mrl_jax.evaluators.subject import Predictions, Subject
 from mrl_jax.record.finding import Finding
-from mrl_jax.record.results import Result
+from mrl_jax.record.results import Series
 
 BINS = 15  # as Guo et al. and most tables since
 RESAMPLES = 200  # of the examples, for the standard error
@@ -84,7 +82,7 @@ def measure(subject: Subject, split: str) -> Finding:
     n = len(predictions.label_n)
     found = Finding()
     for dim, ece, stderr in zip(predictions.dims, table["ece"], table["stderr"], strict=True):
-        found.results.append(Result(f"{split}/ece", dim, ece, stderr, n))
-    content = {"schema": 1, "n": n, "dims": list(predictions.dims), **table}
-    found.files[f"{split}_calibration.json"] = json.dumps(content, indent=1).encode()
+        found.results.append(Series(split=split, metric="ece").result(dim, ece, stderr, n))
+    content = {"n": n, "dims": list(predictions.dims), **table}
+    found.add_file("calibration", split, content)
     return found

@@ -4,7 +4,6 @@ Paper, section 4.2.1 and Figure 6. Every image is seen once; the reference avera
 mirrored image in all of that figure, so its accuracies are some tenths of a percent higher.
 """
 
-import json
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -75,15 +74,12 @@ def measure(subject: Subject, split: str) -> Finding:
         seed=subject.seed,
     )
     content = {
-        "schema": 1,
         "n": n,
         "fitted_on": fitted_on,
         "mirrored": False,
         **content,
     }
-    return Finding(
-        files={
-            f"{split}_cascade.json": json.dumps(content, indent=1).encode(),
-            f"{split}_cascade_policy.json": json.dumps(policy.to_dict(), indent=1).encode(),
-        }
-    )
+    found = Finding()
+    found.add_file("cascade", split, content)
+    found.add_file("cascade_policy", split, policy.to_dict())
+    return found

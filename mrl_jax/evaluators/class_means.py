@@ -13,7 +13,6 @@ import numpy as np
 
 from mrl_jax.evaluators.ranking import ROUNDING
 
-SCHEMA = 1
 # Cosines held at a time: queries x classes.
 _MAX_COSINES = 2**20
 

@@ -1,22 +1,23 @@
 """Few-shot classification by class means of k examples (paper, appendix G, Table 15)."""
 
-import json
+import functools
 import math
 from typing import NamedTuple
 
 import numpy as np
 
-from mrl_jax.evaluators.class_means import SCHEMA, by_dim, digest, nearest_is_own, rows_of_classes
+from mrl_jax.evaluators.class_means import by_dim, digest, nearest_is_own, rows_of_classes
 from mrl_jax.evaluators.subject import Subject
+from mrl_jax.record import metrics
 from mrl_jax.record.finding import Finding, Unmeasurable
-from mrl_jax.record.results import Result
+from mrl_jax.record.results import Series
 
 WAYS = 10
 SHOTS = (1, 3, 5, 7, 9)
 QUERIES = 15  # per class
 EPISODES = 200
 EPISODES_OF_ALL = 10
-RIVALS, RIVAL_SHOTS = ("_pca", "_random"), 5
+RIVALS, RIVAL_SHOTS = ("pca", "random"), 5
 # Not the run's seed: every run sees the same episodes, so that two can be compared in pairs.
 SEED = 2007
 # Queries of an episode over all its classes: for tens of thousands of classes it stays feasible.
@@ -24,9 +25,9 @@ _MAX_QUERIES = 2**14
 
 
 class Setting(NamedTuple):
-    """Episodes of one shape; "10way_5shot" or "allway_5shot" is its name."""
+    """Episodes of one shape, and the metric that is their accuracy."""
 
-    name: str
+    metric: str
     ways: int
     shots: int
     queries: int
@@ -36,18 +37,18 @@ class Setting(NamedTuple):
 def settings(smallest: int, classes: int) -> list[Setting]:
     """What can be measured where the smallest of so many classes has so many examples."""
     ways = min(WAYS, classes)
-    shapes = [(f"{ways}way", ways, EPISODES)]
+    shapes = [(functools.partial(metrics.NCM, ways), ways, EPISODES)]
     if classes > WAYS:
-        shapes.append(("allway", classes, EPISODES_OF_ALL))
+        shapes.append((metrics.NCM_ALL, classes, EPISODES_OF_ALL))
     return [
         Setting(
-            f"{name}_{shots}shot",
+            metric(shots),
             ways,
             shots,
             min(QUERIES, smallest - shots, max(1, _MAX_QUERIES // ways)),
             episodes,
         )
-        for name, ways, episodes in shapes
+        for metric, ways, episodes in shapes
         for shots in SHOTS
         if shots < smallest
     ]
@@ -130,26 +131,23 @@ def measure(subject: Subject, split: str) -> Finding:
         )
     drawn = {setting: draw(rows, setting) for setting in chosen}
     accuracies = {}
-    for suffix in ("", *RIVALS):
-        space = subject.spaces[suffix]
-        dims = space.dims(subject.dims)
-        some = [s for s in chosen if not suffix or (s.ways <= WAYS and s.shots == RIVAL_SHOTS)]
-        coordinates_nd = space.project(z_nd) if suffix and some else z_nd
+    for space in (metrics.TRAINED, *RIVALS):
+        basis, is_rival = subject.spaces[space], space in RIVALS
+        dims = basis.dims(subject.dims)
+        some = [s for s in chosen if not is_rival or (s.ways <= WAYS and s.shots == RIVAL_SHOTS)]
+        coordinates_nd = basis.project(z_nd) if is_rival and some else z_nd
         for setting in some:
             accuracy_ge = accuracy(coordinates_nd, drawn[setting], setting.shots, dims)
-            name = f"ncm_{setting.name}{suffix}"
-            accuracies[name] = by_dim(dims, accuracy_ge)
+            series = Series("", split, setting.metric, space)
+            accuracies[series.label] = by_dim(dims, accuracy_ge)
             error_g = accuracy_ge.std(1, ddof=1) / math.sqrt(setting.episodes)
             for dim, mean, error in zip(dims, accuracy_ge.mean(1), error_g, strict=True):
-                found.results.append(
-                    Result(f"{split}/{name}", dim, float(mean), float(error), setting.episodes)
-                )
+                found.results.append(series.result(dim, mean, error, setting.episodes))
     content = {
-        "schema": SCHEMA,
         "draws": digest([label_n, *drawn.values()]),
         "classes": len(rows),
-        "settings": {f"ncm_{setting.name}": setting._asdict() for setting in chosen},
+        "settings": {setting.metric: setting._asdict() for setting in chosen},
         "accuracy": accuracies,
     }
-    found.files[f"{split}_few_shot.json"] = (json.dumps(content, indent=1) + "\n").encode()
+    found.add_file("few_shot", split, content)
     return found

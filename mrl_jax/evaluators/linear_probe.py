@@ -13,6 +13,7 @@ from mrl_jax.evaluators.projections import Readout, right
 from mrl_jax.evaluators.spaces import Moments, Space, coordinates
 from mrl_jax.evaluators.subject import Embedded, Subject
 from mrl_jax.record.finding import Finding
+from mrl_jax.record.results import Series
 
 # The penalty on the squared weights, over the mean variance of a dim times N. The same for every
 # prefix and space. Small beside what prefixes differ by; without any, a probe on about as many
@@ -59,9 +60,8 @@ def measure(subject: Subject, split: str) -> Finding:
     "probe_svd" of the first m coordinates of those spaces.
     """
     found = Finding()
-    for suffix, space in subject.spaces.items():
-        dims = space.dims(subject.dims)
-        if dims:
-            right_gn = fit(subject.moments, space).right(subject.embedded(split), dims)
-            found.add_right(f"{split}/probe{suffix}", dims, right_gn)
+    for space, basis in subject.spaces.items():
+        if dims := basis.dims(subject.dims):
+            right_gn = fit(subject.moments, basis).right(subject.embedded(split), dims)
+            found.add_right(Series("", split, "probe", space), dims, right_gn)
     return found

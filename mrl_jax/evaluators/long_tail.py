@@ -1,17 +1,18 @@
 """Class means of known and new classes, frequent and rare, after a long-tailed stream."""
 
-import json
 import math
 from typing import NamedTuple
 
 import numpy as np
 
-from mrl_jax.evaluators.class_means import SCHEMA, by_dim, digest, nearest_is_own, rows_of_classes
+from mrl_jax.evaluators.class_means import by_dim, digest, nearest_is_own, rows_of_classes
 from mrl_jax.evaluators.subject import Subject
+from mrl_jax.record import metrics
 from mrl_jax.record.finding import Finding, Unmeasurable
-from mrl_jax.record.results import Result
+from mrl_jax.record.results import Series
 
-GROUPS = ("pretrain_head", "pretrain_tail", "novel_head", "novel_tail")
+# The metrics: known classes come first, and of both the frequent ones.
+GROUPS = tuple(metrics.TAIL(of, part) for of in ("pretrain", "novel") for part in ("head", "tail"))
 STREAMS = 10
 # Not the run's seed: every run sees the same streams, so that two can be compared in pairs.
 SEED = 2020
@@ -122,26 +123,25 @@ def measure(subject: Subject, split: str) -> Finding:
             accuracy_kgs[k, :, s] = right_gn[:, member_n].mean(1)
             deviation_gn = right_gn[:, member_n] - accuracy_kgs[k, :, s, None]
             part_kgn[k][:, member_n] += deviation_gn / (member_n.sum() * STREAMS)
-    for k, group in enumerate(GROUPS):
+    for k, name in enumerate(GROUPS):
+        series, n = Series("", split, name), int(judged_kn[k].sum())
         for g, dim in enumerate(dims):
             accuracy_s = accuracy_kgs[k, g]
             error = standard_error(accuracy_s, part_kgn[k, g])
-            name, n = f"{split}/tail_{group}", int(judged_kn[k].sum())
-            found.results.append(Result(name, dim, float(accuracy_s.mean()), error, n))
+            found.results.append(series.result(dim, accuracy_s.mean(), error, n))
     counts_sc = np.array([[len(row_n) for row_n in stream.shown] for stream in streams])
     group_sc = np.stack([stream.group_c for stream in streams])
     content = {
-        "schema": SCHEMA,
         "draws": digest(
             [train.label_n, test.label_n, group_sc, *(r for s in streams for r in s.shown)]
         ),
-        "classes": {g: int((group_sc[0] == k).sum()) for k, g in enumerate(GROUPS)},
+        "classes": {name: int((group_sc[0] == k).sum()) for k, name in enumerate(GROUPS)},
         # Fewest and most examples of a class, over all streams.
         "shown": {
-            g: [int(f(counts_sc[group_sc == k])) for f in (np.min, np.max)]
-            for k, g in enumerate(GROUPS)
+            name: [int(f(counts_sc[group_sc == k])) for f in (np.min, np.max)]
+            for k, name in enumerate(GROUPS)
         },
-        "accuracy": {f"tail_{g}": by_dim(dims, accuracy_kgs[k]) for k, g in enumerate(GROUPS)},
+        "accuracy": {name: by_dim(dims, accuracy_kgs[k]) for k, name in enumerate(GROUPS)},
     }
-    found.files[f"{split}_long_tail.json"] = (json.dumps(content, indent=1) + "\n").encode()
+    found.add_file("long_tail", split, content)
     return found

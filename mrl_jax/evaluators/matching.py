@@ -4,6 +4,7 @@ import numpy as np
 
 from mrl_jax.evaluators.ranking import ROUNDING
 from mrl_jax.record.finding import Finding, Unmeasurable
+from mrl_jax.record.results import Series
 
 _MAX_SCORES = 2**24  # numbers held at a time
 
@@ -25,7 +26,7 @@ def measure(
     b_nd: np.ndarray,
     a_id_n: np.ndarray,
     b_id_n: np.ndarray,
-    split: str,
+    at: Series,
     dims: tuple[int, ...],
 ) -> Finding:
     """ "{split}/match": of N pairs, how often the nearest b of an a, by cosine, is its own.
@@ -39,7 +40,7 @@ def measure(
       b_nd: [N, D].
       a_id_n: [N] integers, equal for texts that are not to be told apart, on either side.
       b_id_n: [N].
-      split: what the numbers are called by.
+      at: whose pairs they are.
       dims: prefixes, cut before vectors are scaled.
     """
     right_gn = np.empty((len(dims), len(a_nd)), bool)
@@ -63,5 +64,5 @@ def measure(
             surely_b1 = own_b1 - ROUNDING * np.sqrt(squares_a[rows, dim - 1 : dim])
             right_gn[g, rows] = ((cosine_bn < surely_b1) | same_bn).all(1)
     found = Finding()
-    found.add_right(f"{split}/match", dims, right_gn)
+    found.add_right(at.of("match"), dims, right_gn)
     return found

@@ -8,15 +8,16 @@ from jax.sharding import Mesh
 
 from mrl_jax.evaluators.ranking import nearest, tied
 from mrl_jax.evaluators.text_common import unit_rows
+from mrl_jax.record import metrics
 from mrl_jax.record.finding import Finding, Unmeasurable
-from mrl_jax.record.results import Result
+from mrl_jax.record.results import Series
 
 NEAREST = 10
 QUERIES = 2000  # rows whose neighbours are looked for
 PAIRS = 2**13
 GROUPS = 50  # of pairs, one of which is left out at a time
 
-# A suffix for metrics, the prefixes that there are, and coordinates [N, E].
+# The name of a space, the prefixes that there are, and coordinates [N, E].
 Coordinates = tuple[str, Sequence[int], np.ndarray]
 
 
@@ -33,23 +34,23 @@ def check(rows: int) -> None:
 def measure(
     compared: Iterable[Coordinates],
     whole_nd: np.ndarray,
-    name: str,
+    at: Series,
     *,
     seed: int,
     mesh: Mesh | None = None,
 ) -> Finding:
     """Prefixes of some vectors against whole ones of the same rows, by cosine.
 
-    "{name}/overlap10": of the 10 other rows nearest to a row by whole vectors, the share that is
+    overlap10: of the 10 other rows nearest to a row by whole vectors, the share that is
     among the 10 nearest by the prefix; the mean over all rows, or over 2,000 drawn ones.
-    "{name}/cosine_spearman": Spearman's correlation of cosines by the prefix with those by whole
+    cosine_spearman: Spearman's correlation of cosines by the prefix with those by whole
     vectors, over 8,192 pairs of rows, or as many as there are with every row in one at most; 0
     where all cosines are equal. Its standard error is the jackknife's over 50 groups of pairs.
 
     Args:
-      compared: what is measured; suffixes make its metrics' names.
+      compared: what is measured.
       whole_nd: [N, D], N >= 12.
-      name: of the split.
+      at: whose vectors they are.
       seed: of rows and pairs.
       mesh: rows are split over all its devices.
 
@@ -62,22 +63,20 @@ def measure(
     order_n = np.random.default_rng(seed).permutation(n)
     row_q, pairs = np.sort(order_n[:QUERIES]), min(PAIRS, n // 2)
     pair_2p = order_n[:pairs], order_n[pairs : 2 * pairs]
-    whole_nd = unit_rows(whole_nd, name)
+    whole_nd = unit_rows(whole_nd, at.place)
     width = whole_nd.shape[1]
     (near_qk,) = _nearest(whole_nd, row_q, (width,), mesh)
     (cosine_p,) = _cosines(whole_nd, pair_2p, (width,))
     found = Finding()
-    for suffix, dims, z_nd in compared:
-        z_nd = unit_rows(z_nd, name)
+    for space, dims, z_nd in compared:
+        z_nd = unit_rows(z_nd, at.place)
+        overlap, order = at.of(metrics.OVERLAP(NEAREST), space), at.of("cosine_spearman", space)
         for dim, row_qk in zip(dims, _nearest(z_nd, row_q, tuple(dims), mesh), strict=True):
             share_q = (row_qk[:, :, None] == near_qk[:, None, :]).any(2).mean(1)
-            stderr = float(share_q.std(ddof=1) / math.sqrt(len(share_q)))
-            metric = f"{name}/overlap{NEAREST}{suffix}"
-            found.results.append(Result(metric, dim, float(share_q.mean()), stderr, len(share_q)))
+            found.results.append(overlap.mean(dim, share_q))
         for dim, mine_p in zip(dims, _cosines(z_nd, pair_2p, dims), strict=True):
             value, stderr = _spearman(mine_p, cosine_p), _jackknife(mine_p, cosine_p)
-            metric = f"{name}/cosine_spearman{suffix}"
-            found.results.append(Result(metric, dim, value, stderr, pairs))
+            found.results.append(order.result(dim, value, stderr, pairs))
     return found
 
 

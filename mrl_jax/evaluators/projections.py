@@ -14,7 +14,9 @@ import numpy as np
 from mrl_jax.evaluators.subject import Subject
 from mrl_jax.kernels import prefix_matmul
 from mrl_jax.kernels.prefix import prefix_dots
+from mrl_jax.record import metrics
 from mrl_jax.record.finding import Finding
+from mrl_jax.record.results import Series
 
 # Numbers held at a time: scores of all prefixes, or coordinates.
 _MAX_SCORES = 2**26
@@ -81,7 +83,7 @@ def measure(subject: Subject, split: str) -> Finding:
     found = Finding()
     query = subject.embedded(split)
     kernel_dc, bias_c = (np.asarray(p, np.float64) for p in subject.kernel_and_bias)
-    for suffix, space in subject.spaces.items():
+    for name, space in subject.spaces.items():
         dims = space.dims(subject.dims)
         if not dims:
             continue
@@ -91,5 +93,6 @@ def measure(subject: Subject, split: str) -> Finding:
             mean_e, square = space.mean_d @ space.basis_de, space.mean_d @ space.mean_d
             readout = Readout(kernel_ec, bias_c, mean_e, square, mean_c)
         right_gn = right(readout, space.project(query.z_nd), query.label_n, dims)
-        found.add_right(f"{split}/top1{suffix or '_cut'}", dims, right_gn)
+        kept = "cut" if name == metrics.TRAINED else name
+        found.add_right(Series("", split, metrics.TOP(1), kept), dims, right_gn)
     return found

@@ -66,3 +66,11 @@ def nearest(
     if len(dims) > 1:
         all_gbk[1:] = found(dims[1:])
     return all_gbk
+
+
+def majority(label_nk: np.ndarray) -> np.ndarray:
+    """The most frequent label of every row; of equally frequent ones the first to occur: [N]."""
+    votes_nk = sum(
+        (label_nk == label_nk[:, i : i + 1]).astype(int) for i in range(label_nk.shape[1])
+    )
+    return np.take_along_axis(label_nk, votes_nk.argmax(1)[:, None], 1)[:, 0]

@@ -6,18 +6,18 @@ The paper's Table 2 (1-NN) and figures of mAP (arXiv 2205.13147, section 4.3.1, 
 at every prefix, with the untrained rivals of the embedding beside it.
 """
 
-import json
 from collections.abc import Iterator
 
 import numpy as np
 
 from mrl_jax.errors import NonFiniteError
-from mrl_jax.evaluators.ranking import nearest
+from mrl_jax.evaluators.ranking import majority, nearest
 from mrl_jax.evaluators.subject import Subject
+from mrl_jax.record import metrics
 from mrl_jax.record.finding import Finding
-from mrl_jax.record.results import Result
+from mrl_jax.record.results import Series
 
-SPACES = ("", "_pca", "_random", "_rotation", "_svd")
+SPACES = (metrics.TRAINED, "pca", "random", "rotation", "svd")
 VOTERS = 20
 CUTOFFS = (10, 25, 50, 100)
 RIVAL_CUTOFFS = (10,)
@@ -29,8 +29,8 @@ def neighbours(subject: Subject, split: str) -> Finding:
     "{split}/1nn" in the embedding, "{split}/1nn_pca" and so on in its rivals, see `fit_spaces`.
     """
     found, label_n = Finding(), subject.embedded(split).label_n
-    for suffix, dims, label_gnk in _nearest(subject, split, dict.fromkeys(SPACES, 1)):
-        found.add_right(f"{split}/1nn{suffix}", dims, label_gnk[..., 0] == label_n)
+    for space, dims, label_gnk in _nearest(subject, split, dict.fromkeys(SPACES, 1)):
+        found.add_right(Series("", split, "1nn", space), dims, label_gnk[..., 0] == label_n)
     return found
 
 
@@ -48,27 +48,27 @@ def retrieval(subject: Subject, split: str) -> Finding:
     """
     found, (_, label_n) = Finding(), subject.embedded(split)
     relevant_n = _class_sizes(subject.embedded("train").label_n, label_n)
-    wanted = {suffix: RIVAL_CUTOFFS if suffix else CUTOFFS for suffix in SPACES}
-    depth = {suffix: max(VOTERS, *cutoffs) for suffix, cutoffs in wanted.items()}
-    for suffix, dims, label_gnk in _nearest(subject, split, depth):
-        voted_gn = np.stack([_majority(label_nk[:, :VOTERS]) for label_nk in label_gnk])
-        found.add_right(f"{split}/knn{VOTERS}{suffix}", dims, voted_gn == label_n)
+    wanted = {s: CUTOFFS if s == metrics.TRAINED else RIVAL_CUTOFFS for s in SPACES}
+    depth = {space: max(VOTERS, *cutoffs) for space, cutoffs in wanted.items()}
+    for space, dims, label_gnk in _nearest(subject, split, depth):
+        at = Series(split=split, space=space)
+        voted_gn = np.stack([majority(label_nk[:, :VOTERS]) for label_nk in label_gnk])
+        found.add_right(at._replace(metric=metrics.KNN(VOTERS)), dims, voted_gn == label_n)
         for dim, label_nk in zip(dims, label_gnk, strict=True):
             hit_nk = label_nk == label_n[:, None]
-            for metric, value_n in _rankings(hit_nk, relevant_n, wanted[suffix]):
-                if suffix and not metric.startswith("map"):
+            for family, cutoff, value_n in _rankings(hit_nk, relevant_n, wanted[space]):
+                if space != metrics.TRAINED and family is not metrics.MAP:
                     continue
                 if len(value_n):
-                    found.results.append(_mean(f"{split}/{metric}{suffix}", dim, value_n))
-    content = {"schema": 1, "database": len(subject.embedded("train").label_n)}
-    found.files[f"{split}_retrieval.json"] = json.dumps(content).encode()
+                    found.results.append(at._replace(metric=family(cutoff)).mean(dim, value_n))
+    found.add_file("retrieval", split, {"database": len(subject.embedded("train").label_n)})
     return found
 
 
 def _nearest(
     subject: Subject, split: str, depth: dict[str, int]
 ) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
-    """Suffix, G prefixes and labels [G, N, k] of the k nearest, for so many in every space.
+    """Space, G prefixes and labels [G, N, k] of the k nearest, for so many in every space.
 
     Raises:
       NonFiniteError: the embeddings hold NaN or an infinity.
@@ -77,8 +77,8 @@ def _nearest(
     spaces = subject.spaces  # checks the train split
     if not np.isfinite(query.z_nd).all():
         raise NonFiniteError(f"embeddings of {split} hold NaN or an infinity")
-    for suffix, k in depth.items():
-        space = spaces[suffix]
+    for name, k in depth.items():
+        space = spaces[name]
         dims = space.dims(subject.dims)
         if not dims:
             continue  # of a space with fewer coordinates than the shortest prefix
@@ -89,7 +89,7 @@ def _nearest(
             min(k, len(database.label_n)),
             mesh=subject.mesh,
         )
-        yield suffix, dims, database.label_n[row_gnk]
+        yield name, dims, database.label_n[row_gnk]
 
 
 def _class_sizes(database_label_n: np.ndarray, label_n: np.ndarray) -> np.ndarray:
@@ -98,31 +98,16 @@ def _class_sizes(database_label_n: np.ndarray, label_n: np.ndarray) -> np.ndarra
     return size_c[label_n]
 
 
-def _majority(label_nk: np.ndarray) -> np.ndarray:
-    """The most frequent label of every row; of equally frequent ones the first to occur: [N]."""
-    votes_nk = sum(
-        (label_nk == label_nk[:, i : i + 1]).astype(int) for i in range(label_nk.shape[1])
-    )
-    return np.take_along_axis(label_nk, votes_nk.argmax(1)[:, None], 1)[:, 0]
-
-
 def _rankings(
     hit_nk: np.ndarray, relevant_n: np.ndarray, cutoffs: tuple[int, ...]
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Metric and its values over queries, from which ranks hold a relevant example."""
+) -> Iterator[tuple[metrics.Family, int, np.ndarray]]:
+    """Metrics and their values over queries, from which ranks hold a relevant example."""
     hits_nk = hit_nk.cumsum(1)
     precision_nk = hits_nk / np.arange(1, hit_nk.shape[1] + 1)
     summed_nk = (precision_nk * hit_nk).cumsum(1)
     known_n = relevant_n > 0
     for cutoff in cutoffs:
         last = min(cutoff, hit_nk.shape[1]) - 1
-        yield f"map{cutoff}", summed_nk[:, last] / (last + 1)
-        yield f"p{cutoff}", precision_nk[:, last]
-        yield f"r{cutoff}", hits_nk[known_n, last] / relevant_n[known_n]
-
-
-def _mean(name: str, dim: int, value_n: np.ndarray) -> Result:
-    """The mean over queries with its standard error, which is 0 where one query gives none."""
-    n = len(value_n)
-    stderr = value_n.std(ddof=1) / np.sqrt(n) if n > 1 else 0.0
-    return Result(name, dim, float(value_n.mean()), float(stderr), n)
+        yield metrics.MAP, cutoff, summed_nk[:, last] / (last + 1)
+        yield metrics.PRECISION, cutoff, precision_nk[:, last]
+        yield metrics.RECALL, cutoff, hits_nk[known_n, last] / relevant_n[known_n]

@@ -1,15 +1,15 @@
 """Accuracy on shifted test sets beside the clean one (the paper measures V2, A, R and Sketch)."""
 
 import hashlib
-import json
 import math
 
 import numpy as np
 
+from mrl_jax.evaluators.classification import RANKS
 from mrl_jax.evaluators.subject import Predictions, Subject
+from mrl_jax.record import metrics
 from mrl_jax.record.finding import Finding
-
-TOP = (1, 5)
+from mrl_jax.record.results import Series
 
 
 def measure(subject: Subject, split: str) -> Finding:
@@ -29,8 +29,7 @@ def measure(subject: Subject, split: str) -> Finding:
     if split != last or not subject.shifts:
         return found
     about = {name: _compare(subject, name, split, found) for name in subject.shifts}
-    content = {"schema": 1, "clean": split, "shifts": about}
-    found.files[f"{split}_robustness.json"] = json.dumps(content, indent=1).encode()
+    found.add_file("robustness", split, {"clean": split, "shifts": about})
     return found
 
 
@@ -40,9 +39,9 @@ def _compare(subject: Subject, name: str, split: str, found: Finding) -> dict:
     # All classes: the same predictions as without a choice, which others need as well.
     classes = None if len(shift.classes) == len(class_names) else shift.classes
     shifted = subject.predictions(name, classes=classes)
-    for k in TOP:
+    for k in RANKS:
         if k < len(shift.classes):
-            found.add_right(f"{name}/top{k}", shifted.dims, shifted.rank_gn <= k)
+            found.add_right(Series(name, metric=metrics.TOP(k)), shifted.dims, shifted.rank_gn <= k)
     digest = hashlib.sha256()
     shift.split.update(digest)
     found.read[f"shifts.{name}"] = digest.hexdigest()[:16]
@@ -55,11 +54,12 @@ def _compare(subject: Subject, name: str, split: str, found: Finding) -> dict:
     }
     clean = subject.predictions(split, classes=classes)
     right_gn = _right(clean)[:, np.isin(clean.label_n, shift.classes)]
+    clean_top1 = Series(name, metric="top1_clean")
     about["n_clean"] = n_clean = right_gn.shape[1]
     if not n_clean:
-        found.skipped[f"{name}/top1_clean"] = f"{split} has no examples of its classes"
+        found.skipped[clean_top1.name] = f"{split} has no examples of its classes"
         return about
-    found.add_right(f"{name}/top1_clean", clean.dims, right_gn)
+    found.add_right(clean_top1, clean.dims, right_gn)
     about["top1_clean"] = right_gn.mean(1).tolist()
     drops = [
         relative_drop(int(hits), about["n"], int(clean_hits), n_clean)

@@ -11,6 +11,7 @@ import numpy as np
 import scipy.sparse
 
 from mrl_jax.errors import NonFiniteError
+from mrl_jax.record.metrics import TRAINED
 
 # Numbers of a copy of the embeddings, in another basis or precision, that are held at a time.
 _MAX_COPIED = 2**24
@@ -141,7 +142,7 @@ def axes_about_origin(z_nd: np.ndarray) -> np.ndarray:
 
 
 def fit_spaces(train: Moments, kernel_dc: np.ndarray, seed: int) -> dict[str, Space]:
-    """The spaces by the suffix that metrics measured in them carry.
+    """The spaces by their names in `record.metrics`.
 
     Args:
       train: of N training embeddings of D dims; PCA is fitted on them.
@@ -149,11 +150,10 @@ def fit_spaces(train: Moments, kernel_dc: np.ndarray, seed: int) -> dict[str, Sp
       seed: of the random ones.
 
     Returns:
-      "": the embedding as it is; "_random": its dims in random order; "_rotation": a random
-      rotation; "_pca": principal components, min(N, D) of them, arbitrary ones where the training
-      embeddings have no variance left; "_svd": left singular vectors of the classifier, min(D, C)
+      "trained": the embedding as it is; "random": its dims in random order; "rotation": a random
+      rotation; "pca": principal components, min(N, D) of them, arbitrary ones where the training
+      embeddings have no variance left; "svd": left singular vectors of the classifier, min(D, C)
       of them.
-
     """
     width = len(train.mean_d)
     rng = np.random.default_rng(seed)
@@ -166,9 +166,9 @@ def fit_spaces(train: Moments, kernel_dc: np.ndarray, seed: int) -> dict[str, Sp
     singular, _, _ = np.linalg.svd(np.asarray(kernel_dc, np.float64), full_matrices=False)
     zero, identity = np.zeros(width), np.eye(width)
     return {
-        "": Space(zero, identity),
-        "_random": Space(zero, identity[:, order]),
-        "_rotation": Space(zero, q * np.sign(np.diag(r))),
-        "_pca": Space(train.mean_d, _signed(components)),
-        "_svd": Space(zero, _signed(singular)),
+        TRAINED: Space(zero, identity),
+        "random": Space(zero, identity[:, order]),
+        "rotation": Space(zero, q * np.sign(np.diag(r))),
+        "pca": Space(train.mean_d, _signed(components)),
+        "svd": Space(zero, _signed(singular)),
     }

@@ -1,12 +1,11 @@
 """How often the superclass is right, even where the class is not."""
 
-import json
-
 import numpy as np
 
 from mrl_jax.data.hierarchy import Hierarchy
 from mrl_jax.evaluators.subject import Subject
 from mrl_jax.record.finding import Finding, Unmeasurable, digest_of, refusals
+from mrl_jax.record.results import Series
 
 
 def check(hierarchy: Hierarchy | None, label_n: np.ndarray) -> None:
@@ -46,9 +45,9 @@ def measure(subject: Subject, split: str) -> Finding:
         refusals({f"{split}/superclass": lambda: check(subject.hierarchy, predictions.label_n)})
     )
     if has_n.any():
-        found.add_right(f"{split}/superclass", dims, right_gn[:, has_n])
+        found.add_right(Series("", split, "superclass"), dims, right_gn[:, has_n])
     if (group_c < 0).any():
-        found.add_right(f"{split}/superclass_reject", dims, right_gn)
+        found.add_right(Series("", split, "superclass_reject"), dims, right_gn)
 
     # Superclass -1, "none", comes first.
     ways = len(names) + 1
@@ -65,6 +64,5 @@ def measure(subject: Subject, split: str) -> Finding:
         for name, classes, n, hits_g in zip((None, *names), classes_s, n_s, hits_sg, strict=True)
         if classes
     ]
-    content = {"schema": 1, "dims": list(dims), "superclasses": about}
-    found.files[f"{split}_superclass.json"] = json.dumps(content, indent=1).encode()
+    found.add_file("superclass", split, {"dims": list(dims), "superclasses": about})
     return found

@@ -7,10 +7,12 @@ import numpy as np
 from mrl_jax.data.labelled_text import LabelledTexts
 from mrl_jax.data.remarks import same_letters
 from mrl_jax.errors import shown
-from mrl_jax.evaluators.ranking import nearest
+from mrl_jax.evaluators.ranking import majority, nearest
 from mrl_jax.evaluators.spaces import Space
 from mrl_jax.evaluators.text_common import Embed, embedded, in_spaces, itself, unit_rows
+from mrl_jax.record import metrics
 from mrl_jax.record.finding import Finding, Unmeasurable
+from mrl_jax.record.results import Series
 
 VOTERS = 10
 _ITERATIONS = 1000
@@ -38,7 +40,7 @@ def check(train: LabelledTexts, test: LabelledTexts) -> None:
 
 def measure(
     embed: Embed,
-    name: str,
+    at: Series,
     train: LabelledTexts,
     test: LabelledTexts,
     dims: Sequence[int],
@@ -47,13 +49,13 @@ def measure(
 ) -> Finding:
     """How many test texts get their class, from one embedding of every text.
 
-    "{name}/logreg": logistic regression of scikit-learn, as it comes, on prefixes at length 1.
-    "{name}/knn10": the most frequent class of the 10 nearest training texts by cosine (all, if
+    logreg: logistic regression of scikit-learn, as it comes, on prefixes at length 1.
+    knn10: the most frequent class of the 10 nearest training texts by cosine (all, if
     there are fewer); of equally frequent ones the one with the nearest text.
 
     Args:
       embed: N texts -> [N, D], of any length.
-      name: of the data set.
+      at: whose texts they are.
       train: what is learned from.
       test: what is classified.
       dims: prefixes; those wider than a space are left out.
@@ -68,25 +70,19 @@ def measure(
     check(train, test)
     number = {label: i for i, label in enumerate(sorted(set(train.labels)))}
     train_label_n, label_n = (np.array([number[c] for c in s.labels]) for s in (train, test))
-    train_nd = embedded(embed, train.texts, f"training texts of {name}")
-    test_nd = embedded(embed, test.texts, f"test texts of {name}")
+    train_nd = embedded(embed, train.texts, f"training texts of {at.place}")
+    test_nd = embedded(embed, test.texts, f"test texts of {at.place}")
     found = Finding()
-    for suffix, there, (train_ne, test_ne) in in_spaces(
+    for space, there, (train_ne, test_ne) in in_spaces(
         spaces or itself(train_nd.shape[1]), dims, train_nd, test_nd
     ):
         right = []
         for dim in there:
             model = LogisticRegression(max_iter=_ITERATIONS)
-            model.fit(unit_rows(train_ne[:, :dim], name), train_label_n)
-            right.append(model.predict(unit_rows(test_ne[:, :dim], name)) == label_n)
-        found.add_right(f"{name}/logreg{suffix}", there, np.stack(right))
+            model.fit(unit_rows(train_ne[:, :dim], at.place), train_label_n)
+            right.append(model.predict(unit_rows(test_ne[:, :dim], at.place)) == label_n)
+        found.add_right(at.of("logreg", space), there, np.stack(right))
         row_gnk = nearest(train_ne, test_ne, there, min(VOTERS, len(train_label_n)))
-        voted_gn = np.stack([_majority(label_nk) for label_nk in train_label_n[row_gnk]])
-        found.add_right(f"{name}/knn{VOTERS}{suffix}", there, voted_gn == label_n)
+        voted_gn = np.stack([majority(label_nk) for label_nk in train_label_n[row_gnk]])
+        found.add_right(at.of(metrics.KNN(VOTERS), space), there, voted_gn == label_n)
     return found
-
-
-def _majority(label_nk: np.ndarray) -> np.ndarray:
-    """The most frequent label of every row, [N]; of equally frequent ones the first to occur."""
-    votes_nk = (label_nk[:, :, None] == label_nk[:, None, :]).sum(-1)
-    return np.take_along_axis(label_nk, votes_nk.argmax(1)[:, None], 1)[:, 0]

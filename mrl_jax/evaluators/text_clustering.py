@@ -9,7 +9,7 @@ from mrl_jax.data.labelled_text import LabelledTexts
 from mrl_jax.evaluators.spaces import Space
 from mrl_jax.evaluators.text_common import Embed, embedded, in_spaces, itself, unit_rows
 from mrl_jax.record.finding import Finding, Unmeasurable
-from mrl_jax.record.results import Result
+from mrl_jax.record.results import Series
 
 STARTS = 5
 
@@ -30,21 +30,21 @@ def check(data: LabelledTexts) -> None:
 
 def measure(
     embed: Embed,
-    name: str,
+    at: Series,
     data: LabelledTexts,
     dims: Sequence[int],
     *,
     seed: int,
     spaces: dict[str, Space] | None = None,
 ) -> Finding:
-    """ "{name}/v_measure" of k-means with as many clusters as there are classes.
+    """v_measure of k-means with as many clusters as there are classes.
 
     The mean over `STARTS` starts of k-means on prefixes at length 1, the same starts' numbers at
     every prefix; the standard error says how far starts differ, not texts.
 
     Args:
       embed: N texts -> [N, D], of any length.
-      name: of the data set.
+      at: whose texts they are.
       data: texts and their classes.
       dims: prefixes; those wider than a space are left out.
       seed: of the starts.
@@ -58,20 +58,18 @@ def measure(
 
     check(data)
     classes = len(set(data.labels))
-    z_nd = embedded(embed, data.texts, f"texts of {name}")
+    z_nd = embedded(embed, data.texts, f"texts of {at.place}")
     found = Finding()
-    for suffix, there, (x_ne,) in in_spaces(spaces or itself(z_nd.shape[1]), dims, z_nd):
+    for space, there, (x_ne,) in in_spaces(spaces or itself(z_nd.shape[1]), dims, z_nd):
         for dim in there:
-            unit_nd = unit_rows(x_ne[:, :dim], name)
+            unit_nd = unit_rows(x_ne[:, :dim], at.place)
             values = [
                 v_measure_score(data.labels, _clusters(unit_nd, classes, seed + start))
                 for start in range(STARTS)
             ]
-            stderr = float(np.std(values, ddof=1) / np.sqrt(STARTS))
-            value = float(np.mean(values))
-            found.results.append(
-                Result(f"{name}/v_measure{suffix}", dim, value, stderr, len(data.texts))
-            )
+            stderr = np.std(values, ddof=1) / np.sqrt(STARTS)
+            told = at.of("v_measure", space)
+            found.results.append(told.result(dim, np.mean(values), stderr, len(data.texts)))
     return found
 
 

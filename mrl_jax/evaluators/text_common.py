@@ -1,11 +1,14 @@
 """What all measurements of texts share: encode once, cut, then normalise; rivals; resampling."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from mrl_jax.errors import NonFiniteError
 from mrl_jax.evaluators.spaces import Moments, Space, fit_spaces, scatter
+from mrl_jax.record.metrics import TRAINED
+from mrl_jax.record.results import Series
 
 Embed = Callable[[list[str]], np.ndarray]
 
@@ -14,7 +17,7 @@ _AT_A_TIME = 2**20  # numbers of resampled examples
 
 
 def rivals(train_nd: np.ndarray, seed: int) -> dict[str, Space]:
-    """The embedding itself, "", and what needs no training: "_rotation" and "_pca".
+    """The embedding itself, and what needs no training: a rotation and PCA, see `fit_spaces`.
 
     PCA is fitted on training embeddings [N, D] at length 1, and is applied to such: what cosines
     compare.
@@ -26,12 +29,12 @@ def rivals(train_nd: np.ndarray, seed: int) -> dict[str, Space]:
     nothing = np.zeros((1, len(mean_d)))
     moments = Moments(len(train_nd), mean_d, scatter_dd, nothing, np.ones(1))
     spaces = fit_spaces(moments, nothing.T, seed)
-    return {suffix: spaces[suffix] for suffix in ("", "_rotation", "_pca")}
+    return {name: spaces[name] for name in (TRAINED, "rotation", "pca")}
 
 
 def itself(width: int) -> dict[str, Space]:
     """The embedding of so many dims alone, without rivals."""
-    return {"": Space(np.zeros(width), np.eye(width))}
+    return {TRAINED: Space(np.zeros(width), np.eye(width))}
 
 
 def embedded(embed: Embed, texts: Sequence[str], what: str) -> np.ndarray:
@@ -62,10 +65,10 @@ def unit_rows(z_nd: np.ndarray, what: str) -> np.ndarray:
 def in_spaces(
     spaces: dict[str, Space], dims: Sequence[int], *z: np.ndarray
 ) -> Iterator[tuple[str, tuple[int, ...], list[np.ndarray]]]:
-    """Of every space its suffix, the prefixes it has, and the coordinates of embeddings in it."""
-    for suffix, space in spaces.items():
+    """Of every space its name, the prefixes it has, and the coordinates of embeddings in it."""
+    for name, space in spaces.items():
         if there := space.dims(tuple(sorted(dims))):
-            yield suffix, there, [space.project(z_nd) for z_nd in z]
+            yield name, there, [space.project(z_nd) for z_nd in z]
 
 
 def resamples(n: int, seed: int) -> Iterator[np.ndarray]:
@@ -80,7 +83,7 @@ def resamples(n: int, seed: int) -> Iterator[np.ndarray]:
         yield drawn_rn.astype(np.float64)
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of resampled values."""
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
+def interval(series: Series, dim: int, value_r: np.ndarray) -> dict[str, Any]:
+    """The middle 95 % of resampled values, for JSON."""
+    low, high = np.quantile(value_r, [0.025, 0.975]).tolist()
+    return {**series._asdict(), "dim": dim, "low": low, "high": high}

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from mrl_jax.record import metrics
 from mrl_jax.record.finding import Finding
 
 # What is told of a layer; the other metrics of a measurement are of all layers alone.
-MAIN = ("match", "spearman", "ndcg10")
+MAIN = ("match", "spearman", metrics.NDCG(10))
 
 
 def check_layers(layers: Sequence[int], there: int) -> tuple[int, ...]:
@@ -23,14 +24,7 @@ def check_layers(layers: Sequence[int], there: int) -> tuple[int, ...]:
     return tuple(sorted(layers))
 
 
-def of_layer(found: Finding, layer: int) -> Finding:
-    """What was measured after this layer, by names of its own: "{name}/spearman_layer3"."""
-    suffix = f"_layer{layer}"
-    return Finding(
-        [
-            result._replace(name=result.name + suffix)
-            for result in found.results
-            if result.name.rpartition("/")[2] in MAIN
-        ],
-        {name + suffix: examples for name, examples in found.examples.items()},
-    )
+def main_numbers(found: Finding) -> Finding:
+    """Those of the results, with their examples."""
+    results = [result for result in found.results if result.metric in MAIN]
+    return Finding(results, found.examples)

@@ -1,6 +1,5 @@
 """Finding documents for queries by exact search, at every prefix in one pass."""
 
-import json
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -18,8 +17,10 @@ from mrl_jax.evaluators.text_common import (
     itself,
     resamples,
 )
+from mrl_jax.record import metrics
 from mrl_jax.record.finding import Finding
-from mrl_jax.record.results import Result
+from mrl_jax.record.metrics import TRAINED
+from mrl_jax.record.results import Series
 
 CUTOFF = 10  # of nDCG and MRR, and of the first recall
 DEPTH = 100  # documents looked at
@@ -27,7 +28,7 @@ DEPTH = 100  # documents looked at
 
 def measure(
     embed: Embed,
-    name: str,
+    at: Series,
     collection: Collection,
     dims: Sequence[int],
     *,
@@ -39,19 +40,19 @@ def measure(
 ) -> Finding:
     """Documents and queries are embedded once and compared by cosine at every prefix.
 
-    "{name}/ndcg10": gains are the grades, discounted by log2(1 + rank), over those of the best
-    order. "mrr10": 1 / rank of the first relevant document, 0 beyond 10. "recall10", "recall100":
-    the share of relevant documents found. "map100": precision at the ranks of relevant documents
+    ndcg10: gains are the grades, discounted by log2(1 + rank), over those of the best
+    order. mrr10: 1 / rank of the first relevant document, 0 beyond 10. recall10, recall100:
+    the share of relevant documents found. map100: precision at the ranks of relevant documents
     down to 100, summed and divided by how many there are. All are means over queries with their
-    standard errors. "ndcg10_retention": what is left of nDCG at full width, by bootstrap over
+    standard errors. ndcg10_retention: what is left of nDCG at full width, by bootstrap over
     queries, both numbers from the same resample; not given where nothing is found at full width.
     Documents that are equally near are ranked in the order of the collection.
-    "{name}_retrieval.json" has the 95 % intervals of the retention, how many documents there are,
-    and for how many queries a document was ignored.
+    The file of kind "retrieval" has the 95 % intervals of the retention, how many documents there
+    are, and for how many queries a document was ignored.
 
     Args:
       embed: N texts -> [N, D], of any length.
-      name: of the collection.
+      at: whose numbers they are.
       collection: as from `data.beir.load`.
       dims: prefixes; those wider than a space are left out.
       seed: of the resamples.
@@ -64,41 +65,39 @@ def measure(
     Raises:
       NonFiniteError: the embeddings hold NaN or an infinity.
     """
-    z_nd = embedded(embed, collection.documents, f"documents of {name}")
-    z_bd = embedded(embed_queries or embed, collection.queries, f"queries of {name}")
+    z_nd = embedded(embed, collection.documents, f"documents of {at.place}")
+    z_bd = embedded(embed_queries or embed, collection.queries, f"queries of {at.place}")
     width, found = z_nd.shape[1], Finding()
     own_b = _own(collection) if ignore_identical_ids else np.full(len(z_bd), -1)
     ndcg = {}
-    for suffix, there, (x_nd, x_bd) in in_spaces(spaces or itself(width), dims, z_nd, z_bd):
+    for space, there, (x_nd, x_bd) in in_spaces(spaces or itself(width), dims, z_nd, z_bd):
         # The full width, which retention compares with, from the same pass.
-        searched = there if suffix else tuple(sorted({*there, width}))
+        searched = tuple(sorted({*there, width})) if space == TRAINED else there
         for dim, row_bk in zip(searched, _ranked(x_nd, x_bd, own_b, searched, mesh), strict=True):
             values = dict(_values(collection, row_bk))
-            ndcg[suffix, dim] = values[f"ndcg{CUTOFF}"]
+            ndcg[space, dim] = values[metrics.NDCG(CUTOFF)]
             if dim not in there:
                 continue
             for metric, value_b in values.items():
-                found.results.append(_mean(f"{name}/{metric}{suffix}", dim, value_b))
-    whole_b = ndcg["", width]
+                found.results.append(at.of(metric, space).mean(dim, value_b))
+    whole_b = ndcg[TRAINED, width]
     n, intervals = len(whole_b), []
     weights = list(resamples(n, seed))
     whole_r = _resampled(whole_b, weights)
     wanted = [key for key in ndcg if key[1] in dims and whole_r.min() > 0]
-    for suffix, dim in wanted:
-        metric = f"{name}/ndcg{CUTOFF}_retention{suffix}"
-        kept_r = _resampled(ndcg[suffix, dim], weights) / whole_r
-        value = float(ndcg[suffix, dim].mean() / whole_b.mean())
-        found.results.append(Result(metric, dim, value, float(kept_r.std(ddof=1)), n))
-        low, high = interval(kept_r)
-        intervals.append({"metric": metric, "dim": dim, "low": low, "high": high})
+    for space, dim in wanted:
+        series = at.of(metrics.NDCG_KEPT(CUTOFF), space)
+        kept_r = _resampled(ndcg[space, dim], weights) / whole_r
+        value = ndcg[space, dim].mean() / whole_b.mean()
+        found.results.append(series.result(dim, value, kept_r.std(ddof=1), n))
+        intervals.append(interval(series, dim, kept_r))
     content = {
-        "schema": 1,
         "database": len(z_nd),
         "ignored": int((own_b >= 0).sum()),
         "resamples": RESAMPLES,
         "intervals": intervals,
     }
-    found.files[f"{name}_retrieval.json"] = json.dumps(content).encode()
+    found.add_file("retrieval", at.place, content)
     return found
 
 
@@ -136,19 +135,13 @@ def _values(collection: Collection, row_bk: np.ndarray) -> Iterator[tuple[str, n
     ideal_b = np.bincount(collection.query_r, ideal_r, minlength=len(row_bk))
     hit_bk = grade_bk > 0
     hits_bk = hit_bk.cumsum(1)
-    yield f"ndcg{CUTOFF}", gain_bk[:, :CUTOFF].sum(1) / ideal_b
-    yield f"mrr{CUTOFF}", (hit_bk / rank_k)[:, :CUTOFF].max(1)
+    yield metrics.NDCG(CUTOFF), gain_bk[:, :CUTOFF].sum(1) / ideal_b
+    yield metrics.MRR(CUTOFF), (hit_bk / rank_k)[:, :CUTOFF].max(1)
     for cutoff in (CUTOFF, DEPTH):
-        yield f"recall{cutoff}", hit_bk[:, :cutoff].sum(1) / relevant_b
-    yield f"map{DEPTH}", (hit_bk * hits_bk / rank_k).sum(1) / relevant_b
+        yield metrics.FOUND(cutoff), hit_bk[:, :cutoff].sum(1) / relevant_b
+    yield metrics.MAP(DEPTH), (hit_bk * hits_bk / rank_k).sum(1) / relevant_b
 
 
 def _resampled(value_b: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:
     """The mean in every resample, [R]."""
     return np.concatenate([weight_rb @ value_b for weight_rb in weights]) / len(value_b)
-
-
-def _mean(name: str, dim: int, value_b: np.ndarray) -> Result:
-    n = len(value_b)
-    stderr = value_b.std(ddof=1) / np.sqrt(n) if n > 1 else 0.0
-    return Result(name, dim, float(value_b.mean()), float(stderr), n)

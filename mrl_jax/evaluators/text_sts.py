@@ -1,6 +1,5 @@
 """How well cosines of two texts agree with people's scores of their similarity, at every prefix."""
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +18,8 @@ from mrl_jax.evaluators.text_common import (
     unit_rows,
 )
 from mrl_jax.record.finding import Finding, Unmeasurable
-from mrl_jax.record.results import Result
+from mrl_jax.record.metrics import TRAINED
+from mrl_jax.record.results import Series
 
 
 def check(pairs: tuple[Sequence, Sequence], score_n: np.ndarray) -> None:
@@ -45,7 +45,7 @@ def check(pairs: tuple[Sequence, Sequence], score_n: np.ndarray) -> None:
 
 def measure(
     embed: Embed,
-    name: str,
+    at: Series,
     pairs: tuple[Sequence[str], Sequence[str]],
     score_n: np.ndarray,
     dims: Sequence[int],
@@ -55,22 +55,21 @@ def measure(
 ) -> Finding:
     """Semantic textual similarity, from one embedding of every text.
 
-    "{name}/spearman" and "{name}/pearson" correlate cosines of prefixes with scores; they are 0 if
+    spearman and pearson correlate cosines of prefixes with scores; they are 0 if
     all cosines are equal. Cosines that differ only by rounding are equal, see `ranking.tied`.
-    "{name}/retention" is the share of the Spearman correlation at full width that is left; it is
+    retention is the share of the Spearman correlation at full width that is left; it is
     not given if that correlation is not clearly above 0. Standard errors come from `RESAMPLES`
     bootstrap resamples of the pairs; retention takes both correlations from the same resample.
-    "{name}_sts.json" has the 95 % intervals.
+    The file of kind "sts" has the 95 % intervals.
 
     Args:
       embed: N texts -> [N, D], of any length.
-      name: of the data set.
+      at: whose numbers they are.
       pairs: N texts and the N they are compared with.
       score_n: [N], in any unit.
       dims: prefixes; those wider than a space are left out.
       seed: of the resamples.
-      spaces: as from `text_common.rivals`, by the suffix of their metrics; only the embedding
-        itself where not given.
+      spaces: as from `text_common.rivals`; only the embedding itself where not given.
 
     Raises:
       DataError, Unmeasurable: see `check`.
@@ -79,36 +78,35 @@ def measure(
     score_n = np.asarray(score_n, np.float64)
     check(pairs, score_n)
     n = len(score_n)
-    z_nd = embedded(embed, [*pairs[0], *pairs[1]], name)
+    z_nd = embedded(embed, [*pairs[0], *pairs[1]], at.place)
     width = z_nd.shape[1]
-    cosines: dict[tuple[str, int], np.ndarray] = {("", width): _cosines(z_nd, n)}
+    cosines: dict[tuple[str, int], np.ndarray] = {(TRAINED, width): _cosines(z_nd, n)}
     wanted = []
-    for suffix, there, (x_ne,) in in_spaces(spaces or itself(width), dims, z_nd):
+    for space, there, (x_ne,) in in_spaces(spaces or itself(width), dims, z_nd):
         for dim in there:
-            wanted.append((suffix, dim))
-            cosines[suffix, dim] = _cosines(x_ne[:, :dim], n)
+            wanted.append((space, dim))
+            cosines[space, dim] = _cosines(x_ne[:, :dim], n)
     values = _correlations(cosines, score_n, np.ones((1, n)))
     parts = [_correlations(cosines, score_n, weight_rn) for weight_rn in resamples(n, seed)]
     sampled = {key: np.concatenate([part[key] for part in parts], 1) for key in cosines}
 
     found, intervals = Finding(), []
 
-    def add(metric: str, dim: int, value: float, value_r: np.ndarray) -> None:
-        stderr = float(value_r.std(ddof=1))
-        found.results.append(Result(f"{name}/{metric}", dim, float(value), stderr, n))
-        low, high = interval(value_r)
-        intervals.append({"metric": f"{name}/{metric}", "dim": dim, "low": low, "high": high})
+    def add(metric: str, space: str, dim: int, value: float, value_r: np.ndarray) -> None:
+        series = at.of(metric, space)
+        found.results.append(series.result(dim, value, value_r.std(ddof=1), n))
+        intervals.append(interval(series, dim, value_r))
 
-    whole, whole_r = values["", width][0, 0], sampled["", width][0]
-    for suffix, dim in wanted:
-        for i, metric in enumerate(("spearman", "pearson")):
-            value = values[suffix, dim][i, 0]
-            add(metric + suffix, dim, value, sampled[suffix, dim][i])
+    whole, whole_r = values[TRAINED, width][0, 0], sampled[TRAINED, width][0]
+    for space, dim in wanted:
+        (spearman, *_), (pearson, *_) = values[space, dim]
+        spearman_r, pearson_r = sampled[space, dim]
+        add("spearman", space, dim, spearman, spearman_r)
+        add("pearson", space, dim, pearson, pearson_r)
         if whole_r.min() > 0:
-            value = values[suffix, dim][0, 0] / whole
-            add(f"retention{suffix}", dim, value, sampled[suffix, dim][0] / whole_r)
-    content = {"schema": 1, "pairs": n, "resamples": RESAMPLES, "intervals": intervals}
-    found.files[f"{name}_sts.json"] = json.dumps(content).encode()
+            add("retention", space, dim, spearman / whole, spearman_r / whole_r)
+    content = {"pairs": n, "resamples": RESAMPLES, "intervals": intervals}
+    found.add_file("sts", at.place, content)
     return found
 
 

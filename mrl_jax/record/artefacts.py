@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mrl_jax.errors import DataError, shown
+from mrl_jax.record import metrics
+from mrl_jax.record.finding import FILES_SCHEMA
+from mrl_jax.record.names import EXAMPLES, evaluation_file
+from mrl_jax.record.results import Series
 from mrl_jax.store import inputs, json_files
 from mrl_jax.store.json_files import field
 
-SCHEMA = 1
-EXAMPLES = "examples.npz"
 _DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -31,13 +33,6 @@ def fractions(values: Any, where: str) -> np.ndarray:
     if not good or not all(0 <= v <= 1 for v in values):
         raise DataError(f"{where}: a list of fractions in [0, 1] is damaged: {shown(values)}")
     return np.array(values, np.float64)
-
-
-def check_schema(values: Any, path: pathlib.Path) -> None:
-    """Raises a DataError unless this is the content of a file of our schema."""
-    schema = values.get("schema") if isinstance(values, dict) else None
-    if schema != SCHEMA or isinstance(schema, bool):
-        raise DataError(f"{path}: schema must be {SCHEMA}, got {shown(schema)}")
 
 
 class Units(NamedTuple):
@@ -77,12 +72,12 @@ def _read_right(path: pathlib.Path, name: str, modified: int) -> dict[int, np.nd
 def _read_table(path: pathlib.Path, modified: int) -> dict[str, Any]:
     del modified
     values = json_files.read(path)
-    check_schema(values, path)
+    json_files.check_schema(values, (FILES_SCHEMA,), str(path))
     return values
 
 
-# Files that hold the accuracy of every draw, by the beginning of the metrics' names.
-DRAWS = {"ncm_": ("few_shot", "episodes"), "tail_": ("long_tail", "streams")}
+# Files that hold the accuracy of every draw, by the unit of the metric.
+DRAWS = {"episodes": "few_shot", "streams": "long_tail"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,63 +90,64 @@ class Artefacts:
         path = self.folder / name if self.folder else None
         return path if path and path.is_file() else None
 
-    def table(self, name: str) -> dict[str, Any] | None:
-        """The content of the JSON file `name`; None without it.
+    def table(self, kind: str, place: str) -> dict[str, Any] | None:
+        """The JSON file of a kind about a split or set, see `Finding.add_file`; None without it.
 
         Raises:
           DataError: the file is damaged or of another schema.
         """
-        path = self._path(name)
+        path = self._path(evaluation_file(kind, place))
         return _read_table(path, path.stat().st_mtime_ns) if path else None
 
-    def where(self, name: str) -> str:
-        """How to call the file `name` in errors."""
+    def where(self, kind: str, place: str) -> str:
+        """How errors call that file."""
+        name = evaluation_file(kind, place)
         return str(self.folder / name) if self.folder else name
 
-    def units(self, split: str, metric: str, dim: int) -> Units | None:
-        """What the result "{split}/{metric}" is the mean of at `dim`; None where that is not known.
+    def units(self, series: Series, dim: int) -> Units | None:
+        """What a result is the mean of at `dim`; None where that is not known.
 
         Raises:
           DataError: a file is damaged.
         """
-        for start, (kind, noun) in DRAWS.items():
-            if metric.startswith(start):
-                return self._draws(f"{split}_{kind}.json", noun, metric, dim)
+        unit = metrics.describe(series.metric).unit
+        if unit in DRAWS:
+            return self._draws(DRAWS[unit], unit, series, dim)
         path = self._path(EXAMPLES)
         if not path:
             return None
-        right_n = _read_right(path, f"{split}/{metric}", path.stat().st_mtime_ns).get(dim)
-        return None if right_n is None else Units(right_n, "examples", self._asked(split, metric))
+        right_n = _read_right(path, series.name, path.stat().st_mtime_ns).get(dim)
+        return None if right_n is None else Units(right_n, unit, self._asked(series))
 
-    def _draws(self, name: str, noun: str, metric: str, dim: int) -> Units | None:
-        values = self.table(name)
+    def _draws(self, kind: str, unit: str, series: Series, dim: int) -> Units | None:
+        values, where = self.table(kind, series.place), self.where(kind, series.place)
         if values is None:
             return None
-        by_dim = field(values, "accuracy", dict, self.where(name)).get(metric)
+        by_dim = field(values, "accuracy", dict, where).get(series.label)
         if not isinstance(by_dim, dict) or str(dim) not in by_dim:
             return None
-        value_n = fractions(by_dim[str(dim)], self.where(name))
-        return Units(value_n, noun, field(values, "draws", str, self.where(name)))
+        return Units(fractions(by_dim[str(dim)], where), unit, field(values, "draws", str, where))
 
     def shift(self, name: str) -> tuple[dict[str, Any], str] | None:
-        """What was noted of a shifted test set, and how to call its file; None where nothing was.
+        """What was noted of a shifted test set, and how errors call its file; None without it.
 
         Raises:
           DataError: the file is damaged.
         """
-        for file in ("test_robustness.json", "val_robustness.json"):
-            values, where = self.table(file), self.where(file)
+        for split in ("test", "val"):
+            values, where = self.table("robustness", split), self.where("robustness", split)
             if values is not None and name in field(values, "shifts", dict, where):
                 return values["shifts"][name], where
         return None
 
-    def _asked(self, split: str, metric: str) -> str:
+    def _asked(self, series: Series) -> str:
         """What was asked of which examples, beyond the data set itself: shifts and hierarchies."""
-        if self.shift(split):
-            about, where = self.shift(split)
+        if found := self.shift(series.place):
+            about, where = found
             asked = [field(about, "data", str, where), field(about, "classes", list, where)]
             return json.dumps(asked)
-        return self.superclasses(split) if metric.startswith("superclass") else ""
+        of_groups = metrics.describe(series.metric).family == "superclass"
+        return self.superclasses(series.place) if of_groups else ""
 
     def superclasses(self, split: str) -> str:
         """What the files say about the superclasses of a split, as JSON; "" if there is no file.
@@ -159,21 +155,20 @@ class Artefacts:
         Raises:
           DataError: the file is damaged.
         """
-        name = f"{split}_superclass.json"
-        values = self.table(name)
+        values, where = self.table("superclass", split), self.where("superclass", split)
         if values is None:
             return ""
-        groups = field(values, "superclasses", list, self.where(name))
+        groups = field(values, "superclasses", list, where)
         keys = (("name", (str, NoneType)), ("classes", int), ("n", int))
-        return json.dumps([[field(g, *key, self.where(name)) for key in keys] for g in groups])
+        return json.dumps([[field(g, *key, where) for key in keys] for g in groups])
 
-    def image(self, name: str) -> bytes | None:
-        """The PNG file `name`; None without it.
+    def image(self, kind: str, place: str) -> bytes | None:
+        """The picture of a kind about a split or set, see `Finding.add_picture`; None without it.
 
         Raises:
           DataError: it cannot be read or is no PNG.
         """
-        path = self._path(name)
+        path = self._path(evaluation_file(kind, place, ".png"))
         if not path:
             return None
         try:

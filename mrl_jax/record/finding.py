@@ -2,14 +2,18 @@
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from mrl_jax.errors import DataError
-from mrl_jax.record.results import Result, proportion
+from mrl_jax.record.metrics import Metric
+from mrl_jax.record.names import evaluation_file
+from mrl_jax.record.results import Result, Series
+
+FILES_SCHEMA = 1  # of the JSON files beside results.json
 
 
 class Unmeasurable(DataError):
@@ -57,20 +61,22 @@ def _add(digest: Any, content: Any) -> None:
 @dataclasses.dataclass(frozen=True)
 class Finding:
     """Attributes:
-    results: numbers at prefixes, named "{split}/{metric}".
-    examples: what some of them are the mean of, by the same name; runs that measured the same
+    results: numbers at prefixes.
+    examples: what some of them are the mean of, by their names; runs that measured the same
       examples can be compared in pairs.
-    files: content by name, e.g. "test_cascade.json".
+    files: content by the name of the file, see `add_file`.
+    rows: what metrics are that `metrics` has no row for, by name.
     read: digests of what was read besides the run's data, by the config key below `eval` and the
       name of the set, if any: "hierarchy", "sts.stsb". Runs with equal digests measured the same.
     prompts: what was put before texts, by `prompts.Role`; {} if nothing was.
-    skipped: why something could not be measured, by "{split}/{measure}" or the name of a data set.
+    skipped: why something could not be measured, by "{split}/{measure}" or the name of a set.
     unread: errors for data that could not be read, which a person has to repair.
     """
 
     results: list[Result] = dataclasses.field(default_factory=list)
     examples: dict[str, Examples] = dataclasses.field(default_factory=dict)
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    rows: dict[str, Metric] = dataclasses.field(default_factory=dict)
     read: dict[str, str] = dataclasses.field(default_factory=dict)
     prompts: dict[str, str] = dataclasses.field(default_factory=dict)
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -78,32 +84,21 @@ class Finding:
 
     def add(self, other: "Finding") -> None:
         """Takes in what another measurement found."""
-        self.results.extend(other.results)
-        self.examples.update(other.examples)
-        self.files.update(other.files)
-        self.read.update(other.read)
-        self.prompts.update(other.prompts)
-        self.skipped.update(other.skipped)
-        self.unread.extend(other.unread)
+        for field in dataclasses.fields(self):
+            mine, new = getattr(self, field.name), getattr(other, field.name)
+            mine.extend(new) if isinstance(mine, list) else mine.update(new)
 
-    def attempt(self, name: str, measure: Callable[[], "Finding"]) -> None:
-        """Adds what a measurement finds, or the reason why its data cannot be measured.
-
-        Thus a measurement that fails does not lose the numbers of the others.
-        """
-        try:
-            self.add(measure())
-        except Unmeasurable as error:
-            self.skipped[name] = str(error)
-        except DataError as error:
-            # Perhaps only one of several processes meets it, and the others would wait for ever.
-            if jax.process_count() > 1:
-                raise
-            self.skipped[name] = str(error)
-            self.unread.append(error)
-
-    def add_right(self, name: str, dims: Sequence[int], right_gn: np.ndarray) -> None:
-        """Notes results of which every example is right or wrong: their means, and the examples."""
-        self.examples[name] = Examples(tuple(dims), np.asarray(right_gn, bool))
+    def add_right(self, series: Series, dims: Sequence[int], right_gn: np.ndarray) -> None:
+        """Adds results of which every example is right or wrong: their means, and the examples."""
+        self.examples[series.name] = Examples(tuple(dims), np.asarray(right_gn, bool))
         for dim, right_n in zip(dims, right_gn, strict=True):
-            self.results.append(proportion(name, dim, int(right_n.sum()), len(right_n)))
+            self.results.append(series.proportion(dim, int(right_n.sum()), len(right_n)))
+
+    def add_file(self, kind: str, place: str, content: Mapping[str, Any]) -> None:
+        """Adds a JSON file about a split or set; `Artefacts.table` reads it by the same names."""
+        text = json.dumps({"schema": FILES_SCHEMA, **content}, indent=1) + "\n"
+        self.files[evaluation_file(kind, place)] = text.encode()
+
+    def add_picture(self, kind: str, place: str, png: bytes) -> None:
+        """Adds a picture of a split or set; `Artefacts.image` reads it by the same names."""
+        self.files[evaluation_file(kind, place, ".png")] = png

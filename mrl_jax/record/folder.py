@@ -11,20 +11,23 @@ from ml_collections import ConfigDict
 
 from mrl_jax import config as configs
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.evaluators import Finding
 from mrl_jax.record import results
+from mrl_jax.record.finding import Finding
+from mrl_jax.record.names import (
+    CHECKPOINTS,
+    CONFIG,
+    DONE,
+    EVALUATION,
+    EXAMPLES,
+    METRICS,
+    RESULTS,
+    TOKENIZER,
+)
 from mrl_jax.runtime import locks
 from mrl_jax.store import json_files
 
-CONFIG = "config.json"
-TOKENIZER = "tokenizer.json"  # for text: the one that the run started with
-RESULTS = "results.json"
-EVALUATION = "evaluation"  # folder of what results.json does not hold
-EXAMPLES = "examples.npz"
-DONE = "DONE"
-CHECKPOINTS = "ckpt"
 # What a new run must not replace. DONE alone does not count: it may be left over from a run.
-_WRITTEN = (RESULTS, EVALUATION, TOKENIZER, "metrics.jsonl")
+_WRITTEN = (RESULTS, EVALUATION, TOKENIZER, METRICS)
 
 
 class InUse(UsageError):
@@ -157,6 +160,7 @@ def record_finding(
         read=finding.read,
         prompts=finding.prompts,
         results=finding.results,
+        rows=finding.rows,
         skipped=finding.skipped,
     )
     place.mkdir(exist_ok=True)

@@ -1,22 +1,217 @@
-"""What the names of results mean: titles, directions, and the suffixes of untrained rivals."""
+"""The table of metrics: what each is called, its unit, direction and range; and embedding spaces.
 
-import math
+The names of families of metrics, such as "map10", are made and read here alone.
+"""
+
+import dataclasses
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from mrl_jax.errors import DataError, shown
 
 
 class Metric(NamedTuple):
-    """How a result name is read.
+    """A row of the table.
 
     Attributes:
       title: as a heading, "Linear top-1".
       noun: what the number is, "accuracy".
       lower_is_better: as of an error.
+      low, high: between which numbers it lies; None = no bound. Most are fractions.
+      family: metrics of one family are reported together.
+      unit: what a value is the mean of: "examples", "episodes" or "streams".
+      headline: it is printed after training.
+      by_cosine: it compares vectors by cosine, which changes when the mean is taken off.
     """
 
     title: str
     noun: str = "accuracy"
     lower_is_better: bool = False
+    low: float | None = 0.0
+    high: float | None = 1.0
+    family: str = ""
+    unit: str = "examples"
+    headline: bool = False
+    by_cosine: bool = False
+
+    def allows(self, value: float) -> bool:
+        """Whether a value lies in the range."""
+        return (self.low is None or self.low <= value) and (self.high is None or value <= self.high)
+
+    @property
+    def legal(self) -> str:
+        """The range in words."""
+        if (self.low, self.high) == (0, 1):
+            return "a fraction in [0, 1]"
+        low, high = ("any" if end is None else f"{end:g}" for end in (self.low, self.high))
+        return f"in [{low}, {high}]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Metrics that differ in numbers or words: `Family("map{:d}", ...)(10)` is "map10".
+
+    `row` has a "{}" in title and noun for each of them.
+    """
+
+    template: str
+    row: Metric
+
+    def __call__(self, *values: int | str) -> str:
+        """The name of a metric."""
+        return self.template.format(*values)
+
+    def read(self, name: str) -> Metric | None:
+        """The row of a name; None of a name that is not of this family."""
+        pattern = self.template.replace("{:d}", r"(\d+)").replace("{:s}", "([a-z]+)")
+        found = re.fullmatch(pattern, name)
+        if not found:
+            return None
+        title, noun = (text.format(*found.groups()) for text in (self.row.title, self.row.noun))
+        return self.row._replace(title=title, noun=noun)
+
+
+_NEAREST = {"family": "neighbours", "by_cosine": True}
+_RETRIEVAL = {"family": "retrieval", "by_cosine": True}
+_SIMILARITY = {"low": -1.0, "family": "similarity"}
+_FEW_SHOT = {"family": "few_shot", "unit": "episodes", "by_cosine": True}
+_KEPT = {"low": None, "high": None}  # a prefix may be better than the whole
+
+TOP = Family("top{:d}", Metric("Linear top-{}", family="top"))
+TOP_FLIP = Family("top{:d}_flip", Metric("Linear top-{}, mirrored as well", family="top"))
+KNN = Family("knn{:d}", Metric("{}-NN", **_NEAREST))
+MAP = Family("map{:d}", Metric("Retrieval, mAP@{}", "mAP@{}", **_RETRIEVAL))
+PRECISION = Family("p{:d}", Metric("Retrieval, precision@{}", "precision@{}", **_RETRIEVAL))
+RECALL = Family("r{:d}", Metric("Retrieval, recall@{}", "recall@{}", **_RETRIEVAL))
+NCM = Family("ncm_{:d}way_{:d}shot", Metric("Few-shot class means, {}-way {}-shot", **_FEW_SHOT))
+NCM_ALL = Family(
+    "ncm_allway_{:d}shot", Metric("Few-shot class means, all classes, {}-shot", **_FEW_SHOT)
+)
+TAIL = Family(
+    "tail_{:s}_{:s}",
+    Metric("Long tail, {} {}", family="long_tail", unit="streams", by_cosine=True),
+)
+NDCG = Family("ndcg{:d}", Metric("Retrieval, nDCG@{}", "nDCG@{}", family="search", headline=True))
+NDCG_KEPT = Family(
+    "ndcg{:d}_retention",
+    Metric("Retrieval, nDCG@{} kept", "share of the nDCG@{} of all dims", family="search", **_KEPT),
+)
+MRR = Family("mrr{:d}", Metric("Retrieval, MRR@{}", "MRR@{}", family="search"))
+FOUND = Family("recall{:d}", Metric("Retrieval, recall@{}", "recall@{}", family="search"))
+OVERLAP = Family(
+    "overlap{:d}",
+    Metric(
+        "Nearest neighbours kept",
+        "share of the {} nearest by whole vectors",
+        family="preservation",
+        headline=True,
+    ),
+)
+FAMILIES = (
+    *(TOP, TOP_FLIP, KNN, MAP, PRECISION, RECALL, NCM, NCM_ALL, TAIL),
+    *(NDCG, NDCG_KEPT, MRR, FOUND, OVERLAP),
+)
+
+
+def _of(family: Family, number: int, **changes: Any) -> dict[str, Metric]:
+    name = family(number)
+    return {name: family.read(name)._replace(**changes)}
+
+
+# In the order of importance.
+ROWS: Mapping[str, Metric] = {
+    **_of(TOP, 1, headline=True),
+    "1nn": Metric("1-NN", headline=True, **_NEAREST),
+    **_of(MAP, 10),
+    **_of(KNN, 20),
+    "probe": Metric("Linear probe", family="probe"),
+    **_of(TOP_FLIP, 1),
+    **_of(TOP, 5),
+    **_of(TOP_FLIP, 5),
+    "superclass": Metric("Superclass", family="superclass"),
+    "superclass_reject": Metric("Superclass or none", family="superclass"),
+    "ece": Metric(
+        "Expected calibration error", "expected calibration error", True, family="calibration"
+    ),
+    "vote": Metric("Vote of all granularities", family="agreement"),
+    "oracle": Metric("Best granularity per example", family="agreement"),
+    "match": Metric("Partner found among all of the split", family="match", headline=True),
+    "masked_accuracy": Metric("Hidden tokens", family="masked", headline=True),
+    "masked_probability": Metric(
+        "Hidden tokens, 1 / perplexity", "1 / perplexity", family="masked"
+    ),
+    "spearman": Metric(
+        "Similarity, Spearman",
+        "Spearman correlation with people's scores",
+        headline=True,
+        **_SIMILARITY,
+    ),
+    "pearson": Metric(
+        "Similarity, Pearson", "Pearson correlation with people's scores", **_SIMILARITY
+    ),
+    "retention": Metric(
+        "Similarity kept",
+        "share of the Spearman correlation of all dims",
+        family="similarity",
+        **_KEPT,
+    ),
+    **_of(NDCG, 10),
+    **_of(OVERLAP, 10),
+    "cosine_spearman": Metric(
+        "Cosines kept, Spearman", "Spearman correlation of cosines", low=-1.0, family="preservation"
+    ),
+    "logreg": Metric("Logistic regression", family="text_classes"),
+    "v_measure": Metric("Clusters, V-measure", "V-measure", family="text_clusters"),
+    "top1_clean": Metric("Linear top-1, clean examples of these classes", family="clean"),
+}
+
+
+def row(name: str) -> Metric | None:
+    """The row of a metric; None of one that is not in the table."""
+    rows = (family.read(name) for family in FAMILIES)
+    return ROWS.get(name) or next((found for found in rows if found), None)
+
+
+def describe(name: str, others: Mapping[str, Metric] | None = None) -> Metric:
+    """The row of a metric, or what `others` say of it; of an unknown one just its name."""
+    unknown = Metric(name, name, low=None, high=None)
+    return row(name) or (others or {}).get(name, unknown)
+
+
+def read_rows(values: Any, where: str) -> dict[str, Metric]:
+    """Rows from a JSON file, by the name of the metric.
+
+    Raises:
+      DataError: they are damaged; names `where`.
+    """
+    legal = {field: type(value) for field, value in Metric("", "")._asdict().items()}
+    found = {}
+    for name, content in values.items():
+        try:
+            metric = Metric(**content)
+        except TypeError:
+            raise DataError(f"{where}: the row of {shown(name)} is damaged") from None
+        for field, value in metric._asdict().items():
+            number = legal[field] is float
+            if not isinstance(value, (int, float, type(None)) if number else legal[field]):
+                raise DataError(f"{where}: {field} of {shown(name)} is damaged: {shown(value)}")
+        found[name] = metric
+    return found
+
+
+def order(name: str) -> tuple:
+    """Sorts metrics: the most telling first, numbers inside names as numbers."""
+    known = list(ROWS)
+    parts = tuple(
+        (0, int(part), "") if part.isdecimal() else (1, 0, part)
+        for part in re.split(r"(\d+)", name)
+        if part
+    )
+    return (known.index(name) if name in known else len(known), parts)
+
+
+TRAINED = "trained"
 
 
 class Rival(NamedTuple):
@@ -25,107 +220,22 @@ class Rival(NamedTuple):
     Attributes:
       role: of its curves.
       label: after the name of the embedding, "FF-64, PCA to m".
-      full: pattern of the metrics for which it is something else at full width than the
-        embedding as it is.
+      centres: it takes the mean off, so that cosines differ even at the full width.
     """
 
     role: str
     label: str
-    full: str = "never"
+    centres: bool = False
 
 
-# By the suffix that metrics measured there carry. The last is a classifier of its own.
+# The spaces beside `TRAINED`.
 RIVALS = {
-    "_cut": Rival("ff_cut", "first m dims"),
-    "_random": Rival("ff_random", "random m dims"),
-    "_rotation": Rival("ff_rotation", "random rotation to m"),
-    # It centres, which cosines notice and linear classifiers do not.
-    "_pca": Rival("ff_pca", "PCA to m", r"\d*k?nn\d*|(map|p|r)\d+|(ncm|tail)_.*"),
-    "_svd": Rival("ff_svd", "SVD of head to m"),
+    "cut": Rival("ff_cut", "first m dims"),
+    "random": Rival("ff_random", "random m dims"),
+    "rotation": Rival("ff_rotation", "random rotation to m"),
+    "pca": Rival("ff_pca", "PCA to m", centres=True),
+    "svd": Rival("ff_svd", "SVD of head to m"),
 }
-# Metrics that stand in the table of another: the paper's "Rand. LP" beside the trained heads.
-GUESTS = {"top1": {"probe_random": Rival("ff_probe", "probe on random dims", ".*")}}
-
-# The number every split of a measure is about, in the order of importance.
-_TITLES = {
-    "top1": Metric("Linear top-1"),
-    "1nn": Metric("1-NN"),
-    "map10": Metric("Retrieval, mAP@10", "mAP@10"),
-    "knn20": Metric("20-NN"),
-    "probe": Metric("Linear probe"),
-    "top1_flip": Metric("Linear top-1, mirrored as well"),
-    "top5": Metric("Linear top-5"),
-    "top5_flip": Metric("Linear top-5, mirrored as well"),
-    "superclass": Metric("Superclass"),
-    "superclass_reject": Metric("Superclass or none"),
-    "ece": Metric("Expected calibration error", "expected calibration error", True),
-    "vote": Metric("Vote of all granularities"),
-    "oracle": Metric("Best granularity per example"),
-    "match": Metric("Partner found among all of the split"),
-    "masked_accuracy": Metric("Hidden tokens"),
-    "masked_probability": Metric("Hidden tokens, 1 / perplexity", "1 / perplexity"),
-    "spearman": Metric("Similarity, Spearman", "Spearman correlation with people's scores"),
-    "pearson": Metric("Similarity, Pearson", "Pearson correlation with people's scores"),
-    "ndcg10": Metric("Retrieval, nDCG@10", "nDCG@10"),
-    "overlap10": Metric("Nearest neighbours kept", "share of the 10 nearest by whole vectors"),
-    "cosine_spearman": Metric("Cosines kept, Spearman", "Spearman correlation of cosines"),
-    "top1_clean": Metric("Linear top-1, clean examples of these classes"),
-}
-_PATTERNS = (
-    (r"map(\d+)", "Retrieval, mAP@{}", "mAP@{}"),
-    (r"p(\d+)", "Retrieval, precision@{}", "precision@{}"),
-    (r"r(\d+)", "Retrieval, recall@{}", "recall@{}"),
-    (r"knn(\d+)", "{}-NN", "accuracy"),
-    (r"ncm_allway_(\d+)shot", "Few-shot class means, all classes, {}-shot", "accuracy"),
-    (r"ncm_(\d+)way_(\d+)shot", "Few-shot class means, {}-way {}-shot", "accuracy"),
-    (r"tail_(\w+?)_(head|tail)", "Long tail, {} {}", "accuracy"),
-)
-
-
-def legal_range(name: str) -> tuple[float, float]:
-    """Between which numbers a metric lies; most are fractions."""
-    base, _ = split_rival(layer_of(name)[0])
-    if base.endswith("retention"):
-        return -math.inf, math.inf  # a prefix may be better than the whole
-    return (-1, 1) if base.endswith(("spearman", "pearson")) else (0, 1)
-
-
-def layer_of(name: str) -> tuple[str, int | None]:
-    """ "spearman_layer3" -> ("spearman", 3); "spearman" -> ("spearman", None), after all layers."""
-    base, layer, number = name.partition("_layer")
-    return (base, int(number)) if layer and number.isdecimal() else (name, None)
-
-
-def split_rival(name: str) -> tuple[str, str]:
-    """ "1nn_pca" -> ("1nn", "_pca"); "1nn" -> ("1nn", "")."""
-    for suffix in RIVALS:
-        if name.endswith(suffix) and name != suffix:
-            return name.removesuffix(suffix), suffix
-    return name, ""
-
-
-def is_known(name: str) -> bool:
-    """Whether `describe` has words of its own for it."""
-    base, _ = split_rival(name)
-    return base in _TITLES or any(re.fullmatch(pattern, base) for pattern, _, _ in _PATTERNS)
-
-
-def describe(name: str) -> Metric:
-    """The reading of a metric; of one that is not known here, its name."""
-    if name in _TITLES:
-        return _TITLES[name]
-    for pattern, title, noun in _PATTERNS:
-        if found := re.fullmatch(pattern, name):
-            return Metric(title.format(*found.groups()), noun.format(*found.groups()))
-    return Metric(name, name)
-
-
-def order(name: str) -> tuple:
-    """Sorts metrics: the most telling first, numbers inside names as numbers."""
-    known = list(_TITLES)
-    parts = tuple(
-        (0, int(part), "") if part.isdecimal() else (1, 0, part)
-        for part in re.split(r"(\d+)", name)
-        if part
-    )
-    return (known.index(name) if name in known else len(known), parts)
+SPACES = (TRAINED, *RIVALS)
+# What stands in the table of another metric: the paper's "Rand. LP" beside the trained heads.
+GUESTS = {"top1": {("probe", "random"): Rival("ff_probe", "probe on random dims")}}

@@ -7,34 +7,95 @@ import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
+import numpy as np
 
 from mrl_jax import printing
-from mrl_jax.runtime import numerics
+from mrl_jax.record import metrics
+from mrl_jax.record.metrics import TRAINED, Metric
 
-SCHEMA = 1
-HEADLINES = ("/top1", "/1nn", "/match", "/masked_accuracy", "/spearman", "/ndcg10", "/overlap10")
+SCHEMA = 2
 COLUMNS = 6  # of a printed table
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
 
 
-class Result(NamedTuple):
-    """One measured number: `value` at prefix `dim` over `n` examples, with its standard error."""
+class Series(NamedTuple):
+    """What is measured, at any number of dims.
 
-    name: str
+    Attributes:
+      set: a set of `eval`, such as "stsb" or a shift; "" = the run's own data.
+      split: "train", "val" or "test"; "" of a set without splits.
+      metric: see `metrics`.
+      space: where the coordinates come from, see `metrics.SPACES`.
+      layer: after how many layers of the encoder; None = after all.
+    """
+
+    set: str = ""
+    split: str = ""
+    metric: str = ""
+    space: str = TRAINED
+    layer: int | None = None
+
+    @property
+    def place(self) -> str:
+        """The set, or the split of the run's own data."""
+        return self.set or self.split
+
+    @property
+    def label(self) -> str:
+        """Metric, space and layer as logs name them: "spearman_pca_layer3". Never parsed."""
+        space = "" if self.space == TRAINED else f"_{self.space}"
+        return self.metric + space + ("" if self.layer is None else f"_layer{self.layer}")
+
+    @property
+    def name(self) -> str:
+        """How logs name it: "test/spearman_pca_layer3". Never parsed."""
+        return f"{self.place}/{self.label}"
+
+    def of(self, metric: str, space: str = TRAINED) -> "Series":
+        """Another metric of the same set or split, after the same layers."""
+        return self._replace(metric=metric, space=space)
+
+    def result(self, dim: int, value: float, stderr: float, n: int) -> "Result":
+        """Its number at a prefix."""
+        return Result(*self, dim, float(value), float(stderr), n)
+
+    def proportion(self, dim: int, hits: int, n: int) -> "Result":
+        """A fraction of n examples with its binomial standard error."""
+        value = hits / n
+        return self.result(dim, value, math.sqrt(value * (1 - value) / n), n)
+
+    def mean(self, dim: int, value_n: np.ndarray) -> "Result":
+        """The mean of n values with its standard error, which is 0 where there is but one."""
+        n = len(value_n)
+        stderr = value_n.std(ddof=1) / np.sqrt(n) if n > 1 else 0.0
+        return self.result(dim, value_n.mean(), stderr, n)
+
+
+class Result(NamedTuple):
+    """One number of a `Series`: `value` at prefix `dim` over `n` examples, with standard error."""
+
+    set: str
+    split: str
+    metric: str
+    space: str
+    layer: int | None
     dim: int
     value: float
     stderr: float
     n: int
 
+    @property
+    def series(self) -> Series:
+        """What was measured."""
+        return Series(*self[:5])
 
-def proportion(name: str, dim: int, hits: int, n: int) -> Result:
-    """A fraction of n examples with its binomial standard error."""
-    value = hits / n
-    return Result(name, dim, value, math.sqrt(value * (1 - value) / n), n)
+    @property
+    def name(self) -> str:
+        """See `Series.name`."""
+        return self.series.name
 
 
 def commit() -> str:
@@ -71,14 +132,18 @@ def write(
     read: dict[str, str],
     prompts: dict[str, str],
     results: Sequence[Result],
+    rows: Mapping[str, Metric],
     skipped: dict[str, str],
 ) -> None:
     """Writes results.json atomically: the numbers, and what it takes to get them again.
 
-    `data` is the fingerprint of the data set that was measured. `read` holds digests of everything
-    else that was read, `prompts` what was put before texts, and `skipped` why measures are missing;
-    see `evaluators.Finding`.
+    `data` is the fingerprint of the data set that was measured; for `read`, `prompts`, `rows` and
+    `skipped` see `finding.Finding`.
     """
+    import jax  # here, because readers of results need not wait for it
+
+    from mrl_jax.runtime import numerics
+
     content = {
         "schema": SCHEMA,
         "run": config["name"],
@@ -97,6 +162,7 @@ def write(
         "settings": numerics.settings(),
         "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
         "results": [result._asdict() for result in results],
+        "metrics": {name: row._asdict() for name, row in rows.items() if not metrics.row(name)},
         "skipped": skipped,
     }
     write_text(path, json.dumps(content, indent=1) + "\n")
@@ -109,7 +175,11 @@ def by_name(results: Sequence[Result]) -> dict[str, float]:
 
 def headline(results: Sequence[Result]) -> list[Result]:
     """The results that a person looks at first."""
-    return [r for r in results if r.name.endswith(HEADLINES)]
+    return [
+        r
+        for r in results
+        if metrics.describe(r.metric).headline and r.space == TRAINED and r.layer is None
+    ]
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -2,32 +2,24 @@
 
 import dataclasses
 import functools
-import hashlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 from mrl_jax import config as config_lib
 from mrl_jax.errors import DataError, UsageError, shown
-from mrl_jax.record import metrics
-from mrl_jax.record.artefacts import Artefacts, check_schema
+from mrl_jax.record import metrics, schema1
+from mrl_jax.record.artefacts import Artefacts
+from mrl_jax.record.metrics import Metric
+from mrl_jax.record.names import CONFIG, DONE, EVALUATION, RESULTS, SWEEP
+from mrl_jax.record.results import SCHEMA, Result, Series
 from mrl_jax.store import json_files
 from mrl_jax.store.json_files import field
 
+SWEEP_SCHEMA = 1
 KINDS = ("separate", "shared", "fixed")
 NO_ARTEFACTS = Artefacts(None)
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """One measured number: `metric` of the first `dim` dims on `n` examples of `split`."""
-
-    split: str
-    metric: str
-    dim: int
-    value: float
-    stderr: float
-    n: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +32,7 @@ class Run:
       data: fingerprint of what was measured; "" in files that are older than it.
       artefacts: what its evaluators left beside results.json.
       skipped: why measures are missing, by name.
+      rows: what metrics are that `metrics` has no row for, by name.
       read: known digests of the files that were read in addition to the data, by their role.
       places: paths of these files and of the data, by role.
     """
@@ -60,17 +53,18 @@ class Run:
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
     read: dict[str, str] = dataclasses.field(default_factory=dict)
     places: dict[str, str] = dataclasses.field(default_factory=dict)
+    rows: dict[str, Metric] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
-    def _by_name(self) -> dict[tuple[str, str], list[Result]]:
-        by_name = {}
+    def _by_series(self) -> dict[Series, list[Result]]:
+        by_series = {}
         for result in self.results:
-            by_name.setdefault((result.split, result.metric), []).append(result)
-        return by_name
+            by_series.setdefault(result.series, []).append(result)
+        return by_series
 
-    def measured(self, split: str, metric: str) -> list[Result]:
-        """The results of this name."""
-        return self._by_name.get((split, metric), [])
+    def measured(self, series: Series) -> list[Result]:
+        """The results of a series, in the order of the file."""
+        return self._by_series.get(series, [])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,53 +76,46 @@ class Study:
     unfinished: tuple[str, ...]
 
 
-def _read_result(values: Any, where: str) -> Result:
-    name = field(values, "name", str, where)
-    split, slash, metric = name.partition("/")
-    if not (split and slash and metric):
-        raise DataError(f"{where}: name must be split/metric such as test/top1, got {shown(name)}")
-    dim, n = (field(values, key, int, where) for key in ("dim", "n"))
-    value, stderr = (field(values, key, (int, float), where) for key in ("value", "stderr"))
-    if dim < 1 or n < 1:
-        raise DataError(f"{where}: dim and n must be >= 1, got dim={dim}, n={n}")
-    low, high = metrics.legal_range(metric)
-    if not low <= value <= high:
-        legal = "a fraction in [0, 1]" if (low, high) == (0, 1) else f"in [{low}, {high}]"
-        raise DataError(f"{where}: {name} must be {legal}, got {value}")
-    return Result(split, metric, dim, float(value), float(stderr), n)
-
-
-# Config keys below `eval` that list further test sets as "NAME=PATH".
-_SETS = ("shifts", "sts", "retrieval", "classification", "clustering")
+def _read_result(values: Any, rows: Mapping[str, Metric], where: str) -> Result:
+    kinds = {"layer": (int, NoneType), "dim": int, "n": int}
+    kinds |= dict.fromkeys(("set", "split", "metric", "space"), str)
+    kinds |= dict.fromkeys(("value", "stderr"), (int, float))
+    found = Result(**{key: field(values, key, kinds[key], where) for key in Result._fields})
+    if not (found.metric and found.series.place) or found.space not in metrics.SPACES:
+        raise DataError(
+            f"{where}: a result has a metric, a set or split, and a space of "
+            f"{', '.join(metrics.SPACES)}; got {shown(found.series._asdict())}"
+        )
+    if found.dim < 1 or found.n < 1:
+        raise DataError(f"{where}: dim and n must be >= 1, got dim={found.dim}, n={found.n}")
+    row = metrics.describe(found.metric, rows)
+    if not row.allows(found.value):
+        raise DataError(f"{where}: {found.name} must be {row.legal}, got {found.value}")
+    return found._replace(value=float(found.value), stderr=float(found.stderr))
 
 
 def _places(config: dict[str, Any], results: Sequence[Result]) -> dict[str, str]:
     """Paths of what was measured, by role."""
-    measured = {result.split for result in results}
+    measured = {result.set for result in results}
     places = {"data": str(config.get("data.path") or "")}
-    if any(result.metric.startswith("superclass") for result in results):
+    if any(metrics.describe(result.metric).family == "superclass" for result in results):
         places["hierarchy"] = str(config.get("eval.hierarchy") or "")
-    for kind in _SETS:
-        for entry in config.get(f"eval.{kind}") or ():
-            name, _, path = str(entry).partition("=")
-            if name in measured:
-                places[f"{kind}.{name}"] = path
+    for key, entries in config.items():
+        # All keys that list further sets do so as "NAME=PATH".
+        if not key.startswith("eval.") or not isinstance(entries, (list, tuple)):
+            continue
+        for entry in entries:
+            name, equals, path = str(entry).partition("=")
+            if equals and name in measured:
+                places[f"{key.removeprefix('eval.')}.{name}"] = path
     return places
 
 
-def _read(
-    values: dict[str, Any], artefacts: Artefacts, results: Sequence[Result], where: str
-) -> dict[str, str]:
-    """Digests of what was read; for older runs, those that evaluators left among their files."""
-    read = dict(field(values, "read", dict, where)) if "read" in values else {}
-    if not all(isinstance(digest, str) for digest in read.values()):
-        raise DataError(f"{where}: field 'read' must hold texts, got {shown(read)}")
-    for name in sorted({result.split for result in results}):
-        if about := artefacts.shift(name):
-            read.setdefault(f"shifts.{name}", field(about[0], "data", str, about[1]))
-        if "hierarchy" not in read and (groups := artefacts.superclasses(name)):
-            read[f"superclasses.{name}"] = hashlib.sha256(groups.encode()).hexdigest()[:16]
-    return read
+def _texts(values: dict[str, Any], key: str, where: str) -> dict[str, str]:
+    texts = field(values, key, dict, where)
+    if not all(isinstance(text, str) for text in texts.values()):
+        raise DataError(f"{where}: field {shown(key)} must hold texts, got {shown(texts)}")
+    return texts
 
 
 def read_run(folder: pathlib.Path, name: str) -> Run:
@@ -137,10 +124,10 @@ def read_run(folder: pathlib.Path, name: str) -> Run:
     Raises:
       DataError: results.json is missing, no JSON, of another schema or lacks a field.
     """
-    path = folder / "results.json"
-    values = json_files.read(path)
-    check_schema(values, path)
-    where = str(path)
+    path, artefacts = folder / RESULTS, Artefacts(folder / EVALUATION)
+    where, values = str(path), json_files.read(path)
+    if json_files.check_schema(values, (SCHEMA, schema1.SCHEMA), where) == schema1.SCHEMA:
+        values = schema1.upgraded(values, artefacts, where)
     kind = field(values, "config.head.kind", str, where)
     if kind not in KINDS:
         legal = ", ".join(KINDS)
@@ -148,18 +135,18 @@ def read_run(folder: pathlib.Path, name: str) -> Run:
     dims = field(values, "config.nesting.dims", list, where)
     if not dims or any(type(m) is not int or m < 1 for m in dims) or sorted({*dims}) != dims:
         raise DataError(f"{path}: config.nesting.dims must be increasing integers, got {dims}")
+    rows = metrics.read_rows(field(values, "metrics", dict, where), where)
     results, seen = [], set()
     for i, item in enumerate(field(values, "results", list, where)):
-        result = _read_result(item, f"{path}: results[{i}]")
-        key = (result.split, result.metric, result.dim)
+        result = _read_result(item, rows, f"{path}: results[{i}]")
+        key = (result.series, result.dim)
         if key in seen:
-            raise DataError(f"{path}: {key[0]}/{key[1]} at dim {key[2]} is listed twice")
+            raise DataError(f"{path}: {result.name} at dim {result.dim} is listed twice")
         seen.add(key)
         results.append(result)
     versions = field(values, "versions", dict, where)
     # So that runs of different releases are compared by the same keys.
     config = config_lib.flatten(config_lib.with_defaults(values["config"]))
-    artefacts = Artefacts(folder / "evaluation")
     return Run(
         folder=name,
         name=field(values, "run", str, where),
@@ -172,21 +159,22 @@ def read_run(folder: pathlib.Path, name: str) -> Run:
         command=field(values, "command", str, where),
         device=field(values, "device", str, where),
         results=tuple(results),
-        data=field(values, "data", str, where) if "data" in values else "",
+        data=field(values, "data", str, where),
         artefacts=artefacts,
-        read=_read(values, artefacts, results, where),
+        read=_texts(values, "read", where),
         places=_places(config, results),
-        skipped=field(values, "skipped", dict, where) if "skipped" in values else {},
+        skipped=field(values, "skipped", dict, where),
+        rows=rows,
     )
 
 
 def _finished(folder: pathlib.Path) -> bool:
-    return (folder / "DONE").is_file() and (folder / "results.json").is_file()
+    return (folder / DONE).is_file() and (folder / RESULTS).is_file()
 
 
 def is_run(folder: pathlib.Path) -> bool:
     """Whether the folder holds a run, finished or not."""
-    return any((folder / name).is_file() for name in ("config.json", "results.json", "DONE"))
+    return any((folder / name).is_file() for name in (CONFIG, RESULTS, DONE))
 
 
 def read_sweep(path: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -196,7 +184,7 @@ def read_sweep(path: pathlib.Path) -> dict[str, dict[str, Any]]:
       DataError: it is damaged, or lists a folder that lies elsewhere.
     """
     values = json_files.read(path)
-    check_schema(values, path)
+    json_files.check_schema(values, (SWEEP_SCHEMA,), str(path))
     runs = {}
     for i, entry in enumerate(field(values, "runs", list, str(path))):
         name = field(entry, "dir", str, f"{path}: runs[{i}]")
@@ -223,16 +211,16 @@ def read_study(root: pathlib.Path) -> Study:
     if not root.is_dir():
         raise UsageError(f"{root}: no such folder")
     title = root.resolve().name
-    if (root / "sweep.json").exists():
-        names = list(read_sweep(root / "sweep.json"))
-        missing = f"{root / 'sweep.json'}: none of the {len(names)} runs it lists has finished"
+    if (root / SWEEP).exists():
+        names = list(read_sweep(root / SWEEP))
+        missing = f"{root / SWEEP}: none of the {len(names)} runs it lists has finished"
     elif is_run(root):
         if not _finished(root):
-            raise DataError(f"{root}: this run has not finished: it lacks results.json or DONE")
+            raise DataError(f"{root}: this run has not finished: it lacks {RESULTS} or {DONE}")
         return Study(title, (read_run(root, title),), ())
     else:
         names = sorted(folder.name for folder in root.iterdir() if is_run(folder))
-        missing = f"{root}: holds no finished run (a folder with results.json and DONE)"
+        missing = f"{root}: holds no finished run (a folder with {RESULTS} and {DONE})"
     done = [name for name in names if _finished(root / name)]
     if not done:
         raise DataError(missing)

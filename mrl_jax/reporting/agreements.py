@@ -8,7 +8,7 @@ from mrl_jax.record.artefacts import fractions
 from mrl_jax.reporting import sheet, statistics, tables
 from mrl_jax.reporting.content import Section
 from mrl_jax.reporting.headline import listing, percent
-from mrl_jax.reporting.methods import ONE_DIM, Method
+from mrl_jax.reporting.methods import ONE_DIM, Method, series
 from mrl_jax.reporting.sheet import Cell, Row, Sheet
 from mrl_jax.store.json_files import field
 
@@ -31,9 +31,9 @@ def _oracle_sentence(method: Method, split: str, found: Sequence[tuple[Any, str]
         f"{percent(statistics.summarize(oracle).mean)}% of the examples: the most that choosing "
         f"one per example can give, at {statistics.summarize(dims).mean:.1f} dims on average."
     )
-    votes = [r.value for run in method.runs.values() for r in run.measured(split, "vote")]
+    votes = [r.value for run in method.runs.values() for r in run.measured(series(split, "vote"))]
     width = method.dims[-1]
-    whole = list(method.values(split, "top1").get(width, {}).values())
+    whole = list(method.values(series(split, "top1")).get(width, {}).values())
     if votes and whole:
         vote, full = (percent(statistics.summarize(values).mean) for values in (votes, whole))
         text += f" The vote of all granularities gives {vote}%, the full {width} dims {full}%."
@@ -65,12 +65,12 @@ def section(methods: Sequence[Method], split: str) -> Section | None:
     """Oracle, vote and class trends of the nested methods; None where they were not measured."""
     said, folded = [], []
     for method in (m for m in methods if m.kind not in ONE_DIM):
-        name = f"{split}_agreement.json"
+        named = "agreement", split
         runs = [
-            (seed, run.artefacts, run.artefacts.table(name))
+            (seed, values, run.artefacts.where(*named))
             for seed, run in sorted(method.runs.items())
+            if (values := run.artefacts.table(*named))
         ]
-        runs = [(seed, values, files.where(name)) for seed, files, values in runs if values]
         if not runs:
             continue
         said.append(_oracle_sentence(method, split, [(v, where) for _, v, where in runs]))

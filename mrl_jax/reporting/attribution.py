@@ -24,8 +24,8 @@ def _means(images: Sequence[Any], key: str, where: str) -> list[float | None]:
 
 
 def _sentences(run: Run, split: str) -> tuple[str, ...]:
-    file = f"{split}_attribution.json"
-    values, where = run.artefacts.table(file), run.artefacts.where(file)
+    named = "attribution", split
+    values, where = run.artefacts.table(*named), run.artefacts.where(*named)
     if values is None:
         return ()
     dims, images = (field(values, key, list, where) for key in ("dims", "images"))
@@ -53,7 +53,7 @@ def section(methods: Sequence[Method], split: str) -> Section | None:
     ordered = sorted(methods, key=lambda method: method.kind in ONE_DIM)
     for method in ordered:
         for seed, run in sorted(method.runs.items()):
-            picture = run.artefacts.image(f"{split}_attribution.png")
+            picture = run.artefacts.image("attribution", split)
             if picture:
                 return _section(method, seed, run, split, picture)
     return None

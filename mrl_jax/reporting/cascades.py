@@ -72,13 +72,13 @@ class Cascade(NamedTuple):
 
 
 def _read(methods: Sequence[Method], split: str) -> list[Cascade]:
-    name = f"{split}_cascade.json"
+    named = "cascade", split
     return [
-        Cascade(method, seed, values, run.artefacts.where(name))
+        Cascade(method, seed, values, run.artefacts.where(*named))
         for method in methods
         if method.kind not in ONE_DIM
         for seed, run in sorted(method.runs.items())
-        if (values := run.artefacts.table(name)) is not None
+        if (values := run.artefacts.table(*named)) is not None
     ]
 
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 
 from mrl_jax.record.runs import Run, Study
-from mrl_jax.reporting import methods, sections, sheet, shifted, tables
+from mrl_jax.reporting import methods, sections, sheet, tables
 from mrl_jax.reporting.content import Document, Section
 from mrl_jax.reporting.headline import count, listing
 from mrl_jax.reporting.methods import Method
@@ -85,9 +85,9 @@ def _main_split(study: Study) -> str:
 
 def _warnings(study: Study) -> list[str]:
     warnings = []
-    measured = {result.split for run in study.runs for result in run.results}
+    measured = {result.series.place for run in study.runs for result in run.results}
     if "val" in measured and "test" not in measured:
-        apart = sorted(measured - {*shifted.OWN_SPLITS})
+        apart = sorted(measured - {*methods.OWN_SPLITS})
         which = f"all numbers but those of {listing(apart)}" if apart else "all numbers"
         warnings.append(
             f"The data has no test split: {which} are of the validation split, and flatter what "

@@ -7,7 +7,7 @@ from mrl_jax.record import metrics
 from mrl_jax.reporting import shifted, statistics, tables
 from mrl_jax.reporting.content import Section
 from mrl_jax.reporting.headline import WITHIN, percent
-from mrl_jax.reporting.methods import Method
+from mrl_jax.reporting.methods import Method, series
 from mrl_jax.reporting.sheet import Cell, Row, Sheet
 
 ALL = "all"
@@ -21,8 +21,9 @@ def section(methods: Sequence[Method], split: str) -> Section | None:
         for method in methods:
             for metric, layers in _measured(method, name).items():
                 grid = {
-                    layer: method.values(name, f"{metric}_layer{layer}") for layer in layers
-                } | {None: method.values(name, metric)}
+                    layer: method.values(series(name, metric, layer=layer))
+                    for layer in (*layers, None)
+                }
                 means = {
                     (layer, dim): statistics.summarize(list(by_seed.values())).mean
                     for layer, by_dim in grid.items()
@@ -45,9 +46,8 @@ def _measured(method: Method, name: str) -> dict[str, list[int]]:
     found: dict[str, set[int]] = {}
     for run in method.runs.values():
         for result in run.results:
-            metric, layer = metrics.layer_of(result.metric)
-            if result.split == name and layer is not None:
-                found.setdefault(metric, set()).add(layer)
+            if result.series.place == name and result.layer is not None:
+                found.setdefault(result.metric, set()).add(result.layer)
     return {metric: sorted(layers) for metric, layers in sorted(found.items())}
 
 

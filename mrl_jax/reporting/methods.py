@@ -11,7 +11,9 @@ from typing import Any
 from mrl_jax.config import OPERATIONAL_KEYS
 from mrl_jax.errors import DataError
 from mrl_jax.record.artefacts import Units
-from mrl_jax.record.runs import Result, Run
+from mrl_jax.record.metrics import TRAINED
+from mrl_jax.record.results import Result, Series
+from mrl_jax.record.runs import Run
 
 # Keys that name or carry out a run without changing what is trained, and those that the label
 # of a method tells anyway.
@@ -23,6 +25,7 @@ NOT_A_VARIANT = (
     *("eval.projections", "eval.hierarchy", "eval.shifts", "eval.sts", "eval.retrieval"),
     *("eval.classification", "eval.clustering"),
 )
+OWN_SPLITS = ("train", "val", "test")
 READ = "read."  # prefix of a variant's keys that are not config keys but say what was read
 SLIM = "slim"
 ONE_DIM = ("fixed", SLIM)
@@ -30,6 +33,12 @@ NAMES = {"separate": "MRL", "shared": "MRL-E", "fixed": "FF", SLIM: "Slim"}
 
 # The config values, as (key, JSON text), in which a method differs from others of the study.
 Variant = tuple[tuple[str, str], ...]
+
+
+def series(place: str, metric: str, space: str = TRAINED, layer: int | None = None) -> Series:
+    """What is measured on one of the data's splits, or on a set of this name."""
+    at = {"split": place} if place in OWN_SPLITS else {"set": place}
+    return Series(**at, metric=metric, space=space, layer=layer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,19 +65,19 @@ class Method:
         """Of the curve it is a part of: FF-8 is the point at 8 dims of FF-m."""
         return f"{NAMES[self.kind]}-m{self.suffix}" if self.kind in ONE_DIM else self.label
 
-    def measured(self, split: str, metric: str) -> list[Result]:
-        """The results of one metric from all runs, in order of seed."""
-        return [r for _, run in sorted(self.runs.items()) for r in run.measured(split, metric)]
+    def measured(self, series: Series) -> list[Result]:
+        """The results of a series from all runs, in order of seed."""
+        return [r for _, run in sorted(self.runs.items()) for r in run.measured(series)]
 
-    def values(self, split: str, metric: str) -> dict[int, dict[int, float]]:
+    def values(self, series: Series) -> dict[int, dict[int, float]]:
         """Measured values as {dim: {seed: value}}."""
         values = defaultdict(dict)
         for seed, run in sorted(self.runs.items()):
-            for result in run.measured(split, metric):
+            for result in run.measured(series):
                 values[result.dim][seed] = result.value
         return dict(values)
 
-    def units(self, split: str, metric: str, dim: int) -> dict[int, Units]:
+    def units(self, series: Series, dim: int) -> dict[int, Units]:
         """By seed what a result is the mean of, where that is known.
 
         Raises:
@@ -76,15 +85,15 @@ class Method:
         """
         found = {}
         for seed, run in sorted(self.runs.items()):
-            units = run.artefacts.units(split, metric, dim)
+            units = run.artefacts.units(series, dim)
             if units is None or not run.data:
                 continue
             mean, n = units.value_n.mean(), len(units.value_n)
-            for r in run.measured(split, metric):
+            for r in run.measured(series):
                 # Means of draws are written with six digits.
                 if r.dim == dim and abs(r.value - mean) > 1e-5:
                     raise DataError(
-                        f"{run.artefacts.folder}: {split}/{metric} at {dim} dims is {r.value:.6g} "
+                        f"{run.artefacts.folder}: {series.name} at {dim} dims is {r.value:.6g} "
                         f"in results.json, but the mean of {n} {units.noun} here is {mean:.6g}: "
                         "evaluate the run again"
                     )

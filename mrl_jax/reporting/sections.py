@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from mrl_jax.record import metrics
 from mrl_jax.reporting import (
     agreements,
     attribution,
@@ -78,8 +77,9 @@ LEGEND = (
 
 def _searched(methods: Sequence[Method], split: str) -> int | None:
     """How many vectors retrieval searched, where all runs that say so agree."""
-    name = f"{split}_retrieval.json"
-    tables_ = [r.artefacts.table(name) or {} for m in methods for r in m.runs.values()]
+    tables_ = [
+        r.artefacts.table("retrieval", split) or {} for m in methods for r in m.runs.values()
+    ]
     found = {values["database"] for values in tables_ if type(values.get("database")) is int}
     return found.pop() if len(found) == 1 else None
 
@@ -135,7 +135,6 @@ def _of_set(
     methods: Sequence[Method], split: str, parts: Sequence[Group | Callable]
 ) -> tuple[list[Section], list[Table]]:
     left = [name for name in tables.names(methods, split) if name not in APART]
-    left = [name for name in left if metrics.layer_of(name)[1] is None]  # told of by `layers`
     sections, main = [], []
     for part in parts:
         if not isinstance(part, Group):

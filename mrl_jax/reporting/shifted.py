@@ -11,7 +11,6 @@ from mrl_jax.reporting.sheet import Cell, Row, Sheet
 from mrl_jax.reporting.tables import Table
 from mrl_jax.store.json_files import field
 
-OWN_SPLITS = ("train", "val", "test")
 CLEAN = "top1_clean"
 
 # By label of a curve and by dim, for every seed: (clean - shifted) / clean.
@@ -20,8 +19,8 @@ Drops = dict[str, dict[int, list[float]]]
 
 def names(methods: Sequence[Method]) -> list[str]:
     """The test sets that are no split of the data set."""
-    splits = {r.split for m in methods for run in m.runs.values() for r in run.results}
-    return sorted(splits - {*OWN_SPLITS})
+    sets = {r.set for m in methods for run in m.runs.values() for r in run.results}
+    return sorted(sets - {""})
 
 
 def is_shift(methods: Sequence[Method], name: str) -> bool:

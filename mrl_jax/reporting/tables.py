@@ -1,16 +1,15 @@
 """Tables of a metric by dimension: which curves there are, their cells and what is compared."""
 
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from mrl_jax.record import metrics
-from mrl_jax.record.artefacts import DRAWS, Units
-from mrl_jax.record.runs import Result
+from mrl_jax.record.artefacts import Units
+from mrl_jax.record.results import Result
 from mrl_jax.reporting import methods as methods_lib
 from mrl_jax.reporting import statistics
-from mrl_jax.reporting.methods import Method
+from mrl_jax.reporting.methods import Method, series
 from mrl_jax.reporting.statistics import Difference, Summary
 
 SPLIT_NAMES = {"val": "validation", "test": "test"}
@@ -152,9 +151,8 @@ class Table:
     @property
     def unit(self) -> str:
         """What a value is the mean of, as in "test examples"."""
-        drawn = [unit for start, (_, unit) in DRAWS.items() if self.metric.startswith(start)]
-        split = SPLIT_NAMES.get(self.split, self.split)
-        return f"{split} examples" if not drawn or drawn == ["streams"] else f"{split} {drawn[0]}"
+        unit = "examples" if self.about.unit == "streams" else self.about.unit
+        return f"{SPLIT_NAMES.get(self.split, self.split)} {unit}"
 
     @property
     def title(self) -> str:
@@ -192,22 +190,21 @@ def names(methods: Sequence[Method], split: str) -> list[str]:
         for method in methods
         for run in method.runs.values()
         for result in run.results
-        if result.split == split
+        if result.series.place == split and result.space == metrics.TRAINED and result.layer is None
     }
-    guests = {name for guest in metrics.GUESTS.values() for name in guest}
-    rivals = {name for name in found if metrics.split_rival(name)[0] in found - {name}}
-    return sorted(found - guests - rivals, key=metrics.order)
+    return sorted(found, key=metrics.order)
 
 
 def _own_curve(method: Method, split: str, metric: str) -> Curve:
+    of = series(split, metric)
     return Curve(
         method.label,
         ROLES[method.kind],
         method.variant,
         frozenset(method.dims),
-        method.values(split, metric),
-        lambda dim: method.units(split, metric, dim),
-        results=tuple(method.measured(split, metric)),
+        method.values(of),
+        lambda dim: method.units(of, dim),
+        results=tuple(method.measured(of)),
     )
 
 
@@ -222,8 +219,8 @@ def _families(methods: Sequence[Method], kind: str) -> list[list[Method]]:
 
 def _family_curve(family: Sequence[Method], split: str, metric: str) -> Curve:
     """FF-m: at every dim the runs that were trained at that dim alone."""
-    members = {method.dims[-1]: method for method in family}
-    values = {dim: method.values(split, metric).get(dim) for dim, method in members.items()}
+    of, members = series(split, metric), {method.dims[-1]: method for method in family}
+    values = {dim: method.values(of).get(dim) for dim, method in members.items()}
     values = {dim: at_dim for dim, at_dim in values.items() if at_dim}
     return Curve(
         family[0].curve_label,
@@ -231,11 +228,11 @@ def _family_curve(family: Sequence[Method], split: str, metric: str) -> Curve:
         family[0].variant,
         frozenset(values),
         values,
-        lambda dim: members[dim].units(split, metric, dim),
+        lambda dim: members[dim].units(of, dim),
         results=tuple(
             result
             for dim, member in members.items()
-            for result in member.measured(split, metric)
+            for result in member.measured(of)
             if result.dim == dim
         ),
     )
@@ -246,16 +243,18 @@ def _derived_curves(family: Sequence[Method], split: str, metric: str) -> list[C
     widest = family[-1]
     width = widest.dims[-1]
     # The cut is what the metric itself says of shorter prefixes, or else a measure of its own.
-    cut = metric if widest.values(split, metric).keys() - {width} else f"{metric}_cut"
+    own = series(split, metric)
+    by_itself = widest.values(own).keys() - {width}
     measured = {
-        cut if suffix == "_cut" else metric + suffix: rival
-        for suffix, rival in metrics.RIVALS.items()
+        own if space == "cut" and by_itself else own._replace(space=space): rival
+        for space, rival in metrics.RIVALS.items()
     }
-    measured |= metrics.GUESTS.get(metric, {})
+    guests = {series(split, *key): rival for key, rival in metrics.GUESTS.get(metric, {}).items()}
     curves = []
-    for name, rival in measured.items():
-        values = widest.values(split, name)
-        other = re.fullmatch(rival.full, metric)
+    for of, rival in (measured | guests).items():
+        values = widest.values(of)
+        centred = rival.centres and metrics.describe(metric).by_cosine
+        other = of in guests or centred  # even at the full width
         if not other and not values.keys() - {width}:
             continue  # at its full width alone it is FF-m once more
         same = frozenset() if other else frozenset({width} & values.keys())
@@ -266,10 +265,10 @@ def _derived_curves(family: Sequence[Method], split: str, metric: str) -> list[C
                 widest.variant,
                 same,
                 values,
-                lambda dim, name=name: widest.units(split, name, dim),
+                lambda dim, of=of: widest.units(of, dim),
                 same,
                 rival.label + widest.suffix,
-                tuple(widest.measured(split, name)),
+                tuple(widest.measured(of)),
             )
         )
     return curves
@@ -291,11 +290,11 @@ def _frozen_curves(methods: Sequence[Method], split: str, metric: str) -> list[C
             frozenset(),
             values,
             short=rival.label,
-            results=tuple(method.measured(split, metric + name)),
+            results=tuple(method.measured(series(split, metric, space))),
         )
         for read, method in first.items()
-        for name, rival in metrics.RIVALS.items()
-        if (values := method.values(split, metric + name))
+        for space, rival in metrics.RIVALS.items()
+        if (values := method.values(series(split, metric, space)))
     ]
 
 

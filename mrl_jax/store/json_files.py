@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pathlib
+from collections.abc import Collection
 from typing import Any
 
 from mrl_jax.errors import DataError, shown
@@ -98,6 +99,19 @@ def field(values: Any, key: str, types: type | tuple[type, ...], where: str) -> 
         legal = " or ".join(t.__name__ for t in types)
         raise DataError(f"{where}: field {shown(key)} must be {legal}, got {shown(values)}")
     return values
+
+
+def check_schema(values: Any, schemas: Collection[int], where: str) -> int:
+    """The `schema` of a file's content, which must be one of these.
+
+    Raises:
+      DataError: it is another, or none; names `where`.
+    """
+    schema = values.get("schema") if isinstance(values, dict) else None
+    if isinstance(schema, bool) or schema not in schemas:
+        legal = " or ".join(map(str, schemas))
+        raise DataError(f"{where}: schema must be {legal}, got {shown(schema)}")
+    return schema
 
 
 def _too_deep(text: str, value: Any) -> bool:

@@ -10,12 +10,11 @@ from evaluators.subjects import clusters, random_dataset, subject_of
 from PIL import Image
 
 from mrl_jax import NestedHead, Nesting, data
-from mrl_jax.evaluators import attribution
+from mrl_jax.evaluators import attribution, contact_sheet
 from mrl_jax.evaluators.attribution import KINDS, MOST_IMAGES, chosen_examples, shown_dims
 from mrl_jax.evaluators.subject import Instruments, Subject
 from mrl_jax.models.resnet import ResNet
 from mrl_jax.record.finding import Unmeasurable
-from mrl_jax.reporting import contact_sheet
 from mrl_jax.runtime.mesh import make_mesh
 from mrl_jax.tasks.classification.task import Classification
 

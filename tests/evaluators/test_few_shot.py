@@ -8,6 +8,7 @@ from scipy import stats
 from mrl_jax.evaluators import class_means, few_shot
 from mrl_jax.evaluators.class_means import nearest_is_own, rows_of_classes
 from mrl_jax.record.finding import Unmeasurable
+from mrl_jax.record.results import Series
 
 # Not at 1 dim: there every cosine is 1 or -1, and rounding picks among the ties.
 MEASURED = (2, 3, 8)
@@ -52,20 +53,20 @@ def test_equals_brute_force(monkeypatch):
     found, content, subject = measured(z_nd, label_n)
     rows = list(rows_of_classes(label_n).values())
     chosen = few_shot.settings(7, 12)
-    assert [(s.name, s.ways, s.shots, s.queries, s.episodes) for s in chosen] == [
-        ("10way_1shot", 10, 1, 6, 12),
-        ("10way_3shot", 10, 3, 4, 12),
-        ("10way_5shot", 10, 5, 2, 12),
-        ("allway_1shot", 12, 1, 6, 3),
-        ("allway_3shot", 12, 3, 4, 3),
-        ("allway_5shot", 12, 5, 2, 3),
+    assert [(s.metric, s.ways, s.shots, s.queries, s.episodes) for s in chosen] == [
+        ("ncm_10way_1shot", 10, 1, 6, 12),
+        ("ncm_10way_3shot", 10, 3, 4, 12),
+        ("ncm_10way_5shot", 10, 5, 2, 12),
+        ("ncm_allway_1shot", 12, 1, 6, 3),
+        ("ncm_allway_3shot", 12, 3, 4, 3),
+        ("ncm_allway_5shot", 12, 5, 2, 3),
     ]
-    pairs = [(s, "") for s in chosen] + [(chosen[2], "_pca"), (chosen[2], "_random")]
+    pairs = [(s, "trained") for s in chosen] + [(chosen[2], s) for s in ("pca", "random")]
     results = {(r.name, r.dim): r for r in found.results}
     assert len(results) == len(found.results) == len(pairs) * len(MEASURED)
-    for setting, suffix in pairs:
-        name = f"ncm_{setting.name}{suffix}"
-        x_nd = subject.spaces[suffix].project(z_nd)
+    for setting, space in pairs:
+        name = Series("", "", setting.metric, space).label
+        x_nd = subject.spaces[space].project(z_nd)
         for m in MEASURED:
             expected = [
                 brute_force(x_nd, episode, setting.shots, m)
@@ -84,7 +85,7 @@ def test_equals_brute_force(monkeypatch):
 def test_episodes_are_drawn_from_the_labels_alone():
     z_nd, label_n = labelled([20] * 12)
     rows = list(rows_of_classes(label_n).values())
-    (setting,) = (s for s in few_shot.settings(20, 12) if s.name == "10way_5shot")
+    (setting,) = (s for s in few_shot.settings(20, 12) if s.metric == "ncm_10way_5shot")
     episodes = few_shot.draw(rows, setting)
     assert episodes.shape == (200, 10, 20)
     label_ews = label_n[episodes]
@@ -112,9 +113,9 @@ def test_what_small_classes_leave_out():
     assert content["classes"] == 3
     assert content["settings"]["ncm_3way_3shot"]["queries"] == 2
     # ImageNetV2 has ten images of each class: nine shots and one query.
-    assert [(s.name, s.queries) for s in few_shot.settings(10, 1000)][4::5] == [
-        ("10way_9shot", 1),
-        ("allway_9shot", 1),
+    assert [(s.metric, s.queries) for s in few_shot.settings(10, 1000)][4::5] == [
+        ("ncm_10way_9shot", 1),
+        ("ncm_allway_9shot", 1),
     ]
     assert {s.queries for s in few_shot.settings(500, 21841)} == {15, 1}
 

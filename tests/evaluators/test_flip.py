@@ -1,7 +1,7 @@
 import numpy as np
 from evaluators.subjects import DIMS, clusters, subject_of
 
-from mrl_jax.evaluators import classification, flip
+from mrl_jax.evaluators import classification
 from mrl_jax.evaluators.subject import Embedded
 
 
@@ -10,7 +10,7 @@ def test_logits_of_both_sides_are_averaged():
     mirrored_nd, _ = clusters(40, 8, seed=3)
     subject = subject_of({"val": (z_nd, label_n)})
     subject._embedded["val", True] = Embedded(mirrored_nd, label_n)
-    found = flip.measure(subject, "val")
+    found = classification.mirrored(subject, "val")
     head = {name: np.asarray(p, np.float64) for name, p in subject.params["head"].items()}
     expected = []
     for k in (1, 5):

@@ -8,6 +8,7 @@ from sklearn.linear_model import Ridge
 from mrl_jax.errors import NonFiniteError
 from mrl_jax.evaluators import linear_probe, projections, spaces
 from mrl_jax.evaluators.subject import Embedded
+from mrl_jax.record.results import Series
 
 DIMS = (1, 2, 3, 5, 8)
 
@@ -34,7 +35,7 @@ def test_probes_are_ridge_regressions_on_every_prefix():
     moments = subject.moments
     ridge, target_nc = ridge_of(*train)
     expected = {}
-    for suffix, space in subject.spaces.items():
+    for name, space in subject.spaces.items():
         probe = linear_probe.fit(moments, space)
         train_x, test_x = (
             (z_nd.astype(np.float64) - space.mean_d) @ space.basis_de for z_nd, _ in (train, test)
@@ -45,7 +46,7 @@ def test_probes_are_ridge_regressions_on_every_prefix():
             expected_dc = space.basis_de[:, :m] @ ridge.coef_.T
             np.testing.assert_allclose(found_dc, expected_dc, atol=1e-12)
             predicted_n = ridge.predict(test_x[:, :m]).argmax(1)
-            expected[f"test/probe{suffix}", m] = (predicted_n == test[1]).mean()
+            expected[Series("", "test", "probe", name).name, m] = (predicted_n == test[1]).mean()
     assert {(r.name, r.dim): r.value for r in finding.results} == pytest.approx(expected)
     # Seven classes: of the classifier's singular vectors there are seven.
     assert len(expected) == 5 * len(DIMS) - 1

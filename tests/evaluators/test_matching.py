@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from mrl_jax.evaluators import matching
+from mrl_jax.record.results import Series
 
 DIMS = (2, 3, 8)
 
@@ -31,7 +32,7 @@ def test_it_is_the_definition_at_every_prefix(monkeypatch, scores):
     a_id[3] = a_id[7]  # two rows with the same a
     b_id[[10, 11]] = b_id[12]  # three with the same b
     b_id[20] = a_id[21]  # a b that is another row's a
-    found = matching.measure(a, b, a_id, b_id, "val", DIMS)
+    found = matching.measure(a, b, a_id, b_id, Series(split="val"), DIMS)
     dims, right_gn = found.examples["val/match"]
     assert dims == DIMS
     for dim, right_n in zip(DIMS, right_gn, strict=True):
@@ -44,12 +45,12 @@ def test_constant_zero_and_nan_embeddings_are_not_right():
     ids = np.arange(4), np.arange(4) + 4
     for x in (np.ones((4, 2)), np.zeros((4, 2)), np.full((4, 2), np.nan)):
         with np.errstate(invalid="ignore"):
-            found = matching.measure(x, x, *ids, "val", (2,))
+            found = matching.measure(x, x, *ids, Series(split="val"), (2,))
         assert found.results[0].value == 0
 
 
 def test_lengths_change_nothing():
     rng = np.random.default_rng(1)
     a = rng.normal(size=(10, 4))
-    found = matching.measure(a, a * 7, np.arange(10), np.arange(10) + 10, "val", (4,))
+    found = matching.measure(a, a * 7, np.arange(10), np.arange(10) + 10, Series(split="val"), (4,))
     assert found.results[0].value == 1

@@ -4,7 +4,9 @@ import scipy.stats
 
 from mrl_jax.errors import DataError, NonFiniteError
 from mrl_jax.evaluators import preservation, spaces
+from mrl_jax.record.results import Series
 
+VAL = Series(split="val")
 DIMS = (1, 3, 8)
 
 
@@ -32,8 +34,8 @@ def test_it_is_the_definition(monkeypatch, queries):
     monkeypatch.setattr(preservation, "QUERIES", queries)
     whole = vectors()
     other = whole + 0.3 * np.random.default_rng(1).normal(size=whole.shape).astype(np.float32)
-    compared = [("", DIMS, other), ("_cut", DIMS, whole)]
-    found = preservation.measure(compared, whole, "val", seed=5)
+    compared = [("trained", DIMS, other), ("cut", DIMS, whole)]
+    found = preservation.measure(compared, whole, VAL, seed=5)
     by_name = {(r.name, r.dim): r for r in found.results}
     order = np.random.default_rng(5).permutation(60)
     wanted = nearest(whole, 8)
@@ -71,23 +73,23 @@ def test_the_standard_error_of_spearman_is_that_of_other_pairs():
 
 def test_equal_rows_do_not_take_the_place_of_others():
     whole = np.repeat(vectors(20), 3, axis=0)  # every row three times
-    found = preservation.measure([("", DIMS, whole.copy())], whole, "val", seed=0)
+    found = preservation.measure([("trained", DIMS, whole.copy())], whole, VAL, seed=0)
     assert [r.value for r in found.results if r.name == "val/overlap10"][-1] == 1
 
 
 def test_constant_vectors_keep_no_order():
     whole = vectors()
-    found = preservation.measure([("", DIMS, np.ones_like(whole))], whole, "val", seed=0)
+    found = preservation.measure([("trained", DIMS, np.ones_like(whole))], whole, VAL, seed=0)
     assert [r.value for r in found.results if r.name == "val/cosine_spearman"] == [0, 0, 0]
 
 
 def test_what_cannot_be_measured_is_refused():
     with pytest.raises(DataError, match="needs at least 12 vectors, got 11"):
-        preservation.measure([], vectors(11), "val", seed=0)
+        preservation.measure([], vectors(11), VAL, seed=0)
     bad = vectors()
     bad[3, 1] = np.nan
     with pytest.raises(NonFiniteError, match="1 of 60 embeddings of val"):
-        preservation.measure([("", DIMS, bad)], vectors(), "val", seed=0)
+        preservation.measure([("trained", DIMS, bad)], vectors(), VAL, seed=0)
 
 
 def test_axes_about_the_origin_keep_inner_products_best():

@@ -12,6 +12,7 @@ from evaluators.subjects import (
 
 from mrl_jax.evaluators import classification, projections
 from mrl_jax.evaluators.subject import Embedded, Instruments, Subject
+from mrl_jax.record.results import Series
 from mrl_jax.runtime.mesh import make_mesh
 
 DIMS = (1, 2, 3, 5, 8)
@@ -58,14 +59,16 @@ def test_the_head_reads_what_is_put_back(kind, normalise):
     kernel_dc, bias_c = full_head(subject, kind)
     query = subject.embedded("test")
     expected = {}
-    for suffix, space in subject.spaces.items():
+    for name, space in subject.spaces.items():
         for m in space.dims(DIMS):
             basis_dm = space.basis_de[:, :m]
             back_nd = space.mean_d + (query.z_nd - space.mean_d) @ basis_dm @ basis_dm.T
             if normalise:
                 back_nd = back_nd / np.linalg.norm(back_nd, axis=1, keepdims=True)
             right_n = (back_nd @ kernel_dc + bias_c).argmax(1) == query.label_n
-            expected[f"test/top1{suffix or '_cut'}", m] = right_n.mean()
+            expected[Series("", "test", "top1", "cut" if name == "trained" else name).name, m] = (
+                right_n.mean()
+            )
     found = projections.measure(subject, "test")
     assert values(found) == pytest.approx(expected)
     assert len(expected) == 5 * len(DIMS) - 1

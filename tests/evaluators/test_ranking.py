@@ -5,6 +5,7 @@ import scipy.stats
 from mrl_jax.evaluators import matching, preservation, text_sts
 from mrl_jax.evaluators.class_means import nearest_is_own
 from mrl_jax.evaluators.ranking import ROUNDING, nearest, tied
+from mrl_jax.record.results import Series
 
 
 def test_what_rounding_tells_apart_is_equal_and_nothing_else():
@@ -33,7 +34,7 @@ def nearly_equal_pairs(n, equal, seed=0):
 def spearman(z_nd, score_n, dim=24):
     n = len(score_n)
     sides = range(n), range(n, 2 * n)
-    found = text_sts.measure(lambda rows: z_nd[rows], "s", sides, score_n, (dim,), seed=0)
+    found = text_sts.measure(lambda rows: z_nd[rows], Series("s"), sides, score_n, (dim,), seed=0)
     return {r.name: r.value for r in found.results}["s/spearman"]
 
 
@@ -65,7 +66,9 @@ def test_kept_order_of_equal_cosines():
     whole_nd = rng.normal(size=(4, 16))[rng.integers(0, 4, 80)]
     other_nd = whole_nd @ np.linalg.qr(rng.normal(size=(16, 16)))[0]  # all cosines as they were
     noisy = [(z + 1e-8 * rng.normal(size=z.shape)).astype(np.float32) for z in (other_nd, whole_nd)]
-    found = preservation.measure([("", (16,), noisy[0])], noisy[1], "val", seed=0)
+    found = preservation.measure(
+        [("trained", (16,), noisy[0])], noisy[1], Series(split="val"), seed=0
+    )
     kept = {r.name: r.value for r in found.results}
     assert kept["val/cosine_spearman"] == pytest.approx(1, abs=1e-9)
 
@@ -86,7 +89,7 @@ def test_no_text_and_no_class_is_right_by_the_last_digit():
     twice_nd = np.repeat(a_nd, 2, axis=0).astype(np.float32)
     b_nd = np.float32(np.repeat(a_nd, 2, axis=0) * rng.uniform(0.3, 3, (80, 1)))
     ids = np.arange(80), np.arange(80, 160)
-    found = matching.measure(twice_nd, b_nd, *ids, "val", (1, 8, 24))
+    found = matching.measure(twice_nd, b_nd, *ids, Series(split="val"), (1, 8, 24))
     assert [r.value for r in found.results] == [0, 0, 0]
     right_gn = nearest_is_own(twice_nd, np.arange(80), b_nd, (1, 8, 24))
     assert not right_gn.any()

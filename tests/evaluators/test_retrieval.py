@@ -11,7 +11,7 @@ from evaluators.subjects import clusters, subject_of
 from sklearn.decomposition import PCA
 
 from mrl_jax.errors import NonFiniteError
-from mrl_jax.evaluators import retrieval
+from mrl_jax.evaluators import ranking, retrieval
 from mrl_jax.runtime.mesh import make_mesh
 
 # Not at 1 dim: there every cosine is 1 or -1, and rounding picks among the ties.
@@ -31,7 +31,7 @@ def subject(train=(150, 1), test=(41, 2), *, mesh=None, measured=DIMS):
 
 
 def coordinates(of):
-    """The embeddings in every space, fitted anew, float64: {suffix: (database, query)}."""
+    """The embeddings in every space, fitted anew, float64: {space: (database, query)}."""
     database, query = (of.embedded(split).z_nd.astype(np.float64) for split in ("train", "test"))
     width = database.shape[1]
     pca = PCA(width).fit(database)
@@ -41,13 +41,13 @@ def coordinates(of):
     svd, _, _ = np.linalg.svd(np.float64(of.kernel_and_bias[0]), full_matrices=False)
     turned = q * np.sign(np.diag(r))
     spaces = {
-        "": np.eye(width),
-        "_random": np.eye(width)[:, order],
-        "_rotation": turned,
-        "_svd": svd,
+        "trained": np.eye(width),
+        "random": np.eye(width)[:, order],
+        "rotation": turned,
+        "svd": svd,
     }
-    found = {suffix: (database @ basis, query @ basis) for suffix, basis in spaces.items()}
-    return {**found, "_pca": (pca.transform(database), pca.transform(query))}
+    found = {space: (database @ basis, query @ basis) for space, basis in spaces.items()}
+    return {**found, "pca": (pca.transform(database), pca.transform(query))}
 
 
 def ranked(database, query, m):
@@ -66,7 +66,8 @@ def expected_values(of):
     """{(metric, dim): values over queries}, each by its definition."""
     label_n, database_label = of.embedded("test").label_n, of.embedded("train").label_n
     expected = {}
-    for suffix, (database, query) in coordinates(of).items():
+    for space, (database, query) in coordinates(of).items():
+        suffix = "" if space == "trained" else f"_{space}"
         for m in of.dims:
             if m > database.shape[1]:
                 continue
@@ -157,7 +158,7 @@ def test_recall_leaves_out_queries_of_a_class_without_examples():
 
 def test_neighbours_vote_and_the_nearest_of_equal_classes_wins():
     label_nk = np.array([[3, 1, 1, 3, 0], [5, 2, 2, 2, 5], [4, 6, 6, 7, 8], [9, 8, 7, 6, 5]])
-    np.testing.assert_array_equal(retrieval._majority(label_nk), [3, 2, 6, 9])
+    np.testing.assert_array_equal(ranking.majority(label_nk), [3, 2, 6, 9])
 
 
 def test_large_labels_stay_different():

@@ -49,7 +49,7 @@ def test_embeddings_are_not_copied_whole(monkeypatch):
         scatter(z_nd)
         assert tracemalloc.get_traced_memory()[1] < z_nd.nbytes / 4
         tracemalloc.reset_peak()
-        x_ne = fitted["_pca"].project(z_nd)
+        x_ne = fitted["pca"].project(z_nd)
         assert tracemalloc.get_traced_memory()[1] < 1.25 * x_ne.nbytes
     finally:
         tracemalloc.stop()
@@ -67,13 +67,13 @@ def test_embeddings_that_are_not_finite(value):
 def test_bases_are_orthonormal_and_as_wide_as_promised(n, width, classes):
     fitted = fit(spread_out(n, width), kernel(width, classes), seed=0)
     expected = {
-        "": width,
-        "_random": width,
-        "_rotation": width,
-        "_pca": min(n, width),
-        "_svd": min(width, classes),
+        "trained": width,
+        "random": width,
+        "rotation": width,
+        "pca": min(n, width),
+        "svd": min(width, classes),
     }
-    assert {suffix: space.width for suffix, space in fitted.items()} == expected
+    assert {name: space.width for name, space in fitted.items()} == expected
     for space in fitted.values():
         gram_ee = space.basis_de.T @ space.basis_de
         np.testing.assert_allclose(gram_ee, np.eye(space.width), atol=1e-12)
@@ -88,7 +88,7 @@ def test_components_are_those_of_scikit_learn(monkeypatch, n):
     count = min(n - 1, 6)
     pca = PCA(count).fit(z_nd.astype(np.float64))
     expected = pca.transform(other_nd)
-    found = fit(z_nd, kernel(6, 9), seed=0)["_pca"].project(other_nd)[:, :count]
+    found = fit(z_nd, kernel(6, 9), seed=0)["pca"].project(other_nd)[:, :count]
     signs = np.sign((found * expected).sum(0))
     np.testing.assert_allclose(found * signs, expected, rtol=1e-4, atol=1e-4)
 
@@ -97,7 +97,7 @@ def test_dead_dims_leave_a_whole_basis():
     z_nd = spread_out(50, 6)
     z_nd[:, [1, 4]] = 0  # as a ReLU that never fires
     z_nd[:, 5] = 2 * z_nd[:, 0]
-    space = fit(z_nd, kernel(6, 9), seed=0)["_pca"]
+    space = fit(z_nd, kernel(6, 9), seed=0)["pca"]
     x_nd = space.project(z_nd)
     assert np.abs(x_nd[:, 3:]).max() < 1e-5 < x_nd[:, :3].std(0).min()
     # Test images may light them up: no distance is lost at full width.
@@ -113,16 +113,16 @@ def test_dead_dims_leave_a_whole_basis():
 def test_signs_do_not_depend_on_those_of_the_data():
     z_nd, kernel_dc = spread_out(50, 6), kernel(6, 9)
     one, other = fit(z_nd, kernel_dc, seed=0), fit(-z_nd, -kernel_dc, seed=0)
-    for suffix in ("_pca", "_svd"):
-        np.testing.assert_allclose(one[suffix].basis_de, other[suffix].basis_de, atol=1e-9)
-        basis_de = one[suffix].basis_de
+    for name in ("pca", "svd"):
+        np.testing.assert_allclose(one[name].basis_de, other[name].basis_de, atol=1e-9)
+        basis_de = one[name].basis_de
         assert (basis_de[np.abs(basis_de).argmax(0), np.arange(6)] > 0).all()
 
 
 @pytest.mark.parametrize("classes", [9, 4])
 def test_svd_keeps_the_best_cut_of_the_classifier(classes):
     kernel_dc = kernel(6, classes)
-    basis_de = fit(spread_out(50, 6), kernel_dc, seed=0)["_svd"].basis_de
+    basis_de = fit(spread_out(50, 6), kernel_dc, seed=0)["svd"].basis_de
     singular = np.linalg.svd(kernel_dc.astype(np.float64), compute_uv=False)
     for m in range(1, basis_de.shape[1] + 1):
         cut_dc = basis_de[:, :m] @ basis_de[:, :m].T @ kernel_dc
@@ -134,9 +134,9 @@ def test_svd_keeps_the_best_cut_of_the_classifier(classes):
 def test_random_spaces_follow_from_the_seed():
     z_nd, kernel_dc = spread_out(50, 6), kernel(6, 9)
     one, same, other = (fit(z_nd, kernel_dc, seed) for seed in (0, 0, 1))
-    for suffix in ("_random", "_rotation"):
-        np.testing.assert_array_equal(one[suffix].basis_de, same[suffix].basis_de)
-        assert not np.allclose(one[suffix].basis_de, other[suffix].basis_de)
+    for name in ("random", "rotation"):
+        np.testing.assert_array_equal(one[name].basis_de, same[name].basis_de)
+        assert not np.allclose(one[name].basis_de, other[name].basis_de)
 
 
 def test_dims_in_another_order_are_only_moved():
@@ -145,16 +145,16 @@ def test_dims_in_another_order_are_only_moved():
     z_nd[0, 2] = np.nan  # which a product would spread
     order = np.random.default_rng(0).permutation(6)
     assert order.tolist() != list(range(6))
-    np.testing.assert_array_equal(fitted[""].project(z_nd), z_nd)
-    np.testing.assert_array_equal(fitted["_random"].project(z_nd), z_nd[:, order])
+    np.testing.assert_array_equal(fitted["trained"].project(z_nd), z_nd)
+    np.testing.assert_array_equal(fitted["random"].project(z_nd), z_nd[:, order])
 
 
 def test_coordinates_do_not_depend_on_chunks(monkeypatch):
     z_nd = spread_out(41, 6)
     fitted = fit(z_nd, kernel(6, 9), seed=0)
-    whole = {suffix: space.project(z_nd) for suffix, space in fitted.items()}
+    whole = {name: space.project(z_nd) for name, space in fitted.items()}
     assert all(x_ne.dtype == np.float32 for x_ne in whole.values())
-    np.testing.assert_array_equal(whole[""], z_nd)
+    np.testing.assert_array_equal(whole["trained"], z_nd)
     small_chunks(monkeypatch, 6)
-    for suffix, space in fitted.items():
-        np.testing.assert_allclose(space.project(z_nd), whole[suffix], rtol=1e-5, atol=1e-5)
+    for name, space in fitted.items():
+        np.testing.assert_allclose(space.project(z_nd), whole[name], rtol=1e-5, atol=1e-5)

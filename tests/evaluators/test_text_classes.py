@@ -9,6 +9,7 @@ from mrl_jax.data.labelled_text import LabelledTexts
 from mrl_jax.errors import DataError
 from mrl_jax.evaluators import text_classification, text_clustering
 from mrl_jax.evaluators.text_common import rivals
+from mrl_jax.record.results import Series
 
 WIDTH, DIMS = 6, (1, 3, 6)
 
@@ -39,7 +40,7 @@ def unit(z_nd, dim):
 
 def test_accuracies_are_those_of_scikit_learn_on_cut_and_scaled_vectors():
     embed, train, test = parts()
-    finding = text_classification.measure(embed, "topic", train, test, DIMS)
+    finding = text_classification.measure(embed, Series("topic"), train, test, DIMS)
     found = {(r.name, r.dim): r.value for r in finding.results}
     for dim in DIMS:
         x, y = (unit(embed(s.texts), dim) for s in (train, test))
@@ -66,7 +67,7 @@ def test_votes_that_tie_go_to_the_nearest():
     train = LabelledTexts(["a", "b", "c", "d"], ["x", "x", "y", "y"])
     found = text_classification.measure(
         lambda texts: np.array([table[t] for t in texts]),
-        "t",
+        Series("t"),
         train,
         LabelledTexts(["q"], ["x"]),
         (2,),
@@ -77,7 +78,7 @@ def test_votes_that_tie_go_to_the_nearest():
 def test_rivals_are_measured_beside():
     embed, train, test = parts()
     spaces = rivals(embed(train.texts), seed=0)
-    found = text_classification.measure(embed, "t", train, test, DIMS, spaces=spaces)
+    found = text_classification.measure(embed, Series("t"), train, test, DIMS, spaces=spaces)
     assert {r.name for r in found.results} == {
         f"t/{m}{s}" for m in ("logreg", "knn10") for s in ("", "_rotation", "_pca")
     }
@@ -87,7 +88,7 @@ def test_rivals_are_measured_beside():
 
 def test_v_measure_is_that_of_scikit_learn():
     embed, texts = data()
-    found = text_clustering.measure(embed, "topic", texts, DIMS, seed=3)
+    found = text_clustering.measure(embed, Series("topic"), texts, DIMS, seed=3)
     for result in found.results[1:]:  # of one dim there are but two different vectors
         x = unit(embed(texts.texts), result.dim)
         values = [
@@ -111,7 +112,7 @@ def test_v_measure_is_that_of_scikit_learn():
 def test_texts_that_cannot_be_classified_are_refused(train, test, message):
     with pytest.raises(DataError, match=message):
         text_classification.measure(
-            lambda t: np.eye(len(t)), "t", LabelledTexts(*train), LabelledTexts(*test), (2,)
+            lambda t: np.eye(len(t)), Series("t"), LabelledTexts(*train), LabelledTexts(*test), (2,)
         )
 
 
@@ -119,5 +120,9 @@ def test_texts_that_cannot_be_classified_are_refused(train, test, message):
 def test_texts_that_cannot_be_clustered_are_refused(labels):
     with pytest.raises(DataError, match="needs at least 2 classes, and as many different texts"):
         text_clustering.measure(
-            lambda t: np.eye(len(t)), "t", LabelledTexts(["a", "b", "b"], labels), (2,), seed=0
+            lambda t: np.eye(len(t)),
+            Series("t"),
+            LabelledTexts(["a", "b", "b"], labels),
+            (2,),
+            seed=0,
         )

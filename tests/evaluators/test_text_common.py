@@ -3,6 +3,7 @@ import pytest
 
 from mrl_jax.errors import NonFiniteError
 from mrl_jax.evaluators.text_common import RESAMPLES, embedded, interval, resamples, rivals
+from mrl_jax.record.results import Series
 
 WIDTH = 6
 
@@ -24,12 +25,14 @@ def test_rivals_are_orthogonal_and_pca_has_the_variance_of_unit_vectors_in_order
     rng = np.random.default_rng(0)
     z_nd = rng.normal(size=(200, WIDTH)) * np.arange(1, WIDTH + 1) * rng.uniform(1, 9, (200, 1))
     spaces = rivals(z_nd, seed=3)
-    assert list(spaces) == ["", "_rotation", "_pca"]
+    assert list(spaces) == ["trained", "rotation", "pca"]
     for space in spaces.values():
         np.testing.assert_allclose(space.basis_de.T @ space.basis_de, np.eye(WIDTH), atol=1e-12)
     unit_nd = z_nd / np.linalg.norm(z_nd, axis=1, keepdims=True)
-    np.testing.assert_array_equal(spaces[""].project(np.float32(unit_nd)), np.float32(unit_nd))
-    variance_e = spaces["_pca"].project(unit_nd).var(0)
+    np.testing.assert_array_equal(
+        spaces["trained"].project(np.float32(unit_nd)), np.float32(unit_nd)
+    )
+    variance_e = spaces["pca"].project(unit_nd).var(0)
     expected = np.linalg.eigvalsh(np.cov(unit_nd.T, bias=True))[::-1]
     np.testing.assert_allclose(variance_e, expected, rtol=1e-5)
 
@@ -46,7 +49,8 @@ def test_resamples_are_uniform_and_the_same_for_the_same_seed():
 
 
 def test_interval_is_the_middle_95_percent():
-    np.testing.assert_allclose(interval(np.arange(1001)), (25, 975))
+    told = interval(Series("s", metric="x"), 8, np.arange(1001))
+    assert told == {**Series("s", metric="x")._asdict(), "dim": 8, "low": 25, "high": 975}
 
 
 def test_embeddings_that_are_not_finite_are_refused():

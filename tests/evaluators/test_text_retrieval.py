@@ -8,6 +8,7 @@ from sklearn.metrics import average_precision_score, ndcg_score
 from mrl_jax.data.beir import Collection
 from mrl_jax.evaluators.text_common import resamples, rivals
 from mrl_jax.evaluators.text_retrieval import measure
+from mrl_jax.record.results import Series
 from mrl_jax.runtime import mesh as meshes
 
 DOCUMENTS, QUERIES, WIDTH = 40, 12, 8
@@ -83,7 +84,7 @@ def expected_of(table, grades, dim, shared=()):
 def test_metrics_are_those_of_scikit_learn_at_every_prefix(on_mesh):
     data, table, grades = collection()
     mesh = meshes.make_mesh(data=8) if on_mesh else None
-    finding = measure(embedder(table), "c", data, DIMS, seed=0, mesh=mesh)
+    finding = measure(embedder(table), Series("c"), data, DIMS, seed=0, mesh=mesh)
     found = by_name(finding)
     for dim in DIMS:
         for metric, value_q in expected_of(table, grades, dim).items():
@@ -101,7 +102,7 @@ def test_graded_order_by_hand():
         [0, 0], [0, 2], [1, 3]]))  # fmt: skip
     table = {"a": [1.0, 0], "b": [0.9, 0.1], "c": [0.5, 0.5], "q": [1.0, 0]}
     embed = embedder({k: np.array(v) for k, v in table.items()})
-    found = by_name(measure(embed, "c", data, (2,), seed=0))
+    found = by_name(measure(embed, Series("c"), data, (2,), seed=0))
     # Ranks 1 and 3 hold grades 1 and 3; the best order is 3, 1.
     ndcg = (1 + 3 / 2) / (3 + 1 / math.log2(3))
     np.testing.assert_allclose(found["c/ndcg10", 2].value, ndcg, rtol=1e-6)
@@ -117,7 +118,7 @@ def test_relevant_documents_that_are_not_among_the_first_100_count_as_not_found(
     table = dict(zip(names, np.stack([np.cos(angle), np.sin(angle)], 1), strict=True))
     table["q"] = table["d0"]
     data = Collection(names, names, ["q"], ["q"], *judged)
-    found = by_name(measure(embedder(table), "c", data, (2,), seed=0))
+    found = by_name(measure(embedder(table), Series("c"), data, (2,), seed=0))
     for metric in ("recall10", "recall100", "map100"):
         np.testing.assert_allclose(found[f"c/{metric}", 2].value, 2 / 3, rtol=1e-6)
 
@@ -125,7 +126,7 @@ def test_relevant_documents_that_are_not_among_the_first_100_count_as_not_found(
 def test_ids_that_are_equal_mean_nothing_unless_one_says_so():
     shared = (3, 7)
     data, table, grades = collection(shared=shared)
-    finding = measure(embedder(table), "c", data, DIMS, seed=0)
+    finding = measure(embedder(table), Series("c"), data, DIMS, seed=0)
     assert json.loads(finding.files["c_retrieval.json"])["ignored"] == 0
     found = by_name(finding)
     for dim in DIMS:
@@ -141,7 +142,7 @@ def test_document_with_the_id_of_a_query_is_not_shown_to_it_on_request():
         table[f"d{q}"] = table[f"q{q}"]
     judged = np.array([(*key, grade) for key, grade in sorted(grades.items())]).T
     data = data._replace(query_r=judged[0], document_r=judged[1], grade_r=judged[2])
-    finding = measure(embedder(table), "c", data, DIMS, seed=0, ignore_identical_ids=True)
+    finding = measure(embedder(table), Series("c"), data, DIMS, seed=0, ignore_identical_ids=True)
     assert json.loads(finding.files["c_retrieval.json"])["ignored"] == 2
     found = by_name(finding)
     for dim in DIMS:
@@ -151,13 +152,13 @@ def test_document_with_the_id_of_a_query_is_not_shown_to_it_on_request():
 
 def test_equal_documents_tie_in_the_order_of_the_corpus():
     data = Collection(["a", "b"], ["1", "2"], ["q"], ["q"], *np.array([[0], [1], [1]]))
-    found = by_name(measure(lambda t: np.ones((len(t), 2)), "c", data, (2,), seed=0))
+    found = by_name(measure(lambda t: np.ones((len(t), 2)), Series("c"), data, (2,), seed=0))
     assert found["c/mrr10", 2].value == 0.5
 
 
 def test_retention_is_paired_over_queries():
     data, table, grades = collection()
-    finding = measure(embedder(table), "c", data, (2, 4), seed=5, spaces=None)
+    finding = measure(embedder(table), Series("c"), data, (2, 4), seed=5, spaces=None)
     found = by_name(finding)
     short, whole = (np.array(expected_of(table, grades, m)["ndcg10"]) for m in (4, WIDTH))
     weight_rq = np.concatenate(list(resamples(QUERIES, 5)))
@@ -180,7 +181,7 @@ def test_queries_may_be_embedded_otherwise_and_rivals_are_beside():
     found = by_name(
         measure(
             embed,
-            "c",
+            Series("c"),
             data,
             (4, WIDTH),
             seed=0,
@@ -188,7 +189,7 @@ def test_queries_may_be_embedded_otherwise_and_rivals_are_beside():
             embed_queries=lambda t: embed([x.removeprefix("query: ") for x in t]),
         )
     )
-    plain = by_name(measure(embed, "c", data, (4, WIDTH), seed=0))
+    plain = by_name(measure(embed, Series("c"), data, (4, WIDTH), seed=0))
     assert found["c/ndcg10", 4] == plain["c/ndcg10", 4]
     for metric in ("ndcg10", "map100"):
         np.testing.assert_allclose(

@@ -8,6 +8,7 @@ from mrl_jax.errors import DataError
 from mrl_jax.evaluators import text_sts
 from mrl_jax.evaluators.text_common import RESAMPLES, resamples, rivals
 from mrl_jax.evaluators.text_sts import measure
+from mrl_jax.record.results import Series
 
 PAIRS, WIDTH = 60, 8
 DIMS = (1, 3, WIDTH)
@@ -35,7 +36,7 @@ def values(found):
 
 def test_correlations_are_those_of_scipy_at_every_prefix():
     embed, pairs, score_n, (a, b) = data()
-    found = values(measure(embed, "sts", pairs, score_n, DIMS, seed=0))
+    found = values(measure(embed, Series("sts"), pairs, score_n, DIMS, seed=0))
     full = scipy.stats.spearmanr(cosines(a, b, WIDTH), score_n).statistic
     for dim in DIMS:
         cosine_n = cosines(a, b, dim) if dim > 1 else np.sign(a[:, 0] * b[:, 0])  # ties
@@ -52,9 +53,11 @@ def test_correlations_are_those_of_scipy_at_every_prefix():
 
 def test_intervals_are_those_of_the_resamples_and_retention_is_paired():
     embed, pairs, score_n, (a, b) = data()
-    finding = measure(embed, "sts", pairs, score_n, DIMS, seed=4)
+    finding = measure(embed, Series("sts"), pairs, score_n, DIMS, seed=4)
     content = json.loads(finding.files["sts_sts.json"])
-    intervals = {(i["metric"], i["dim"]): (i["low"], i["high"]) for i in content["intervals"]}
+    intervals = {
+        (f"sts/{i['metric']}", i["dim"]): (i["low"], i["high"]) for i in content["intervals"]
+    }
     weight_rn = np.concatenate(list(resamples(PAIRS, 4)))
     expected = {"spearman": [], "pearson": [], "retention": []}
     for weight_n in weight_rn:
@@ -77,7 +80,7 @@ def test_intervals_are_those_of_the_resamples_and_retention_is_paired():
 def test_rivals_are_measured_beside_and_a_rotation_keeps_the_full_width():
     embed, pairs, score_n, (a, _) = data()
     spaces = rivals(a, seed=1)
-    found = values(measure(embed, "sts", pairs, score_n, (3, WIDTH), seed=0, spaces=spaces))
+    found = values(measure(embed, Series("sts"), pairs, score_n, (3, WIDTH), seed=0, spaces=spaces))
     plain, turned = (found[f"sts/spearman{s}", WIDTH].value for s in ("", "_rotation"))
     np.testing.assert_allclose(plain, turned, rtol=1e-4)
     assert found["sts/spearman_rotation", 3].value != found["sts/spearman", 3].value
@@ -88,15 +91,15 @@ def test_rivals_are_measured_beside_and_a_rotation_keeps_the_full_width():
 
 def test_length_of_embeddings_and_their_order_do_not_matter():
     embed, pairs, score_n, _ = data()
-    first = measure(embed, "sts", pairs, score_n, DIMS, seed=0).results
-    scaled = measure(lambda t: 7 * embed(t), "sts", pairs, score_n, DIMS, seed=0).results
+    first = measure(embed, Series("sts"), pairs, score_n, DIMS, seed=0).results
+    scaled = measure(lambda t: 7 * embed(t), Series("sts"), pairs, score_n, DIMS, seed=0).results
     for one, other in zip(first, scaled, strict=True):
-        np.testing.assert_allclose(one[2:4], other[2:4], rtol=1e-5)
+        np.testing.assert_allclose(one[6:8], other[6:8], rtol=1e-5)  # value, stderr
 
 
 def test_constant_embeddings_agree_with_nothing_and_have_no_retention():
     _, pairs, score_n, _ = data()
-    found = measure(lambda t: np.ones((len(t), 4)), "sts", pairs, score_n, (2, 4), seed=0)
+    found = measure(lambda t: np.ones((len(t), 4)), Series("sts"), pairs, score_n, (2, 4), seed=0)
     assert [r.value for r in found.results] == [0] * 4
     assert not any("retention" in r.name for r in found.results)
 
@@ -112,13 +115,13 @@ def test_constant_embeddings_agree_with_nothing_and_have_no_retention():
 )
 def test_pairs_that_cannot_be_correlated_are_refused(pairs, scores, message):
     with pytest.raises(DataError, match=message):
-        measure(lambda t: np.eye(len(t)), "sts", pairs, np.array(scores), (2,), seed=0)
+        measure(lambda t: np.eye(len(t)), Series("sts"), pairs, np.array(scores), (2,), seed=0)
 
 
 def test_interface_needs_one_call_of_the_network(monkeypatch):
     calls = []
     embed, pairs, score_n, _ = data()
     text_sts.measure(
-        lambda t: (calls.append(len(t)), embed(t))[1], "sts", pairs, score_n, DIMS, seed=0
+        lambda t: (calls.append(len(t)), embed(t))[1], Series("sts"), pairs, score_n, DIMS, seed=0
     )
     assert calls == [2 * PAIRS]

@@ -12,8 +12,9 @@ from mrl_jax import experiment
 from mrl_jax.data.vector_splits import read_scored
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.evaluators import Evaluation
+from mrl_jax.evaluators.attempt import attempt
 from mrl_jax.record.finding import Finding, Unmeasurable, digest_of
-from mrl_jax.record.results import Result
+from mrl_jax.record.results import Series
 from mrl_jax.runtime.mesh import make_mesh
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -24,16 +25,16 @@ def failing(error):
 
 
 def test_a_measure_that_fails_keeps_the_numbers_of_the_others():
-    found, number = Finding(), Result("val/x", 8, 0.5, 0.0, 2)
+    found, number = Finding(), Series("", "val", "x").result(8, 0.5, 0.0, 2)
     unread = DataError("b.jpg is no image")
-    found.attempt("equal", functools.partial(failing, Unmeasurable("all scores are equal")))
-    found.attempt("val/x", lambda: Finding([number]))
-    found.attempt("val/y", functools.partial(failing, unread))
+    attempt(found, "equal", functools.partial(failing, Unmeasurable("all scores are equal")))
+    attempt(found, "val/x", lambda: Finding([number]))
+    attempt(found, "val/y", functools.partial(failing, unread))
     assert found.results == [number]
     assert found.skipped == {"equal": "all scores are equal", "val/y": "b.jpg is no image"}
     assert found.unread == [unread]
     with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
-        found.attempt("z", lambda: 1 / 0)
+        attempt(found, "z", lambda: 1 / 0)
     whole = Finding()
     whole.add(found)
     assert whole == found
@@ -80,7 +81,7 @@ def test_adaptors_are_measured_by_what_there_is_enough_of(tmp_path):
     program = setup.program
     found = setup.evaluate(program.init_state(program.run_key(0)))
     assert found.skipped == reasons
-    assert {r.name.partition("/")[0] for r in found.results} == {"good"}
+    assert {r.set for r in found.results} == {"good"}
 
 
 @pytest.mark.parametrize(

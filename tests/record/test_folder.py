@@ -5,8 +5,9 @@ import pytest
 
 from mrl_jax import config as configs
 from mrl_jax.errors import UsageError
-from mrl_jax.evaluators import Finding
 from mrl_jax.record import folder as workdir
+from mrl_jax.record.finding import Finding
+from mrl_jax.record.results import Series
 
 CONFIG = configs.default_config()
 
@@ -14,7 +15,7 @@ CONFIG = configs.default_config()
 def record(folder, step, **files):
     """What a measurement at this step leaves: in both places the number of the step."""
     finding = Finding(files={"step.txt": str(step).encode(), **files})
-    finding.add_right("test/top1", (8,), np.ones((1, step), bool))
+    finding.add_right(Series("", "test", "top1"), (8,), np.ones((1, step), bool))
     workdir.record_finding(
         folder, finding, config=CONFIG, command="here", step=step, data="0123456789abcdef"
     )

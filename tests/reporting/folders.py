@@ -5,7 +5,14 @@ import json
 import numpy as np
 from PIL import Image
 
+from mrl_jax.record.results import Series
+
 DIMS = (2, 4, 8)
+
+
+def entry(*series, dim, value, stderr, n):
+    """An entry of results.json; `series` are the first fields of `Series`."""
+    return Series(*series).result(dim, value, stderr, n)._asdict()
 
 
 def make_results(kind, dims, seed):
@@ -20,10 +27,11 @@ def make_results(kind, dims, seed):
             value -= {"separate": 0.0, "shared": 0.01, "fixed": 0.02 * seed}[kind]
             row = {"dim": dim, "value": value, "stderr": 0.02, "n": 400}
             if kind != "separate" or dim in dims:
-                results.append({"name": f"{split}/top1", **row})
-            results += [{"name": f"{split}/{m}", **row} for m in ("1nn", "1nn_pca", "1nn_random")]
+                results.append(entry("", split, "top1", **row))
+            spaces = ("trained", "pca", "random")
+            results += [entry("", split, "1nn", space, **row) for space in spaces]
     return {
-        "schema": 1,
+        "schema": 2,
         "run": f"digits:{name}",
         "config": {
             "name": f"digits:{name}",
@@ -37,7 +45,11 @@ def make_results(kind, dims, seed):
         "versions": {"python": "3.11.7", "jax": "0.10.2"},
         "command": f"python -m mrl_jax.train --config configs/digits.py:{name}",
         "device": "cpu x1",
+        "data": "",
+        "read": {},
         "results": results,
+        "metrics": {},
+        "skipped": {},
     }
 
 
@@ -60,13 +72,13 @@ def add_evaluation(root, folder, split="test"):
     """Examples of "top1" that agree with results.json, a shift, a picture and an unknown metric."""
     results = json.loads((root / folder / "results.json").read_text())
     results["data"] = "fingerprint"
-    found = [r for r in results["results"] if r["name"] == f"{split}/top1"]
+    found = [r for r in results["results"] if (r["split"], r["metric"]) == (split, "top1")]
     rows = []
     for result in found:
         rows.append(np.arange(result["n"]) < round(result["value"] * result["n"]))
         result["value"] = float(rows[-1].mean())
-        results["results"].append({**result, "name": "v2/top1"})
-        results["results"].append({**result, "name": f"{split}/strange"})
+        results["results"].append({**result, "set": "v2", "split": ""})
+        results["results"].append({**result, "metric": "strange"})
     dims = np.array([result["dim"] for result in found], np.int32)
     evaluation = root / folder / "evaluation"
     evaluation.mkdir()

@@ -5,12 +5,17 @@ import json
 import numpy as np
 
 from mrl_jax.record.artefacts import Artefacts
-from mrl_jax.record.runs import Result, Run
+from mrl_jax.record.runs import Run
+from mrl_jax.reporting.methods import series
 
 
 def make_run(kind, dims, seed, values, *, split="test", data="", artefacts=None, **config):
-    """A run with results {(metric, dim): value} on 100 examples of one split."""
-    results = tuple(Result(split, m, dim, v, 0.01, 100) for (m, dim), v in values.items())
+    """A run with results {(metric, dim): value} on 100 examples of one split.
+
+    A metric in another space than the trained one is a pair of both.
+    """
+    named = (((m,) if isinstance(m, str) else m, dim, v) for (m, dim), v in values.items())
+    results = tuple(series(split, *m).result(dim, v, 0.01, 100) for m, dim, v in named)
     folder = f"{kind}-{dims[-1]}-{seed}-{'-'.join(map(str, config.values()))}"
     flat = {"seed": seed, "head.kind": kind, "nesting.dims": list(dims), "name": folder, **config}
     described = (folder, folder, kind, tuple(dims), seed, flat, "c0ffee", {}, "train", "cpu")
@@ -28,8 +33,9 @@ def judged_run(folder, kind, dims, seed, right, *, data="d1", split="test", **co
     arrays = {}
     for metric in {metric for metric, _ in right}:
         at = sorted(dim for name, dim in right if name == metric)
-        arrays[f"{split}/{metric}"] = np.stack([right[metric, dim] for dim in at])
-        arrays[f"{split}/{metric}/dims"] = np.array(at, np.int32)
+        named = series(split, *((metric,) if isinstance(metric, str) else metric)).name
+        arrays[named] = np.stack([right[metric, dim] for dim in at])
+        arrays[f"{named}/dims"] = np.array(at, np.int32)
     np.savez(folder / "examples.npz", **arrays)
     values = {key: float(np.mean(of)) for key, of in right.items()}
     artefacts = Artefacts(folder)

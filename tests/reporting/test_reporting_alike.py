@@ -8,6 +8,7 @@ import pytest
 from studies import make_run, top1
 
 from mrl_jax.record import runs
+from mrl_jax.record.results import Series
 from mrl_jax.reporting import headline, methods, sheet, tables
 
 
@@ -103,7 +104,7 @@ def test_evaluation_keys_that_change_numbers_are_part_of_a_method():
 def test_frozen_vectors_are_a_column_for_each_data_set():
     found = []
     for seed in (0, 1):
-        values = {("spearman", 2): 0.5, ("spearman_cut", 2): 0.1 * (seed + 1)}
+        values = {("spearman", 2): 0.5, (("spearman", "cut"), 2): 0.1 * (seed + 1)}
         run = make_run("separate", (2,), seed, values, data=f"{seed}" * 16, task="adaptor")
         found.append(run)
     table = tables.build(methods.group(found), "test", "spearman")
@@ -116,7 +117,8 @@ def test_results_say_what_was_read(tmp_path):
     values = folders.make_results("separate", (2, 8), 0)
     values["config"]["eval"] = {"sts": ["stsb=/a/b.tsv", "gone=/x"], "hierarchy": "/a/h.csv"}
     row = {"dim": 2, "value": 0.5, "stderr": 0.1, "n": 9}
-    values["results"] += [{"name": n, **row} for n in ("stsb/spearman", "test/superclass")]
+    added = ("stsb", "", "spearman"), ("", "test", "superclass")
+    values["results"] += [folders.entry(*series, **row) for series in added]
     folders.write_run(tmp_path / "old", values)
     old = runs.read_run(tmp_path / "old", "old")
     assert old.read == {}
@@ -131,17 +133,17 @@ def test_results_say_what_was_read(tmp_path):
 
 
 def test_the_standard_error_is_that_of_what_is_shown():
-    def result(metric, dim, stderr, n):
-        return runs.Result("test", metric, dim, 0.5, stderr, n)
+    def result(metric, dim, stderr, n, space="trained"):
+        return Series("", "test", metric, space).result(dim, 0.5, stderr, n)
 
     nested = make_run("separate", (2, 8), 0, {})
     fixed = make_run("fixed", (8,), 0, {})
     nested = dataclasses.replace(
         nested,
-        results=(result("1nn", 2, 0.02, 100), result("1nn_pca", 2, 0.5, 7)),  # no column of it
+        results=(result("1nn", 2, 0.02, 100), result("1nn", 2, 0.5, 7, "pca")),  # no column of it
     )
     fixed = dataclasses.replace(
-        fixed, results=(result("1nn", 8, 0.03, 100), result("1nn_pca", 2, 0.04, 90))
+        fixed, results=(result("1nn", 8, 0.03, 100), result("1nn", 2, 0.04, 90, "pca"))
     )
     table = tables.build(methods.group([nested, fixed]), "test", "1nn")
     assert (table.stderr, table.n_examples) == ((0.02, 0.04), (90, 100))

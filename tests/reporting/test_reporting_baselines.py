@@ -15,11 +15,11 @@ def test_every_baseline_has_a_column_and_a_comparison():
     values = {
         ("top1", 2): 0.3,
         ("top1", 8): 0.9,
-        ("probe_random", 2): 0.5,
-        ("probe_random", 8): 0.8,
+        (("probe", "random"), 2): 0.5,
+        (("probe", "random"), 8): 0.8,
     }
-    for suffix, value in (("random", 0.2), ("rotation", 0.4), ("pca", 0.7), ("svd", 0.75)):
-        values |= {(f"top1_{suffix}", 2): value, (f"top1_{suffix}", 8): 0.9}
+    for space, value in (("random", 0.2), ("rotation", 0.4), ("pca", 0.7), ("svd", 0.75)):
+        values |= {(("top1", space), 2): value, (("top1", space), 8): 0.9}
     config = {"model.width": 64, "model.embedding_dim": 8}
     slim = {"model.width": 16, "model.embedding_dim": 2}
     runs = [
@@ -60,7 +60,7 @@ def test_every_baseline_has_a_column_and_a_comparison():
 
 
 def test_the_head_cut_short_stands_in_where_the_metric_has_no_shorter_prefix():
-    values = {("top1", 8): 0.9, ("top1_cut", 2): 0.3, ("top1_cut", 8): 0.9}
+    values = {("top1", 8): 0.9, (("top1", "cut"), 2): 0.3, (("top1", "cut"), 8): 0.9}
     runs = [make_run("separate", (2, 8), 0, top1(d2=0.7)), make_run("fixed", (8,), 0, values)]
     table = tables.build(methods.group(runs), "test", "top1")
     assert cells(sheet.of_table(table), 2)["FF-8, first m dims"].text == "30.00"

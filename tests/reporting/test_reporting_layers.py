@@ -2,7 +2,8 @@ import dataclasses
 
 import studies
 
-from mrl_jax.record.runs import Result, Study
+from mrl_jax.record.results import Series
+from mrl_jax.record.runs import Study
 from mrl_jax.reporting import document, layers, methods, sections
 
 # Spearman by layer (None: all) and dim.
@@ -11,7 +12,7 @@ GRID = {(1, 4): 0.5, (1, 8): 0.6, (3, 4): 0.74, (3, 8): 0.795, (None, 4): 0.76, 
 
 def run(seed, *, split="val", also=()):
     values = {
-        (f"spearman_layer{layer}" if layer else "spearman", dim): value + 0.002 * seed
+        (("spearman", "trained", layer), dim): value + 0.002 * seed
         for (layer, dim), value in GRID.items()
     }
     config = {"pairs.layers": "last"}
@@ -41,13 +42,15 @@ def test_nothing_is_said_without_layers_and_layers_are_no_other_measures():
 
 
 def test_without_a_test_split_other_sets_are_not_called_validation():
-    also = tuple(Result(name, "spearman", 8, 0.5, 0.01, 9) for name in ("stsb", "sick"))
+    also = tuple(
+        Series(name, metric="spearman").result(8, 0.5, 0.01, 9) for name in ("stsb", "sick")
+    )
 
     def warnings(*runs):
         return " ".join(document.compose(Study("study", runs, ()))[0].warnings)
 
     assert "split: all numbers are of the validation split" in warnings(run(0))
     assert "split: all numbers but those of sick and stsb are of the" in warnings(run(0, also=also))
-    tested = Result("test", "spearman", 8, 0.5, 0.01, 9)
+    tested = Series("", "test", "spearman").result(8, 0.5, 0.01, 9)
     assert "no test split" not in warnings(run(0, also=(*also, tested)))
     assert "no test split" not in warnings(run(0, split="stsb"))

@@ -83,7 +83,7 @@ def make_judged_study(tmp_path, seeds):
         place = tmp_path / str(seed)
         runs.append(judged_run(place / "mrl", "separate", (2, 4), seed, mrl))
         runs.append(judged_run(place / "ff2", "fixed", (2,), seed, {("top1", 2): few}))
-        widest = {("top1", 4): most, ("top1_pca", 2): most, ("top1_random", 2): few}
+        widest = {("top1", 4): most, (("top1", "pca"), 2): most, (("top1", "random"), 2): few}
         runs.append(judged_run(place / "ff4", "fixed", (4,), seed, widest))
     return methods.group(runs)
 

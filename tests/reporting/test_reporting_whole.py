@@ -38,7 +38,7 @@ def test_the_whole_evaluation_is_shown(root, capsys):
     assert '80.50 <span class="spread">± 0.71</span>' in before
     # A photograph is the same by day and night; plots are not.
     assert page.count("<source") == page.count("<img") - 1
-    assert "v2,top1,2," in (root / "results.csv").read_text()
+    assert "v2,,top1,trained,,2," in (root / "results.csv").read_text()
     assert "strange" not in capsys.readouterr().out
 
 

@@ -13,8 +13,11 @@ from mrl_jax.data.beir import Collection
 from mrl_jax.data.loader import padded_batches
 from mrl_jax.data.vector_splits import ScoredVectors, VectorData, VectorSplit
 from mrl_jax.evaluators import preservation, text_common, text_retrieval, text_sts
+from mrl_jax.evaluators.attempt import attempt
 from mrl_jax.evaluators.spaces import Space
 from mrl_jax.record.finding import Finding, Unmeasurable, digest_of, refusals
+from mrl_jax.record.metrics import TRAINED
+from mrl_jax.record.results import Series
 from mrl_jax.runtime.mesh import batch_sharding, replicated
 from mrl_jax.tasks.adaptor.task import AdaptorTask
 
@@ -33,9 +36,9 @@ class AdaptorEvaluation:
     """Runs evaluators on vectors. Compiles once, however often it runs.
 
     Of every split what `preservation` measures against whole frozen vectors and, where there are
-    positives, what `text_retrieval` does of finding them; of scored pairs, `text_sts`. Metrics
-    with a suffix are of the frozen vectors: "_cut" of their first dims, "_pca" and "_rotation" of
-    those spaces, fitted on the train split.
+    positives, what `text_retrieval` does of finding them; of scored pairs, `text_sts`. Spaces
+    other than the trained one are of the frozen vectors: "cut" are their first dims, "pca" and
+    "rotation" are fitted on the train split.
 
     Args:
       task: gives embed().
@@ -92,28 +95,28 @@ class AdaptorEvaluation:
         for name in splits:
             split = self._data.splits[name]
             preserved = functools.partial(self._preserved, adapt, name, split)
-            found.attempt(f"{name}/overlap10", preserved)
+            attempt(found, f"{name}/overlap10", preserved)
             if "positive" in split.sides:
                 answered = functools.partial(self._answered, adapt, name, split)
-                found.attempt(f"{name}/ndcg10", answered)
+                attempt(found, f"{name}/ndcg10", answered)
         for name, (a_nd, b_nd, score_n) in self._sts.items():
             found.read[f"sts.{name}"] = digest_of((a_nd, b_nd, score_n))
             rows = range(len(a_nd)), range(len(a_nd), 2 * len(a_nd))
             measure = functools.partial(
-                text_sts.measure, name=name, pairs=rows, score_n=score_n, dims=self._dims
+                text_sts.measure, at=Series(name), pairs=rows, score_n=score_n, dims=self._dims
             )
             both_nd = np.concatenate([a_nd, b_nd])
-            found.attempt(name, functools.partial(self._beside, measure, adapt, both_nd))
+            attempt(found, name, functools.partial(self._beside, measure, adapt, both_nd))
         return found
 
     def _preserved(self, adapt: Callable, name: str, split: VectorSplit) -> Finding:
         vectors = split.sides["vector"]
         frozen_nd = text_common.unit_rows(vectors.read(0, vectors.rows), name)
-        compared = [("", self._dims, adapt(frozen_nd))]
-        for suffix, there, (x_ne,) in text_common.in_spaces(self._rivals, self._dims, frozen_nd):
-            compared.append((suffix or "_cut", there, x_ne))
+        compared = [(TRAINED, self._dims, adapt(frozen_nd))]
+        for space, there, (x_ne,) in text_common.in_spaces(self._rivals, self._dims, frozen_nd):
+            compared.append((_of_frozen(space), there, x_ne))
         options = {"seed": self._seed, "mesh": self._mesh}
-        return preservation.measure(compared, frozen_nd, name, **options)
+        return preservation.measure(compared, frozen_nd, Series(split=name), **options)
 
     def _answered(self, adapt: Callable, name: str, split: VectorSplit) -> Finding:
         collection = _collection(split.ids)
@@ -121,7 +124,7 @@ class AdaptorEvaluation:
         z_nd = np.concatenate([vectors.read(0, vectors.rows) for vectors in both])
         measure = functools.partial(
             text_retrieval.measure,
-            name=name,
+            at=Series(split=name),
             collection=collection,
             dims=self._dims,
             ignore_identical_ids=True,
@@ -139,11 +142,14 @@ class AdaptorEvaluation:
         adapted_nd = adapt(z_nd)
         found = measure(lambda rows: adapted_nd[rows], seed=self._seed)
         frozen = measure(lambda rows: z_nd[rows], seed=self._seed, spaces=self._rivals)
-        suffixes = tuple(suffix for suffix in self._rivals if suffix)
         for result in frozen.results:
-            name = result.name if result.name.endswith(suffixes) else f"{result.name}_cut"
-            found.results.append(result._replace(name=name))
+            found.results.append(result._replace(space=_of_frozen(result.space)))
         return found
+
+
+def _of_frozen(space: str) -> str:
+    """What the space of frozen vectors is called beside that of the adapted ones."""
+    return "cut" if space == TRAINED else space
 
 
 def _collection(ids: dict[str, np.ndarray]) -> Collection:

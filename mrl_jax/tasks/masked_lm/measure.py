@@ -11,11 +11,12 @@ from jax.sharding import Mesh
 
 from mrl_jax.data.loader import padded_batches
 from mrl_jax.data.masked import Sequences
+from mrl_jax.evaluators.attempt import attempt
 from mrl_jax.evaluators.spaces import Moments, Space, fit_spaces, scatter
 from mrl_jax.evaluators.text_common import itself
 from mrl_jax.kernels import prefix_matmul
 from mrl_jax.record.finding import Finding, Unmeasurable
-from mrl_jax.record.results import Result
+from mrl_jax.record.results import Series
 from mrl_jax.runtime.mesh import batch_sharding, replicated
 from mrl_jax.tasks.masked_lm.task import MaskedLM
 
@@ -29,8 +30,8 @@ _LOGITS, _ROWS = 2**20, 128
 class MaskedEvaluation:
     """Tells hidden tokens of a split, the same ones in every run.
 
-    "{split}/masked_accuracy" is the share of hidden tokens that get the highest logit of all;
-    "{split}/masked_probability" the geometric mean of the probability that they get, which is one
+    Metric masked_accuracy is the share of hidden tokens that get the highest logit of all;
+    masked_probability the geometric mean of the probability that they get, which is one
     over the perplexity and exp(-loss).
 
     Args:
@@ -41,8 +42,8 @@ class MaskedEvaluation:
       batch_size: sequences per step, a multiple of what the mesh splits the batch into.
       seed: of random spaces.
       projections: keep m coordinates of other spaces as well, as rivals of m dims: PCA of what the
-        output layer reads in the train split, its own singular vectors, random ones. Suffixes as
-        in `spaces.fit_spaces`.
+        output layer reads in the train split, its own singular vectors, random ones; see
+        `spaces.fit_spaces`.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class MaskedEvaluation:
             spaces = _spaces(self._read(params, train, row_n)[0], kernel_dv, self._seed)
         for name in splits:
             of_split = functools.partial(self._of_split, params, name, spaces, kernel_dv, bias_v)
-            found.attempt(f"{name}/masked_accuracy", of_split)
+            attempt(found, f"{name}/masked_accuracy", of_split)
         return found
 
     def _of_split(
@@ -95,9 +96,10 @@ class MaskedEvaluation:
         h_nd, label_n = self._read(params, split, np.arange(split.examples))
         if not len(label_n):
             raise Unmeasurable("all tokens of the split are unknown to the tokenizer")
-        for suffix, space in spaces.items():
-            if dims := space.dims(self._dims):
-                found.add(_measured(name, suffix, space, h_nd, label_n, kernel_dv, bias_v, dims))
+        for space, basis in spaces.items():
+            if dims := basis.dims(self._dims):
+                at = Series(split=name, space=space)
+                found.add(_measured(at, basis, h_nd, label_n, kernel_dv, bias_v, dims))
         return found
 
     def _read(
@@ -122,8 +124,7 @@ def _spaces(h_nd: np.ndarray, kernel_dv: np.ndarray, seed: int) -> dict[str, Spa
 
 
 def _measured(
-    split: str,
-    suffix: str,
+    at: Series,
     space: Space,
     h_nd: np.ndarray,
     label_n: np.ndarray,
@@ -136,12 +137,12 @@ def _measured(
     kernel_ev = (space.basis_de.T @ kernel_dv).astype(np.float32)
     bias_v = (bias_v + space.mean_d @ kernel_dv).astype(np.float32)
     right_gn, loss_gn = judged(space.project(h_nd), kernel_ev, bias_v, label_n, dims)
-    found.add_right(f"{split}/masked_accuracy{suffix}", dims, right_gn)
+    found.add_right(at._replace(metric="masked_accuracy"), dims, right_gn)
     for dim, loss_n in zip(dims, loss_gn.astype(np.float64), strict=True):
         n, probability = len(loss_n), math.exp(-loss_n.mean())
         error = probability * loss_n.std(ddof=min(1, n - 1)) / math.sqrt(n)
-        name = f"{split}/masked_probability{suffix}"
-        found.results.append(Result(name, dim, probability, error, n))
+        told = at._replace(metric="masked_probability")
+        found.results.append(told.result(dim, probability, error, n))
     return found
 
 

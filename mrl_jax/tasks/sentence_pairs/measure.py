@@ -22,9 +22,11 @@ from mrl_jax.evaluators import (
     text_retrieval,
     text_sts,
 )
+from mrl_jax.evaluators.attempt import attempt
 from mrl_jax.models.text.prompts import Role, by_role
 from mrl_jax.models.text.tokenizer import Tokenizer, pad, padded_length
 from mrl_jax.record.finding import Finding, digest_of, refusals
+from mrl_jax.record.results import Series
 from mrl_jax.runtime.mesh import batch_sharding, replicated
 from mrl_jax.tasks.sentence_pairs.task import SentencePairs
 
@@ -146,45 +148,51 @@ class SentenceEvaluation:
             options["spaces"] = text_common.rivals(embed(fitted, role=role), self._seed)
         found.add(self._at_depth(embed, splits, options))
         for name, (train, test) in self._classification.items():
-            told = functools.partial(text_classification.measure, embed, name, train, test)
+            told = functools.partial(text_classification.measure, embed, Series(name), train, test)
             spaces = options.get("spaces")
-            found.attempt(name, functools.partial(told, self._dims, spaces=spaces))
+            attempt(found, name, functools.partial(told, self._dims, spaces=spaces))
         for name, texts in self._clustering.items():
-            clustered = functools.partial(text_clustering.measure, embed, name, texts, self._dims)
-            found.attempt(name, functools.partial(clustered, **options))
+            clustered = functools.partial(
+                text_clustering.measure, embed, Series(name), texts, self._dims
+            )
+            attempt(found, name, functools.partial(clustered, **options))
         for layer in self._layers:
             at_layer = functools.partial(embed, depth=layer)
-            measured = self._at_depth(at_layer, splits, {"seed": self._seed})
-            found.add(text_layers.of_layer(measured, layer))
+            measured = self._at_depth(at_layer, splits, {"seed": self._seed}, layer)
+            found.add(text_layers.main_numbers(measured))
         return found
 
-    def _at_depth(self, embed: Callable, splits: tuple[str, ...], options: dict) -> Finding:
+    def _at_depth(
+        self, embed: Callable, splits: tuple[str, ...], options: dict, layer: int | None = None
+    ) -> Finding:
         """Splits, scored pairs and collections."""
         found = Finding()
         for name in splits:
-            split = self._data.splits[name]
+            split, at = self._data.splits[name], Series(split=name, layer=layer)
             if split.kind == "scored":
-                scored = functools.partial(self._scored, embed, name, split, options)
-                found.attempt(f"{name}/spearman", scored)
+                scored = functools.partial(self._scored, embed, at, split, options)
+                attempt(found, f"{name}/spearman", scored)
             else:
-                matched = functools.partial(self._matched, embed, name, split)
-                found.attempt(f"{name}/match", matched)
+                matched = functools.partial(self._matched, embed, at, split)
+                attempt(found, f"{name}/match", matched)
         for name, split in self._sts.items():
-            found.attempt(name, functools.partial(self._scored, embed, name, split, options))
+            at = Series(name, layer=layer)
+            attempt(found, name, functools.partial(self._scored, embed, at, split, options))
         for name, collection in self._retrieval.items():
+            at = Series(name, layer=layer)
             documents = functools.partial(embed, role="document")
             queries = functools.partial(embed, role="query")
-            retrieved = functools.partial(text_retrieval.measure, documents, name, collection)
+            retrieved = functools.partial(text_retrieval.measure, documents, at, collection)
             ignored = name in self._ignore_identical_ids
             about = {"mesh": self._mesh, "ignore_identical_ids": ignored, **options}
             told = functools.partial(retrieved, self._dims, embed_queries=queries, **about)
-            found.attempt(name, told)
+            attempt(found, name, told)
         return found
 
-    def _scored(self, embed, name: str, split: TextSplit, options: dict) -> Finding:
-        return text_sts.measure(embed, name, _sides(split), split.score_n, self._dims, **options)
+    def _scored(self, embed, at: Series, split: TextSplit, options: dict) -> Finding:
+        return text_sts.measure(embed, at, _sides(split), split.score_n, self._dims, **options)
 
-    def _matched(self, embed, name: str, split: TextSplit) -> Finding:
+    def _matched(self, embed, at: Series, split: TextSplit) -> Finding:
         matching.check(*_ids(split))
         a_n, b_n = split.pairs()
         a, b = ("query", "document") if _is_asked(split) else ("default", "default")
@@ -196,7 +204,7 @@ class SentenceEvaluation:
                 embed([split.texts[i] for i in text_n], role=role)
                 for text_n, role in ((a_n, a), (b_n, b))
             )
-        return matching.measure(z_ad, z_bd, *_ids(split), name, self._dims)
+        return matching.measure(z_ad, z_bd, *_ids(split), at, self._dims)
 
 
 def _ids(split: TextSplit) -> tuple[np.ndarray, np.ndarray]:

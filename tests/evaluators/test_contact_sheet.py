@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrl_jax.reporting import contact_sheet
-from mrl_jax.reporting.contact_sheet import Panel, Row
-from mrl_jax.reporting.plots import LIGHT
+from mrl_jax.evaluators import contact_sheet
+from mrl_jax.evaluators.contact_sheet import Panel, Row
 
 
 def sheet(shape=(8, 8, 1), title="cat", right=True, rows=2, panels=1, note="a note", level=0):
@@ -38,7 +37,7 @@ def test_rows_and_columns_make_the_size(shape):
 
 
 def test_right_and_wrong_have_their_colours():
-    green, orange = LIGHT.roles["mrl_e"], LIGHT.roles["ff"]
+    green, orange = contact_sheet.RIGHT, contact_sheet.WRONG
     right, wrong = sheet(right=True), sheet(right=False)
     assert count_color(right, green) > 300 > count_color(right, orange)
     assert count_color(wrong, orange) > 300 > count_color(wrong, green)

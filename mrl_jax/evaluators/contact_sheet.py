@@ -10,9 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mrl_jax.reporting.plots import LIGHT
-from mrl_jax.reporting.sheet import plain
-
 DPI = 150
 CELL = 1.2  # inches of an image's longer side
 GAP = 0.08
@@ -22,6 +19,7 @@ HEADER = 0.24
 LINE = 0.14  # of the note
 CHARACTER = 0.062  # its mean width, rounded up
 HEAT, HEAT_ALPHA = "inferno", 0.7
+PAPER, INK, RIGHT, WRONG = "#ffffff", "#24292f", "#00805b", "#c94f00"
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # of red, green and blue (ITU-R BT.601)
 FONT = 7.5  # points
 NAME_CHARACTERS = 16  # of a class name that are written; more are left out
@@ -46,7 +44,7 @@ class Row(NamedTuple):
 
 
 def _shortened(name: str) -> str:
-    name = plain(name)
+    name = "".join(c if " " <= c <= "~" else "?" for c in name)  # fonts lack other letters
     return name if len(name) <= NAME_CHARACTERS else name[: NAME_CHARACTERS - 2] + ".."
 
 
@@ -74,9 +72,9 @@ def draw(columns: Sequence[str], rows: Sequence[Row], note: str) -> bytes:
     note_lines = textwrap.wrap(note, int((total_width - LEFT) / CHARACTER))
     note_top = HEADER + len(rows) * (CAPTION + tall + GAP)
     total_height = note_top + (len(note_lines) + 0.5) * LINE
-    figure = Figure(figsize=(total_width, total_height), dpi=DPI, facecolor=LIGHT.paper)
+    figure = Figure(figsize=(total_width, total_height), dpi=DPI, facecolor=PAPER)
     FigureCanvasAgg(figure)
-    text = {"fontsize": FONT, "parse_math": False, "color": LIGHT.ink}
+    text = {"fontsize": FONT, "parse_math": False, "color": INK}
 
     def inches(x, y):
         return x / total_width, 1 - y / total_height
@@ -104,15 +102,13 @@ def draw(columns: Sequence[str], rows: Sequence[Row], note: str) -> bytes:
         x, y = inches(LEFT / 2, middle)
         kind = textwrap.fill(row.kind, 12)
         figure.text(x, y, kind, rotation=90, ha="center", va="center", **text)
-        show(i, 0, _shortened(row.label), LIGHT.ink, row.image_hwc)
+        show(i, 0, _shortened(row.label), INK, row.image_hwc)
         for j, panel in enumerate(row.panels, 1):
-            color = LIGHT.roles["mrl_e" if panel.right else "ff"]
+            color = RIGHT if panel.right else WRONG
             mark = "\N{CHECK MARK}" if panel.right else "\N{BALLOT X}"
             title = f"{mark} {_shortened(panel.said)} ({panel.probability:.0%})"
             show(i, j, title, color, row.image_hwc, panel.map_hw)
     figure.text(*inches(LEFT, note_top), "\n".join(note_lines), va="top", **text)
     buffer = io.BytesIO()
-    figure.savefig(
-        buffer, format="png", dpi=DPI, facecolor=LIGHT.paper, metadata={"Software": None}
-    )
+    figure.savefig(buffer, format="png", dpi=DPI, facecolor=PAPER, metadata={"Software": None})
     return buffer.getvalue()
