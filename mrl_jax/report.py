@@ -9,33 +9,31 @@ from mrl_jax import cli
 if __name__ == "__main__":
     cli.start()  # before the imports below, which take seconds
 
-import csv
-import io
 import pathlib
 from collections.abc import Sequence
 
+import pandas as pd
+
 from mrl_jax.record import runs
-from mrl_jax.record.results import Result
+from mrl_jax.record.results import Series
 from mrl_jax.record.runs import Study
-from mrl_jax.reporting import document, markdown, methods, page, plots, sheet
+from mrl_jax.reporting import document, methods, render, sheet
+from mrl_jax.reporting.text import plain
 from mrl_jax.store import outputs
 
 TERMINAL = ("mrl", "mrl_e", "ff", "slim", "ff_cut")  # roles of what is printed
 PAGE = "report.md"
 WRITTEN, END = "<!-- files of mrl_jax.report: ", " -->"
-COLUMNS = ("run", "method", "seed", *Result._fields)
 
 
 def results_csv(study: Study) -> str:
-    """Every measured number of the study, one per line, under `COLUMNS`."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for method in methods.group(study.runs):
-        for seed, run in sorted(method.runs.items()):
-            for result in sorted(run.results, key=lambda r: (r.name, r.dim)):
-                writer.writerow((run.folder, method.label, seed, *result))
-    return text.getvalue()
+    """Every measured number of the study, one per line, under `methods.COLUMNS`."""
+    order = ["seed", *Series._fields, "dim"]
+    frames = [
+        method.frame.astype({"layer": "Int64"}).sort_values(order)
+        for method in methods.group(study.runs)
+    ]
+    return pd.concat(frames).to_csv(index=False, lineterminator="\n")
 
 
 def write_files(out: pathlib.Path, files: dict[str, bytes]) -> None:
@@ -86,12 +84,12 @@ def main(argv: Sequence[str]) -> None:
 
     # Paths and classes may have names that are not Unicode.
     texts = {
-        PAGE: markdown.render(report),
+        PAGE: render.markdown(report),
         "results.csv": results_csv(study),
-        "report.html": page.render(report),
+        "report.html": render.page(report),
     }
     files = {name: text.encode(errors="backslashreplace") for name, text in texts.items()}
-    files |= {figure.file: figure.draw(plots.LIGHT) for figure in report.figures}
+    files |= {figure.file: figure.draw(False) for figure in report.figures}
     out = args.out or args.root
     write_files(out, files)
 
@@ -99,7 +97,7 @@ def main(argv: Sequence[str]) -> None:
         # A terminal is narrow: the report has the columns of all baselines.
         print(sheet.to_text(sheet.of_table(tables[0].only(TERMINAL))))
     for name in study.unfinished:
-        print(f"not finished: {sheet.plain(name)}")
+        print(f"not finished: {plain(name)}")
     print(f"report: {out / 'report.html'}")
 
 

@@ -1,35 +1,60 @@
-"""The parts of a report before they become Markdown or HTML."""
+"""The parts of a report before the templates turn them into Markdown or HTML."""
 
 import dataclasses
 from collections.abc import Callable
 
-from mrl_jax.reporting.plots import Theme
-from mrl_jax.reporting.sheet import Sheet
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """The text of one cell, a second small line under it, and whether it is the best of its row."""
+
+    text: str = ""
+    below: str = ""
+    best: bool = False
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        """The number, and the spread or interval after it, which a narrow page puts below it."""
+        number, space, rest = self.text.partition(" ")
+        return (number, rest) if space and rest[0] in "±[" else (self.text, "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row; `faint` sets the dims apart that were never trained."""
+
+    head: str
+    cells: tuple[Cell, ...]
+    faint: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Sheet:
+    """A table ready to be written down. `numbers` aligns the cells to the right."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    note: str = ""
+    numbers: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """One figure: the PNG file beside the report, a caption, and its drawing by theme."""
+    """The name of the PNG file beside the report, a caption, and the drawing; `dark` for pages."""
 
     file: str
     caption: str
-    draw: Callable[[Theme], bytes]
+    draw: Callable[[bool], bytes]  # of whether it is for a dark page
     wide: bool = False  # takes the whole width of a page
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """What was found about one thing.
-
-    Attributes:
-      lead: what a reader in a hurry should know, for the top of the report.
-      sentences: all of it, beside the figures.
-      sheets: tables that are open; `folded`, those behind a title.
-    """
+    """What was found about one thing: one sentence, figures, open tables and folded ones."""
 
     heading: str
     lead: str = ""
-    sentences: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()
     sheets: tuple[Sheet, ...] = ()
     folded: tuple[Sheet, ...] = ()
@@ -37,17 +62,15 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A report: what it says, what it shows, and the folded parts with their titles."""
+    """A report. `overview` compares all measures at a glance, `listings` are preformatted."""
 
     title: str
-    facts: str
+    facts: tuple[str, ...]
     warnings: tuple[str, ...]
     sections: tuple[Section, ...]
     overview: Sheet | None
-    legend: str  # how to read the figures
     folded: tuple[tuple[str, tuple[Sheet, ...]], ...]
-    runs: Sheet
-    listings: tuple[tuple[str, str], ...]  # title and preformatted text
+    listings: tuple[tuple[str, str], ...]
 
     @property
     def figures(self) -> tuple[Figure, ...]:

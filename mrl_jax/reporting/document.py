@@ -1,41 +1,20 @@
 """The content of a report, in order, before it becomes Markdown or HTML."""
 
-import dataclasses
 import json
 from collections.abc import Sequence
 
+from mrl_jax.record.results import Series
 from mrl_jax.record.runs import Run, Study
 from mrl_jax.reporting import methods, sections, sheet, tables
-from mrl_jax.reporting.content import Document, Section
-from mrl_jax.reporting.headline import count, listing
+from mrl_jax.reporting.content import Cell, Document, Row, Sheet
 from mrl_jax.reporting.methods import Method
-from mrl_jax.reporting.sheet import Cell, Row, Sheet
 from mrl_jax.reporting.tables import Table
+from mrl_jax.reporting.text import count, listing
 
 # What is shown of the validation split beside the test split.
 VALIDATED = ("top1", "1nn", "top5", "match", "masked_accuracy", "spearman")
-
+VALIDATION = "Validation accuracy (the split that tuning may look at)"
 MOST_MISSING = 10  # measures that are named with the reason why they are missing
-
-
-def _numbered(found: Sequence[Section]) -> list[Section]:
-    """The same sections with numbers for their figures and open tables."""
-    figures = tables_ = 0
-    numbered = []
-    for section in found:
-        own_figures, own_sheets = [], []
-        for figure in section.figures:
-            figures += 1
-            own_figures.append(
-                dataclasses.replace(figure, caption=f"Figure {figures}. {figure.caption}")
-            )
-        for one in section.sheets:
-            tables_ += 1
-            own_sheets.append(dataclasses.replace(one, title=f"Table {tables_}. {one.title}"))
-        numbered.append(
-            dataclasses.replace(section, figures=tuple(own_figures), sheets=tuple(own_sheets))
-        )
-    return numbered
 
 
 def _runs_sheet(study: Study, found: Sequence[Method]) -> Sheet:
@@ -43,7 +22,7 @@ def _runs_sheet(study: Study, found: Sequence[Method]) -> Sheet:
     rows = [
         Row(
             run.folder,
-            tuple(Cell(t) for t in (labels[run.folder], str(run.seed), run.commit, run.device)),
+            tuple(map(Cell, (labels[run.folder], str(run.seed), run.commit, run.device))),
         )
         for run in study.runs
     ]
@@ -51,44 +30,28 @@ def _runs_sheet(study: Study, found: Sequence[Method]) -> Sheet:
     return Sheet("Runs", columns, tuple(rows), numbers=False)
 
 
-def _commands(runs: Sequence[Run]) -> str:
-    return "\n".join(f"{run.folder}\n    {' '.join(run.command.split())}" for run in runs)
+def _described(study: Study, texts: Sequence[dict[str, str]], group: bool) -> str:
+    """Keys with their values: those that all runs share, then what each run has of its own.
 
-
-def _versions(runs: Sequence[Run]) -> str:
-    """Versions once for all runs that share them."""
-    groups: dict[str, list[str]] = {}
-    for run in runs:
-        text = "\n".join(f"    {name} {version}" for name, version in sorted(run.versions.items()))
-        groups.setdefault(text, []).append(run.folder)
-    if len(groups) == 1:
-        return f"all runs\n{next(iter(groups))}"
-    return "\n".join(f"{', '.join(folders)}\n{text}" for text, folders in groups.items())
-
-
-def _configs(runs: Sequence[Run]) -> str:
-    """The keys that all runs share, then what each run has of its own."""
-    texts = [{key: json.dumps(value) for key, value in run.config.items()} for run in runs]
+    With `group`, keys that begin with the same part share a line.
+    """
     shared = {key: text for key, text in texts[0].items() if all(t.get(key) == text for t in texts)}
-    blocks = ["all runs", *(f"    {key} = {text}" for key, text in shared.items())]
-    for run, text in zip(runs, texts, strict=True):
+    lines: dict[str, list[str]] = {}
+    for key, text in shared.items():
+        lines.setdefault(key.partition(".")[0] if group else key, []).append(f"{key} = {text}")
+    blocks = ["all runs", *(f"    {', '.join(line)}" for line in lines.values())]
+    for run, text in zip(study.runs, texts, strict=True):
         own = ", ".join(f"{key} = {value}" for key, value in text.items() if key not in shared)
         blocks += [run.folder, f"    {own}"] if own else []
     return "\n".join(blocks)
 
 
-def _main_split(study: Study) -> str:
-    """The split of the main tables: "test", or "val" of data without one, as ImageNet is used."""
-    tested = any(result.split == "test" for run in study.runs for result in run.results)
-    return "test" if tested else "val"
-
-
-def _warnings(study: Study) -> list[str]:
+def _warnings(study: Study, main: Sequence[Table]) -> list[str]:
     warnings = []
-    measured = {result.series.place for run in study.runs for result in run.results}
-    if "val" in measured and "test" not in measured:
-        apart = sorted(measured - {*methods.OWN_SPLITS})
-        which = f"all numbers but those of {listing(apart)}" if apart else "all numbers"
+    splits = {result.split for run in study.runs for result in run.results if not result.set}
+    if "val" in splits and "test" not in splits:
+        sets = sorted({result.set for run in study.runs for result in run.results} - {""})
+        which = f"all numbers but those of {listing(sets)}" if sets else "all numbers"
         warnings.append(
             f"The data has no test split: {which} are of the validation split, and flatter what "
             "was tuned on it."
@@ -100,16 +63,20 @@ def _warnings(study: Study) -> list[str]:
             f"report: {listing(study.unfinished)}."
         )
     warnings += _not_measured(study.runs)
+    versions = {json.dumps(run.versions, sort_keys=True) for run in study.runs}
     for what, values in (
         ("commits", {run.commit for run in study.runs}),
-        (
-            "sets of package versions",
-            {json.dumps(run.versions, sort_keys=True) for run in study.runs},
-        ),
+        ("sets of package versions", versions),
         ("data sets", {run.data for run in study.runs if run.data}),
     ):
         if len(values) > 1:
-            warnings.append(f"The runs come from {len(values)} different {what}; see Runs below.")
+            warnings.append(f"The runs come from {len(values)} different {what}; see Details.")
+    compared = [c for table in main for c in (*table.comparisons, *table.rivals)]
+    if compared and all(c.one_seed for c in compared):
+        warnings.append(
+            "Compared at one seed: what is called better or worse here holds for these trained "
+            "networks. Whether it would hold after training again is not known."
+        )
     return warnings
 
 
@@ -129,23 +96,15 @@ def _not_measured(runs: Sequence[Run]) -> list[str]:
     return lines[:MOST_MISSING] + ([f"{more} more measures are missing."] if more > 0 else [])
 
 
-def _facts(study: Study, found: Sequence[Method]) -> str:
+def _facts(study: Study, found: Sequence[Method]) -> tuple[str, ...]:
     total = len(study.runs) + len(study.unfinished)
-    return " · ".join(
-        [
-            f"{len(study.runs)} of {count(total, 'run')} finished",
-            count(len(found), "method"),
-            count(len({run.seed for run in study.runs}), "seed"),
-            f"commit {listing(sorted({run.commit for run in study.runs}))}",
-            f"on {listing(sorted({run.device for run in study.runs}))}",
-        ]
+    return (
+        f"{len(study.runs)} of {count(total, 'run')} finished",
+        count(len(found), "method"),
+        count(len({run.seed for run in study.runs}), "seed"),
+        f"commit {listing(sorted({run.commit for run in study.runs}))}",
+        f"on {listing(sorted({run.device for run in study.runs}))}",
     )
-
-
-def _validation(found: Sequence[Method]) -> list[Table]:
-    """What tuning may look at, beside the test split of the main tables."""
-    built = (tables.build(found, "val", metric) for metric in VALIDATED)
-    return [table for table in built if table]
 
 
 def compose(study: Study) -> tuple[Document, list[Table]]:
@@ -155,34 +114,29 @@ def compose(study: Study) -> tuple[Document, list[Table]]:
       DataError: two runs are the same method with the same seed, or a file of one is damaged.
     """
     found = methods.group(study.runs)
-    split = _main_split(study)
-    parts, main = sections.of_split(found, split)
-    val = _validation(found) if split == "test" else []
-    parts = _numbered(parts)
-    folded = [(f"{part.heading}: tables", part.folded) for part in parts if part.folded]
-    if val:
-        title = "Validation accuracy (the split that tuning may look at)"
-        folded.append((title, tuple(sheet.of_table(t) for t in val)))
-    warnings = _warnings(study)
-    compared = [c for table in main for c in (*table.comparisons, *table.rivals)]
-    if compared and all(c.one_seed for c in compared):
-        warnings.append(
-            "Compared at one seed: what is called better or worse here holds for these trained "
-            "networks. Whether it would hold after training again is not known."
-        )
+    tested = any(r.split == "test" and not r.set for run in study.runs for r in run.results)
+    # Data without a test split are told of by the other one, as ImageNet is used.
+    parts, main = sections.of_study(found, "test" if tested else "val")
+    of_val = (tables.build(found, Series(split="val", metric=name)) for name in VALIDATED)
+    val = [table for table in of_val if table] if tested else []
+    configs = [{key: json.dumps(value) for key, value in r.config.items()} for r in study.runs]
     document = Document(
         title=study.title,
         facts=_facts(study, found),
-        warnings=tuple(warnings),
+        warnings=tuple(_warnings(study, main)),
         sections=tuple(parts),
-        overview=sections.overview(main),
-        legend=sections.LEGEND,
-        folded=tuple(folded),
-        runs=_runs_sheet(study, found),
+        overview=sheet.overview(main),
+        folded=(
+            *[(VALIDATION, tuple(map(sheet.of_table, val)))] * bool(val),
+            (count(len(study.runs), "run"), (_runs_sheet(study, found),)),
+        ),
         listings=(
-            ("Commands", _commands(study.runs)),
-            ("Versions", _versions(study.runs)),
-            ("Config", _configs(study.runs)),
+            (
+                "Commands",
+                "\n".join(f"{r.folder}: {' '.join(r.command.split())}" for r in study.runs),
+            ),
+            ("Versions", _described(study, [run.versions for run in study.runs], group=False)),
+            ("Config", _described(study, configs, group=True)),
         ),
     )
     return document, [*main, *val]

@@ -1,6 +1,7 @@
 """What was trained: runs that differ by seed only are one method; methods get readable labels."""
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -8,10 +9,11 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import pandas as pd
+
 from mrl_jax.config import OPERATIONAL_KEYS
 from mrl_jax.errors import DataError
 from mrl_jax.record.artefacts import Units
-from mrl_jax.record.metrics import TRAINED
 from mrl_jax.record.results import Result, Series
 from mrl_jax.record.runs import Run
 
@@ -25,23 +27,18 @@ NOT_A_VARIANT = (
     *("eval.projections", "eval.hierarchy", "eval.shifts", "eval.sts", "eval.retrieval"),
     *("eval.classification", "eval.clustering"),
 )
-OWN_SPLITS = ("train", "val", "test")
 READ = "read."  # prefix of a variant's keys that are not config keys but say what was read
 SLIM = "slim"
 ONE_DIM = ("fixed", SLIM)
 NAMES = {"separate": "MRL", "shared": "MRL-E", "fixed": "FF", SLIM: "Slim"}
 
+COLUMNS = ("run", "method", "seed", *Result._fields)
+
 # The config values, as (key, JSON text), in which a method differs from others of the study.
 Variant = tuple[tuple[str, str], ...]
 
 
-def series(place: str, metric: str, space: str = TRAINED, layer: int | None = None) -> Series:
-    """What is measured on one of the data's splits, or on a set of this name."""
-    at = {"split": place} if place in OWN_SPLITS else {"set": place}
-    return Series(**at, metric=metric, space=space, layer=layer)
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Method:
     """One way of training: its kind, trained dims and variant, with a run for every seed.
 
@@ -65,17 +62,33 @@ class Method:
         """Of the curve it is a part of: FF-8 is the point at 8 dims of FF-m."""
         return f"{NAMES[self.kind]}-m{self.suffix}" if self.kind in ONE_DIM else self.label
 
-    def measured(self, series: Series) -> list[Result]:
-        """The results of a series from all runs, in order of seed."""
-        return [r for _, run in sorted(self.runs.items()) for r in run.measured(series)]
+    @functools.cached_property
+    def frame(self) -> pd.DataFrame:
+        """All numbers of its runs, one per row, under `COLUMNS`."""
+        rows = [
+            (run.folder, self.label, seed, *result)
+            for seed, run in sorted(self.runs.items())
+            for result in run.results
+        ]
+        # As objects, for pandas keeps no text that is not Unicode, and no whole number beside None.
+        frame = pd.DataFrame(rows, columns=COLUMNS, dtype=object)
+        numbers = {"seed": int, "dim": int, "value": float, "stderr": float, "n": int}
+        return frame.astype(numbers)
 
-    def values(self, series: Series) -> dict[int, dict[int, float]]:
-        """Measured values as {dim: {seed: value}}."""
-        values = defaultdict(dict)
-        for seed, run in sorted(self.runs.items()):
-            for result in run.measured(series):
-                values[result.dim][seed] = result.value
-        return dict(values)
+    @functools.cached_property
+    def _by_series(self) -> dict[Series, pd.DataFrame]:
+        series = [Series(*key) for key in self.frame[[*Series._fields]].itertuples(index=False)]
+        by_series = self.frame.groupby(pd.Series(series, dtype=object), sort=False)
+        return {Series(*key): rows.sort_values(["dim", "seed"]) for key, rows in by_series}
+
+    def measured(self, series: Series) -> pd.DataFrame:
+        """The rows of `frame` that are of one series, by dim and seed."""
+        return self._by_series.get(series, self.frame.iloc[:0])
+
+    @property
+    def series(self) -> list[Series]:
+        """What was measured."""
+        return list(self._by_series)
 
     def units(self, series: Series, dim: int) -> dict[int, Units]:
         """By seed what a result is the mean of, where that is known.
@@ -93,7 +106,7 @@ class Method:
                 # Means of draws are written with six digits.
                 if r.dim == dim and abs(r.value - mean) > 1e-5:
                     raise DataError(
-                        f"{run.artefacts.folder}: {series.name} at {dim} dims is {r.value:.6g} "
+                        f"{run.artefacts.folder}: {r.name} at {dim} dims is {r.value:.6g} "
                         f"in results.json, but the mean of {n} {units.noun} here is {mean:.6g}: "
                         "evaluate the run again"
                     )
@@ -153,10 +166,18 @@ def _variants(runs: Sequence[Run], kinds: Sequence[str]) -> list[Variant]:
     return [tuple((k, values[k]) for k in varying if k in values) for values in relevant]
 
 
-def _grouped_by(variant: Variant) -> Variant:
-    """A variant without the keys that only some kinds of methods have."""
-    own = ("nesting.", "model.width", "model.embedding_dim")
-    return tuple(item for item in variant if not item[0].startswith(own))
+def _read(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """What each run read, by role: by digest if all that read it have one, else by path."""
+    read = [({"data": run.data} if run.data else {}) | run.read for run in runs]
+    for key in dict.fromkeys(key for run in runs for key in run.places):
+        without = any(
+            key in run.places and key not in own for own, run in zip(read, runs, strict=True)
+        )
+        # The path of the data does not tell what they are.
+        if without and key != "data":
+            for own, run in zip(read, runs, strict=True):
+                own |= {key: run.places[key]} if key in run.places else {}
+    return read
 
 
 def _with_read(runs: Sequence[Run], variants: Sequence[Variant]) -> list[Variant]:
@@ -164,53 +185,26 @@ def _with_read(runs: Sequence[Run], variants: Sequence[Variant]) -> list[Variant
 
     A difference that follows from the variant, such as texts cut at another length, is not added.
     """
-    data = [{"data": run.data} if run.data else {} for run in runs]
-    digests = [{**of_data, **run.read} for of_data, run in zip(data, runs, strict=True)]
-    read = _comparable(digests, [run.places for run in runs])
-    varying = []
+    read, own = _read(runs), ("nesting.", "model.width", "model.embedding_dim")
+    extended = list(variants)
     for key in dict.fromkeys(key for of_run in read for key in of_run):
-        found = defaultdict(set)
-        for of_run, variant in zip(read, variants, strict=True):
+        found, names = defaultdict(set), defaultdict(set)
+        for run, of_run, variant in zip(runs, read, variants, strict=True):
             if key in of_run:
-                found[_grouped_by(variant)].add(of_run[key])
-        if any(len(values) > 1 for values in found.values()):
-            varying.append(key)
-    named = {key: _names(key, read, runs) for key in varying}
-    return [
-        (*variant, *((READ + key, named[key][of_run[key]]) for key in varying if key in of_run))
-        for of_run, variant in zip(read, variants, strict=True)
-    ]
-
-
-def _comparable(
-    digests: Sequence[dict[str, str]], places: Sequence[dict[str, str]]
-) -> list[dict[str, str]]:
-    """What runs read: by digest if all that read it have one, else by path."""
-    without = {
-        key
-        for of_run, at in zip(digests, places, strict=True)
-        for key in at.keys() - of_run.keys()
-        if key != "data"  # its path does not tell what it is
-    }
-    return [
-        {**of_run, **{key: at[key] for key in at if key in without}}
-        for of_run, at in zip(digests, places, strict=True)
-    ]
-
-
-def _names(key: str, read: Sequence[dict[str, str]], runs: Sequence[Run]) -> dict[str, str]:
-    """JSON text for each value of a key: a file or folder name if that is unique, else a digest."""
-    names = defaultdict(set)
-    for of_run, run in zip(read, runs, strict=True):
-        if key in of_run:
-            names[of_run[key]].add(pathlib.PurePath(run.places.get(key, "")).name)
-    told = [next(iter(found)) for found in names.values() if len(found) == 1]
-    apart = len({*told}) == len(names) and all(told)
-    length = next(n for n in (8, 16, 32, 64, 4096) if len({v[:n] for v in names}) == len(names))
-    return {
-        value: json.dumps(next(iter(found)) if apart else value[:length])
-        for value, found in names.items()
-    }
+                # Without the keys that only some kinds of methods have.
+                shared = tuple(item for item in variant if not item[0].startswith(own))
+                found[shared].add(of_run[key])
+                names[of_run[key]].add(pathlib.PurePath(run.places.get(key, "")).name)
+        if all(len(values) == 1 for values in found.values()):
+            continue
+        # The name of a file or folder where that tells them apart, else a digest.
+        told = {min(files) for files in names.values() if len(files) == 1} - {""}
+        length = next(n for n in (8, 16, 32, 64, 4096) if len({v[:n] for v in names}) == len(names))
+        for i, of_run in enumerate(read):
+            if value := of_run.get(key):
+                name = min(names[value]) if len(told) == len(names) else value[:length]
+                extended[i] = (*extended[i], (READ + key, json.dumps(name)))
+    return extended
 
 
 def read_of(variant: Variant) -> Variant:

@@ -6,13 +6,12 @@ import io
 import math
 import textwrap
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+from mrl_jax.reporting.text import plain
 
-from mrl_jax.reporting.sheet import plain
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes  # which takes long to import, so only who draws waits for it
 
 DPI = 200
 WIDTH = 4.6  # inches: narrow enough that the text stays readable on a phone
@@ -33,53 +32,25 @@ class Theme:
     roles: dict[str, str]
 
 
-LIGHT = Theme(
-    paper="#ffffff",
-    ink="#24292f",
-    faint="#d8dde3",
-    roles={
-        "mrl": "#0072b2",
-        "mrl_e": "#00805b",
-        "ff": "#c94f00",
-        "slim": "#7d5bb5",
-        "ff_cut": "#a87400",
-        "ff_pca": "#b0568c",
-        "ff_svd": "#8a4b2d",
-        "ff_probe": "#4d6a8f",
-        "ff_random": "#6b7280",
-        "ff_rotation": "#8f8f5a",
-    },
-)
-DARK = Theme(
-    paper="#14171a",
-    ink="#d9dee3",
-    faint="#363c43",
-    roles={
-        "mrl": "#56b4e9",
-        "mrl_e": "#2fc49b",
-        "ff": "#ff8a47",
-        "slim": "#b79af0",
-        "ff_cut": "#e6b23c",
-        "ff_pca": "#e08fc0",
-        "ff_svd": "#d39a76",
-        "ff_probe": "#9db7d8",
-        "ff_random": "#9aa3ad",
-        "ff_rotation": "#bdbd85",
-    },
-)
-# Shape and dashes say the same as the colour, for those who see or print no colours.
-MARKERS = {
-    "mrl": "o",
-    "mrl_e": "s",
-    "ff": "D",
-    "slim": "P",
-    "ff_cut": "v",
-    "ff_pca": "^",
-    "ff_svd": ">",
-    "ff_probe": "X",
-    "ff_random": "<",
-    "ff_rotation": "d",
+# On light and on dark pages; shape and dashes say the same as the colour, for those who see or
+# print no colours.
+_ROLES = {
+    "mrl": ("#0072b2", "#56b4e9", "o"),
+    "mrl_e": ("#00805b", "#2fc49b", "s"),
+    "ff": ("#c94f00", "#ff8a47", "D"),
+    "slim": ("#7d5bb5", "#b79af0", "P"),
+    "ff_cut": ("#a87400", "#e6b23c", "v"),
+    "ff_pca": ("#b0568c", "#e08fc0", "^"),
+    "ff_svd": ("#8a4b2d", "#d39a76", ">"),
+    "ff_probe": ("#4d6a8f", "#9db7d8", "X"),
+    "ff_random": ("#6b7280", "#9aa3ad", "<"),
+    "ff_rotation": ("#8f8f5a", "#bdbd85", "d"),
 }
+LIGHT = Theme(
+    "#ffffff", "#24292f", "#d8dde3", {role: light for role, (light, _, _) in _ROLES.items()}
+)
+DARK = Theme("#14171a", "#d9dee3", "#363c43", {role: dark for role, (_, dark, _) in _ROLES.items()})
+MARKERS = {role: marker for role, (_, _, marker) in _ROLES.items()}
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
 
@@ -172,7 +143,7 @@ def _ticks(candidates: Sequence[float], span: tuple[float, float], inches: float
     return kept
 
 
-def _draw_line(axes: Axes, line: Line, theme: Theme) -> None:
+def _draw_line(axes: "Axes", line: Line, theme: Theme) -> None:
     color = theme.roles[line.role]
     x = [point.x for point in line.points]
     y = [100 * point.y for point in line.points]
@@ -207,7 +178,7 @@ def _draw_line(axes: Axes, line: Line, theme: Theme) -> None:
         )
 
 
-def _name_lines(axes: Axes, lines: Sequence[Line], colors: Sequence[str]) -> None:
+def _name_lines(axes: "Axes", lines: Sequence[Line], colors: Sequence[str]) -> None:
     """Writes each line's name right of the axes, joined to its end where it had to move."""
     figure = axes.figure
     names = [textwrap.fill(plain(line.label), LABEL_CHARACTERS) for line in lines]
@@ -252,7 +223,7 @@ def _title_lines(title: str) -> list[str]:
     return textwrap.wrap(plain(title), TITLE_CHARACTERS)
 
 
-def _style(axes: Axes, title: str, theme: Theme) -> None:
+def _style(axes: "Axes", title: str, theme: Theme) -> None:
     text = "\n".join(_title_lines(title))
     # It may hold the name of a test set; "$" in it is no formula.
     axes.set_title(text, color=theme.ink, fontsize=10, loc="left", pad=10, parse_math=False)
@@ -267,7 +238,7 @@ def _style(axes: Axes, title: str, theme: Theme) -> None:
         axes.spines[side].set_color(theme.faint)
 
 
-def _limit(axes: Axes, lines: Sequence[Line]) -> None:
+def _limit(axes: "Axes", lines: Sequence[Line]) -> None:
     """Keeps thick bars readable where thin ones are many times longer: these leave the panel."""
     inner = [end for line in lines for point in line.points for end in point.inner or ()]
     if not inner:
@@ -278,13 +249,17 @@ def _limit(axes: Axes, lines: Sequence[Line]) -> None:
     axes.set_ylim(max(now[0], 100 * (low - room)), min(now[1], 100 * (high + room)))
 
 
-def drawing(chart: Chart) -> Callable[[Theme], bytes]:
-    """`draw` of a chart; every theme is drawn once."""
-    return functools.cache(functools.partial(draw, chart))
+def drawing(chart: Chart) -> Callable[[bool], bytes]:
+    """Draws the chart, for a dark page if asked to; each of the two is drawn once."""
+    return functools.cache(lambda dark: draw(chart, DARK if dark else LIGHT))
 
 
 def draw(chart: Chart, theme: Theme = LIGHT) -> bytes:
     """The PNG of a chart. Same chart, same bytes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+
     # Where names need more lines than there is height for, the figure grows.
     rows = max(len(textwrap.wrap(line.label, LABEL_CHARACTERS)) for line in chart.lines)
     upper = max(2.7, (0.15 * rows + 0.03) * len(chart.lines))

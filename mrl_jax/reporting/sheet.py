@@ -1,48 +1,24 @@
-"""Tables as text: the cells, marks and notes that stdout, Markdown and HTML have in common."""
+"""Tables by dimension ready to be written down: cells, marks and the sentence that leads to them.
 
-import dataclasses
+What marks mean is said once in a report, see `render.MARKS`.
+"""
+
 from collections.abc import Sequence
 
 from mrl_jax import printing
-from mrl_jax.reporting import methods
-from mrl_jax.reporting.headline import count, listing, percent, rests_on
+from mrl_jax.reporting import text
+from mrl_jax.reporting.content import Cell, Row, Sheet
 from mrl_jax.reporting.statistics import Summary
-from mrl_jax.reporting.tables import SIGNIFICANCE, Comparison, Table
+from mrl_jax.reporting.tables import NESTED, SIGNIFICANCE, Comparison, Curve, Table
+from mrl_jax.reporting.text import HOLM, UNTRAINED, count, listing, percent, plain, signed, spans
 
-UNTRAINED = "○"
-HOLM = "‡"
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """Text of one cell, a second small line under it, and whether it is the best of its row."""
-
-    text: str = ""
-    below: str = ""
-    best: bool = False
+WITHIN = 0.01  # "within one point"
+_MARKS = {"better": text.BETTER, "worse": text.WORSE}
+_MARKS_HERE = {"better": text.BETTER_HERE, "worse": text.WORSE_HERE}
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One row; `faint` sets the never-trained dims apart."""
-
-    head: str
-    cells: tuple[Cell, ...]
-    faint: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Sheet:
-    """A table ready to be written down. `numbers` aligns the cells to the right."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...] = ()
-    numbers: bool = True
-
-
-def _mean_cell(summary: Summary | None, usual_n: int, best: bool) -> Cell:
+def mean_cell(summary: Summary | None, usual_n: int, best: bool = False) -> Cell:
+    """Mean ± standard deviation in percent, and the number of seeds where it is not the usual."""
     if summary is None:
         return Cell()
     spread = "" if summary.sd is None else f" ± {percent(summary.sd)}"
@@ -50,114 +26,50 @@ def _mean_cell(summary: Summary | None, usual_n: int, best: bool) -> Cell:
     return Cell(percent(summary.mean) + spread, seeds, best)
 
 
-def signed(fraction: float) -> str:
-    """A difference in points with its sign: -0.0123 -> "−1.23"."""
-    text = f"{100 * fraction:+.2f}"
-    return "0.00" if text in ("+0.00", "-0.00") else text.replace("-", "−")
-
-
 def _difference_cell(comparison: Comparison, dim: int, usual_n: int) -> Cell:
     if dim not in comparison.by_dim:
         return Cell()
     difference, p = comparison.by_dim[dim]
-    text = signed(difference.mean)
+    number = signed(difference.mean)
     if difference.low is not None:
-        text += f" [{signed(difference.low)}, {signed(difference.high)}]"
-    below = difference.verdict
-    if below in ("better", "worse") and p <= SIGNIFICANCE:
-        below += f" {HOLM}"
-    if not comparison.is_even(dim):
-        seeds = comparison.seeds(dim)
-        only = f"{'seed' if len(seeds) == 1 else 'seeds'} {listing(seeds)} only"
-        below = only if difference.verdict == "one seed" else f"{below}, {only}"
-    elif 1 < difference.n != usual_n:  # the verdict "one seed" says it already
-        below += f", n = {difference.n}"
-    for verdict in ("better", "worse"):
-        if dim in comparison.dims_of_networks(verdict) and difference.verdict != verdict:
-            below += f"; these networks {verdict}"
-    return Cell(text, below)
-
-
-def _cell_notes(table: Table) -> list[str]:
-    over = (
-        f"mean ± sample standard deviation over n = {table.n_seeds} seeds"
-        if table.n_seeds > 1
-        else "one seed (n = 1), so no spread"
-    )
-    word = "lowest" if table.about.lower_is_better else "highest"
-    among = (
-        ", among the columns that were measured on the same data"
-        if len({methods.read_of(curve.variant) for curve in table.curves}) > 1
-        else ""
-    )
-    notes = [
-        f"Cells: {table.about.noun} in percent, {over}, unless another n is given. "
-        f"Bold: {word} mean of its row{among}, which need not be a real difference."
+        number += f" [{signed(difference.low)}, {signed(difference.high)}]"
+    marks = _MARKS.get(difference.verdict, "")
+    if marks and p <= SIGNIFICANCE:
+        marks += f" {HOLM}"
+    below = [marks] if marks else []
+    below += [
+        mark
+        for verdict, mark in _MARKS_HERE.items()
+        if dim in comparison.dims(verdict, holm=True, networks=True)
+        and difference.verdict != verdict
     ]
-    low, high = (percent(error) for error in table.stderr)
-    errors = f"{low}" if low == high else f"{low} to {high}"
-    units = f"{listing([f'{n:,}' for n in table.n_examples])} {table.unit}"
-    notes.append(
-        f"Measured on {units}: the standard error of one run's {table.about.noun} is {errors} "
-        "points."
-    )
-    if any(dim not in table.trained for dim in table.dims):
-        notes.append(f"{UNTRAINED} marks dims in between, at which nothing was trained.")
-    return notes
+    if seeds := comparison.shared_seeds(dim):
+        below.append(f"{'seed' if len(seeds) == 1 else 'seeds'} {listing(seeds)} only")
+    elif difference.n != usual_n:
+        below.append(f"n = {difference.n}")
+    return Cell(number, ", ".join(below))
 
 
-def _interval_note(comparisons: Sequence[Comparison]) -> str:
-    """What the intervals are and what they speak of; "" where there is none."""
-    differences = [d for c in comparisons for d, _ in c.by_dim.values() if d.low is not None]
-    units = {c.unit for c in comparisons if c.unit}
-    if not differences:
-        return ""
-    where = "better or worse where the interval leaves out zero"
+def _rests_on(comparisons: Sequence[Comparison]) -> str:
+    """What intervals are over, as in "3 seeds and 400 examples"."""
+    differences = [difference for c in comparisons for difference, _ in c.by_dim.values()]
+    units = sorted({c.unit for c in comparisons if c.unit})
+    seeds = count(max(d.n for d in differences), "seed")
     if not units:
-        return (
-            f"paired by seed, with its 95% t interval; {where}. The interval speaks of training "
-            "again with other seeds, not of other test examples."
-        )
-    noun = listing(sorted(units))
+        one = all(d.n == 1 for d in differences)
+        return f"{seeds}, without intervals" if one else f"95% t intervals over {seeds}"
+    over = f"{max(d.units for d in differences):,} {listing(units)}"
     if all(d.n == 1 for d in differences):
-        how = "McNemar's exact test" if units == {"examples"} else "paired over them"
-        return (
-            f"between {rests_on(comparisons)} ({how}), with its 95% interval; {where}. It speaks "
-            f"of other {noun}, not of training again."
-        )
-    return (
-        f"paired by seed and by {noun}, with its 95% interval; {where}. The interval speaks of "
-        f"training again with other seeds and of other {noun}. These networks are better or worse "
-        f"where other {noun} alone would not change it, after Holm's correction."
-    )
+        test = " (McNemar's exact test)" if units == ["examples"] else ""
+        return f"95% intervals over {over}{test}, {seeds} each"
+    return f"95% intervals over {seeds} and {over}"
 
 
-def _holm_notes(groups: Sequence[tuple[str, Sequence[Comparison]]]) -> list[str]:
-    """What Holm's correction leaves, for every (name, comparisons) that it was made for."""
-    notes = []
-    for name, comparisons in groups:
-        found = [entry for c in comparisons for entry in c.by_dim.values()]
-        verdicts = [p for d, p in found if d.verdict in ("better", "worse")]
-        kept = sum(p <= SIGNIFICANCE for p in verdicts)
-        which = f" ({name})" if len(groups) > 1 else ""
-        if verdicts:
-            notes.append(
-                f"{HOLM} marks what is still significant at 5% after Holm's correction for "
-                f"{count(len(found), 'comparison')}{which}: {kept} of "
-                f"{count(len(verdicts), 'verdict')}."
-            )
-    return notes
-
-
-def _comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
-    if not comparisons:
-        return []
-    about = _interval_note(comparisons) or "from one seed, so without a verdict."
-    notes = [
-        f"{listing([c.label for c in comparisons])}: difference in points against FF-m trained at "
-        f"that dim alone, {about}"
-    ]
-    return notes + _holm_notes([(c.label, [c]) for c in comparisons])
+def _about_comparisons(name: str, comparisons: Sequence[Comparison], groups: Sequence) -> str:
+    """What differences are, and how many Holm's correction was made for, by group of them."""
+    totals = " and ".join(str(sum(len(c.by_dim) for c in group)) for group in groups)
+    holm = f"; {HOLM} of {totals} compared dims" if any(c.has_verdicts for c in comparisons) else ""
+    return f"{name}: points, {_rests_on(comparisons)}{holm}"
 
 
 def _dim_row(table: Table, dim: int, cells: Sequence[Cell]) -> Row:
@@ -169,46 +81,132 @@ def of_table(table: Table) -> Sheet:
     """The sheet of a table: dims down, curves and differences across."""
     rows = []
     for dim in table.dims:
-        best = table.best(dim)
-        cells = [
-            _mean_cell(curve.summary(dim), table.n_seeds, curve.label in best)
-            for curve in table.curves
-        ]
-        cells += [_difference_cell(c, dim, table.n_seeds) for c in table.comparisons]
+        best, n = table.best(dim), table.n_seeds
+        cells = [mean_cell(c.summary(dim), n, c.label in best) for c in table.curves]
+        cells += [_difference_cell(comparison, dim, n) for comparison in table.comparisons]
         rows.append(_dim_row(table, dim, cells))
-    labels = [curve.label for curve in table.curves]
-    labels += [comparison.label for comparison in table.comparisons]
-    notes = _cell_notes(table) + _comparison_notes(table.comparisons)
-    return Sheet(table.title, ("dim", *labels), tuple(rows), tuple(notes))
+    frame, n = table.frame, table.n_seeds
+    low, high = percent(frame.stderr.min()), percent(frame.stderr.max())
+    # Streams are drawn from examples, which are what is counted.
+    unit = "examples" if table.about.unit == "streams" else table.about.unit
+    examples = listing([f"{n:,}" for n in sorted(frame.n.unique())])
+    parts = [
+        f"{table.about.noun}, %" + (f", mean ± sample sd of {n} seeds" if n > 1 else ", one seed"),
+        f"{examples} {table.place} {unit}, standard error of a run "
+        + (low if low == high else f"{low} to {high}"),
+    ]
+    if table.comparisons:
+        labels = listing([c.label for c in table.comparisons])
+        groups = [[c] for c in table.comparisons]
+        parts.append(_about_comparisons(labels, table.comparisons, groups))
+    labels = [each.label for each in (*table.curves, *table.comparisons)]
+    return Sheet(table.title, ("dim", *labels), tuple(rows), "; ".join(parts) + ".")
 
 
 def of_rivals(table: Table) -> Sheet | None:
     """MRL minus every baseline but FF-m, dims down; None where there is none."""
     if not table.rivals:
         return None
-    dims = [dim for dim in table.dims if any(dim in c.by_dim for c in table.rivals)]
     rows = [
         _dim_row(table, dim, [_difference_cell(c, dim, table.n_seeds) for c in table.rivals])
-        for dim in dims
+        for dim in table.dims
+        if any(dim in c.by_dim for c in table.rivals)
     ]
-    about = _interval_note(table.rivals) or "from one seed, so without a verdict."
-    notes = [f"Difference in points, {about}", *_holm_notes([("", table.rivals)])]
+    note = _about_comparisons("Differences", table.rivals, [table.rivals])
     columns = ("dim", *(c.label for c in table.rivals))
-    return Sheet(f"{table.title}: differences", columns, tuple(rows), tuple(notes))
+    return Sheet(f"{table.title}: differences", columns, tuple(rows), f"{note}.")
 
 
 def of_tables(tables: Sequence[Table]) -> list[Sheet]:
-    """Every table, each with its differences from other baselines behind it.
+    """Every table, each with its differences from other baselines behind it."""
+    return [s for table in tables for s in (of_table(table), of_rivals(table)) if s]
 
-    A note that holds for several of them stands under the first.
-    """
-    sheets: list[Sheet] = []
-    said: set[str] = set()
-    for sheet in (s for table in tables for s in (of_table(table), of_rivals(table)) if s):
-        fresh = tuple(note for note in sheet.notes if note not in said)
-        said |= {*fresh}
-        sheets.append(dataclasses.replace(sheet, notes=fresh))
-    return sheets
+
+def _winners(table: Table) -> str:
+    """Which columns have the best mean at which trained dims."""
+    trained = [dim for dim in table.dims if dim in table.trained]
+    wins: dict[str, list[int]] = {}
+    for dim in trained:
+        for label in table.best(dim):
+            wins.setdefault(label, []).append(dim)
+    return ", ".join(f"{label} at {spans(dims, trained)}" for label, dims in wins.items())
+
+
+def _reach(table: Table, curve: Curve) -> str:
+    """What a nested method reaches at its full width, and from which trained prefix on."""
+    dims = sorted(curve.trained & curve.values.keys())
+    means = {dim: curve.summary(dim).mean for dim in dims}
+    width, sign = dims[-1], -1 if table.about.lower_is_better else 1
+    near = width
+    for dim in reversed(dims):
+        if sign * (means[width] - means[dim]) > WITHIN + 1e-12:
+            break
+        near = dim
+    reach = f"{curve.label} reaches {percent(means[width])}% at {width} dims"
+    return f"{reach} and loses at most one point from {near} on" if near < width else reach
+
+
+def _against(comparison: Comparison) -> str:
+    """By how much MRL differs from FF-m, and where the difference is real."""
+    means = [difference.mean for difference, _ in comparison.by_dim.values()]
+    ends = list(dict.fromkeys((signed(min(means)), signed(max(means)))))
+    if not comparison.has_verdicts:
+        verdicts = "no test of one seed" if comparison.one_seed else "the same in every seed"
+    else:
+        found = {v: comparison.dims(v, holm=True) for v in _MARKS}
+        here = {v: {*comparison.dims(v, holm=True, networks=True)} - {*found[v]} for v in _MARKS}
+        parts = [
+            f"{verdict}{mark} at {spans(sorted(dims), [*comparison.by_dim])}"
+            for mark, of_mark in ((f" {HOLM}", found), (" for these networks alone", here))
+            for verdict, dims in of_mark.items()
+            if dims
+        ]
+        verdicts = ", ".join(parts) or "no clear difference"
+    return f"{comparison.label}: {' to '.join(ends)} points, {verdicts}"
+
+
+def lead(table: Table) -> str:
+    """One sentence: how far prefixes carry, who is best where, by how much and if it is real."""
+    nested = [c for c in table.curves if c.role in NESTED and c.trained & c.values.keys()]
+    parts = [_reach(table, nested[0])] if nested else []
+    if winners := _winners(table):
+        word = "lowest" if table.about.lower_is_better else "highest"
+        parts.append(f"{word} mean: {winners}")
+    parts += map(_against, table.comparisons)
+    sentence = "; ".join(parts)
+    return f"{sentence[0].upper()}{sentence[1:]}." if parts else ""
+
+
+def _verdicts(comparison: Comparison) -> Cell:
+    """At how many dims it is better, not clearly different and worse; below, these networks."""
+
+    def counts(networks: bool) -> str:
+        better, worse = (
+            len(comparison.dims(verdict, holm=True, networks=networks)) for verdict in _MARKS
+        )
+        return f"{better} / {len(comparison.by_dim) - better - worse} / {worse}"
+
+    again, here = counts(networks=False), counts(networks=True)
+    return Cell(again, here if comparison.networks and here != again else "")
+
+
+def overview(built: Sequence[Table]) -> Sheet | None:
+    """MRL against every baseline in every measure, as counts of dims; None without verdicts."""
+    rows: list[tuple[str, dict[str, Cell]]] = []
+    names = set()
+    for table in built:
+        every = (*table.comparisons, *table.rivals)
+        first = [c for c in every if c.curve.label == every[0].curve.label and c.has_verdicts]
+        names |= {c.curve.label for c in first}
+        cells = {c.against.short or c.against.label: _verdicts(c) for c in first}
+        rows += [(table.about.title, cells)] if cells else []
+    if not rows:
+        return None
+    labels = list(dict.fromkeys(label for _, cells in rows for label in cells))
+    title = f"{listing(sorted(names))} against every baseline, {built[0].place}"
+    written = [Row(head, tuple(of.get(label, Cell()) for label in labels)) for head, of in rows]
+    note = "Trained dims at which it is better / not clearly different / worse, after Holm."
+    return Sheet(title, ("measure", *labels), tuple(written), note)
 
 
 def to_text(sheet: Sheet) -> str:
@@ -221,12 +219,5 @@ def to_text(sheet: Sheet) -> str:
             f"{cell.text}{' *' if cell.best else '  '} {cell.below}".rstrip() if cell.text else ""
             for cell in row.cells
         ]
-        rows.append([plain(text) for text in (row.head, *cells)])
+        rows.append([plain(each) for each in (row.head, *cells)])
     return f"{plain(sheet.title)}\n{printing.table(heads, rows)}"
-
-
-def plain(text: str) -> str:
-    """`text` in printable ASCII: terminals differ, and names of runs are not to be trusted."""
-    for sign, ascii_sign in (("±", "+-"), ("−", "-"), (UNTRAINED, "o"), (HOLM, "(Holm)")):
-        text = text.replace(sign, ascii_sign)
-    return "".join(c if " " <= c <= "~" else "?" for c in text)

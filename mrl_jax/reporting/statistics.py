@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import optimize, special, stats
 
 LEVEL = 0.95
 # Accuracies are multiples of 1/n; a spread below this is rounding of floats, not spread.
@@ -73,6 +72,8 @@ def _interval(mean: float, variances: Sequence[tuple[float, int]], n: int, units
     if not terms:
         return Difference(mean, None, None, 1.0, n, units)
 
+    from scipy import optimize, special  # takes long: only reports with intervals wait for it
+
     def half_width(p: float) -> float:
         return math.sqrt(
             sum(v * float(special.stdtrit(freedom, p / 2)) ** 2 for v, freedom in terms)
@@ -107,10 +108,14 @@ def _mcnemar(difference_n: np.ndarray) -> Difference:
         # So many examples may all agree although this share of all others does not.
         most = 1 - ((1 - LEVEL) / 2) ** (1 / examples)
         return Difference(mean, -most, most, 1.0, 1, examples)
-    test = stats.binomtest(first, discordant)
-    share = test.proportion_ci(LEVEL, method="exact")
-    low, high = ((2 * limit - 1) * discordant / examples for limit in (share.low, share.high))
-    return Difference(mean, low, high, float(test.pvalue), 1, examples)
+    from scipy import special  # not scipy.stats, which alone takes a second to import
+
+    p = min(1.0, 2 * float(special.bdtr(min(first, second), discordant, 0.5)))
+    tail = (1 - LEVEL) / 2
+    low = float(special.betaincinv(first, second + 1, tail)) if first else 0.0
+    high = float(special.betaincinv(first + 1, second, 1 - tail)) if second else 1.0
+    low, high = ((2 * share - 1) * discordant / examples for share in (low, high))
+    return Difference(mean, low, high, p, 1, examples)
 
 
 def _over_both(difference_sn: np.ndarray) -> Difference:

@@ -1,15 +1,18 @@
 """Tables of a metric by dimension: which curves there are, their cells and what is compared."""
 
 import dataclasses
-from collections import Counter
+import functools
 from collections.abc import Callable, Mapping, Sequence
+
+import pandas as pd
 
 from mrl_jax.record import metrics
 from mrl_jax.record.artefacts import Units
-from mrl_jax.record.results import Result
+from mrl_jax.record.metrics import Metric
+from mrl_jax.record.results import Series
 from mrl_jax.reporting import methods as methods_lib
 from mrl_jax.reporting import statistics
-from mrl_jax.reporting.methods import Method, series
+from mrl_jax.reporting.methods import Method
 from mrl_jax.reporting.statistics import Difference, Summary
 
 SPLIT_NAMES = {"val": "validation", "test": "test"}
@@ -23,7 +26,7 @@ def _unknown(dim: int) -> Mapping[int, Units]:
     return {}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Curve:
     """One column of a table and one line of a plot.
 
@@ -32,36 +35,33 @@ class Curve:
       role: "mrl", "mrl_e", "ff", "slim", or that of an untrained rival (`metrics.Rival`).
       variant: config values in which the study's methods differ.
       trained: dims at which exactly this prefix was trained.
-      values: {dim: {seed: value}}.
+      frame: the results, with at least the columns seed, dim, value, stderr and n.
       units: by dim and then by seed, what the values are the means of, where known.
       same: dims at which this is the embedding it is made of, and no rival.
-      results: the results that the values were taken from.
     """
 
     label: str
     role: str
     variant: methods_lib.Variant
     trained: frozenset[int]
-    values: dict[int, dict[int, float]]
+    frame: pd.DataFrame
     units: Callable[[int], Mapping[int, Units]] = _unknown
     same: frozenset[int] = frozenset()
     short: str = ""
-    results: tuple[Result, ...] = ()
+
+    @functools.cached_property
+    def values(self) -> dict[int, dict[int, float]]:
+        """{dim: {seed: value}}."""
+        by_dim = self.frame.groupby("dim")
+        return {
+            int(dim): {int(seed): float(v) for seed, v in zip(rows.seed, rows.value, strict=True)}
+            for dim, rows in by_dim
+        }
 
     def summary(self, dim: int) -> Summary | None:
         """Mean and spread over seeds at `dim`; None where nothing was measured."""
         values = self.values.get(dim)
         return statistics.summarize(list(values.values())) if values else None
-
-
-def _with_verdict(
-    by_dim: Mapping[int, tuple[Difference, float]], verdict: str, holm: bool
-) -> list[int]:
-    return [
-        dim
-        for dim, (difference, p) in by_dim.items()
-        if difference.verdict == verdict and (not holm or p <= SIGNIFICANCE)
-    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,27 +81,21 @@ class Comparison:
     unit: str = ""
     networks: dict[int, tuple[Difference, float]] = dataclasses.field(default_factory=dict)
 
-    def dims(self, verdict: str, holm: bool = False) -> list[int]:
-        """The dims with this verdict; with `holm`, those where it holds after the correction."""
-        return _with_verdict(self.by_dim, verdict, holm)
-
-    def dims_of_networks(self, verdict: str) -> list[int]:
-        """The dims where these networks have this verdict after the correction."""
-        return _with_verdict(self.networks, verdict, True)
+    def dims(self, verdict: str, *, holm: bool = False, networks: bool = False) -> list[int]:
+        """The dims with a verdict, those where Holm's correction leaves it, or of `networks`."""
+        entries = (self.networks if networks else self.by_dim).items()
+        found = [(dim, p) for dim, (d, p) in entries if d.verdict == verdict]
+        return [dim for dim, p in found if p <= SIGNIFICANCE or not holm]
 
     @property
     def has_verdicts(self) -> bool:
         """Whether there is an interval at any dim."""
-        entries = (*self.by_dim.values(), *self.networks.values())
-        return any(difference.low is not None for difference, _ in entries)
+        return any(d.low is not None for d, _ in (*self.by_dim.values(), *self.networks.values()))
 
-    def seeds(self, dim: int) -> tuple[int, ...]:
-        """The seeds that both sides have at a dim, which are those compared."""
-        return tuple(sorted(self.curve.values[dim].keys() & self.against.values[dim].keys()))
-
-    def is_even(self, dim: int) -> bool:
-        """Whether both sides have the same seeds at a dim."""
-        return self.curve.values[dim].keys() == self.against.values[dim].keys()
+    def shared_seeds(self, dim: int) -> list[int]:
+        """The seeds that are compared at a dim, if one of the two sides has more than these."""
+        mine, other = self.curve.values[dim].keys(), self.against.values[dim].keys()
+        return sorted(mine & other) if mine != other else []
 
     @property
     def one_seed(self) -> bool:
@@ -109,55 +103,45 @@ class Comparison:
         return all(difference.n == 1 for difference, _ in self.by_dim.values())
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Table:
-    """The numbers of one metric on one split.
+    """The numbers of one metric on one split or set.
 
     Attributes:
       comparisons: of MRL with FF-m, Holm's correction over the dims of each.
       rivals: of MRL with all other baselines, one correction for all of them together.
+      about: how the metric is read.
     """
 
-    metric: str
-    split: str
+    series: Series
     curves: tuple[Curve, ...]
     comparisons: tuple[Comparison, ...]
     dims: tuple[int, ...]
     trained: frozenset[int]
+    about: Metric
     rivals: tuple[Comparison, ...] = ()
+
+    @functools.cached_property
+    def frame(self) -> pd.DataFrame:
+        """The results of all curves."""
+        return pd.concat([curve.frame.assign(curve=curve.label) for curve in self.curves])
 
     @property
     def n_seeds(self) -> int:
-        """What most cells average over."""
-        seeds = Counter(len(values) for curve in self.curves for values in curve.values.values())
-        return max(seeds, key=lambda n: (seeds[n], n))
+        """What most cells average over, the larger of two that are as frequent."""
+        seeds = self.frame.groupby(["curve", "dim"]).seed.nunique()
+        return int(seeds.mode().max())
 
     @property
-    def n_examples(self) -> tuple[int, ...]:
-        """The distinct numbers of examples on which the values rest."""
-        return tuple(sorted({result.n for curve in self.curves for result in curve.results}))
-
-    @property
-    def stderr(self) -> tuple[float, float]:
-        """The smallest and the largest standard error of one run's value."""
-        errors = [result.stderr for curve in self.curves for result in curve.results]
-        return min(errors), max(errors)
-
-    @property
-    def about(self) -> metrics.Metric:
-        """How the metric is read."""
-        return metrics.describe(self.metric)
-
-    @property
-    def unit(self) -> str:
-        """What a value is the mean of, as in "test examples"."""
-        unit = "examples" if self.about.unit == "streams" else self.about.unit
-        return f"{SPLIT_NAMES.get(self.split, self.split)} {unit}"
+    def place(self) -> str:
+        """The split or set, as a heading has it."""
+        return SPLIT_NAMES.get(self.series.place, self.series.place)
 
     @property
     def title(self) -> str:
         """As in "Linear top-1, test"."""
-        return f"{self.about.title}, {SPLIT_NAMES.get(self.split, self.split)}"
+        space = metrics.RIVALS.get(self.series.space)
+        return ", ".join([self.about.title, *([space.label] if space else []), self.place])
 
     def only(self, roles: Sequence[str]) -> "Table":
         """The same with fewer columns."""
@@ -183,28 +167,37 @@ class Table:
         ]
 
 
-def names(methods: Sequence[Method], split: str) -> list[str]:
-    """The metrics measured on a split, the most telling first, without those of rivals."""
+def measured(methods: Sequence[Method], base: Series) -> list[Series]:
+    """What was measured on the split or set of `base`, the most telling metrics first.
+
+    Spaces are no series of their own where the trained one was measured, nor are guests.
+    """
     found = {
-        result.metric
+        series
         for method in methods
-        for run in method.runs.values()
-        for result in run.results
-        if result.series.place == split and result.space == metrics.TRAINED and result.layer is None
+        for series in method.series
+        if (series.set, series.split, series.layer) == (base.set, base.split, base.layer)
     }
-    return sorted(found, key=metrics.order)
+    guests = {base.of(*guest) for of_metric in metrics.GUESTS.values() for guest in of_metric}
+    own = {series for series in found - guests if series.space == metrics.TRAINED}
+    alone = {s for s in found - guests if s.space != metrics.TRAINED and s.of(s.metric) not in own}
+    return sorted(own | alone, key=lambda s: (metrics.order(s.metric), s.space))
 
 
-def _own_curve(method: Method, split: str, metric: str) -> Curve:
-    of = series(split, metric)
+def describe(methods: Sequence[Method], metric: str) -> Metric:
+    """How a metric is read, of one from outside the package as its runs say."""
+    rows = {name: row for m in methods for run in m.runs.values() for name, row in run.rows.items()}
+    return metrics.describe(metric, rows)
+
+
+def _own_curve(method: Method, series: Series) -> Curve:
     return Curve(
         method.label,
         ROLES[method.kind],
         method.variant,
         frozenset(method.dims),
-        method.values(of),
-        lambda dim: method.units(of, dim),
-        results=tuple(method.measured(of)),
+        method.measured(series),
+        lambda dim: method.units(series, dim),
     )
 
 
@@ -217,95 +210,73 @@ def _families(methods: Sequence[Method], kind: str) -> list[list[Method]]:
     return list(families.values())
 
 
-def _family_curve(family: Sequence[Method], split: str, metric: str) -> Curve:
+def _family_curve(family: Sequence[Method], series: Series) -> Curve:
     """FF-m: at every dim the runs that were trained at that dim alone."""
-    of, members = series(split, metric), {method.dims[-1]: method for method in family}
-    values = {dim: method.values(of).get(dim) for dim, method in members.items()}
-    values = {dim: at_dim for dim, at_dim in values.items() if at_dim}
+    members = {method.dims[-1]: method for method in family}
+    frame = pd.concat([m.measured(series).query("dim == @dim") for dim, m in members.items()])
     return Curve(
         family[0].curve_label,
         ROLES[family[0].kind],
         family[0].variant,
-        frozenset(values),
-        values,
-        lambda dim: members[dim].units(of, dim),
-        results=tuple(
-            result
-            for dim, member in members.items()
-            for result in member.measured(of)
-            if result.dim == dim
-        ),
+        frozenset(map(int, frame.dim)),
+        frame,
+        lambda dim: members[dim].units(series, dim),
     )
 
 
-def _derived_curves(family: Sequence[Method], split: str, metric: str) -> list[Curve]:
+def _derived_curves(family: Sequence[Method], series: Series) -> list[Curve]:
     """What the widest FF gives at smaller dims without further training."""
     widest = family[-1]
     width = widest.dims[-1]
-    # The cut is what the metric itself says of shorter prefixes, or else a measure of its own.
-    own = series(split, metric)
-    by_itself = widest.values(own).keys() - {width}
-    measured = {
-        own if space == "cut" and by_itself else own._replace(space=space): rival
-        for space, rival in metrics.RIVALS.items()
-    }
-    guests = {series(split, *key): rival for key, rival in metrics.GUESTS.get(metric, {}).items()}
+    spaces = {series.of(series.metric, space): rival for space, rival in metrics.RIVALS.items()}
+    if {*widest.measured(series).dim} - {width}:
+        # The metric itself tells of shorter prefixes, for which others have a measure of its own.
+        spaces = {(series if s.space == "cut" else s): rival for s, rival in spaces.items()}
+    guests = metrics.GUESTS.get(series.metric, {})
+    spaces |= {series.of(*guest): rival for guest, rival in guests.items()}
+    by_cosine = metrics.describe(series.metric).by_cosine
     curves = []
-    for of, rival in (measured | guests).items():
-        values = widest.values(of)
-        centred = rival.centres and metrics.describe(metric).by_cosine
-        other = of in guests or centred  # even at the full width
-        if not other and not values.keys() - {width}:
+    for source, rival in spaces.items():
+        frame = widest.measured(source)
+        # Cosines of the whole change where the mean is taken off; guests are other measures.
+        other = source.metric != series.metric or (rival.centres and by_cosine)
+        if not other and not {*frame.dim} - {width}:
             continue  # at its full width alone it is FF-m once more
-        same = frozenset() if other else frozenset({width} & values.keys())
+        same = frozenset() if other else frozenset({width} & {*frame.dim})
         curves.append(
             Curve(
                 f"FF-{width}, {rival.label}{widest.suffix}",
                 rival.role,
                 widest.variant,
                 same,
-                values,
-                lambda dim, of=of: widest.units(of, dim),
+                frame,
+                lambda dim, source=source: widest.units(source, dim),
                 same,
                 rival.label + widest.suffix,
-                tuple(widest.measured(of)),
             )
         )
     return curves
 
 
-def _frozen_curves(methods: Sequence[Method], split: str, metric: str) -> list[Curve]:
+def _frozen_curves(methods: Sequence[Method], series: Series) -> list[Curve]:
     """What vectors give without an adaptor, once for each set of vectors."""
-    adaptors = [
-        m for m in methods if all(r.config.get("task") == "adaptor" for r in m.runs.values())
-    ]
     first: dict[methods_lib.Variant, Method] = {}
-    for method in adaptors:
-        first.setdefault(methods_lib.read_of(method.variant), method)
+    for method in methods:
+        if all(run.config.get("task") == "adaptor" for run in method.runs.values()):
+            first.setdefault(methods_lib.read_of(method.variant), method)
     return [
         Curve(
             f"frozen vectors, {rival.label}{methods_lib.suffix(read, first)}",
             rival.role,
             read,
             frozenset(),
-            values,
+            frame,
             short=rival.label,
-            results=tuple(method.measured(series(split, metric, space))),
         )
         for read, method in first.items()
         for space, rival in metrics.RIVALS.items()
-        if (values := method.values(series(split, metric, space)))
+        if len(frame := method.measured(series.of(series.metric, space)))
     ]
-
-
-def _shared_units(a: Curve, b: Curve, dim: int) -> dict[int, tuple[Units, Units]]:
-    """By seed what both are the means of, where these are the same units."""
-    of_a, of_b = a.units(dim), b.units(dim)
-    return {
-        seed: (of_a[seed], of_b[seed])
-        for seed in of_a.keys() & of_b.keys()
-        if of_a[seed].key == of_b[seed].key
-    }
 
 
 def compare(curve: Curve, against: Curve, label: str, lower_is_better: bool) -> Comparison | None:
@@ -318,45 +289,39 @@ def compare(curve: Curve, against: Curve, label: str, lower_is_better: bool) -> 
         # A prefix that was never trained is no contest for a model trained at that dim.
         if dim not in curve.trained or dim in against.same:
             continue
-        units = _shared_units(curve, against, dim)
+        mine, its = curve.units(dim), against.units(dim)
+        shared = [s for s in mine.keys() & its.keys() if mine[s].key == its[s].key]
         difference = statistics.paired_difference(
             curve.values[dim],
             against.values[dim],
-            {seed: (of_a.value_n, of_b.value_n) for seed, (of_a, of_b) in units.items()},
+            {seed: (mine[seed].value_n, its[seed].value_n) for seed in shared},
             lower_is_better=lower_is_better,
         )
         if difference:
             by_dim[dim] = (difference, difference.p)
-            if difference.units:
-                unit = next(iter(units.values()))[0].noun
+            unit = mine[shared[0]].noun if difference.units else unit
     networks = {dim: (d.networks, d.networks.p) for dim, (d, _) in by_dim.items() if d.networks}
     return Comparison(curve, against, label, by_dim, unit, networks) if by_dim else None
 
 
 def corrected(comparisons: Sequence[Comparison | None]) -> tuple[Comparison, ...]:
     """The same comparisons with Holm's correction for all of them together."""
-    found = [c for c in comparisons if c]
+    found = [comparison for comparison in comparisons if comparison]
 
-    def adjusted(every: Sequence[dict[int, tuple[Difference, float]]]) -> list[dict]:
+    def adjusted(part: str) -> list[dict[int, tuple[Difference, float]]]:
+        every = [getattr(comparison, part) for comparison in found]
         p = iter(statistics.holm([d.p for by_dim in every for d, _ in by_dim.values()]))
         return [{dim: (d, next(p)) for dim, (d, _) in by_dim.items()} for by_dim in every]
 
-    parts = zip(
-        found,
-        adjusted([c.by_dim for c in found]),
-        adjusted([c.networks for c in found]),
-        strict=True,
-    )
-    return tuple(
-        dataclasses.replace(c, by_dim=by_dim, networks=networks) for c, by_dim, networks in parts
-    )
+    parts = zip(found, adjusted("by_dim"), adjusted("networks"), strict=True)
+    return tuple(dataclasses.replace(c, by_dim=d, networks=networks) for c, d, networks in parts)
 
 
 def _comparisons(
-    methods: Sequence[Method], curves: Sequence[Curve], split: str, metric: str
+    methods: Sequence[Method], curves: Sequence[Curve], series: Series, about: Metric
 ) -> tuple[tuple[Comparison, ...], tuple[Comparison, ...]]:
     """MRL, or MRL-E in a study without it, against FF-m; and against all other baselines."""
-    lower_is_better = metrics.describe(metric).lower_is_better
+    lower_is_better = about.lower_is_better
     compared = "separate" if any(m.kind == "separate" for m in methods) else "shared"
     by_label = {curve.label: curve for curve in curves}
     main, rivals = [], []
@@ -367,11 +332,11 @@ def _comparisons(
         against: list[Curve] = []
         if family := methods_lib.baseline(method, methods):
             name = f"{methods_lib.NAMES[compared]} − FF{method.suffix}"
-            fixed = _family_curve(family, split, metric)
+            fixed = _family_curve(family, series)
             main += corrected([compare(curve, fixed, name, lower_is_better)])
-            against += _derived_curves(family, split, metric)
+            against += _derived_curves(family, series)
         if family := methods_lib.baseline(method, methods, methods_lib.SLIM):
-            against.append(_family_curve(family, split, metric))
+            against.append(_family_curve(family, series))
         rivals += [
             compare(curve, other, f"{method.label} − {other.label}", lower_is_better)
             for other in against
@@ -379,28 +344,29 @@ def _comparisons(
     return tuple(main), corrected(rivals)
 
 
-def build(methods: Sequence[Method], split: str, metric: str) -> Table | None:
-    """The table of `metric` on `split`; None where no run has such a number.
+def build(methods: Sequence[Method], series: Series) -> Table | None:
+    """The table of a metric on a split or set; None where no run has such a number.
 
     The columns follow Tables 1 and 2 of the paper (arXiv 2205.13147).
     """
-    curves = [_own_curve(m, split, metric) for m in methods if m.kind not in methods_lib.ONE_DIM]
+    curves = [_own_curve(m, series) for m in methods if m.kind not in methods_lib.ONE_DIM]
     families = _families(methods, "fixed")
     for family in (*families, *_families(methods, methods_lib.SLIM)):
-        curves.append(_family_curve(family, split, metric))
+        curves.append(_family_curve(family, series))
     for family in families:
-        curves += _derived_curves(family, split, metric)
-    curves += _frozen_curves(methods, split, metric)
-    curves = [curve for curve in curves if curve.values]
+        curves += _derived_curves(family, series)
+    curves += _frozen_curves(methods, series)
+    curves = [curve for curve in curves if len(curve.frame)]
     if not curves:
         return None
-    comparisons, rivals = _comparisons(methods, curves, split, metric)
+    about = describe(methods, series.metric)
+    comparisons, rivals = _comparisons(methods, curves, series, about)
     return Table(
-        metric=metric,
-        split=split,
+        series=series,
         curves=tuple(curves),
         comparisons=comparisons,
         dims=tuple(sorted({dim for curve in curves for dim in curve.values})),
         trained=frozenset().union(*(m.dims for m in methods)),
+        about=about,
         rivals=rivals,
     )

@@ -5,8 +5,14 @@ import json
 import numpy as np
 
 from mrl_jax.record.artefacts import Artefacts
+from mrl_jax.record.results import Series
 from mrl_jax.record.runs import Run
-from mrl_jax.reporting.methods import series
+
+
+def series(place, metric="", space="trained", layer=None):
+    """What is measured on one of the data's splits, or on a set of this name."""
+    own = place in ("train", "val", "test")
+    return Series("" if own else place, place if own else "", metric, space, layer)
 
 
 def make_run(kind, dims, seed, values, *, split="test", data="", artefacts=None, **config):

@@ -5,11 +5,11 @@ import json
 
 import folders
 import pytest
-from studies import make_run, top1
+from studies import make_run, series, top1
 
 from mrl_jax.record import runs
 from mrl_jax.record.results import Series
-from mrl_jax.reporting import headline, methods, sheet, tables
+from mrl_jax.reporting import methods, sheet, tables
 
 
 def labels(*found):
@@ -36,12 +36,11 @@ def test_two_data_sets_are_two_columns():
         "FF-8, data=easy": [0],
         "FF-8, data=noise": [0],
     }
-    table = tables.build(methods.group(found), "test", "top1")
+    table = tables.build(methods.group(found), series("test", "top1"))
     # Each is compared with the baseline on its own data, and wins or loses there.
     means = {c.curve.label: c.by_dim[8][0].mean for c in table.comparisons}
     assert means == pytest.approx({"MRL, data=easy": -0.05, "MRL, data=noise": 0.2})
     assert {*table.best(8)} == {"MRL, data=noise", "FF-m, data=easy"}
-    assert "among the columns that were measured on the same" in sheet.of_table(table).notes[0]
 
 
 def test_data_that_moved_are_the_same_and_changed_ones_are_not():
@@ -107,7 +106,7 @@ def test_frozen_vectors_are_a_column_for_each_data_set():
         values = {("spearman", 2): 0.5, (("spearman", "cut"), 2): 0.1 * (seed + 1)}
         run = make_run("separate", (2,), seed, values, data=f"{seed}" * 16, task="adaptor")
         found.append(run)
-    table = tables.build(methods.group(found), "test", "spearman")
+    table = tables.build(methods.group(found), series("test", "spearman"))
     frozen = {c.label: c.summary(2).mean for c in table.curves if c.label.startswith("frozen")}
     assert list(frozen.values()) == pytest.approx([0.1, 0.2])
     assert len({*frozen}) == 2
@@ -145,10 +144,13 @@ def test_the_standard_error_is_that_of_what_is_shown():
     fixed = dataclasses.replace(
         fixed, results=(result("1nn", 8, 0.03, 100), result("1nn", 2, 0.04, 90, "pca"))
     )
-    table = tables.build(methods.group([nested, fixed]), "test", "1nn")
-    assert (table.stderr, table.n_examples) == ((0.02, 0.04), (90, 100))
+    table = tables.build(methods.group([nested, fixed]), series("test", "1nn"))
+    assert (table.frame.stderr.max(), {*table.frame.n}) == (0.04, {90, 100})
     shown = table.only(("mrl", "ff"))
-    assert (shown.stderr, shown.n_examples) == ((0.02, 0.03), (100,))
+    assert (shown.frame.stderr.max(), {*shown.frame.n}) == (0.03, {100})
+    assert "90 and 100 test examples, standard error of a run 2.00 to 4.00" in (
+        sheet.of_table(table).note
+    )
 
 
 @pytest.mark.parametrize("judged", [False, True])
@@ -167,28 +169,10 @@ def test_of_unequal_seeds_those_that_pair_are_named(judged, tmp_path):
     else:
         nested = [make_run("separate", (2,), s, top1(d2=(0.5, 0.9)[s])) for s in (0, 1)]
         fixed = make_run("fixed", (2,), 1, top1(d2=0.6))
-    table = tables.build(methods.group([*nested, fixed]), "test", "top1")
+    table = tables.build(methods.group([*nested, fixed]), series("test", "top1"))
     (comparison,) = table.comparisons
     assert comparison.by_dim[2][0].mean == pytest.approx(0.3)
     row = sheet.of_table(table).rows[0]
     assert row.cells[0].text.startswith("70.00 ±")
-    assert row.cells[-1].below == ("better ‡, seed 1 only" if judged else "seed 1 only")
-    said = headline.comparison_sentence(comparison)
-    assert "one seed each" not in said
-    assert "that dim alone (seed 1 only, which both have)" in said
-    assert ("(seed 1 only, which both have): better at 2" in headline.lead(table)) == judged
-
-
-def test_sentences_name_no_empty_list_of_dims():
-    def said(mine, other):
-        found = [
-            make_run("separate", (2, 8), 0, top1(d2=mine, d8=mine)),
-            make_run("fixed", (2,), 0, top1(d2=other)),
-            make_run("fixed", (8,), 0, top1(d8=other)),
-        ]
-        (comparison,) = tables.build(methods.group(found), "test", "top1").comparisons
-        return headline.comparison_sentence(comparison).partition("alone ")[2].partition(";")[0]
-
-    assert said(0.9, 0.8) == "is higher at 2 and 8 dims"
-    assert said(0.7, 0.8) == "is lower at 2 and 8 dims"
-    assert said(0.8, 0.8) == "is equal at 2 and 8 dims"
+    assert row.cells[-1].below == ("▲ ‡, seed 1 only" if judged else "seed 1 only")
+    assert ("better ‡ at 2" in sheet.lead(table)) == judged

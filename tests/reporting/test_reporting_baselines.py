@@ -1,10 +1,11 @@
 """Baselines: which there are, and what is said of MRL against them example by example."""
 
 import pytest
-from reporting.studies import cells, flags, judged_run, make_run, top1
+from reporting.studies import cells, flags, judged_run, make_run, series, top1
 
 from mrl_jax.errors import DataError
-from mrl_jax.reporting import headline, methods, sheet, tables
+from mrl_jax.reporting import methods, sheet, tables
+from mrl_jax.reporting.content import Cell
 
 
 def rivals(table):
@@ -28,7 +29,7 @@ def test_every_baseline_has_a_column_and_a_comparison():
         make_run("fixed", (8,), 0, values, **config),
         make_run("fixed", (2,), 0, top1(d2=0.6), **slim),
     ]
-    table = tables.build(methods.group(runs), "test", "top1")
+    table = tables.build(methods.group(runs), series("test", "top1"))
     found = {label: cell.text for label, cell in cells(sheet.of_table(table), 2).items()}
     assert found == {
         "MRL": "70.00",
@@ -55,14 +56,14 @@ def test_every_baseline_has_a_column_and_a_comparison():
         "Slim-m": [2],
     }
     differences = sheet.of_rivals(table)
-    assert cells(differences, 2)["MRL − FF-8, SVD of head to m"] == sheet.Cell("−5.00", "one seed")
-    assert cells(differences, 8)["MRL − Slim-m"] == sheet.Cell()
+    assert cells(differences, 2)["MRL − FF-8, SVD of head to m"] == Cell("−5.00")
+    assert cells(differences, 8)["MRL − Slim-m"] == Cell()
 
 
 def test_the_head_cut_short_stands_in_where_the_metric_has_no_shorter_prefix():
     values = {("top1", 8): 0.9, (("top1", "cut"), 2): 0.3, (("top1", "cut"), 8): 0.9}
     runs = [make_run("separate", (2, 8), 0, top1(d2=0.7)), make_run("fixed", (8,), 0, values)]
-    table = tables.build(methods.group(runs), "test", "top1")
+    table = tables.build(methods.group(runs), series("test", "top1"))
     assert cells(sheet.of_table(table), 2)["FF-8, first m dims"].text == "30.00"
 
 
@@ -83,38 +84,39 @@ def judged_pair(tmp_path, *, seeds=(0,), data=("d1", "d1"), only_mrl=12, only_ff
 
 
 def test_one_seed_is_judged_by_the_examples(tmp_path):
-    table = tables.build(methods.group(judged_pair(tmp_path)), "test", "top1")
+    table = tables.build(methods.group(judged_pair(tmp_path)), series("test", "top1"))
     (comparison,) = table.comparisons
     difference, p = comparison.by_dim[2]
     # 14 examples differ, 12 of them for MRL: p = 2 (1 + 14 + 91) / 2^14.
     assert p == pytest.approx(2 * 106 / 2**14)
     assert (difference.n, difference.units, comparison.unit) == (1, 100, "examples")
     cell = cells(sheet.of_table(table), 2)["MRL − FF"]
-    assert (cell.text[:6], cell.below) == ("+10.00", "better ‡")
-    said = headline.comparison_sentence(comparison)
-    assert "these trained networks, one seed each, on the same 100 examples" in said
-    assert "better at 2; worse at none" in said
-    notes = " ".join(sheet.of_table(table).notes)
-    assert "McNemar's exact test" in notes
-    assert "It speaks of other examples, not of training again." in notes
+    assert (cell.text[:6], cell.below) == ("+10.00", "▲ ‡")
+    note = sheet.of_table(table).note
+    assert "95% intervals over 100 examples (McNemar's exact test), 1 seed each" in note
+    assert "MRL − FF: +10.00 points, better ‡ at 2" in sheet.lead(table)
 
 
 def test_several_seeds_are_judged_by_seeds_and_examples(tmp_path):
-    table = tables.build(methods.group(judged_pair(tmp_path, seeds=(0, 1))), "test", "top1")
-    (difference, _), notes = table.comparisons[0].by_dim[2], sheet.of_table(table).notes
+    table = tables.build(methods.group(judged_pair(tmp_path, seeds=(0, 1))), series("test", "top1"))
+    difference, _ = table.comparisons[0].by_dim[2]
     assert (difference.n, difference.units) == (2, 100)
     assert difference.verdict == "same in every seed"  # which is no evidence of anything
-    assert "paired by seed and by examples" not in " ".join(notes)
+    assert "95% intervals over 2 seeds and 100 examples" in sheet.of_table(table).note
 
 
 def test_unknown_examples_are_never_paired(tmp_path):
-    table = tables.build(methods.group(judged_pair(tmp_path, data=("", ""))), "test", "top1")
+    table = tables.build(
+        methods.group(judged_pair(tmp_path, data=("", ""))), series("test", "top1")
+    )
     difference, _ = table.comparisons[0].by_dim[2]
     assert (difference.units, difference.verdict) == (0, "one seed")
 
 
 def test_other_data_are_never_compared(tmp_path):
-    table = tables.build(methods.group(judged_pair(tmp_path, data=("d1", "d2"))), "test", "top1")
+    table = tables.build(
+        methods.group(judged_pair(tmp_path, data=("d1", "d2"))), series("test", "top1")
+    )
     assert table.comparisons == table.rivals == ()
     assert table.best(2) == []
 
@@ -124,7 +126,7 @@ def test_examples_that_are_not_those_of_the_result_are_refused(tmp_path):
     wrong = make_run("separate", (2,), 0, top1(d2=0.5), data="d1", artefacts=run.artefacts)
     fixed = judged_run(tmp_path / "b", "fixed", (2,), 0, {("top1", 2): flags((9, True))})
     with pytest.raises(DataError, match=r"test/top1 at 2 dims is 0.5 .* evaluate the run again"):
-        tables.build(methods.group([wrong, fixed]), "test", "top1")
+        tables.build(methods.group([wrong, fixed]), series("test", "top1"))
 
 
 def test_a_narrow_network_is_slim_only_if_all_of_it_is_used():

@@ -4,7 +4,7 @@ import studies
 
 from mrl_jax.record.results import Series
 from mrl_jax.record.runs import Study
-from mrl_jax.reporting import document, layers, methods, sections
+from mrl_jax.reporting import document, findings, methods, sections
 
 # Spearman by layer (None: all) and dim.
 GRID = {(1, 4): 0.5, (1, 8): 0.6, (3, 4): 0.74, (3, 8): 0.795, (None, 4): 0.76, (None, 8): 0.80}
@@ -22,7 +22,7 @@ def run(seed, *, split="val", also=()):
 
 def test_a_table_of_layers_and_dims():
     found = methods.group([run(0, split="stsb"), run(2, split="stsb")])
-    section = layers.section(found, "test")
+    section = findings.layers(found, studies.series("test"))
     (sheet,) = section.sheets
     assert "stsb: MRL by layer and dim" in sheet.title
     assert sheet.columns == ("layers", "4", "8")
@@ -31,13 +31,14 @@ def test_a_table_of_layers_and_dims():
     assert texts == [["50.20", "60.20"], ["74.20", "79.70"], ["76.20", "80.20"]]
     best = [[cell.best for cell in row.cells] for row in sheet.rows]
     assert best == [[False, False], [False, True], [False, True]]
-    assert sheet.notes[-1] == layers.UNTRAINED
-    assert "MRL reaches 79.70% after 3 layers at 8 dims, within one point of" in section.lead
+    assert sheet.note.endswith(findings.UNTRAINED)
+    assert "MRL reaches 79.70% after 3 layers at 8 dims" in section.lead
 
 
 def test_nothing_is_said_without_layers_and_layers_are_no_other_measures():
-    assert layers.section(methods.group([studies.make_run("separate", (4,), 0, {})]), "val") is None
-    parts, _ = sections.of_split(methods.group([run(0)]), "val")
+    nothing = methods.group([studies.make_run("separate", (4,), 0, {})])
+    assert findings.layers(nothing, studies.series("val")) is None
+    parts, _ = sections.of_study(methods.group([run(0)]), "val")
     assert [part.heading for part in parts] == ["Similarity, Spearman", "Fewer layers"]
 
 

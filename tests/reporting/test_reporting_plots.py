@@ -4,21 +4,27 @@ import dataclasses
 import io
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
+from reporting.studies import series
 
+from mrl_jax.record import metrics
 from mrl_jax.reporting import charts, plots, tables
 from mrl_jax.reporting.plots import Chart, Line, Point
 from mrl_jax.reporting.tables import Curve, Table
 
 
 def make_table(curves):
-    return Table("top1", "test", tuple(curves), (), (2, 3, 4), frozenset({2, 4}))
+    about = metrics.describe("top1")
+    at = (2, 3, 4), frozenset({2, 4})
+    return Table(series("test", "top1"), tuple(curves), (), *at, about)
 
 
 def make_curve(label, role="mrl", trained=(2, 4), level=0.8):
-    values = {dim: {0: level, 1: level + 0.02} for dim in (2, 3, 4)}
-    return Curve(label, role, (), frozenset(trained), values)
+    rows = [(seed, dim, level + 0.02 * seed, 0.01, 9) for dim in (2, 3, 4) for seed in (0, 1)]
+    frame = pd.DataFrame(rows, columns=["seed", "dim", "value", "stderr", "n"])
+    return Curve(label, role, (), frozenset(trained), frame)
 
 
 def draw(table, theme=plots.LIGHT):
@@ -70,9 +76,10 @@ def test_many_curves_leave_out_what_was_not_trained():
 
 
 def test_a_single_dim_can_be_drawn():
-    curve = Curve("FF-m", "ff", (), frozenset({8}), {8: {0: 0.9}})
-    table = Table("top1", "test", (curve,), (), (8,), frozenset({8}))
-    assert draw(table).startswith(b"\x89PNG")
+    table = make_table([make_curve("FF-m", "ff")])
+    curve = table.curves[0]
+    curve = dataclasses.replace(curve, frame=curve.frame.query("dim == 4"))
+    assert draw(dataclasses.replace(table, curves=(curve,), dims=(4,))).startswith(b"\x89PNG")
 
 
 def test_differences_have_a_panel_of_their_own():

@@ -2,33 +2,20 @@
 
 import numpy as np
 import pytest
-from reporting.studies import flags, judged_run, make_run, top1, write_file
+from reporting.studies import cells, flags, judged_run, make_run, series, top1, write_file
 
 from mrl_jax.cascade.study import Judged, study
 from mrl_jax.errors import DataError
 from mrl_jax.evaluators import agreement, robustness
 from mrl_jax.record.artefacts import Artefacts
-from mrl_jax.reporting import (
-    agreements,
-    attribution,
-    cascades,
-    methods,
-    published,
-    sections,
-    shifted,
-    tables,
-)
-from mrl_jax.reporting.plots import DARK, LIGHT
+from mrl_jax.reporting import findings, methods, published, sections, tables
+from mrl_jax.reporting import sheet as sheet_lib
 
 PNG = b"\x89PNG\r\n\x1a\nrest"
 
 
 def headings(found):
     return [section.heading for section in found]
-
-
-def texts(section):
-    return " ".join((section.lead, *section.sentences))
 
 
 def titles(section):
@@ -40,7 +27,7 @@ def test_every_metric_has_a_place_and_unknown_ones_too():
     names += ("ncm_10way_1shot", "ncm_10way_5shot", "ncm_allway_5shot", "superclass", "ece")
     names += ("tail_pretrain_head", "tail_novel_tail", "oracle", "vote", "strange", "odd_pca")
     values = {(name, dim): 0.5 for name in names for dim in (2, 4)}
-    found, main = sections.of_split(
+    found, main = sections.of_study(
         methods.group([make_run("separate", (2, 4), 0, values)]), "test"
     )
     assert headings(found) == [
@@ -67,11 +54,11 @@ def test_every_metric_has_a_place_and_unknown_ones_too():
 
 
 def test_sections_are_there_only_where_data_is():
-    found, _ = sections.of_split(
+    found, _ = sections.of_study(
         methods.group([make_run("separate", (2,), 0, top1(d2=1.0))]), "test"
     )
     assert headings(found) == ["Linear top-1"]
-    assert sections.of_split(methods.group([make_run("separate", (2,), 0, {})]), "test") == ([], [])
+    assert sections.of_study(methods.group([make_run("separate", (2,), 0, {})]), "test") == ([], [])
 
 
 def make_judged_study(tmp_path, seeds):
@@ -89,8 +76,8 @@ def make_judged_study(tmp_path, seeds):
 
 
 def test_the_overview_counts_verdicts(tmp_path):
-    found, main = sections.of_split(make_judged_study(tmp_path, (0,)), "test")
-    sheet = sections.overview(main)
+    found, main = sections.of_study(make_judged_study(tmp_path, (0,)), "test")
+    sheet = sheet_lib.overview(main)
     assert sheet.title == "MRL against every baseline, test"
     assert sheet.columns == ("measure", "FF-m", "random m dims", "PCA to m")
     (row,) = sheet.rows
@@ -99,23 +86,23 @@ def test_the_overview_counts_verdicts(tmp_path):
         ["1 / 1 / 0", "1 / 0 / 0", "0 / 0 / 1"],
     )
     assert {cell.below for cell in row.cells} == {""}
-    assert "Against FF-m: better at 2. Other baselines it loses to: PCA to m at 2." in found[0].lead
+    assert "better ‡ at 2" in found[0].lead
 
 
 def test_with_few_seeds_these_networks_are_judged_apart(tmp_path):
-    found, main = sections.of_split(make_judged_study(tmp_path, (0, 30)), "test")
+    found, main = sections.of_study(make_judged_study(tmp_path, (0, 30)), "test")
     # Both seeds have the same accuracies, which is no evidence about training again.
-    row = sections.overview(main).rows[0]
+    row = sheet_lib.overview(main).rows[0]
     assert [(cell.text, cell.below) for cell in row.cells][2] == ("0 / 1 / 0", "0 / 0 / 1")
-    assert "(these networks alone: better at 2)" in found[0].lead
-    assert "none (these networks alone: PCA to m at 2)" in found[0].lead
-    assert "These networks alone, not training again, are better at 2." in texts(found[0])
+    assert "better for these networks alone at 2" in found[0].lead
+    assert cells(sheet_lib.of_table(main[0]), 2)["MRL − FF"].below == "△"
+    assert cells(sheet_lib.of_rivals(main[0]), 2)["MRL − FF-4, PCA to m"].below == "▽"
 
 
 def test_one_seed_without_examples_has_no_overview():
     runs = [make_run("separate", (2,), 0, top1(d2=0.8)), make_run("fixed", (2,), 0, top1(d2=0.7))]
-    _, main = sections.of_split(methods.group(runs), "test")
-    assert sections.overview(main) is None
+    _, main = sections.of_study(methods.group(runs), "test")
+    assert sheet_lib.overview(main) is None
 
 
 def imagenet(kind, dims, values, **config):
@@ -129,7 +116,7 @@ def test_the_papers_numbers_stand_beside_ours():
     runs = [imagenet("separate", published.DIMS, {("top1", 8): 0.67, ("1nn", 8): 0.6219})]
     runs.append(imagenet("fixed", (8,), {("top1", 8): 0.65}))
     found = methods.group(runs)
-    sheet = published.beside(tables.build(found, "val", "top1"), found)
+    sheet = published.beside(tables.build(found, series("val", "top1")), found)
     assert sheet.columns == ("dim", "MRL", "paper: MRL", "FF-m", "paper: FF")
     first = sheet.rows[0]
     assert first.head == "8"
@@ -141,13 +128,13 @@ def test_the_papers_numbers_stand_beside_ours():
     ]
     # 32 dims of FF: the source at hand does not quote it.
     assert sheet.rows[2].cells[3].text == ""
-    assert any("arXiv 2205.13147" in note for note in sheet.notes)
-    sections_of, _ = sections.of_split(found, "val")
+    assert "arXiv 2205.13147" in sheet.note
+    sections_of, _ = sections.of_study(found, "val")
     assert [s.title for s in sections_of[0].sheets] == [
         "Linear top-1, validation",
         "Linear top-1, validation, beside the paper's Table 1",
     ]
-    assert "SVD of FF-2048 is ahead of MRL" in " ".join(sections_of[1].sheets[1].notes)
+    assert "SVD of FF-2048 is ahead of MRL" in sections_of[1].sheets[1].note
 
 
 @pytest.mark.parametrize(
@@ -160,17 +147,16 @@ def test_the_papers_numbers_stand_beside_ours():
 )
 def test_other_data_and_other_weights_are_not_the_papers(changed):
     found = methods.group([imagenet("separate", published.DIMS, top1(d8=0.6), **changed)])
-    assert published.beside(tables.build(found, "val", "top1"), found) is None
+    assert published.beside(tables.build(found, series("val", "top1")), found) is None
     found = methods.group([imagenet("separate", (8, 16), top1(d8=0.6))])
-    assert published.beside(tables.build(found, "val", "top1"), found) is None
+    assert published.beside(tables.build(found, series("val", "top1")), found) is None
 
 
 def test_published_columns_are_complete_rows():
     for about in published.TABLES.values():
-        for column in about.columns:
-            assert len(column.values) == len(published.DIMS)
-            known = [value for value in column.values if value is not None]
-            assert min(known) > 1  # percent, not fractions
+        for _, _, values in about.columns:
+            assert len(values) == len(published.DIMS)
+            assert min(value for value in values if value) > 1  # percent, not fractions
 
 
 def judged(n, seed, dims=(2, 4, 8)):
@@ -198,24 +184,30 @@ def cascade_content():
 
 def test_cascades(tmp_path, cascade_content):
     write_file(tmp_path / "0", "test_cascade.json", cascade_content)
-    section = cascades.section(nested_method(tmp_path), "test")
-    first, *_, last = cascade_content["headline"]
-    dims, low = (first["expected_dim"][key] for key in ("value", "low"))
-    assert f"A cascade of MRL takes {dims:.1f} [{low:.1f}, " in section.lead
-    lost = f"Fitted to lose up to 1.00 points: {last['expected_dim']['value']:.1f} dims, "
-    assert lost in section.lead
-    best = cascade_content["oracle"]["accuracy"]["value"]
-    assert f"would give {100 * best:.2f}%" in texts(section)
-    assert titles(section)[:2] == [
-        "MRL, seed 0: every dim alone",
-        "MRL, seed 0: thresholds jointly, by the share of accuracy they may lose",
-    ]
-    assert section.figures[0].draw(LIGHT).startswith(b"\x89PNG")
+    section = findings.cascades(nested_method(tmp_path), series("test"))
+    dim = cascade_content["headline"][0]["expected_dim"]
+    assert f"A cascade of MRL, seed 0 takes {dim['value']:.1f} dims per example" in section.lead
+    (sheet,) = section.sheets
+    heads = [row.head for row in sheet.rows]
+    assert (heads[0], heads[-1]) == (
+        "MRL, seed 0, may lose 0.00",
+        "MRL, seed 0, best choice for every example",
+    )
+    first, *_, best = (dict(zip(sheet.columns[1:], row.cells, strict=True)) for row in sheet.rows)
+    assert first["dims"].text == f"{dim['value']:.1f}"
+    assert first["dims"].below == f"[{dim['low']:.1f}, {dim['high']:.1f}]"
+    oracle = cascade_content["oracle"]["accuracy"]["value"]
+    assert best["accuracy, %"].text == f"{100 * oracle:.2f}"
+    curves = cascade_content["curves"]
+    points = len(cascade_content["single"]) + sum(len(curves[name]) for name in findings.CURVES)
+    assert [len(one.rows) for one in section.folded] == [points]
+    assert section.figures[0].draw(False).startswith(b"\x89PNG")
     write_file(tmp_path / "1", "test_cascade.json", cascade_content)
-    both = cascades.section(nested_method(tmp_path, seeds=(0, 1)), "test")
-    assert "A cascade of MRL (seed 0)" in both.lead
-    assert f"Other seeds of MRL: {dims:.1f} dims, " in texts(both)
-    assert cascades.section(nested_method(tmp_path / "other"), "test") is None
+    both = findings.cascades(nested_method(tmp_path, seeds=(0, 1)), series("test"))
+    (of_both,) = both.sheets
+    assert [row.head for row in of_both.rows] == heads + [h.replace("d 0", "d 1") for h in heads]
+    assert titles(both) == ["MRL, seed 0: all thresholds"]
+    assert findings.cascades(nested_method(tmp_path / "other"), series("test")) is None
 
 
 @pytest.mark.parametrize(
@@ -232,7 +224,7 @@ def test_cascades(tmp_path, cascade_content):
 def test_damaged_cascades(tmp_path, cascade_content, key, value):
     write_file(tmp_path / "0", "test_cascade.json", {**cascade_content, key: value})
     with pytest.raises(DataError, match=r"0/test_cascade\.json: "):
-        cascades.section(nested_method(tmp_path), "test")
+        findings.cascades(nested_method(tmp_path), series("test"))
 
 
 def agreement_content(seed=0):
@@ -251,10 +243,13 @@ def agreement_content(seed=0):
 def test_agreement_of_granularities(tmp_path):
     for seed in (0, 1):
         write_file(tmp_path / str(seed), "test_agreement.json", agreement_content(seed))
-    section = agreements.section(nested_method(tmp_path, seeds=(0, 1)), "test")
-    mean = np.mean([agreement_content(seed)["oracle"]["accuracy"] for seed in (0, 1)])
-    assert f"right for {100 * mean:.2f}% of the examples" in section.lead
-    assert "Of the classes of MRL (seed 0) 1 get better with dims, 0 " in texts(section)
+    section = findings.agreements(nested_method(tmp_path, seeds=(0, 1)), series("test"))
+    of_seeds = [100 * agreement_content(seed)["oracle"]["accuracy"] for seed in (0, 1)]
+    assert f"right for {np.mean(of_seeds):.2f}% of the examples" in section.lead
+    shown = cells(section.sheets[0], "MRL")
+    right = f"{np.mean(of_seeds):.2f} ± {np.std(of_seeds, ddof=1):.2f}"
+    assert shown["some right, %"].text == right
+    assert [shown[f"classes: {name}"].text for name in ("rises", "no trend")] == ["1", "1"]
     (sheet,) = section.folded
     assert sheet.rows[0].cells[0].text == "100.00"
 
@@ -264,7 +259,7 @@ def test_damaged_agreement(tmp_path):
     content["pairs"]["agree"] = [[1.0]]
     write_file(tmp_path / "0", "test_agreement.json", content)
     with pytest.raises(DataError, match=r"pairs\.agree must be a square of 3 dims"):
-        agreements.section(nested_method(tmp_path), "test")
+        findings.agreements(nested_method(tmp_path), series("test"))
 
 
 def shifted_run(folder, kind, dims, right, clean, seed=0):
@@ -283,24 +278,22 @@ def test_shifted_test_sets(tmp_path):
     mrl = shifted_run(tmp_path / "a", "separate", (2, 8), {2: 40, 8: 60}, {2: 80, 8: 80})
     fixed = shifted_run(tmp_path / "b", "fixed", (8,), {8: 30}, {8: 60})
     found = methods.group([mrl, fixed])
-    assert shifted.names(found) == ["v2"]
-    section = shifted.section(found, "test")
-    assert section.lead == "v2: MRL loses of its clean accuracy 50.00% at 2 and 25.00% at 8 dims."
-    assert "v2: MRL against FF-m trained at that dim alone (these trained networks" in texts(
-        section
-    )
-    assert "better at 8" in texts(section)
-    assert titles(section) == ["Linear top-1, v2", "v2: share of the clean accuracy that is lost"]
-    lost = section.folded[1]
+    assert [base.place for base in findings.sets(found)] == ["v2"]
+    section = findings.shifts(found, series("test"))
+    assert "v2 50.00% at 2 and 25.00% at 8 dims of MRL" in section.lead
+    assert titles(section) == ["Linear top-1, v2"]
+    assert cells(section.folded[0], 8)["MRL − FF"].below == "▲ ‡"
+    (lost,) = section.sheets
+    assert lost.title == "v2: share of the clean accuracy that is lost"
     assert lost.columns == ("dim", "MRL", "FF-m")
     drop, (low, high) = robustness.relative_drop(60, 100, 80, 100)
     first = lost.rows[1].cells[0]
     assert first.text == f"{100 * drop:.2f}"
     assert first.below == f"[{100 * low:.2f}, {100 * high:.2f}]"
     assert lost.rows[1].cells[1].text == "50.00"
-    assert section.figures[0].draw(LIGHT).startswith(b"\x89PNG")
+    assert section.figures[0].draw(False).startswith(b"\x89PNG")
     assert (
-        shifted.section(methods.group([make_run("separate", (2,), 0, top1(d2=1.0))]), "x") is None
+        findings.shifts(methods.group([make_run("separate", (2,), 0, top1(d2=1.0))]), "x") is None
     )
 
 
@@ -310,7 +303,7 @@ def test_damaged_drops(tmp_path, interval):
     about = {"data": "d", "classes": [], "dims": [2], "relative_drop_95": [interval]}
     write_file(tmp_path, "test_robustness.json", {"shifts": {"v2": about}})
     with pytest.raises(DataError, match=r"test_robustness\.json: relative_drop_95 of v2"):
-        shifted.section(methods.group([run]), "test")
+        findings.shifts(methods.group([run]), series("test"))
 
 
 def attribution_content(**changed):
@@ -321,13 +314,13 @@ def attribution_content(**changed):
 def test_attribution(tmp_path):
     write_file(tmp_path / "0", "test_attribution.json", attribution_content())
     (tmp_path / "0" / "test_attribution.png").write_bytes(PNG)
-    section = attribution.section(nested_method(tmp_path), "test")
-    assert "holds 60% of a map at 2 dims and 40% at 8 (mean of 2 images" in texts(section)
-    assert "correlate by 0.80" in texts(section)
+    section = findings.attribution(nested_method(tmp_path), series("test"))
+    assert "holds 60% of a map at 2 dims and 40% at 8;" in section.lead
+    assert "correlate by 0.80" in section.lead
     (figure,) = section.figures
     assert figure.wide
-    assert figure.draw(LIGHT) == figure.draw(DARK) == PNG
-    assert attribution.section(nested_method(tmp_path / "other"), "test") is None
+    assert figure.draw(False) == figure.draw(True) == PNG
+    assert findings.attribution(nested_method(tmp_path / "other"), series("test")) is None
 
 
 @pytest.mark.parametrize("share", [[0.5], ["a", "b", "c"], 3])
@@ -337,4 +330,4 @@ def test_damaged_attribution(tmp_path, share):
     write_file(tmp_path / "0", "test_attribution.json", content)
     (tmp_path / "0" / "test_attribution.png").write_bytes(PNG)
     with pytest.raises(DataError, match=r"test_attribution\.json: .*top_share"):
-        attribution.section(nested_method(tmp_path), "test")
+        findings.attribution(nested_method(tmp_path), series("test"))

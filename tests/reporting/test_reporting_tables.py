@@ -3,10 +3,11 @@
 import re
 
 import pytest
-from reporting.studies import cells, make_run, top1
+from reporting.studies import cells, make_run, series, top1
 
 from mrl_jax.errors import DataError
-from mrl_jax.reporting import headline, methods, sheet, tables
+from mrl_jax.reporting import methods, sheet, tables, text
+from mrl_jax.reporting.content import Cell
 
 
 @pytest.fixture
@@ -26,48 +27,41 @@ def study():
 
 
 def test_columns_rows_and_cells(study):
-    rendered = sheet.of_table(tables.build(study, "test", "top1"))
+    rendered = sheet.of_table(tables.build(study, series("test", "top1")))
     assert rendered.columns == ("dim", "MRL", "MRL-E", "FF-m", "FF-8, first m dims", "MRL − FF")
     assert [row.head for row in rendered.rows] == ["2", "3 ○", "4", "6 ○", "8"]
     assert [row.faint for row in rendered.rows] == [False, True, False, True, False]
-    assert cells(rendered, 2)["MRL"] == sheet.Cell("80.00 ± 1.00", "", True)
-    assert cells(rendered, 2)["FF-m"] == sheet.Cell("70.00 ± 0.00", "", False)
+    assert cells(rendered, 2)["MRL"] == Cell("80.00 ± 1.00", "", True)
+    assert cells(rendered, 2)["FF-m"] == Cell("70.00 ± 0.00", "", False)
     assert cells(rendered, 2)["FF-8, first m dims"].text == "30.00 ± 0.00"
-    assert cells(rendered, 3)["MRL"] == sheet.Cell()
+    assert cells(rendered, 3)["MRL"] == Cell()
     assert cells(rendered, 3)["MRL-E"].best
-    assert cells(rendered, 4)["FF-m"] == sheet.Cell()
+    assert cells(rendered, 4)["FF-m"] == Cell()
     # The baseline's column wins where its mean is highest.
     assert cells(rendered, 8)["MRL-E"].best
     assert not cells(rendered, 8)["MRL"].best
 
 
 def test_difference_column(study):
-    rendered = sheet.of_table(tables.build(study, "test", "top1"))
+    rendered = sheet.of_table(tables.build(study, series("test", "top1")))
     # Mean 10 points, sd 1, half width 4.302653 / sqrt(3) = 2.48414; t = 10 sqrt(3), p = 0.0033.
-    assert cells(rendered, 2)["MRL − FF"] == sheet.Cell("+10.00 [+7.52, +12.48]", "better ‡")
+    assert cells(rendered, 2)["MRL − FF"] == Cell("+10.00 [+7.52, +12.48]", "▲ ‡")
     # Mean 0, sd 2, half width 4.96828.
     difference = cells(rendered, 8)["MRL − FF"]
-    assert difference == sheet.Cell("0.00 [−4.97, +4.97]", "no clear difference")
-    assert cells(rendered, 4)["MRL − FF"] == sheet.Cell()
+    assert difference == Cell("0.00 [−4.97, +4.97]")
+    assert cells(rendered, 4)["MRL − FF"] == Cell()
 
 
-def test_headline_says_what_the_table_carries(study):
-    said = headline.sentences(tables.build(study, "test", "top1"))
-    assert said[0] == (
-        "MRL reaches 89.50% at its full 8 dims. Its first 4 dims alone, 2 times smaller, reach "
-        "89.00%; from there up every trained prefix is within one point."
-    )
-    assert said[1] == (
-        "MRL against FF-m trained at that dim alone: better at 2; worse at none; no clear "
-        "difference at 8 dims. After Holm's correction for 2 comparisons, what remains is: "
-        "better at 2."
-    )
+def test_the_lead_is_one_sentence_of_what_the_table_carries(study):
+    table = tables.build(study, series("test", "top1"))
+    reach, best, difference = sheet.lead(table).removesuffix(".").split("; ")
+    assert reach == "MRL reaches 89.50% at 8 dims and loses at most one point from 4 on"
+    assert best == "highest mean: MRL at 2 and 4, MRL-E at 8"
+    assert difference == "MRL − FF: 0.00 to +10.00 points, better ‡ at 2"
     # Differences 0.49, 0.50, 0.51 and 0.38, 0.39, 0.40.
-    assert said[2] == (
-        "Other baselines, most of them made of FF-8 (after Holm's correction for 2 comparisons): "
-        "MRL loses to none; it beats first m dims at 2 and 4."
-    )
-    assert said[3] == "Highest mean, by trained dim: MRL at 2 and 4; MRL-E at 8."
+    (cut,) = table.rivals
+    assert (cut.against.short, cut.dims("better", holm=True)) == ("first m dims", [2, 4])
+    assert cut.dims("worse") == []
 
 
 def test_a_verdict_may_fall_to_holm():
@@ -78,11 +72,11 @@ def test_a_verdict_may_fall_to_holm():
         values = {("top1", dim): value for dim in dims}
         runs.append(make_run("separate", dims, seed, values))
         runs += [make_run("fixed", (dim,), seed, {("top1", dim): 0.5}) for dim in dims]
-    table = tables.build(methods.group(runs), "test", "top1")
+    table = tables.build(methods.group(runs), series("test", "top1"))
     assert table.comparisons[0].dims("better") == list(dims)
     assert table.comparisons[0].dims("better", holm=True) == []
-    assert {cells(sheet.of_table(table), dim)["MRL − FF"].below for dim in dims} == {"better"}
-    assert "none of these verdicts remains" in " ".join(headline.sentences(table))
+    assert {cells(sheet.of_table(table), dim)["MRL − FF"].below for dim in dims} == {"▲"}
+    assert "MRL − FF: +5.00 points, no clear difference" in sheet.lead(table)
 
 
 def test_a_losing_mrl_is_called_worse():
@@ -90,12 +84,11 @@ def test_a_losing_mrl_is_called_worse():
     for seed, shift in enumerate((-0.01, 0.0, 0.01)):
         runs.append(make_run("separate", (2, 8), seed, top1(d2=0.50 + shift, d8=0.60)))
         runs.append(make_run("fixed", (2,), seed, top1(d2=0.70)))
-    table = tables.build(methods.group(runs), "test", "top1")
-    assert cells(sheet.of_table(table), 2)["MRL − FF"].below == "worse ‡"
+    table = tables.build(methods.group(runs), series("test", "top1"))
+    assert cells(sheet.of_table(table), 2)["MRL − FF"].below == "▼ ‡"
     assert cells(sheet.of_table(table), 2)["FF-m"].best
-    said = headline.sentences(table)
-    assert "the next smaller prefix, 2 dims, loses 10.00 points" in said[0]
-    assert "better at none; worse at 2." in said[1]
+    assert sheet.lead(table).startswith("MRL reaches 60.00% at 8 dims; highest")
+    assert "MRL − FF: −20.00 points, worse ‡ at 2" in sheet.lead(table)
 
 
 def test_one_seed_makes_no_claim():
@@ -103,23 +96,22 @@ def test_one_seed_makes_no_claim():
         make_run("separate", (2, 8), 0, top1(d2=0.80, d8=0.90)),
         make_run("fixed", (2,), 0, top1(d2=0.70)),
     ]
-    table = tables.build(methods.group(runs), "test", "top1")
+    table = tables.build(methods.group(runs), series("test", "top1"))
     rendered = sheet.of_table(table)
     assert cells(rendered, 2)["MRL"].text == "80.00"
-    assert cells(rendered, 2)["MRL − FF"] == sheet.Cell("+10.00", "one seed")
-    said = " ".join(headline.sentences(table))
-    assert "more than chance is unknown" in said
-    assert "better" not in said
+    assert cells(rendered, 2)["MRL − FF"] == Cell("+10.00", "")
+    assert "MRL − FF: +10.00 points, no test of one seed" in sheet.lead(table)
+    assert "1 seed, without intervals" in rendered.note
 
 
 def test_cells_over_fewer_seeds_say_so(study):
     short = [m for m in study if m.kind != "shared"]
     shared = next(m for m in study if m.kind == "shared")
     del shared.runs[2]
-    rendered = sheet.of_table(tables.build([*short, shared], "test", "top1"))
+    rendered = sheet.of_table(tables.build([*short, shared], series("test", "top1")))
     assert cells(rendered, 4)["MRL-E"].below == "n = 2"
     assert cells(rendered, 4)["MRL"].below == ""
-    assert "n = 3 seeds" in rendered.notes[0]
+    assert "mean ± sample sd of 3 seeds" in rendered.note
 
 
 def test_nearest_neighbour_columns():
@@ -131,7 +123,7 @@ def test_nearest_neighbour_columns():
         make_run("fixed", (2,), 0, {("1nn", 2): 0.6, (pca, 2): 0.98}),
         make_run("fixed", (8,), 0, values),
     ]
-    table = tables.build(methods.group(runs), "test", "1nn")
+    table = tables.build(methods.group(runs), series("test", "1nn"))
     rendered = sheet.of_table(table)
     found = {label: cell.text for label, cell in cells(rendered, 2).items()}
     assert found == {
@@ -170,7 +162,7 @@ def test_varying_keys_become_labels():
         "FF-8, learning_rate=0.02",
         "FF-8, learning_rate=0.1",
     ]
-    table = tables.build(found, "test", "top1")
+    table = tables.build(found, series("test", "top1"))
     labels = ["MRL − FF, learning_rate=0.02", "MRL − FF, learning_rate=0.1"]
     assert [c.label for c in table.comparisons] == labels
 
@@ -192,7 +184,7 @@ def test_nesting_may_vary_and_all_is_compared_with_the_one_ff():
         make_run("separate", (4, 8), 0, top1(d8=0.8)),
         make_run("fixed", (8,), 0, top1(d8=0.7)),
     ]
-    table = tables.build(methods.group(runs), "test", "top1")
+    table = tables.build(methods.group(runs), series("test", "top1"))
     assert [c.label for c in table.comparisons] == [
         "MRL − FF, dims=[2, 8]",
         "MRL − FF, dims=[4, 8]",
@@ -206,7 +198,7 @@ def test_a_never_trained_prefix_is_not_compared():
         make_run("fixed", (3,), 0, values),
         make_run("fixed", (4,), 0, values),
     ]
-    (comparison,) = tables.build(methods.group(runs), "test", "1nn").comparisons
+    (comparison,) = tables.build(methods.group(runs), series("test", "1nn")).comparisons
     assert list(comparison.by_dim) == [4]
 
 
@@ -215,7 +207,7 @@ def test_other_data_is_no_rival():
         make_run("separate", (8,), 0, top1(d8=0.9), **{"data.source": "digits"}),
         make_run("fixed", (8,), 0, top1(d8=0.7), **{"data.source": "tfds"}),
     ]
-    assert tables.build(methods.group(runs), "test", "top1").comparisons == ()
+    assert tables.build(methods.group(runs), series("test", "top1")).comparisons == ()
 
 
 def test_the_same_run_twice_is_refused():
@@ -225,20 +217,20 @@ def test_the_same_run_twice_is_refused():
 
 
 def test_no_numbers_no_table(study):
-    assert tables.build(study, "test", "1nn") is None
-    assert tables.build(study, "val", "top1") is None
+    assert tables.build(study, series("test", "1nn")) is None
+    assert tables.build(study, series("val", "top1")) is None
 
 
 def test_text_table_is_aligned_ascii(study):
-    text = sheet.to_text(sheet.of_table(tables.build(study, "test", "top1")))
-    assert text.isascii()
-    assert re.search(r"^ +2   80\.00 \+- 1\.00 \*", text, re.MULTILINE)
-    assert "+10.00 [+7.52, +12.48]   better (Holm)" in text
-    assert re.search(r"^ *3 o ", text, re.MULTILINE)
+    printed = sheet.to_text(sheet.of_table(tables.build(study, series("test", "top1"))))
+    assert printed.isascii()
+    assert re.search(r"^ +2   80\.00 \+- 1\.00 \*", printed, re.MULTILINE)
+    assert "+10.00 [+7.52, +12.48]   better (Holm)" in printed
+    assert re.search(r"^ *3 o ", printed, re.MULTILINE)
 
 
 def test_plain_text_drops_control_characters():
-    assert sheet.plain("a\x1b[31m\nb−1") == "a?[31m?b-1"
+    assert text.plain("a\x1b[31m\nb−1") == "a?[31m?b-1"
 
 
 def test_an_error_that_is_lower_is_better():
@@ -248,20 +240,18 @@ def test_an_error_that_is_lower_is_better():
         runs.append(make_run("separate", (2, 8), seed, values))
         runs.append(make_run("fixed", (2,), seed, {("ece", 2): 0.04}))
         runs.append(make_run("fixed", (8,), seed, {("ece", 8): 0.03 + shift}))
-    table = tables.build(methods.group(runs), "test", "ece")
+    table = tables.build(methods.group(runs), series("test", "ece"))
     rendered = sheet.of_table(table)
-    assert cells(rendered, 2)["MRL − FF"].below == "better ‡"
-    assert cells(rendered, 8)["MRL − FF"].below == "worse ‡"
+    assert cells(rendered, 2)["MRL − FF"].below == "▲ ‡"
+    assert cells(rendered, 8)["MRL − FF"].below == "▼ ‡"
     assert cells(rendered, 2)["MRL"].best
     assert not cells(rendered, 8)["MRL"].best
-    assert headline.sentences(table)[0] == (
-        "The expected calibration error of MRL is 2.00% at 2 dims and 5.00% at 8."
-    )
-    assert "Lowest mean, by trained dim: MRL at 2; FF-m at 8." in headline.sentences(table)
+    assert "lowest mean: MRL at 2, FF-m at 8" in sheet.lead(table)
+    assert "reaches 5.00% at 8 dims and loses at most one point from 2 on" in sheet.lead(table)
 
 
 def test_spans_draw_neighbours_together():
     among = (8, 16, 32, 64, 128)
-    assert headline.spans((8, 16, 32, 128), among) == "8 to 32 and 128"
-    assert headline.spans((8, 16), among) == "8 and 16"
-    assert headline.spans((), among) == "none"
+    assert text.spans((8, 16, 32, 128), among) == "8 to 32 and 128"
+    assert text.spans((8, 16), among) == "8 and 16"
+    assert text.spans((), among) == "none"

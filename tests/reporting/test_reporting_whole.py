@@ -26,16 +26,18 @@ def test_the_whole_evaluation_is_shown(root, capsys):
     with Image.open(root / "attribution.png") as image:
         assert image.getpixel((0, 0)) == (255, 0, 0)
     markdown = (root / "report.md").read_text()
-    assert "(2 seeds and 400 examples)" in markdown
-    assert "**MRL against every baseline, test**" in markdown
-    assert "**Linear top-1, v2**" in markdown
-    assert "**strange, test**" in markdown
-    assert "![Where each prefix looks](attribution.png)" in markdown
     page = (root / "report.html").read_text()
-    before, _, _ = page.partition("<details>")
+    assert "95% intervals over 2 seeds and 400 examples" in markdown
+    assert "**MRL against every baseline, test**" in markdown
+    assert "Linear top-1, v2" in page
+    assert "strange, test" in page
+    assert "![Where each prefix looks](attribution.png)" in markdown
     for heading in ("Linear top-1", "1-NN", "Shifted test sets", "Where each prefix looks"):
-        assert f"<h2>{heading}</h2>" in before
+        assert f"<h2>{heading}</h2>" in page
+    # The main table comes first, then its plot, and only then what is folded.
+    before, _, _ = page.partition("<img")
     assert '80.50 <span class="spread">± 0.71</span>' in before
+    assert "<details>" not in before
     # A photograph is the same by day and night; plots are not.
     assert page.count("<source") == page.count("<img") - 1
     assert "v2,,top1,trained,,2," in (root / "results.csv").read_text()
@@ -49,7 +51,7 @@ def test_one_seed_says_what_its_verdicts_are_worth(tmp_path):
     report.main([str(tmp_path / "runs")])
     markdown = (tmp_path / "runs" / "report.md").read_text()
     assert "> **Note:** Compared at one seed: what is called better or worse here holds" in markdown
-    assert "these trained networks, one seed each, on the same 400 examples" in markdown
+    assert "95% intervals over 400 examples (McNemar's exact test), 1 seed each" in markdown
 
 
 def test_a_damaged_evaluation_is_one_line(root, tmp_path):
