@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from benchmarks.search_peers import KEEPS, PROBES, Case, K, Setting, lists_for, scaled
-from mrl_jax.search.index import clusters
-from mrl_jax.search.index.index import Index
+from mrl_jax.search.index import Index, clusters
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.schedule import Schedule
 from mrl_jax.store.vectors import open_vectors

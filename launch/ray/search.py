@@ -21,7 +21,7 @@ import numpy as np
 
 from mrl_jax.engines import ray
 from mrl_jax.errors import UsageError
-from mrl_jax.search.device.exact import Metric
+from mrl_jax.search.schedule import Metric
 from mrl_jax.store import outputs
 from mrl_jax.store.vectors import open_vectors
 

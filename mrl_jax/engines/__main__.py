@@ -24,9 +24,8 @@ import numpy as np
 
 from mrl_jax.engines import parquet
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search.device.exact import Metric
 from mrl_jax.search.plan import Plan, read_plan
-from mrl_jax.search.schedule import Schedule
+from mrl_jax.search.schedule import Metric, Schedule
 from mrl_jax.store import outputs
 from mrl_jax.store.vectors import open_vectors
 

@@ -6,8 +6,7 @@ from typing import get_args
 import numpy as np
 
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search.device.exact import Metric
-from mrl_jax.search.schedule import Schedule
+from mrl_jax.search.schedule import Metric, Schedule
 from mrl_jax.store import ids
 
 Chunk = tuple[np.ndarray, np.ndarray]

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from mrl_jax.engines import arrays
-from mrl_jax.search.device.exact import Metric
-from mrl_jax.search.schedule import Schedule
+from mrl_jax.search.schedule import Metric, Schedule
 from mrl_jax.store import ids, outputs, tables
 
 _FILE_BYTES = 2**28  # of one file, about: what a loader that works in parallel takes at a time

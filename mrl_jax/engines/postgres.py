@@ -16,8 +16,7 @@ import numpy as np
 from mrl_jax import extras
 from mrl_jax.engines import arrays
 from mrl_jax.errors import DataError, UsageError, shown
-from mrl_jax.search.device.exact import Metric
-from mrl_jax.search.schedule import Schedule
+from mrl_jax.search.schedule import Metric, Schedule
 from mrl_jax.store import json_files
 
 with extras.needed("engines", "PostgreSQL"):

@@ -26,8 +26,8 @@ from mrl_jax.errors import USER_ERRORS, UsageError
 from mrl_jax.record import folder
 from mrl_jax.runtime import coordinator
 from mrl_jax.search.device import on_disk
-from mrl_jax.search.device.exact import Metric
 from mrl_jax.search.device.on_disk import Found
+from mrl_jax.search.schedule import Metric
 from mrl_jax.store.shards import Format, Manifest
 from mrl_jax.store.vectors import open_vectors
 

@@ -1,5 +1,24 @@
-"""Searching nested embeddings; everything here sees only arrays."""
+"""Searching nested embeddings: find with few dims, decide with many. All of it sees only arrays.
 
-from mrl_jax.search.device.exact import top_k
+`top_k` and `funnel` search arrays on devices, exactly and by a `Schedule`; a `DeviceIndex` does so
+again and again. `search.index.Index` is an index on disk, for which `search.planner` finds a plan.
+"""
 
-__all__ = ["top_k"]
+import importlib
+from typing import Any
+
+__all__ = ["DeviceIndex", "Schedule", "funnel", "top_k"]
+
+_MODULES = {
+    "DeviceIndex": "device.funnel",
+    "Schedule": "schedule",
+    "funnel": "device.funnel",
+    "top_k": "device.exact",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: a schedule needs no JAX, which takes a second to import.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from mrl_jax.search import commands
-from mrl_jax.search.device.exact import Metric
+from mrl_jax.search.schedule import Metric
 
 
 def _parser() -> cli.ArgumentParser:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from mrl_jax import printing
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search.index.index import Index
+from mrl_jax.search.index import Index
 from mrl_jax.search.index.segment import DENSE_QUERIES
 from mrl_jax.search.plan import Plan, read_plan
 from mrl_jax.search.planner import frontier, propose, ranks, trial

@@ -5,8 +5,7 @@ import pathlib
 from typing import Any, Literal, get_args
 
 from mrl_jax.errors import DataError, shown
-from mrl_jax.search.device.exact import Metric
-from mrl_jax.search.schedule import Schedule
+from mrl_jax.search.schedule import Metric, Schedule
 from mrl_jax.store import json_files
 
 Code = Literal["float32", "bfloat16", "float16", "int8", "binary"]

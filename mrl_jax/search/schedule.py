@@ -5,7 +5,9 @@ import itertools
 import operator
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+Metric = Literal["cosine", "inner", "l2"]
 
 
 class Stage(NamedTuple):

@@ -14,9 +14,9 @@ import commands
 import numpy as np
 import pytest
 
-from mrl_jax.search.index.index import Index
+from mrl_jax.search.index import Index
+from mrl_jax.search.index.rows import InMemory
 from mrl_jax.search.plan import Plan
-from mrl_jax.search.planner.trial import InMemory
 from mrl_jax.search.schedule import Schedule
 
 ROOT = pathlib.Path(commands.__file__).parent.parent / "mrl_jax"

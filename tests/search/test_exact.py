@@ -49,9 +49,9 @@ def check(found, database, query, dims, k, metric):
         assert (np.diff(scores_bk) <= 0).all()
 
 
-def layout_of(rows, metric="cosine"):
+def split_of(rows, metric="cosine"):
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
-    return placement.Layout(DIMS, metric, rows, rows, mesh)
+    return placement.Split(DIMS, metric, rows, rows, mesh)
 
 
 def vectors(n, width=75, seed=0):
@@ -62,9 +62,9 @@ def vectors(n, width=75, seed=0):
 def test_equals_brute_force(metric, k, monkeypatch):
     monkeypatch.setattr(exact, "_CPU", SMALL)
     database, query = vectors(2701), vectors(29, seed=1)
-    plan = exact.make_plan(layout_of(2701, metric), DIMS, k, 16)
-    assert plan.spans > 1
-    assert plan.tiles > 1
+    scan = exact.make_scan(split_of(2701, metric), DIMS, k, 16)
+    assert scan.spans > 1
+    assert scan.tiles > 1
     check(top_k(database, query, DIMS, k, metric=metric), database, query, DIMS, k, metric)
 
 
@@ -175,13 +175,13 @@ def test_memory_does_not_grow_with_the_database(monkeypatch):
     monkeypatch.setattr(exact, "_CPU", SMALL)
 
     def temporary_bytes(rows):
-        layout = layout_of(rows)
-        plan = exact.make_plan(layout, DIMS, 10, 16)
+        split = split_of(rows)
+        scan = exact.make_scan(split, DIMS, 10, 16)
         arrays = ((rows, 72), (len(DIMS), rows), (16, 72))
         database_nd, norm_gn, query_bd = (jax.ShapeDtypeStruct(x, jnp.float32) for x in arrays)
         placed = placement.Sharded(database_nd, norm_gn)
         with jax.enable_x64(True):
-            compiled = exact._search.lower(placed, query_bd, layout, plan, 10).compile()
+            compiled = exact._search.lower(placed, query_bd, split, scan, 10).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     few, many = temporary_bytes(4_000_000), temporary_bytes(64_000_000)

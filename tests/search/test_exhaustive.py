@@ -5,8 +5,8 @@ import pytest
 from brute_force import best, store
 
 from mrl_jax.errors import DataError
+from mrl_jax.search.index import Index
 from mrl_jax.search.index.exhaustive import Exhaustive
-from mrl_jax.search.index.index import Index
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.planner import ranks
 from mrl_jax.search.schedule import Schedule

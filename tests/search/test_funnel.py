@@ -179,13 +179,13 @@ def test_memory_does_not_grow_with_the_database(monkeypatch):
     schedule = Schedule.parse("8:200 > 512")
     rows = 64_000_000
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
-    layout = placement.Layout(schedule.dims, "cosine", rows, rows, mesh)
+    split = placement.Split(schedule.dims, "cosine", rows, rows, mesh)
     arrays = ((rows, 512), (2, rows), (16, 512))
     database_nd, norm_gn, query_bd = (jax.ShapeDtypeStruct(x, jnp.float32) for x in arrays)
-    plan = funnel._plan(layout, schedule, 16)
+    stages = funnel._stages(split, schedule, 16)
     placed = placement.Sharded(database_nd, norm_gn)
     with jax.enable_x64(True):
-        compiled = funnel._search.lower(placed, query_bd, layout, plan, 10).compile()
+        compiled = funnel._search.lower(placed, query_bd, split, stages, 10).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 6_000_000
 
 

@@ -10,8 +10,7 @@ from brute_force import check, draw, similar, store
 
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.runtime import locks
-from mrl_jax.search.index import files
-from mrl_jax.search.index.index import NO_ID, Index
+from mrl_jax.search.index import NO_ID, Index, files
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.schedule import Schedule
 
@@ -163,7 +162,7 @@ def test_what_is_refused_changes_nothing(tmp_path, query_bd):
             "have 9 dims, ",
         ),
         (lambda: index.add(store(tmp_path, z_nd[:2], [100, 9])), DataError, "id 9 is in the index"),
-        (lambda: index.add(store(tmp_path, z_nd[:2], [100, -1])), DataError, "id -1: it says"),
+        (lambda: index.add(store(tmp_path, z_nd[:2], [100, -1])), DataError, "id -1: it stands"),
         (lambda: index.delete([1, 7]), DataError, "id 7 is not in the index"),
         (lambda: index.delete([1, 2**50]), DataError, f"id {2**50} is not in the index"),
         (lambda: index.delete([1.5]), ValueError, "ids must be int64, got float64"),

@@ -13,10 +13,9 @@ from brute_force import draw, store
 from commands import ROOT
 
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search.index import files, pages
-from mrl_jax.search.index.index import Index
+from mrl_jax.search.index import Index, files, pages
+from mrl_jax.search.index.rows import InMemory as Vectors
 from mrl_jax.search.plan import Plan
-from mrl_jax.search.planner.trial import InMemory as Vectors
 from mrl_jax.search.schedule import Schedule
 
 N, D = 300, 24
@@ -547,7 +546,7 @@ def test_folders_that_may_not_be_changed(whole, tmp_path):
 OPENED = """
 import pathlib, resource, sys
 import faiss, numba
-from mrl_jax.search.index.index import Index
+from mrl_jax.search.index import Index
 
 def costs():
     read = pathlib.Path("/proc/self/io").read_text().split()[1]

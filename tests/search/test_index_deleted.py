@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from brute_force import best, check, draw, similar, store
 
-from mrl_jax.search.index import clusters
-from mrl_jax.search.index.index import NO_ID, Index
+from mrl_jax.search.index import NO_ID, Index, clusters
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.schedule import Schedule
 

@@ -10,10 +10,10 @@ import os, pathlib, signal, sys, warnings
 import numpy as np
 from mrl_jax.errors import UsageError
 from mrl_jax.search.device.exact import top_k
-from mrl_jax.search.index.index import Index
+from mrl_jax.search.index import Index
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.schedule import Schedule
-from mrl_jax.search.planner.trial import InMemory
+from mrl_jax.search.index.rows import InMemory
 
 warnings.simplefilter("ignore")  # of JAX, of forks in general
 folder, short = pathlib.Path(sys.argv[1]), Schedule.parse("8:50 > 16")

@@ -10,7 +10,7 @@ import pytest
 from brute_force import draw, store
 from commands import ROOT
 
-from mrl_jax.search.index.index import Index
+from mrl_jax.search.index import Index
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.schedule import Schedule
 
@@ -27,7 +27,7 @@ CASES = [("build", "lists"), ("add", "flat"), ("delete", "flat"), ("compact", "I
 SCRIPT = """
 import json, os, pathlib, shutil, signal, sys
 import numpy as np
-from mrl_jax.search.index.index import Index
+from mrl_jax.search.index import Index
 from mrl_jax.search.plan import Plan
 from mrl_jax.store.vectors import open_vectors
 

@@ -7,8 +7,7 @@ import pytest
 from brute_force import best, draw, similar, store
 
 from mrl_jax.errors import DataError
-from mrl_jax.search.index import files, pages
-from mrl_jax.search.index.index import Index
+from mrl_jax.search.index import Index, files, pages
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.schedule import Schedule
 

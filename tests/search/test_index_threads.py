@@ -5,8 +5,7 @@ import pytest
 import threadpoolctl
 from brute_force import draw, store
 
-from mrl_jax.search.index import segment, threads
-from mrl_jax.search.index.index import Index
+from mrl_jax.search.index import Index, segment, threads
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.schedule import Schedule
 

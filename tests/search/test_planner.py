@@ -3,16 +3,16 @@ import pytest
 from class_vectors import nearest, recall, vectors
 
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search.index.index import Index
+from mrl_jax.search.index import Index
+from mrl_jax.search.index.rows import InMemory
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.planner import frontier, options, ranks, trial
 from mrl_jax.search.planner import propose as planner
 from mrl_jax.search.planner.propose import Wanted, prediction_interval, propose
-from mrl_jax.search.planner.trial import InMemory
 from mrl_jax.search.schedule import Schedule
 
 WIDTH, K = 64, 10
-LAYOUT = options.Layout("int8", (8, 32), 1, 0)
+DESIGN = options.Design("int8", (8, 32), 1, 0)
 
 
 @pytest.fixture(autouse=True)
@@ -101,9 +101,9 @@ def test_ranks_say_what_an_index_recalls(looked, tmp_path, plan):
 
 def test_the_cheapest_effort_reaches_the_aim(looked):
     *_, counted = looked
-    lists = LAYOUT._replace(lists=64, list_dim=8)
-    for layout in (LAYOUT, LAYOUT._replace(dims=(8,)), lists):
-        found = options.cheapest(counted, layout, K, 1000, WIDTH, "cosine", (0.8, 0.9, 0.97))
+    lists = DESIGN._replace(lists=64, list_dim=8)
+    for design in (DESIGN, DESIGN._replace(dims=(8,)), lists):
+        found = options.cheapest(counted, design, K, 1000, WIDTH, "cosine", (0.8, 0.9, 0.97))
         assert len(found) == 3
         assert [o.cost for o in found] == sorted(o.cost for o in found)
         for option, aim in zip(found, (0.8, 0.9, 0.97), strict=True):
@@ -201,10 +201,10 @@ def test_promises_of_many_plannings_are_kept():
         counted = ranks.count(
             truth, sample, (8, 16), options.CODES, 1, (), "cosine", seed=0, progress=False
         )
-        layout = options.layout_of(chosen.plan)
+        design = options.design_of(chosen.plan)
         if chosen.plan.schedule.stages:
             counted = ranks.with_blocks(
-                counted, truth, sample, {(layout.code, layout.dims)}, "cosine", progress=False
+                counted, truth, sample, {(design.code, design.dims)}, "cosine", progress=False
             )
             recall_tb = counted.recall(chosen.plan).reshape(20, 50)
             below.extend(recall_tb.mean(1) < chosen.low)

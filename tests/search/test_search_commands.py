@@ -13,7 +13,7 @@ from class_vectors import nearest, recall, vectors
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.search.__main__ import main
 from mrl_jax.search.commands import size
-from mrl_jax.search.index.index import Index
+from mrl_jax.search.index import Index
 from mrl_jax.search.plan import read_plan
 
 SEARCH, WIDTH, K = "mrl_jax.search", 32, 10

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mrl_jax.search.device.placement import Layout
+from mrl_jax.search.device.placement import Split
 
 
 def products(
@@ -27,7 +27,7 @@ def products(
 
 
 def sums(
-    layout: Layout, database_nd: jax.Array, query_bd, row_bc, dims: tuple[int, int], at_most: int
+    split: Split, database_nd: jax.Array, query_bd, row_bc, dims: tuple[int, int], at_most: int
 ) -> tuple[jax.Array, jax.Array]:
     """Sums over dims lo to hi that scores follow from (see `scores`): of each query its own rows.
 
@@ -35,7 +35,7 @@ def sums(
     are told apart that differ in their last digits.
 
     Args:
-      layout: of the database.
+      split: of the database.
       database_nd: [N, D], this device's.
       query_bd: [B, D].
       row_bc: [B, C], all of them rows that this device has.
@@ -49,12 +49,12 @@ def sums(
 
     def of_query(part_cd, query_d):
         part_cd, query_d = part_cd.astype(jnp.float64), query_d.astype(jnp.float64)
-        if layout.metric == "l2":
+        if split.metric == "l2":
             sum_c = -jnp.square(part_cd - query_d).sum(1)
         else:
             sum_c = (part_cd * query_d).sum(1)
         squares_c = jnp.zeros_like(sum_c)
-        if layout.metric == "cosine":
+        if split.metric == "cosine":
             squares_c = jnp.square(part_cd).sum(1)
         return sum_c, squares_c
 
@@ -83,9 +83,9 @@ def _of_each_query(
     return lax.map(of_query, (query_bd, row_bc), batch_size=together if together > 1 else None)
 
 
-def scores(layout: Layout, query_bd, sum_bc, squares_bc, dim: int) -> jax.Array:
+def scores(split: Split, query_bd, sum_bc, squares_bc, dim: int) -> jax.Array:
     """The metric's own scores [B, C] float64 by the first `dim` dims, given all their sums."""
-    if layout.metric == "cosine":
+    if split.metric == "cosine":
         length_b1 = jnp.linalg.norm(query_bd[:, :dim].astype(jnp.float64), axis=1)[:, None]
         sum_bc = jnp.where(sum_bc == 0, 0, sum_bc / (jnp.sqrt(squares_bc) * length_b1))
     # A sum of one product may be -0.0, which is less than 0.0 where numbers are sorted.

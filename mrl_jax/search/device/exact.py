@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from mrl_jax.kernels.prefix import exact_dot
 from mrl_jax.nesting import Nesting
 from mrl_jax.search.device import candidates, placement
-from mrl_jax.search.device.placement import Array, Layout, Metric, Sharded
+from mrl_jax.search.device.placement import Array, Sharded, Split
+from mrl_jax.search.schedule import Metric
 
 
 class Sizes(NamedTuple):
@@ -52,8 +53,8 @@ _SHORT_ROW, _SHORT_PART = 2.0**-60, 2.0**-28
 _LEAST = 2.0**-100
 
 
-class Plan(NamedTuple):
-    """What a compiled pass depends on beside its arrays and their layout.
+class Scan(NamedTuple):
+    """What a compiled pass depends on beside its arrays and their split.
 
     Every device goes through its rows in `spans` parts of `tiles` tiles of `tile` rows, and every
     tile consists of blocks of `block` rows. It looks into `keep` blocks and scores
@@ -114,14 +115,14 @@ def top_k(
     """
     dims = Nesting(tuple(dims)).dims
     query_bd = placement.checked("queries", query_bd, dims[-1])
-    placed, layout = placement.place(database_nd, dims, metric, mesh)
-    row_gbk, score_gbk = search(placed, layout, query_bd, dims, k)
+    placed, split = placement.place(database_nd, dims, metric, mesh)
+    row_gbk, score_gbk = search(placed, split, query_bd, dims, k)
     return row_gbk, score_gbk.astype(np.float32)
 
 
 def search(
     placed: Sharded,
-    layout: Layout,
+    split: Split,
     query_bd: Array,
     dims: tuple[int, ...],
     k: int,
@@ -133,39 +134,39 @@ def search(
     Without `look_again` no query takes longer than others, and rounding may decide which rows are
     compared in float64 where more than a few nearly tie.
     """
-    k = placement.check_k(k, layout.rows)
+    k = placement.check_k(k, split.rows)
 
     def chunk(query_bd):
         if not look_again:
-            plan = make_plan(layout, dims, k, len(query_bd))
-            return _search(placed, query_bd, layout, plan, k)[:3]
-        return _find(placed, layout, query_bd, dims, k, k)
+            scan = make_scan(split, dims, k, len(query_bd))
+            return _search(placed, query_bd, split, scan, k)[:3]
+        return _find(placed, split, query_bd, dims, k, k)
 
-    at_most = sizes_for(layout.mesh).queries
-    return placement.in_chunks(chunk, query_bd, dims[-1], at_most, layout.mesh)
+    at_most = sizes_for(split.mesh).queries
+    return placement.in_chunks(chunk, query_bd, dims[-1], at_most, split.mesh)
 
 
 def _find(
-    placed: Sharded, layout: Layout, query_bd: jax.Array, dims: tuple[int, ...], k: int, many: int
+    placed: Sharded, split: Split, query_bd: jax.Array, dims: tuple[int, ...], k: int, many: int
 ):
     """Rows and scores [G, B, k] by looking into the best `many` rows, and whether all are legal.
 
     Queries for which the rounding of float32 leaves open which rows are the best look into more.
     """
-    plan = make_plan(layout, dims, many, len(query_bd))
-    row_gbk, score_gbk, legal, sure_b = _search(placed, query_bd, layout, plan, k)
+    scan = make_scan(split, dims, many, len(query_bd))
+    row_gbk, score_gbk, legal, sure_b = _search(placed, query_bd, split, scan, k)
     open_b = np.flatnonzero(np.asarray(sure_b) == 0)
     if not legal or not len(open_b):
         return row_gbk, score_gbk, legal
     row_gbk, score_gbk, query_bd = (np.array(x) for x in (row_gbk, score_gbk, query_bd))
-    many = _MORE * many if _MORE * many < _LARGE_PART * layout.local else layout.local
+    many = _MORE * many if _MORE * many < _LARGE_PART * split.local else split.local
     # Few sizes, so that few programs are compiled; as many numbers as maxima at most.
-    at_most = max(sizes_for(layout.mesh).maxima // (len(dims) * (many + _SPARE_ROWS)), 1)
+    at_most = max(sizes_for(split.mesh).maxima // (len(dims) * (many + _SPARE_ROWS)), 1)
     size = min(_MORE ** math.ceil(math.log(len(open_b), _MORE)), 2 ** int(math.log2(at_most)))
     for start in range(0, len(open_b), size):
         some_b = np.resize(open_b[start : start + size], size)
-        some_bd = placement.everywhere(query_bd[some_b], layout.mesh)
-        found = _find(placed, layout, some_bd, dims, k, many)
+        some_bd = placement.everywhere(query_bd[some_b], split.mesh)
+        found = _find(placed, split, some_bd, dims, k, many)
         row_gbk[:, some_b], score_gbk[:, some_b] = map(np.asarray, found[:2])
     return row_gbk, score_gbk, legal
 
@@ -175,31 +176,31 @@ def sizes_for(mesh: Mesh) -> Sizes:
     return _CPU if mesh.devices.flat[0].platform == "cpu" else _ACCELERATOR
 
 
-def make_plan(layout: Layout, dims: tuple[int, ...], k: int, queries: int) -> Plan:
+def make_scan(split: Split, dims: tuple[int, ...], k: int, queries: int) -> Scan:
     """A pass that finds the k best rows of each of so many queries."""
-    sizes = sizes_for(layout.mesh)
+    sizes = sizes_for(split.mesh)
     # What finding a large maximum costs, against scoring a row again; as measured on a CPU.
-    best = math.sqrt(8 * layout.local / ((k + _SPARE_BLOCKS) * (25 + 2 * sum(dims) / len(dims))))
+    best = math.sqrt(8 * split.local / ((k + _SPARE_BLOCKS) * (25 + 2 * sum(dims) / len(dims))))
     block = 2 ** min(max(round(math.log2(best)), 0), 6)
-    tile = min(sizes.tile, layout.local // placement.LEAST_ROWS * placement.LEAST_ROWS)
-    tiles = -(-layout.local // tile)
+    tile = min(sizes.tile, split.local // placement.LEAST_ROWS * placement.LEAST_ROWS)
+    tiles = -(-split.local // tile)
     spans = -(-tiles * (tile // block) * len(dims) * queries // sizes.maxima)
     tiles = -(-tiles // spans)
     keep = k + max(_SPARE_ROWS // block, _SPARE_BLOCKS)
     blocks = spans * tiles * tile // block
-    keep = blocks if k == layout.local else min(keep, blocks)
-    finalists = keep * block if k == layout.local else min(k + _SPARE_ROWS, keep * block)
-    return Plan(dims, spans, tiles, tile, block, keep, finalists, sizes.candidates)
+    keep = blocks if k == split.local else min(keep, blocks)
+    finalists = keep * block if k == split.local else min(k + _SPARE_ROWS, keep * block)
+    return Scan(dims, spans, tiles, tile, block, keep, finalists, sizes.candidates)
 
 
-def _start(layout: Layout, plan: Plan, t: jax.Array) -> jax.Array:
+def _start(split: Split, scan: Scan, t: jax.Array) -> jax.Array:
     """The first row of tile t. The last tiles begin early enough to be whole."""
-    return jnp.minimum(t * plan.tile, layout.local - plan.tile)
+    return jnp.minimum(t * scan.tile, split.local - scan.tile)
 
 
-def _exists(layout: Layout, plan: Plan, t: jax.Array, row: jax.Array) -> jax.Array:
+def _exists(split: Split, scan: Scan, t: jax.Array, row: jax.Array) -> jax.Array:
     """Whether this device's row of tile t is one, and none of the tile before."""
-    return (row >= t * plan.tile) & (layout.first() + row < layout.rows)
+    return (row >= t * scan.tile) & (split.first() + row < split.rows)
 
 
 def ranges(dims: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -207,47 +208,47 @@ def ranges(dims: tuple[int, ...]) -> list[tuple[int, int]]:
     return [(0 if lo <= _SHORT else lo, hi) for lo, hi in Nesting(dims).blocks]
 
 
-def block_maxima(layout: Layout, plan: Plan, placed: Sharded, part_gdb, t: jax.Array) -> list:
+def block_maxima(split: Split, scan: Scan, placed: Sharded, part_gdb, t: jax.Array) -> list:
     """Within `on_mesh`: the best score of every block of tile t, G times [blocks, B].
 
     Scores here rank rows as the metric does: product * scale + offset. The queries come in parts,
     one for each of `ranges`.
     """
-    start = _start(layout, plan, t)
-    exists_n = _exists(layout, plan, t, start + jnp.arange(plan.tile, dtype=jnp.int32))
+    start = _start(split, scan, t)
+    exists_n = _exists(split, scan, t, start + jnp.arange(scan.tile, dtype=jnp.int32))
     product_nb, maxima = None, []
-    for (lo, hi), part_db in zip(ranges(plan.dims), part_gdb, strict=True):
+    for (lo, hi), part_db in zip(ranges(scan.dims), part_gdb, strict=True):
         corner = start, jnp.full((), lo, start.dtype)
-        tile_nd = lax.dynamic_slice(placed.database_nd, corner, (plan.tile, hi - lo))
+        tile_nd = lax.dynamic_slice(placed.database_nd, corner, (scan.tile, hi - lo))
         tile_nd = tile_nd.astype(jnp.float32)
         if placed.centre_d is not None:
             tile_nd -= placed.centre_d[None, lo:hi]
         block_nb = exact_dot(tile_nd, part_db)
         product_nb = product_nb + block_nb if lo else block_nb
-        norm_n = lax.dynamic_slice_in_dim(placed.norm_gn[layout.dims.index(hi)], start, plan.tile)
-        scale_n, offset_n = _score_of_product(layout, norm_n)
+        norm_n = lax.dynamic_slice_in_dim(placed.norm_gn[split.dims.index(hi)], start, scan.tile)
+        scale_n, offset_n = _score_of_product(split, norm_n)
         offset_n = jnp.where(exists_n, offset_n, -jnp.inf)
         score_nb = product_nb * scale_n[:, None] + offset_n[:, None]
-        maxima.append(_maxima(score_nb, plan.block))
+        maxima.append(_maxima(score_nb, scan.block))
     return maxima
 
 
-def _score_of_product(layout: Layout, norm_n: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _score_of_product(split: Split, norm_n: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Scale and offset of each row; of rows too short for products in float32 anything may be."""
-    if layout.metric == "cosine":
+    if split.metric == "cosine":
         # A query's own norm scales all its scores alike.
         short_n = (norm_n > placement.SHORTEST) & (norm_n < _SHORT_ROW)
         return 1 / norm_n, jnp.where(short_n, jnp.inf, jnp.zeros_like(norm_n))
-    offset_n = -jnp.square(norm_n) / 2 if layout.metric == "l2" else jnp.zeros_like(norm_n)
+    offset_n = -jnp.square(norm_n) / 2 if split.metric == "l2" else jnp.zeros_like(norm_n)
     return jnp.ones_like(norm_n), offset_n
 
 
-def compared(layout: Layout, placed: Sharded, query_bd, dim: int) -> jax.Array:
+def compared(split: Split, placed: Sharded, query_bd, dim: int) -> jax.Array:
     """Queries [B, dim] as `block_maxima` multiplies them."""
     query_bd = query_bd[:, :dim]
     if placed.centre_d is not None:
         return query_bd - placed.centre_d[None, :dim]
-    if layout.metric == "cosine":
+    if split.metric == "cosine":
         # To about unit length by powers of two, which rounds nothing.
         _, power_gb = jnp.frexp(placement.lengths(query_bd, (dim,)))
         return jnp.ldexp(query_bd, -power_gb[0][:, None])
@@ -260,29 +261,29 @@ def _maxima(x_nb: jax.Array, size: int) -> jax.Array:
     return x_nb.reshape(-1, size, x_nb.shape[-1]).max(1)
 
 
-def _largest_blocks(layout: Layout, plan: Plan, placed: Sharded, query_bd):
+def _largest_blocks(split: Split, scan: Scan, placed: Sharded, query_bd):
     """The `keep` blocks with the largest maxima, [G, B, keep] in rising order; -1 is none.
 
     And what no maximum of another block exceeds, [G, B].
     """
     queries = len(query_bd)
-    in_span = plan.tiles * plan.tile // plan.block
-    shape = len(plan.dims), queries, plan.keep
-    if plan.keep == plan.spans * in_span:
-        all_gbk = jnp.broadcast_to(jnp.arange(plan.keep, dtype=jnp.int32), shape)
+    in_span = scan.tiles * scan.tile // scan.block
+    shape = len(scan.dims), queries, scan.keep
+    if scan.keep == scan.spans * in_span:
+        all_gbk = jnp.broadcast_to(jnp.arange(scan.keep, dtype=jnp.int32), shape)
         return all_gbk, jnp.full(shape[:2], -jnp.inf, jnp.float32)
-    compared_bd = compared(layout, placed, query_bd, plan.dims[-1])
-    part_gdb = [compared_bd[:, lo:hi].T for lo, hi in ranges(plan.dims)]
+    compared_bd = compared(split, placed, query_bd, scan.dims[-1])
+    part_gdb = [compared_bd[:, lo:hi].T for lo, hi in ranges(scan.dims)]
 
     def of_span(found, span):
         maxima_gtjb = lax.map(
-            functools.partial(block_maxima, layout, plan, placed, part_gdb),
-            span * plan.tiles + jnp.arange(plan.tiles, dtype=jnp.int32),
+            functools.partial(block_maxima, split, scan, placed, part_gdb),
+            span * scan.tiles + jnp.arange(scan.tiles, dtype=jnp.int32),
         )
         maxima_gjb = [maxima_tjb.reshape(in_span, queries) for maxima_tjb in maxima_gtjb]
         # The largest are among the members of the groups with the largest maxima.
         groups_gbj = jnp.stack([_maxima(maxima_jb, _GROUP).T for maxima_jb in maxima_gjb])
-        group_gbk = candidates.largest(groups_gbj, min(plan.keep, groups_gbj.shape[-1]))
+        group_gbk = candidates.largest(groups_gbj, min(scan.keep, groups_gbj.shape[-1]))
         block_gbc = candidates.members(group_gbk, _GROUP)
         query_b1 = jnp.arange(queries, dtype=jnp.int32)[:, None]
         largest_gbc = jnp.stack(
@@ -293,14 +294,14 @@ def _largest_blocks(layout: Layout, plan: Plan, placed: Sharded, query_bd):
         )
         # Blocks of earlier spans come first and have smaller rows.
         both = zip(found, (largest_gbc, span * in_span + block_gbc), strict=True)
-        return candidates.best(*(jnp.concatenate(x, -1) for x in both), plan.keep), None
+        return candidates.best(*(jnp.concatenate(x, -1) for x in both), scan.keep), None
 
     none = jnp.full(shape, -jnp.inf, jnp.float32), jnp.full(shape, -1, jnp.int32)
-    (largest_gbk, block_gbk), _ = lax.scan(of_span, none, jnp.arange(plan.spans, dtype=jnp.int32))
+    (largest_gbk, block_gbk), _ = lax.scan(of_span, none, jnp.arange(scan.spans, dtype=jnp.int32))
     return jnp.sort(block_gbk, -1), largest_gbk[..., -1]
 
 
-def shortlist(layout: Layout, plan: Plan, placed: Sharded, query_bd):
+def shortlist(split: Split, scan: Scan, placed: Sharded, query_bd):
     """Within `on_mesh`: this device's rows that may be among the best.
 
     Returns:
@@ -308,20 +309,20 @@ def shortlist(layout: Layout, plan: Plan, placed: Sharded, query_bd):
       row_gbc: [G, B, C] of this device, rising where there are rows.
       bound_gb: [G, B] what no score of another row exceeds.
     """
-    block_gbk, bound_gb = _largest_blocks(layout, plan, placed, query_bd)
-    place_gbc = candidates.members(block_gbk, plan.block)
-    t_gbc = place_gbc // plan.tile
-    row_gbc = _start(layout, plan, t_gbc) + place_gbc % plan.tile
-    exists_gbc = (t_gbc >= 0) & _exists(layout, plan, t_gbc, row_gbc)
+    block_gbk, bound_gb = _largest_blocks(split, scan, placed, query_bd)
+    place_gbc = candidates.members(block_gbk, scan.block)
+    t_gbc = place_gbc // scan.tile
+    row_gbc = _start(split, scan, t_gbc) + place_gbc % scan.tile
+    exists_gbc = (t_gbc >= 0) & _exists(split, scan, t_gbc, row_gbc)
     row_gbc = jnp.maximum(row_gbc, 0)
-    compared_bd = compared(layout, placed, query_bd, plan.dims[-1])
+    compared_bd = compared(split, placed, query_bd, scan.dims[-1])
     scores = []
-    for m, row_bc in zip(plan.dims, row_gbc, strict=True):
+    for m, row_bc in zip(scan.dims, row_gbc, strict=True):
         product_bc = candidates.products(
-            placed.database_nd, placed.centre_d, compared_bd, row_bc, m, plan.candidates
+            placed.database_nd, placed.centre_d, compared_bd, row_bc, m, scan.candidates
         )
-        norm_n = placed.norm_gn[layout.dims.index(m)]
-        scale_bc, offset_bc = _score_of_product(layout, norm_n[row_bc])
+        norm_n = placed.norm_gn[split.dims.index(m)]
+        scale_bc, offset_bc = _score_of_product(split, norm_n[row_bc])
         scores.append(product_bc * scale_bc + offset_bc)
     # `lax.top_k` holds -0.0 to be less than 0.0.
     score_gbc = jnp.stack(scores)
@@ -338,59 +339,59 @@ def _rounding(dim: int) -> float:
     return (min(dim, 8 * math.sqrt(dim)) + 16) * 2.0**-24
 
 
-def _floor(layout: Layout, plan: Plan, placed: Sharded, query_bd, score_gbk) -> jax.Array:
+def _floor(split: Split, scan: Scan, placed: Sharded, query_bd, score_gbk) -> jax.Array:
     """Within `on_mesh`: this device's rows with lower `block_maxima` are not the best, [G, B].
 
     It is the k-th best score, in their units, less what they may have been rounded by.
     """
-    compared_bd = compared(layout, placed, query_bd, plan.dims[-1])
-    length_gb = placement.lengths(compared_bd, plan.dims)
+    compared_bd = compared(split, placed, query_bd, scan.dims[-1])
+    length_gb = placement.lengths(compared_bd, scan.dims)
     floors = []
-    for m, length_b, score_bk in zip(plan.dims, length_gb, score_gbk, strict=True):
-        norm_n = placed.norm_gn[layout.dims.index(m)]
+    for m, length_b, score_bk in zip(scan.dims, length_gb, score_gbk, strict=True):
+        norm_n = placed.norm_gn[split.dims.index(m)]
         longest, error = norm_n.max().astype(jnp.float64), _rounding(m)
         worst_b, length_b = score_bk[:, -1], length_b.astype(jnp.float64)
-        if layout.metric == "cosine":
+        if split.metric == "cosine":
             # Products of a prefix much shorter than its query may have been rounded to 0.
             short_b = (length_b > placement.SHORTEST) & (length_b < _SHORT_PART)
             floor_b = jnp.where(short_b, -jnp.inf, length_b * (worst_b - error))
-        elif layout.metric == "l2":
+        elif split.metric == "l2":
             worst_b = (worst_b + jnp.square(length_b)) / 2
             floor_b = worst_b - error * jnp.square(length_b + longest) - _LEAST
         else:
             floor_b = worst_b - error * length_b * longest - _LEAST
         # All scores of a query of zeros are 0, but for l2.
-        nothing_b = (length_b <= placement.SHORTEST) & (layout.metric != "l2")
+        nothing_b = (length_b <= placement.SHORTEST) & (split.metric != "l2")
         floors.append(jnp.where(nothing_b, jnp.inf, floor_b))
     return jnp.stack(floors)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _search(placed: Sharded, query_bd, layout: Layout, plan: Plan, k: int):
+def _search(placed: Sharded, query_bd, split: Split, scan: Scan, k: int):
     """Rows and scores [G, B, k], whether all queries are legal, and for which this is sure [B]."""
 
     def local(placed, query_bd):
-        rough_gbc, row_gbc, bound_gb = shortlist(layout, plan, placed, query_bd)
-        chosen_gbf = candidates.largest(rough_gbc, plan.finalists)
+        rough_gbc, row_gbc, bound_gb = shortlist(split, scan, placed, query_bd)
+        chosen_gbf = candidates.largest(rough_gbc, scan.finalists)
         rough_gbf, row_gbf = candidates.pick(chosen_gbf, rough_gbc, row_gbc)
-        if plan.finalists < row_gbc.shape[-1]:
+        if scan.finalists < row_gbc.shape[-1]:
             bound_gb = jnp.maximum(bound_gb, rough_gbf.min(-1))
         scores = []
-        for m, row_bf in zip(plan.dims, row_gbf, strict=True):
+        for m, row_bf in zip(scan.dims, row_gbf, strict=True):
             sums = candidates.sums(
-                layout, placed.database_nd, query_bd, row_bf, (0, m), plan.candidates
+                split, placed.database_nd, query_bd, row_bf, (0, m), scan.candidates
             )
-            scores.append(candidates.scores(layout, query_bd, *sums, m))
+            scores.append(candidates.scores(split, query_bd, *sums, m))
         score_gbf = jnp.where(rough_gbf == -jnp.inf, -jnp.inf, jnp.stack(scores))
-        found = candidates.best(score_gbf, row_gbf, min(k, plan.finalists))
-        score_gbk, row_gbk = found[0], layout.first() + found[1]
+        found = candidates.best(score_gbf, row_gbf, min(k, scan.finalists))
+        score_gbk, row_gbk = found[0], split.first() + found[1]
         # Devices come in the order of their rows.
-        rows = layout.mesh.axis_names
+        rows = split.mesh.axis_names
         gathered = lax.all_gather((score_gbk, row_gbk), rows, axis=2, tiled=True)
         score_gbk, row_gbk = candidates.best(*gathered, k)
-        sure_gb = bound_gb < _floor(layout, plan, placed, query_bd, score_gbk)
+        sure_gb = bound_gb < _floor(split, scan, placed, query_bd, score_gbk)
         sure_gb |= bound_gb == -jnp.inf
         return score_gbk, row_gbk, lax.pmin(sure_gb.all(0).astype(jnp.int32), rows)
 
-    score_gbk, row_gbk, sure_b = placement.on_mesh(local, layout, placed, query_bd)
-    return row_gbk, score_gbk, placement.legal_queries(query_bd, plan.dims), sure_b
+    score_gbk, row_gbk, sure_b = placement.on_mesh(local, split, placed, query_bd)
+    return row_gbk, score_gbk, placement.legal_queries(query_bd, scan.dims), sure_b

@@ -12,8 +12,8 @@ from jax import lax
 from jax.sharding import Mesh
 
 from mrl_jax.search.device import candidates, exact, placement
-from mrl_jax.search.device.placement import Array, Layout, Metric, Sharded
-from mrl_jax.search.schedule import Schedule
+from mrl_jax.search.device.placement import Array, Sharded, Split
+from mrl_jax.search.schedule import Metric, Schedule
 
 
 class DeviceIndex:
@@ -41,16 +41,16 @@ class DeviceIndex:
         metric: Metric = "cosine",
         mesh: Mesh | None = None,
     ):
-        self._placed, self._layout = placement.place(database_nd, dims, metric, mesh)
+        self._placed, self._split = placement.place(database_nd, dims, metric, mesh)
 
     @property
     def dims(self) -> tuple[int, ...]:
         """The prefixes that searches may use."""
-        return self._layout.dims
+        return self._split.dims
 
     def top_k(self, query_bd: Array, k: int) -> tuple[np.ndarray, np.ndarray]:
         """`mrl_jax.search.top_k` at all dims: rows and scores [G, B, k]."""
-        row_gbk, score_gbk = exact.search(self._placed, self._layout, query_bd, self.dims, k)
+        row_gbk, score_gbk = exact.search(self._placed, self._split, query_bd, self.dims, k)
         return row_gbk, score_gbk.astype(np.float32)
 
     def search(self, query_bd: Array, schedule: Schedule, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -59,22 +59,22 @@ class DeviceIndex:
         Raises:
           ValueError: as `funnel`, or dims of the schedule that are none of the index's.
         """
-        layout = self._layout
+        split = self._split
         if not set(schedule.dims) <= set(self.dims):
             raise ValueError(f"{schedule} needs dims that are none of the index's {self.dims}")
-        k = placement.check_k(k, layout.rows)
+        k = placement.check_k(k, split.rows)
         schedule.check(k, self.dims[-1])
         if not schedule.stages:
-            rows, scores = exact.search(self._placed, layout, query_bd, (schedule.final,), k)
+            rows, scores = exact.search(self._placed, split, query_bd, (schedule.final,), k)
             return rows[0], scores[0].astype(np.float32)
 
         def chunk(query_bd):
             return _search(
-                self._placed, query_bd, layout, _plan(layout, schedule, len(query_bd)), k
+                self._placed, query_bd, split, _stages(split, schedule, len(query_bd)), k
             )
 
-        at_most = exact.sizes_for(layout.mesh).queries
-        rows, scores = placement.in_chunks(chunk, query_bd, schedule.final, at_most, layout.mesh)
+        at_most = exact.sizes_for(split.mesh).queries
+        rows, scores = placement.in_chunks(chunk, query_bd, schedule.final, at_most, split.mesh)
         return rows, scores.astype(np.float32)
 
 
@@ -121,26 +121,26 @@ def funnel(
     return index.search(query_bd, schedule, k)
 
 
-class _Plan(NamedTuple):
-    """What a compiled search depends on beside its arrays and their layout.
+class _Stages(NamedTuple):
+    """What a compiled search depends on beside its arrays and their split.
 
     `first` is the pass over all rows, of which the best `keeps[0]` go on; then these compare
     `dims[1]` dims, the best `keeps[1]` of them go on, and so forth.
     """
 
-    first: exact.Plan
+    first: exact.Scan
     dims: tuple[int, ...]
     keeps: tuple[int, ...]
 
 
-def _plan(layout: Layout, schedule: Schedule, queries: int) -> _Plan:
-    keeps = tuple(min(stage.keep, layout.rows) for stage in schedule.stages)
-    first = exact.make_plan(layout, schedule.dims[:1], keeps[0], queries)
-    return _Plan(first, schedule.dims, keeps)
+def _stages(split: Split, schedule: Schedule, queries: int) -> _Stages:
+    keeps = tuple(min(stage.keep, split.rows) for stage in schedule.stages)
+    first = exact.make_scan(split, schedule.dims[:1], keeps[0], queries)
+    return _Stages(first, schedule.dims, keeps)
 
 
 def _added(
-    layout: Layout, plan: _Plan, placed: Sharded, query_bd, row_bc, dims: tuple[int, int]
+    split: Split, stages: _Stages, placed: Sharded, query_bd, row_bc, dims: tuple[int, int]
 ) -> tuple[jax.Array, jax.Array]:
     """`candidates.sums` over dims lo to hi of candidates [B, C].
 
@@ -148,13 +148,13 @@ def _added(
     through windows over them until all queries are through. The others come from other devices.
     """
     lo, hi = dims
-    at_most = plan.first.candidates
+    at_most = stages.first.candidates
     queries, count = row_bc.shape
-    windows = max(layout.mesh.size, -(-count * (hi - lo) // at_most))
+    windows = max(split.mesh.size, -(-count * (hi - lo) // at_most))
     window = -(-count // windows)
-    local_bc = row_bc - layout.first()
+    local_bc = row_bc - split.first()
     start_b1 = (local_bc < 0).sum(1, keepdims=True)
-    end_b1 = (local_bc < layout.local).sum(1, keepdims=True)
+    end_b1 = (local_bc < split.local).sum(1, keepdims=True)
 
     def of_window(state):
         begin_b1, *found = state
@@ -162,7 +162,7 @@ def _added(
         inside_bw = place_bw < end_b1
         (row_bw,) = candidates.pick(jnp.minimum(place_bw, count - 1), local_bc)
         row_bw = jnp.where(inside_bw, row_bw, 0)
-        news = candidates.sums(layout, placed.database_nd, query_bd, row_bw, dims, at_most)
+        news = candidates.sums(split, placed.database_nd, query_bd, row_bw, dims, at_most)
         at = jnp.arange(queries)[:, None], jnp.where(inside_bw, place_bw, count)
         found = [x_bc.at[at].set(x_bw, mode="drop") for x_bc, x_bw in zip(found, news, strict=True)]
         return begin_b1 + window, *found
@@ -171,30 +171,29 @@ def _added(
     _, *found = lax.while_loop(
         lambda state: (state[0] < end_b1).any(), of_window, (start_b1, nothing, nothing)
     )
-    return lax.psum(tuple(found), layout.mesh.axis_names)
+    return lax.psum(tuple(found), split.mesh.axis_names)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _search(placed: Sharded, query_bd, layout: Layout, plan: _Plan, k: int):
+def _search(placed: Sharded, query_bd, split: Split, stages: _Stages, k: int):
     """Rows and scores [B, k], and whether all queries are finite and not too long."""
 
     def local(placed, query_bd):
-        (score_bc,), (row_bc,), _ = exact.shortlist(layout, plan.first, placed, query_bd)
-        chosen_bk = candidates.largest(score_bc, min(plan.keeps[0], score_bc.shape[-1]))
+        (score_bc,), (row_bc,), _ = exact.shortlist(split, stages.first, placed, query_bd)
+        chosen_bk = candidates.largest(score_bc, min(stages.keeps[0], score_bc.shape[-1]))
         score_bk, row_bk = candidates.pick(chosen_bk, score_bc, row_bc)
-        sums = candidates.sums(
-            layout, placed.database_nd, query_bd, row_bk, (0, plan.dims[0]), plan.first.candidates
-        )
+        dims, at_most = (0, stages.dims[0]), stages.first.candidates
+        sums = candidates.sums(split, placed.database_nd, query_bd, row_bk, dims, at_most)
         sum_bk = jnp.where(score_bk == -jnp.inf, -jnp.inf, sums[0])
         # Devices come in the order of their rows, so these rise.
-        mine = score_bk, sum_bk, sums[1], layout.first() + row_bk
-        score_bc, *found = lax.all_gather(mine, layout.mesh.axis_names, axis=1, tiled=True)
-        for block, keep in zip(itertools.pairwise(plan.dims), plan.keeps, strict=True):
+        mine = score_bk, sum_bk, sums[1], split.first() + row_bk
+        score_bc, *found = lax.all_gather(mine, split.mesh.axis_names, axis=1, tiled=True)
+        for block, keep in zip(itertools.pairwise(stages.dims), stages.keeps, strict=True):
             sum_bc, squares_bc, row_bc = candidates.pick(candidates.largest(score_bc, keep), *found)
-            more = _added(layout, plan, placed, query_bd, row_bc, block)
+            more = _added(split, stages, placed, query_bd, row_bc, block)
             found = sum_bc + more[0], squares_bc + more[1], row_bc
-            score_bc = candidates.scores(layout, query_bd, *found[:2], block[1])
+            score_bc = candidates.scores(split, query_bd, *found[:2], block[1])
         return candidates.best(score_bc, found[2], k)
 
-    score_bk, row_bk = placement.on_mesh(local, layout, placed, query_bd)
-    return row_bk, score_bk, placement.legal_queries(query_bd, plan.dims)
+    score_bk, row_bk = placement.on_mesh(local, split, placed, query_bd)
+    return row_bk, score_bk, placement.legal_queries(query_bd, stages.dims)

@@ -7,7 +7,7 @@ import numpy as np
 
 from mrl_jax.nesting import Nesting
 from mrl_jax.search.device import exact, placement
-from mrl_jax.search.device.exact import Metric
+from mrl_jax.search.schedule import Metric
 from mrl_jax.store.vectors import Vectors
 
 
@@ -38,8 +38,8 @@ def top_k_of_rows(
 ) -> Found:
     """The k best, or all if there are fewer, of rows first to last - 1; see `top_k`."""
     dims, shard_nd = Nesting(tuple(dims)).dims, vectors.read(first, last)
-    placed, layout = placement.place(shard_nd, dims, metric, None)
-    rows_gbk, scores_gbk = exact.search(placed, layout, query_bd, dims, min(k, last - first))
+    placed, split = placement.place(shard_nd, dims, metric, None)
+    rows_gbk, scores_gbk = exact.search(placed, split, query_bd, dims, min(k, last - first))
     return Found(rows_gbk.astype(np.int64) + first, scores_gbk)
 
 

@@ -3,7 +3,7 @@
 import functools
 import operator
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mrl_jax.kernels.prefix import prefix_norms
 from mrl_jax.nesting import Nesting
 from mrl_jax.runtime.forks import check_not_forked
+from mrl_jax.search.schedule import Metric
 
-Metric = Literal["cosine", "inner", "l2"]
 Array = np.ndarray | jax.Array
 
 # Every device has at least so many rows, some of them zeros, and works on multiples of it.
@@ -43,7 +43,7 @@ def double(function: Callable) -> Callable:
     return wrapped
 
 
-class Layout(NamedTuple):
+class Split(NamedTuple):
     """What compiled searches depend on beside numbers.
 
     Attributes:
@@ -83,7 +83,7 @@ class Sharded(NamedTuple):
 @double
 def place(
     database_nd: Array, dims: Sequence[int], metric: Metric, mesh: Mesh | None
-) -> tuple[Sharded, Layout]:
+) -> tuple[Sharded, Split]:
     """Splits the rows over the devices of a mesh and measures their prefixes.
 
     Raises:
@@ -97,14 +97,14 @@ def place(
     if mesh is None:
         mesh = Mesh(np.array(jax.local_devices()[:1]), ("rows",))
     local = max(-(-len(database_nd) // mesh.size), LEAST_ROWS)
-    layout = Layout(dims, metric, len(database_nd), local, mesh)
-    database_nd = _split(database_nd, local * mesh.size, dims[-1], mesh)
-    centre_d = _centre(database_nd, layout) if metric == "l2" else None
+    split = Split(dims, metric, len(database_nd), local, mesh)
+    database_nd = _over_devices(database_nd, local * mesh.size, dims[-1], mesh)
+    centre_d = _centre(database_nd, split) if metric == "l2" else None
     if centre_d is not None and not centre_d.any():
         centre_d = None
-    norm_gn, legal = _norms(database_nd, centre_d, layout)
+    norm_gn, legal = _norms(database_nd, centre_d, split)
     _check_numbers("the database", legal)
-    return Sharded(database_nd, norm_gn, centre_d), layout
+    return Sharded(database_nd, norm_gn, centre_d), split
 
 
 def checked(name: str, x: Array, width: int) -> Array:
@@ -144,7 +144,7 @@ def _check_numbers(name: str, legal: jax.Array) -> None:
         raise ValueError(f"{name} holds NaN or infinity, or is a vector longer than 4e18")
 
 
-def _split(database_nd: Array, rows: int, width: int, mesh: Mesh) -> jax.Array:
+def _over_devices(database_nd: Array, rows: int, width: int, mesh: Mesh) -> jax.Array:
     """The database, filled up to so many rows by zeros, split over all devices."""
     sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     missing = rows - len(database_nd)
@@ -176,19 +176,19 @@ def everywhere(x: np.ndarray, mesh: Mesh) -> jax.Array:
     )
 
 
-def on_mesh(local: Callable, layout: Layout, *arguments, outputs: PartitionSpec | None = None):
+def on_mesh(local: Callable, split: Split, *arguments, outputs: PartitionSpec | None = None):
     """Runs a function of one device's `Sharded` and of queries, which all have, on all devices.
 
     Its results are the same on all, unless `outputs` says how they are split.
     """
-    rows = layout.mesh.axis_names
+    rows = split.mesh.axis_names
     whole = PartitionSpec()
     centre = None if arguments[0].centre_d is None else whole
     inputs = (Sharded(PartitionSpec(rows), PartitionSpec(None, rows), centre), whole)
     # What is gathered from all devices is the same on all; the checker cannot see it.
     return jax.shard_map(
         local,
-        mesh=layout.mesh,
+        mesh=split.mesh,
         in_specs=inputs[: len(arguments)],
         out_specs=PartitionSpec() if outputs is None else outputs,
         check_vma=False,
@@ -201,62 +201,62 @@ def _tiles(local: int) -> tuple[int, Callable]:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _centre(database_nd: jax.Array, layout: Layout) -> jax.Array:
+def _centre(database_nd: jax.Array, split: Split) -> jax.Array:
     """The mean of all rows, or the origin where that is near enough."""
-    rows = layout.mesh.axis_names
-    tiles, first_of = _tiles(layout.local)
+    rows = split.mesh.axis_names
+    tiles, first_of = _tiles(split.local)
 
     def local(database_nd):
         def of_tile(t, sums):
-            start, shape = first_of(t), (LEAST_ROWS, layout.dims[-1])
+            start, shape = first_of(t), (LEAST_ROWS, split.dims[-1])
             tile_nd = lax.dynamic_slice(database_nd, (start, jnp.zeros_like(start)), shape)
             new_n = start + jnp.arange(LEAST_ROWS) >= t * LEAST_ROWS
             tile_nd = jnp.where(new_n[:, None], tile_nd.astype(jnp.float64), 0)
             return sums[0] + tile_nd.sum(0), sums[1] + jnp.square(tile_nd).sum()
 
-        nothing = jnp.zeros(layout.dims[-1], jnp.float64), jnp.zeros((), jnp.float64)
+        nothing = jnp.zeros(split.dims[-1], jnp.float64), jnp.zeros((), jnp.float64)
         return lax.psum(lax.fori_loop(0, tiles, of_tile, nothing), rows)
 
     sum_d, squares = jax.shard_map(
         local,
-        mesh=layout.mesh,
+        mesh=split.mesh,
         in_specs=PartitionSpec(rows),
         out_specs=PartitionSpec(),
         check_vma=False,
     )(database_nd)
-    mean_d = sum_d / layout.rows
+    mean_d = sum_d / split.rows
     distance = jnp.square(mean_d).sum()
-    spread = squares / layout.rows - distance
+    spread = squares / split.rows - distance
     return jnp.where(distance > _FAR**2 * spread, mean_d, 0).astype(jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _norms(
-    database_nd: jax.Array, centre_d: jax.Array | None, layout: Layout
+    database_nd: jax.Array, centre_d: jax.Array | None, split: Split
 ) -> tuple[jax.Array, jax.Array]:
     """Norms [G, N] of the prefixes, and whether all vectors are finite and not too long."""
-    rows = layout.mesh.axis_names
-    tiles, first_of = _tiles(layout.local)
+    rows = split.mesh.axis_names
+    tiles, first_of = _tiles(split.local)
 
     def local(database_nd, centre_d):
         def of_tile(t, state):
             norm_gn, legal = state
-            start, shape = first_of(t), (LEAST_ROWS, layout.dims[-1])
+            start, shape = first_of(t), (LEAST_ROWS, split.dims[-1])
             tile_nd = lax.dynamic_slice(database_nd, (start, jnp.zeros_like(start)), shape)
             tile_nd = tile_nd.astype(jnp.float32)
-            legal &= (lengths(tile_nd, layout.dims[-1:]) < _TOO_LONG).all()
+            legal &= (lengths(tile_nd, split.dims[-1:]) < _TOO_LONG).all()
             if centre_d is not None:
                 tile_nd -= centre_d[None]
-            tile_gn = lengths(tile_nd, layout.dims)
+            tile_gn = lengths(tile_nd, split.dims)
             return lax.dynamic_update_slice(norm_gn, tile_gn, (jnp.zeros_like(start), start)), legal
 
-        norm_gn = jnp.zeros((len(layout.dims), layout.local), jnp.float32)
+        norm_gn = jnp.zeros((len(split.dims), split.local), jnp.float32)
         norm_gn, legal = lax.fori_loop(0, tiles, of_tile, (norm_gn, jnp.array(True)))
         return norm_gn, lax.pmin(legal.astype(jnp.int32), rows)
 
     return jax.shard_map(
         local,
-        mesh=layout.mesh,
+        mesh=split.mesh,
         in_specs=(PartitionSpec(rows), PartitionSpec()),
         out_specs=(PartitionSpec(None, rows), PartitionSpec()),
         check_vma=False,

@@ -10,9 +10,9 @@ import numpy as np
 
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.runtime.forks import with_openmp
-from mrl_jax.search.device.exact import Metric
 from mrl_jax.search.index import pages
 from mrl_jax.search.index.clusters import directions, faiss
+from mrl_jax.search.schedule import Metric
 
 _MORE = 8  # times as much is looked at where an index finds too few
 

@@ -5,8 +5,8 @@ import numpy as np
 from mrl_jax import extras
 from mrl_jax.errors import DataError
 from mrl_jax.runtime.forks import with_openmp
-from mrl_jax.search.device.exact import Metric
 from mrl_jax.search.index import codes, loops
+from mrl_jax.search.schedule import Metric
 
 ITERATIONS = 10
 # Of k-means, per cluster, where there are so many: the most that faiss advises. With 64 a query of

@@ -8,9 +8,9 @@ import numpy as np
 
 from mrl_jax import extras
 from mrl_jax.errors import UsageError
-from mrl_jax.search.device.exact import Metric
 from mrl_jax.search.index import loops
 from mrl_jax.search.plan import Code
+from mrl_jax.search.schedule import Metric
 
 PRODUCTS = {
     "float32": loops.FLOAT64,

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from mrl_jax.search.device.exact import Metric
 from mrl_jax.search.index import codes, loops
+from mrl_jax.search.schedule import Metric
 
 _TILE = 1024  # rows of one matrix product
 _FAR = 2.0  # times their spread: rows at this distance from the origin are moved there

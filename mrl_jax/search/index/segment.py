@@ -2,9 +2,10 @@
 
 import copy
 import functools
+import itertools
 import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -12,25 +13,13 @@ from tqdm import tqdm
 from mrl_jax.errors import DataError
 from mrl_jax.search.index import approximate, clusters, codes, files, loops, pages
 from mrl_jax.search.index.exhaustive import Exhaustive
+from mrl_jax.search.index.rows import Source, legal
 from mrl_jax.search.plan import Plan
 
 CHUNK = 8192  # rows read and written at a time
 TILE = 1024  # rows of a list where there are no clusters, and of one product of int8 codes
 DENSE_QUERIES = 64  # so many compare int8 codes of all rows faster by a matrix product
-# Vectors of this length or more are refused, because squares of their differences may be infinite.
-TOO_LONG = 2.0**62
 BLOCK_FILES = ("codes", "gains", "prefix_norms")
-
-
-class Source(Protocol):
-    """Vectors to be indexed, see `vectors.Vectors`."""
-
-    rows: int
-    width: int
-    ids: np.ndarray
-
-    def read(self, first: int, last: int) -> np.ndarray:
-        """Rows first to last - 1, float32."""
 
 
 class Shared:
@@ -107,14 +96,6 @@ class StoredBlock(NamedTuple):
 def _spans(plan: Plan) -> list[tuple[int, int]]:
     dims = [stage.dim for stage in plan.schedule.stages]
     return list(zip([0, *dims], dims, strict=False))
-
-
-def legal(z_nd: np.ndarray) -> np.ndarray:
-    """Which rows have a length an index can work with; NaN has none."""
-    # Lengths cost more; no vector is longer than the root of d times its largest number.
-    if max(z_nd.max(), -z_nd.min()) < TOO_LONG / z_nd.shape[1] ** 0.5:
-        return np.ones(len(z_nd), bool)
-    return np.linalg.norm(z_nd.astype(np.float64), axis=1) < TOO_LONG
 
 
 def write(
@@ -454,3 +435,22 @@ class Segment:
         if len(lacking_m):
             found = self._compare_all(queries.query_bd[lacking_m], k, allowed)
             row_bk[lacking_m], score_bk[lacking_m] = found
+
+
+class Alive:
+    """The rows of some segments that are not deleted, as a source of an index."""
+
+    def __init__(self, segments: Sequence[Segment], width: int):
+        self.width = width
+        self._rows = [(part, np.flatnonzero(part.alive)) for part in segments]
+        self._starts = list(itertools.accumulate((len(r) for _, r in self._rows), initial=0))
+        self.rows = self._starts[-1]
+        self.ids = np.concatenate([part.ids[row_n] for part, row_n in self._rows])
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        """Rows first to last - 1."""
+        found = []
+        for (part, row_n), start in zip(self._rows, self._starts, strict=False):
+            wanted = row_n[max(first - start, 0) : max(last - start, 0)]
+            found.append(part.vectors.at(wanted)[wanted])
+        return np.concatenate(found)

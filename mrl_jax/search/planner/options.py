@@ -1,4 +1,4 @@
-"""Plans worth trying: for every layout the least effort that, by ranks, recalls enough."""
+"""Plans worth trying: for every design the least effort that, by ranks, recalls enough."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrl_jax.search.device.exact import Metric
 from mrl_jax.search.index import codes
 from mrl_jax.search.plan import Code, Plan
 from mrl_jax.search.planner.ranks import Ranks
-from mrl_jax.search.schedule import Schedule
+from mrl_jax.search.schedule import Metric, Schedule
 
 CODES: tuple[Code, ...] = ("int8", "float16", "float32", "binary")
 # What a query costs, roughly, in nanoseconds of one core. It only says what is tried first: what
@@ -21,10 +20,10 @@ _CENTROID_DIM = 0.02
 # A row has a gain and a norm for every stage; its number, norm and deletion mark.
 _BESIDE_CODE, _BESIDE_STAGES = 8, 9
 _STEP = 1.25  # between numbers of candidates, or of lists, that are considered
-FAMILIES = 6  # layouts that are tried
+FAMILIES = 6  # designs that are tried
 
 
-class Layout(NamedTuple):
+class Design(NamedTuple):
     """What an index is written by: all of a plan but its effort."""
 
     code: Code
@@ -33,10 +32,10 @@ class Layout(NamedTuple):
     list_dim: int
 
 
-def layout_of(plan: Plan) -> Layout:
-    """Plans of one layout can ask one index."""
+def design_of(plan: Plan) -> Design:
+    """Plans of one design can ask one index."""
     dims = tuple(stage.dim for stage in plan.schedule.stages)
-    return Layout(plan.code, dims, plan.lists, plan.list_dim)
+    return Design(plan.code, dims, plan.lists, plan.list_dim)
 
 
 class Option(NamedTuple):
@@ -48,21 +47,21 @@ class Option(NamedTuple):
     row_bytes: int
 
 
-def row_bytes(layout: Layout) -> int:
+def row_bytes(design: Design) -> int:
     """Of a row, beside its whole vector; centroids not counted."""
-    spans = zip((0, *layout.dims), layout.dims, strict=False)
-    stages = sum(codes.code_bytes(b - a, layout.code) + _BESIDE_CODE for a, b in spans)
+    spans = zip((0, *design.dims), design.dims, strict=False)
+    stages = sum(codes.code_bytes(b - a, design.code) + _BESIDE_CODE for a, b in spans)
     return stages + _BESIDE_STAGES
 
 
-def layouts(ranks: Ranks, kinds: Sequence[Code], dims: Sequence[int]) -> Iterator[Layout]:
+def designs(ranks: Ranks, kinds: Sequence[Code], dims: Sequence[int]) -> Iterator[Design]:
     """One or two stages, each of these codes, with each kind of clusters or without."""
     clusters = [(1, 0), *((c.lists, c.dim) for c in ranks.clusters.values())]
     stages = [(m,) for m in dims] + list(itertools.combinations(dims, 2))
     for code, stage_dims in itertools.product(kinds, stages):
         if code == "binary" and any(m % 8 for m in stage_dims):
             continue
-        yield from (Layout(code, stage_dims, *kind) for kind in clusters)
+        yield from (Design(code, stage_dims, *kind) for kind in clusters)
 
 
 def _steps(first: int, last: int) -> np.ndarray:
@@ -73,18 +72,18 @@ def _steps(first: int, last: int) -> np.ndarray:
 
 def cheapest(
     ranks: Ranks,
-    layout: Layout,
+    design: Design,
     k: int,
     most: int,
     width: int,
     metric: Metric,
     aims: Sequence[float],
 ) -> list[Option]:
-    """The cheapest effort by which a layout reaches each aim, where one does.
+    """The cheapest effort by which a design reaches each aim, where one does.
 
     Args:
       ranks: of neighbours of the queries that decide.
-      layout: to be asked.
+      design: to be asked.
       k: neighbours.
       most: candidates of a stage.
       width: dims of the final comparison.
@@ -92,14 +91,14 @@ def cheapest(
       aims: shares of neighbours to be found, rising.
     """
     keep_n = _steps(k, most)
-    stages = (layout.dims[: g + 1] for g in range(len(layout.dims)))
-    axes = [(ranks.of(layout.code, dims), keep_n) for dims in stages]
-    if layout.lists > 1:
-        found = ranks.clusters[layout.list_dim]
-        axes.append((found.rank_bk, _steps(1, layout.lists)))
+    stages = (design.dims[: g + 1] for g in range(len(design.dims)))
+    axes = [(ranks.of(design.code, dims), keep_n) for dims in stages]
+    if design.lists > 1:
+        found = ranks.clusters[design.list_dim]
+        axes.append((found.rank_bk, _steps(1, design.lists)))
     recall = _recalls(axes)
-    cost = _costs(ranks, layout, [steps for _, steps in axes], width)
-    if len(layout.dims) == 2:  # a stage never keeps more than the one before
+    cost = _costs(ranks, design, [steps for _, steps in axes], width)
+    if len(design.dims) == 2:  # a stage never keeps more than the one before
         rises = keep_n[:, None] < keep_n[None, :]
         cost[rises] = np.inf
     options, before = [], None
@@ -112,16 +111,16 @@ def cheapest(
             continue
         before = best
         effort = [int(steps[i]) for (_, steps), i in zip(axes, best, strict=True)]
-        stages = tuple(zip(layout.dims, effort, strict=False))
+        stages = tuple(zip(design.dims, effort, strict=False))
         plan = Plan(
             Schedule(stages, width),
             metric=metric,
-            code=layout.code,
-            lists=layout.lists,
-            list_dim=layout.list_dim,
-            probes=effort[-1] if layout.lists > 1 else 1,
+            code=design.code,
+            lists=design.lists,
+            list_dim=design.list_dim,
+            probes=effort[-1] if design.lists > 1 else 1,
         )
-        options.append(Option(plan, float(recall[best]), float(cost[best]), row_bytes(layout)))
+        options.append(Option(plan, float(recall[best]), float(cost[best]), row_bytes(design)))
     return options
 
 
@@ -136,28 +135,28 @@ def _recalls(axes) -> np.ndarray:
     return counts[tuple(slice(None, -1) for _ in axes)] / len(places[0])
 
 
-def _costs(ranks: Ranks, layout: Layout, steps: Sequence[np.ndarray], width: int) -> np.ndarray:
+def _costs(ranks: Ranks, design: Design, steps: Sequence[np.ndarray], width: int) -> np.ndarray:
     """Nanoseconds a query, for all combinations of the axes' steps."""
     steps = np.ix_(*steps)
     scanned, cost = ranks.rows, 0.0
-    if layout.lists > 1:
-        scanned = ranks.rows * ranks.clusters[layout.list_dim].share_p[steps[-1] - 1]
-        cost = layout.lists * layout.list_dim * _CENTROID_DIM
-    spans = zip((0, *layout.dims), layout.dims, strict=False)
-    sizes = [codes.code_bytes(b - a, layout.code) for a, b in spans]
+    if design.lists > 1:
+        scanned = ranks.rows * ranks.clusters[design.list_dim].share_p[steps[-1] - 1]
+        cost = design.lists * design.list_dim * _CENTROID_DIM
+    spans = zip((0, *design.dims), design.dims, strict=False)
+    sizes = [codes.code_bytes(b - a, design.code) for a, b in spans]
     cost = cost + scanned * (_ROW + sizes[0] * _ROW_BYTE)
     for kept, size in zip(steps, (*sizes[1:], 4 * width), strict=False):
         cost = cost + kept * (_CANDIDATE + size * _CANDIDATE_BYTE)
     return np.array(np.broadcast_to(cost, np.broadcast_shapes(*(s.shape for s in steps))))
 
 
-def worth_trying(options: Sequence[Option], count: int = FAMILIES) -> list[Layout]:
-    """The layouts of a few options that all reach the same recall: the cheapest, then smaller ones.
+def worth_trying(options: Sequence[Option], count: int = FAMILIES) -> list[Design]:
+    """The designs of a few options that all reach the same recall: the cheapest, then smaller ones.
 
     Of the options that no other is both cheaper and smaller than, the first, the last and some in
     between; then the cheapest of every code and of those with and without clusters.
     """
-    chosen: list[Layout] = []
+    chosen: list[Design] = []
     front, smallest = [], np.inf
     for option in sorted(options, key=lambda o: (o.cost, o.row_bytes)):
         if option.row_bytes < smallest:
@@ -168,7 +167,7 @@ def worth_trying(options: Sequence[Option], count: int = FAMILIES) -> list[Layou
     for option in sorted(options, key=lambda o: o.cost):
         best_of.setdefault((option.plan.code, option.plan.lists > 1), option)
     for option in [*(front[i] for i in picks if front), *best_of.values()]:
-        layout = layout_of(option.plan)
-        if layout not in chosen and len(chosen) < count:
-            chosen.append(layout)
+        design = design_of(option.plan)
+        if design not in chosen and len(chosen) < count:
+            chosen.append(design)
     return chosen

@@ -1,8 +1,8 @@
 """Proposes a plan: measures what few dims, codes and clusters recall and cost on the data at hand.
 
 True neighbours are found among all vectors. Where they stand by few dims is counted once (see
-`ranks`), in a sample if there are many vectors; from that the cheapest efforts of all layouts
-follow (`options`), and those of a few layouts are built and timed (`trial`). Half of the queries
+`ranks`), in a sample if there are many vectors; from that the cheapest efforts of all designs
+follow (`options`), and those of a few designs are built and timed (`trial`). Half of the queries
 decide what is tried and in which order plans are considered; the others say what these recall.
 """
 
@@ -19,13 +19,12 @@ from scipy import stats
 from tqdm import tqdm
 
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search.device.exact import Metric
 from mrl_jax.search.plan import Code, Plan
 from mrl_jax.search.planner import options, ranks, trial
-from mrl_jax.search.planner.options import Layout, Option
+from mrl_jax.search.planner.options import Design, Option
 from mrl_jax.search.planner.ranks import Ranks, Sample
 from mrl_jax.search.planner.trial import Times
-from mrl_jax.search.schedule import Schedule
+from mrl_jax.search.schedule import Metric, Schedule
 from mrl_jax.store.vectors import Vectors
 
 LEVEL = 0.99  # of prediction intervals
@@ -283,7 +282,7 @@ def propose(
         counted, truth, sample, {(x.code, x.dims) for x in promising}, metric, progress=progress
     )
     tuned = counted.only(~held_b)
-    found = [_cheapest(tuned, layout, most, wanted, width) for layout in promising]
+    found = [_cheapest(tuned, design, most, wanted, width) for design in promising]
     plans = list(dict.fromkeys([*roles, *(option.plan for options in found for option in options)]))
     points, tuned_pb, held_pb = [], [], []
     for tried in _try(plans, sample, query_bd, wanted, progress):
@@ -314,10 +313,10 @@ def propose(
 def _try(
     plans: Sequence[Plan], sample: Sample, query_bd: np.ndarray, wanted: Wanted, progress: bool
 ) -> Iterator[trial.Tried]:
-    """One index for the plans of each layout, and no two at a time."""
+    """One index for the plans of each design, and no two at a time."""
     groups = collections.defaultdict(list)
     for plan in plans:
-        groups[options.layout_of(plan)].append(plan)
+        groups[options.design_of(plan)].append(plan)
     with (
         tempfile.TemporaryDirectory(prefix="mrl_jax_plan_") as folder,
         tqdm(desc="trials", total=len(plans), unit="plan", disable=not progress) as bar,
@@ -365,10 +364,10 @@ def _aims(wanted: Wanted) -> list[float]:
 
 
 def _cheapest(
-    counted: Ranks, layout: Layout, most: int, wanted: Wanted, width: int
+    counted: Ranks, design: Design, most: int, wanted: Wanted, width: int
 ) -> list[Option]:
-    """Efforts of a layout by which it reaches the target with more or less to spare, and others."""
-    return options.cheapest(counted, layout, wanted.k, most, width, wanted.metric, _aims(wanted))
+    """Efforts of a design by which it reaches the target with more or less to spare, and others."""
+    return options.cheapest(counted, design, wanted.k, most, width, wanted.metric, _aims(wanted))
 
 
 def _promising(
@@ -378,13 +377,13 @@ def _promising(
     most: int,
     wanted: Wanted,
     width: int,
-) -> list[Layout]:
-    """The layouts that, by ranks, reach the most that can be reached for least."""
+) -> list[Design]:
+    """The designs that, by ranks, reach the most that can be reached for least."""
     found: list[list[Option]] = []
-    for layout in options.layouts(counted, kinds, dims):
-        size = options.row_bytes(layout) * counted.rows + 4 * layout.lists * layout.list_dim
+    for design in options.designs(counted, kinds, dims):
+        size = options.row_bytes(design) * counted.rows + 4 * design.lists * design.list_dim
         if wanted.memory is None or size <= wanted.memory:
-            found.append(_cheapest(counted, layout, most, wanted, width))
+            found.append(_cheapest(counted, design, most, wanted, width))
     # Half the misses that are allowed: its interval should reach the target.
     enough = 1 - (1 - wanted.target_recall) / 2
     for aim in reversed([aim for aim in _aims(wanted) if aim <= enough]):
@@ -392,7 +391,7 @@ def _promising(
         if any(reaching):
             return options.worth_trying([o for o in reaching if o])
     best = sorted((f[-1] for f in found if f), key=lambda o: (-o.recall, o.cost))
-    return [options.layout_of(o.plan) for o in best[: options.FAMILIES]]
+    return [options.design_of(o.plan) for o in best[: options.FAMILIES]]
 
 
 def _recall(tried: trial.Tried, row_bk: np.ndarray, counted: Ranks) -> np.ndarray:

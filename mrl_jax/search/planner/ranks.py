@@ -13,12 +13,11 @@ import numpy as np
 from tqdm import tqdm
 
 from mrl_jax.errors import DataError
-from mrl_jax.search.device.exact import Metric
 from mrl_jax.search.index import clusters, codes
 from mrl_jax.search.index.exhaustive import Exhaustive
-from mrl_jax.search.index.segment import Source
-from mrl_jax.search.index.sources import Legal, legal
+from mrl_jax.search.index.rows import Legal, Source, legal
 from mrl_jax.search.plan import Code, Plan
+from mrl_jax.search.schedule import Metric
 
 _SHARD_NUMBERS = 2**25  # of vectors in memory at a time
 _TILE = 4096  # rows of a sample compared at a time

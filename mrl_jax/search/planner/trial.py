@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrl_jax.search.index.index import Index
+from mrl_jax.search.index import Index
+from mrl_jax.search.index.rows import InMemory
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.planner.ranks import Sample
 
@@ -80,24 +81,6 @@ def centroid_bytes(plan: Plan) -> int:
     return 4 * plan.lists * plan.list_dim if plan.lists > 1 else 0
 
 
-class InMemory:
-    """Vectors in memory as a source of an index; ids are row numbers."""
-
-    def __init__(self, vector_nd: np.ndarray):
-        self._vector_nd = vector_nd
-        self.rows, self.width = vector_nd.shape
-        self.ids = np.arange(self.rows)
-
-    def read(self, first: int, last: int) -> np.ndarray:
-        """Rows first to last - 1."""
-        return self._vector_nd[first:last]
-
-    def sample(self, n: int, seed: int, width: int | None = None) -> np.ndarray:
-        """The first dims of some rows, drawn without replacement, in their order."""
-        row_n = np.random.default_rng(seed).choice(self.rows, n, replace=False, shuffle=False)
-        return self._vector_nd[np.sort(row_n), :width]
-
-
 class Tried(NamedTuple):
     """A plan that was asked.
 
@@ -123,7 +106,7 @@ def tries(
     seed: int,
     done: Callable[[], object],
 ) -> list[Tried]:
-    """Builds an index of the sample by the layout that all the plans share, and asks it by each.
+    """Builds an index of the sample by the design that all the plans share, and asks it by each.
 
     It is asked to scan as many rows as there would be among all N: in more of its shorter lists,
     or, where there are not enough, the rest is taken as so much more time of the scan alone.
