@@ -112,18 +112,13 @@ def _best(score_bl: np.ndarray, probes: int) -> np.ndarray:
     if probes == 1:
         return score_bl.argmax(1)[:, None]
     queries, lists = score_bl.shape
-    score_bc = np.empty((queries, min(2 * probes + 64, lists)), np.float32)
-    place_bc = np.empty(score_bc.shape, np.int64)
-    count_b, bound_b = np.zeros(queries, np.int64), np.full(queries, -np.inf, np.float32)
+    found = loops.Candidates.none(queries, min(2 * probes + 64, lists))
     groups = lists // _GROUP
     if groups > probes:
         # As many lists are at least as near as the nearest of some groups: most need no comparison.
         whole_bl = score_bl[:, : groups * _GROUP]
-        loops.bounds(whole_bl.reshape(queries, _GROUP, groups).max(1), probes, bound_b)
+        loops.bounds(whole_bl.reshape(queries, _GROUP, groups).max(1), probes, found.bound_b)
     one_l, one_b, alive_l = (np.ones(*x) for x in ((lists, "f4"), (queries, "f4"), (lists, bool)))
-    loops.take_products(
-        loops.INNER, score_bl, 0, one_l, one_l, alive_l, one_b, probes, score_bc, place_bc,
-        count_b, bound_b,
-    )  # fmt: skip
-    loops.keep_best(score_bc, place_bc, count_b, probes)
-    return place_bc[:, :probes]
+    loops.take_products(loops.INNER, score_bl, 0, one_l, one_l, alive_l, one_b, probes, found)
+    loops.keep_best(found, probes)
+    return found.place_bc[:, :probes]

@@ -4,6 +4,9 @@ Numba compiles them at first use and caches them. They hold no lock, so that thr
 by side; every call works on its own queries.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 
 from mrl_jax.search.index.compiling import compiled as _compile
@@ -17,13 +20,75 @@ _TOGETHER = 16  # scores of rows that are compared with a bound at a time
 _SMALL = np.float32(2.0**-90)  # squares and products of vectors this short may be no normal numbers
 
 
+class Product(NamedTuple):
+    """How codes of some dims are multiplied, and what their products score as.
+
+    Attributes:
+      dot: multiplies two rows of codes, see `codes.product_function`; not used for bits.
+      kind: what it gives.
+      metric: one of `METRICS`.
+      dims: of the codes.
+    """
+
+    dot: Callable
+    kind: int
+    metric: int
+    dims: int
+
+
+class Block(NamedTuple):
+    """Codes of one stage's dims beyond the stage before, of rows in list order.
+
+    Attributes:
+      code_nw: [N, bytes].
+      gain_n: [N] float32, see `codes.encode`.
+      norm_n: [N] float32, of the prefix up to the stage's dim.
+    """
+
+    code_nw: np.ndarray
+    gain_n: np.ndarray
+    norm_n: np.ndarray
+
+
+class Codes(NamedTuple):
+    """Codes of queries: [B, bytes], and their gains [B]."""
+
+    code_bw: np.ndarray
+    gain_b: np.ndarray
+
+
+class Candidates(NamedTuple):
+    """What a scan has found so far.
+
+    Attributes:
+      score_bc: [B, C] float32; C, the room, is at least twice as many as are kept.
+      place_bc: [B, C] int64, in list order.
+      count_b: [B] int64, how many there are.
+      bound_b: [B] float32, what a score must exceed.
+    """
+
+    score_bc: np.ndarray
+    place_bc: np.ndarray
+    count_b: np.ndarray
+    bound_b: np.ndarray
+
+    @classmethod
+    def none(cls, queries: int, room: int) -> "Candidates":
+        """Before the scan."""
+        return cls(
+            np.empty((queries, room), np.float32),
+            np.empty((queries, room), np.int64),
+            np.zeros(queries, np.int64),
+            np.full(queries, -np.inf, np.float32),
+        )
+
+
 @_compile
-def _bits_different(a_w, b_w):
-    """In how many bits two rows of bytes differ; their number is a multiple of 8."""
-    a_w, b_w = a_w.view(np.uint64), b_w.view(np.uint64)
+def _bits_different(word_nw, n, word_w):
+    """In how many bits the n-th row of words differs from another row."""
     different = np.uint64(0)
-    for j in range(len(a_w)):
-        x = a_w[j] ^ b_w[j]
+    for j in range(len(word_w)):
+        x = word_nw[n, j] ^ word_w[j]
         # Counts the ones of a word; compilers know this form and use the machine's instruction.
         x -= (x >> np.uint64(1)) & np.uint64(0x5555555555555555)
         low = x & np.uint64(0x3333333333333333)
@@ -114,11 +179,13 @@ def _keep_best(score_c, place_c, count, keep):
 
 
 @_compile
-def _take(score_n, first, alive_n, keep, score_c, place_c, count, bound):
-    """Takes in scores of rows from `first` on: how many candidates there are now, and the bound."""
+def _take(score_n, first, alive_n, keep, found, b):
+    """Takes in a query's scores of rows from `first` on; where there is no room, `keep` stay."""
+    score_c, place_c = found.score_bc[b], found.place_bc[b]
+    count, bound = found.count_b[b], found.bound_b[b]
     for start in range(0, len(score_n), _TOGETHER):
         end = min(start + _TOGETHER, len(score_n))
-        # Most rows are no candidates; of many at a time that is seen fastest.
+        # Most rows are no candidates; checking many at a time finds that out fastest.
         above = np.int32(0)
         if end - start == _TOGETHER:
             for j in range(_TOGETHER):
@@ -136,7 +203,7 @@ def _take(score_n, first, alive_n, keep, score_c, place_c, count, bound):
                         continue
                 score_c[count], place_c[count] = score, first + j
                 count += 1
-    return count, bound
+    found.count_b[b], found.bound_b[b] = count, bound
 
 
 @_compile
@@ -147,88 +214,62 @@ def _scores(metric, raw_n, query_gain, gain_n, norm_n, score_n):
 
 
 @_compile
-def scan_lists(
-    dot, kind, metric, code_nw, gain_n, norm_n, alive_n, bounds_l, list_bp, query_bw,
-    query_gain_b, dims, keep, score_bc, place_bc, count_b, bound_b,
-):  # fmt: skip
+def scan_lists(product, block, alive_n, bounds_l, list_bp, queries, keep, found):
     """Scans the lists each query asks for, a list for all its queries at a time.
 
-    So a list is fetched from memory once. In `list_bp` the number of lists stands for none. What is
-    found goes on in `score_bc`, `place_bc` and `count_b`; `bound_b` is what a score must exceed. C,
-    the room for candidates, is at least 2 `keep`; of more, the best `keep` stay.
+    So a list is fetched from memory once. In `list_bp` the number of lists stands for none.
     """
-    queries, probes = list_bp.shape
+    asking, probes = list_bp.shape
     lists = len(bounds_l) - 1
     # Queries by list: counting sort.
     start_l = np.zeros(lists + 2, np.int64)
-    for b in range(queries):
+    for b in range(asking):
         for p in range(probes):
             start_l[list_bp[b, p] + 1] += 1
     start_l = np.cumsum(start_l)
-    asks = np.empty(queries * probes, np.int32)
+    asks = np.empty(asking * probes, np.int32)
     at_l = start_l[:-1].copy()
-    for b in range(queries):
+    for b in range(asking):
         for p in range(probes):
             asks[at_l[list_bp[b, p]]] = b
             at_l[list_bp[b, p]] += 1
-    codes, row_bytes = code_nw.ctypes.data, code_nw.strides[0]
+    codes, row_bytes = block.code_nw.ctypes.data, block.code_nw.strides[0]
     longest = np.diff(bounds_l).max()
     raw_n, score_n = np.empty(longest, np.float32), np.empty(longest, np.float32)
     double_n = np.empty(longest, np.float64)
     float_n, int_n = double_n.view(np.float32), double_n.view(np.int32)
     products = double_n.ctypes.data
     for which in range(lists):
+        first, last = bounds_l[which], bounds_l[which + 1]
+        rows = last - first
         for ask in range(start_l[which], start_l[which + 1]):
             b = asks[ask]
-            query = query_bw.ctypes.data + b * query_bw.strides[0]
-            first, last = bounds_l[which], bounds_l[which + 1]
-            rows = last - first
+            if product.kind == BITS:
+                word_nw, word_w = block.code_nw.view(np.uint64), queries.code_bw[b].view(np.uint64)
+                for j in range(rows):
+                    float_n[2 * j] = product.dims - 2 * _bits_different(word_nw, first + j, word_w)
+            else:
+                query = queries.code_bw.ctypes.data + b * queries.code_bw.strides[0]
+                for j in range(rows):
+                    row = codes + (first + j) * row_bytes
+                    product.dot(row, query, product.dims, products + 8 * j)
             for j in range(rows):
-                i = first + j
-                if kind == BITS:
-                    float_n[2 * j] = dims - 2 * _bits_different(code_nw[i], query_bw[b])
-                else:
-                    dot(codes + i * row_bytes, query, dims, products + 8 * j)
-            for j in range(rows):
-                raw_n[j] = _raw(kind, int_n, float_n, double_n, j)
-            gain_r, norm_r = gain_n[first:last], norm_n[first:last]
-            _scores(metric, raw_n[:rows], query_gain_b[b], gain_r, norm_r, score_n[:rows])
-            count_b[b], bound_b[b] = _take(
-                score_n[:rows], first, alive_n, keep, score_bc[b], place_bc[b], count_b[b],
-                bound_b[b],
-            )  # fmt: skip
+                raw_n[j] = _raw(product.kind, int_n, float_n, double_n, j)
+            gain_r, norm_r, gain = (
+                block.gain_n[first:last],
+                block.norm_n[first:last],
+                queries.gain_b[b],
+            )
+            _scores(product.metric, raw_n[:rows], gain, gain_r, norm_r, score_n[:rows])
+            _take(score_n[:rows], first, alive_n, keep, found, b)
 
 
 @_compile
-def unread_pages(first_n, last_n, start, row_bytes, page, read_p):
-    """Pages that hold rows first to last - 1 of a span and are not read yet, some of them twice.
-
-    The rows lie one after another from the byte `start` on.
-    """
-    count = 0
-    for n in range(len(first_n)):
-        if last_n[n] > first_n[n]:
-            low = (start + first_n[n] * row_bytes) // page
-            for p in range(low, (start + last_n[n] * row_bytes - 1) // page + 1):
-                count += np.int64(not read_p[p])
-    page_n = np.empty(count, np.int64)
-    at = 0
-    for n in range(len(first_n)):
-        if at < count and last_n[n] > first_n[n]:
-            low = (start + first_n[n] * row_bytes) // page
-            for p in range(low, (start + last_n[n] * row_bytes - 1) // page + 1):
-                # Another thread may have read one meanwhile, but none becomes unread.
-                if at < count and not read_p[p]:
-                    page_n[at] = p
-                    at += 1
-    return page_n[:at]
-
-
-@_compile
-def keep_best(score_bc, place_bc, count_b, keep):
+def keep_best(found, keep):
     """Of every query's candidates the best `keep` stay."""
-    for b in range(len(count_b)):
-        count_b[b], _ = _keep_best(score_bc[b], place_bc[b], count_b[b], keep)
+    for b in range(len(found.count_b)):
+        count = found.count_b[b]
+        found.count_b[b], _ = _keep_best(found.score_bc[b], found.place_bc[b], count, keep)
 
 
 @_compile
@@ -239,45 +280,41 @@ def bounds(score_bn, keep, bound_b):
 
 
 @_compile
-def take_products(
-    metric, product_bn, first, gain_n, norm_n, alive_n, query_gain_b, keep, score_bc, place_bc,
-    count_b, bound_b,
-):  # fmt: skip
+def take_products(metric, product_bn, first, gain_n, norm_n, alive_n, query_gain_b, keep, found):
     """Takes in rows from `first` on, whose codes' products with all queries are known."""
     last = first + product_bn.shape[1]
     score_n = np.empty(product_bn.shape[1], np.float32)
     for b in range(len(product_bn)):
         gain_r, norm_r = gain_n[first:last], norm_n[first:last]
         _scores(metric, product_bn[b], query_gain_b[b], gain_r, norm_r, score_n)
-        count_b[b], bound_b[b] = _take(
-            score_n, first, alive_n, keep, score_bc[b], place_bc[b], count_b[b], bound_b[b]
-        )
+        _take(score_n, first, alive_n, keep, found, b)
 
 
 @_compile
-def add_block(
-    dot, kind, metric, code_nw, gain_n, norm_n, norm_before_n, query_bw, query_gain_b,
-    dims, keep, score_bc, place_bc, count_b,
-):  # fmt: skip
+def add_block(product, block, norm_before_n, queries, keep, found):
     """Compares candidates by a further block of dims: only its products are computed and added."""
-    codes, row_bytes = code_nw.ctypes.data, code_nw.strides[0]
-    double_n = np.empty(score_bc.shape[1], np.float64)
+    codes, row_bytes = block.code_nw.ctypes.data, block.code_nw.strides[0]
+    double_n = np.empty(found.score_bc.shape[1], np.float64)
     float_n, int_n = double_n.view(np.float32), double_n.view(np.int32)
     products = double_n.ctypes.data
-    for b in range(len(count_b)):
-        score_c, place_c = score_bc[b], place_bc[b]
-        query = query_bw.ctypes.data + b * query_bw.strides[0]
-        for j in range(count_b[b]):
+    for b in range(len(found.count_b)):
+        score_c, place_c, count = found.score_bc[b], found.place_bc[b], found.count_b[b]
+        if product.kind == BITS:
+            word_nw, word_w = block.code_nw.view(np.uint64), queries.code_bw[b].view(np.uint64)
+            for j in range(count):
+                float_n[2 * j] = product.dims - 2 * _bits_different(word_nw, place_c[j], word_w)
+        else:
+            query = queries.code_bw.ctypes.data + b * queries.code_bw.strides[0]
+            for j in range(count):
+                row = codes + place_c[j] * row_bytes
+                product.dot(row, query, product.dims, products + 8 * j)
+        for j in range(count):
             i = place_c[j]
-            if kind == BITS:
-                float_n[2 * j] = dims - 2 * _bits_different(code_nw[i], query_bw[b])
-            else:
-                dot(codes + i * row_bytes, query, dims, products + 8 * j)
-            raw = _raw(kind, int_n, float_n, double_n, j)
-            product = _product_of(metric, score_c[j], norm_before_n[i])
-            product += raw * gain_n[i] * query_gain_b[b]
-            score_c[j] = _score(metric, product, norm_n[i])
-        count_b[b], _ = _keep_best(score_c, place_c, count_b[b], keep)
+            raw = _raw(product.kind, int_n, float_n, double_n, j)
+            total = _product_of(product.metric, score_c[j], norm_before_n[i])
+            total += raw * block.gain_n[i] * queries.gain_b[b]
+            score_c[j] = _score(product.metric, total, block.norm_n[i])
+        found.count_b[b], _ = _keep_best(score_c, place_c, count, keep)
 
 
 @_compile

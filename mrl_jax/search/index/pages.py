@@ -17,7 +17,7 @@ import numpy as np
 
 from mrl_jax import extras
 from mrl_jax.errors import DataError
-from mrl_jax.search.index import loops
+from mrl_jax.search.index.compiling import compiled
 from mrl_jax.store.mapping import mapped
 
 with extras.needed("search", "an index"):
@@ -129,6 +129,31 @@ class File:
             self._read_p[page] = True
 
 
+@compiled
+def _unread(first_n, last_n, start, row_bytes, page, read_p):
+    """Pages that hold rows first to last - 1 of a span and are not read yet, some of them twice.
+
+    The rows lie one after another from the byte `start` on.
+    """
+    count = 0
+    for n in range(len(first_n)):
+        if last_n[n] > first_n[n]:
+            low = (start + first_n[n] * row_bytes) // page
+            for p in range(low, (start + last_n[n] * row_bytes - 1) // page + 1):
+                count += np.int64(not read_p[p])
+    page_n = np.empty(count, np.int64)
+    at = 0
+    for n in range(len(first_n)):
+        if at < count and last_n[n] > first_n[n]:
+            low = (start + first_n[n] * row_bytes) // page
+            for p in range(low, (start + last_n[n] * row_bytes - 1) // page + 1):
+                # Another thread may have read one meanwhile, but none becomes unread.
+                if at < count and not read_p[p]:
+                    page_n[at] = p
+                    at += 1
+    return page_n[:at]
+
+
 class Array(File):
     """A .npy file of an index.
 
@@ -177,7 +202,7 @@ class Array(File):
         if self._left <= _FEW:
             return self.whole()
         spans = np.asarray(first_n, np.int64), np.asarray(last_n, np.int64)
-        page_n = loops.unread_pages(*spans, self._start, self._row_bytes, PAGE, self._read_p)
+        page_n = _unread(*spans, self._start, self._row_bytes, PAGE, self._read_p)
         if len(page_n):
             self._check(np.unique(page_n))
             self._left = PAGE * int((~self._read_p).sum())

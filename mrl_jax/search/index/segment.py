@@ -13,6 +13,7 @@ from tqdm import tqdm
 from mrl_jax.errors import DataError
 from mrl_jax.search.index import approximate, clusters, codes, files, loops, pages
 from mrl_jax.search.index.exhaustive import Exhaustive
+from mrl_jax.search.index.loops import Block, Candidates, Codes, Product
 from mrl_jax.search.index.rows import Source, legal
 from mrl_jax.search.plan import Plan
 
@@ -62,14 +63,6 @@ class Shared:
                 f"{self._centroids.path} is damaged: it holds NaN, infinity or too large numbers"
             )
         return centroid_ld
-
-
-class Block(NamedTuple):
-    """Codes of one stage's dims beyond the stage before, in list order."""
-
-    code_nw: np.ndarray
-    gain_n: np.ndarray
-    norm_n: np.ndarray  # of the prefix up to the stage's dim
 
 
 class StoredBlock(NamedTuple):
@@ -167,8 +160,7 @@ class Queries(NamedTuple):
     """Some queries as every stage needs them."""
 
     query_bd: np.ndarray
-    code_gbw: list[np.ndarray]
-    gain_gb: list[np.ndarray]
+    codes: list[Codes]
     list_bp: np.ndarray | None
 
 
@@ -189,7 +181,8 @@ def prepare(
     encoded = []
     if not plan.factory:
         compared_bd = codes.compared(query_bd[:, : plan.schedule.final], plan.metric)
-        encoded = [codes.encode(compared_bd[:, lo:hi], plan.code) for lo, hi in _spans(plan)]
+        spans = _spans(plan)
+        encoded = [Codes(*codes.encode(compared_bd[:, lo:hi], plan.code)) for lo, hi in spans]
     list_bp = None
     if rows_l is not None:
         prefix_bd, centroid_ld = query_bd[:, : plan.list_dim], shared.centroid_ld
@@ -200,7 +193,7 @@ def prepare(
         else:
             list_bp = np.empty((len(query_bd), 0), np.int64)
     final_bd = np.ascontiguousarray(query_bd[:, : plan.schedule.final])
-    return Queries(final_bd, [c for c, _ in encoded], [g for _, g in encoded], list_bp)
+    return Queries(final_bd, encoded, list_bp)
 
 
 def _unchecked(
@@ -346,25 +339,17 @@ class Segment:
         self, queries: Queries, keeps: tuple[int, ...], allowed: Allowed, row_bk, score_bk
     ) -> None:
         """By codes, stage for stage, then by whole vectors."""
-        b, first = len(queries.query_bd), keeps[0]
-        score_bc = np.empty((b, 2 * first + 64), np.float32)
-        place_bc = np.empty(score_bc.shape, np.int64)
-        count_b, bound_b = np.zeros(b, np.int64), np.full(b, -np.inf, np.float32)
+        found = Candidates.none(len(queries.query_bd), 2 * keeps[0] + 64)
         block = self._first_block(queries.list_bp)
-        found = score_bc, place_bc, count_b, bound_b
-        self._scan(block, queries, allowed.place_n, first, *found)
-        loops.keep_best(score_bc, place_bc, count_b, first)
+        self._scan(block, queries, allowed.place_n, keeps[0], found)
+        loops.keep_best(found, keeps[0])
         for g, stored in enumerate(self._blocks[1:], start=1):
-            lo, hi = _spans(self._plan)[g]
             norm_before_n = block.norm_n
-            place_n = _unchecked(stored, place_bc, count_b)
+            place_n = _unchecked(stored, found.place_bc, found.count_b)
             block = stored.rows(place_n, place_n + 1)
-            loops.add_block(
-                *self._product, loops.METRICS[self._plan.metric], *block, norm_before_n,
-                queries.code_gbw[g], queries.gain_gb[g], hi - lo, keeps[g], score_bc, place_bc,
-                count_b,
-            )  # fmt: skip
-        self._compare_vectors(queries.query_bd, place_bc, count_b, row_bk, score_bk)
+            product, asked = self._product(g), queries.codes[g]
+            loops.add_block(product, block, norm_before_n, asked, keeps[g], found)
+        self._compare_vectors(queries.query_bd, found.place_bc, found.count_b, row_bk, score_bk)
 
     def _compare_vectors(self, query_bd, place_bc, count_b, row_bk, score_bk) -> None:
         """The first `count_b` of these places by whole vectors."""
@@ -382,33 +367,31 @@ class Segment:
         asked_n = np.unique(list_bp[list_bp < len(self._bounds_l) - 1])
         return stored.rows(self._bounds_l[asked_n], self._bounds_l[asked_n + 1])
 
-    @property
-    def _product(self):
-        code = self._plan.code
-        return codes.product_function(code), codes.PRODUCTS[code]
+    def _product(self, g: int) -> Product:
+        """Of codes of stage g."""
+        (lo, hi), code = _spans(self._plan)[g], self._plan.code
+        metric = loops.METRICS[self._plan.metric]
+        return Product(codes.product_function(code), codes.PRODUCTS[code], metric, hi - lo)
 
     def _scan(
-        self, block: Block, queries: Queries, allowed_n: np.ndarray, keep: int, *found: np.ndarray
+        self, block: Block, queries: Queries, allowed_n: np.ndarray, keep: int, found: Candidates
     ) -> None:
-        (lo, hi), list_bp = _spans(self._plan)[0], queries.list_bp
-        code_bw, gain_b = queries.code_gbw[0], queries.gain_gb[0]
+        """The first stage."""
+        product, (code_bw, gain_b), list_bp = self._product(0), queries.codes[0], queries.list_bp
         if list_bp is None and len(code_bw) >= DENSE_QUERIES and self._plan.code == "int8":
-            code_nw, gain_n, norm_n = block
             for i in range(0, self.rows, TILE):
-                product_bn = codes.int8_products(code_bw, code_nw[i : i + TILE])
-                self._take(product_bn, i, gain_n, norm_n, allowed_n, gain_b, keep, *found)
+                product_bn = codes.int8_products(code_bw, block.code_nw[i : i + TILE])
+                loops.take_products(
+                    product.metric, product_bn, i, block.gain_n, block.norm_n, allowed_n, gain_b,
+                    keep, found,
+                )  # fmt: skip
             return
         if list_bp is None:
             everywhere = np.arange(len(self._bounds_l) - 1)
             list_bp = np.broadcast_to(everywhere, (len(code_bw), len(everywhere)))
             list_bp = np.ascontiguousarray(list_bp)
-        loops.scan_lists(
-            *self._product, loops.METRICS[self._plan.metric], *block, allowed_n,
-            self._bounds_l, list_bp, code_bw, gain_b, hi - lo, keep, *found,
-        )  # fmt: skip
-
-    def _take(self, product_bn, first: int, *about: np.ndarray) -> None:
-        loops.take_products(loops.METRICS[self._plan.metric], product_bn, first, *about)
+        bounds_l, asked = self._bounds_l, queries.codes[0]
+        loops.scan_lists(product, block, allowed_n, bounds_l, list_bp, asked, keep, found)
 
     def _compare_all(self, query_bd: np.ndarray, k: int, allowed: Allowed):
         """All rows by whole vectors; there are no clusters, so that places are rows."""
