@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrl_jax.data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES
+from mrl_jax.data.images import IMAGE_SUFFIXES, LEGAL, OTHER_SUFFIXES
 from mrl_jax.data.named import SPLITS
 from mrl_jax.data.remarks import Remarks, composed, entries, same_letters
 from mrl_jax.errors import DataError
@@ -98,16 +98,17 @@ class FolderRecords:
 
     def order(self) -> str:
         """Hex digits over the names and classes of all images, in order."""
-        digest = hashlib.sha256("\0".join(self.names).encode("utf-8", "surrogateescape"))
-        digest.update(self.label.astype("<i4"))
-        return digest.hexdigest()
+        return self._digest(self.label.astype("<i4"))
 
     def fingerprint(self) -> str:
         """Sixteen hex digits over names, sizes and classes; no file is opened."""
+        return self._digest(self.size.astype("<i8"), self.label.astype("<i4"))[:16]
+
+    def _digest(self, *arrays: np.ndarray) -> str:
         digest = hashlib.sha256("\0".join(self.names).encode("utf-8", "surrogateescape"))
-        digest.update(self.size.astype("<i8"))
-        digest.update(self.label.astype("<i4"))
-        return digest.hexdigest()[:16]
+        for array in arrays:
+            digest.update(array)
+        return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -165,20 +166,24 @@ def image_files(folder: pathlib.Path, remarks: Remarks) -> list[tuple[str, File]
         without the file name of one: no image is left out.
     """
     found = []
-    legal = ", ".join(sorted(IMAGE_SUFFIXES))
     for entry in entries(folder, remarks):
         if entry.is_dir():
             raise DataError(f"{entry.path} is a folder; images lie directly in {folder}")
-        suffix = os.path.splitext(entry.name)[1].lower()
-        if suffix in OTHER_SUFFIXES:
-            raise DataError(f"{entry.path} has an unsupported file type (supported: {legal})")
-        if suffix not in IMAGE_SUFFIXES:
-            remarks.add_file(entry.path, legal)
-            continue
-        about = entry.stat()
-        inputs.check_file(entry.path)
-        found.append((entry.name, File.of(about)))
+        if file := image_file(entry, remarks):
+            found.append((entry.name, file))
     return found
+
+
+def image_file(entry: os.DirEntry, remarks: Remarks) -> File | None:
+    """A file that is named like an image; None, and a remark, for another; raises as above."""
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if suffix in OTHER_SUFFIXES:
+        raise DataError(f"{entry.path} has an unsupported file type (supported: {LEGAL})")
+    if suffix not in IMAGE_SUFFIXES:
+        remarks.add_file(entry.path, LEGAL)
+        return None
+    inputs.check_file(entry.path)
+    return File.of(entry.stat())
 
 
 def _records(
@@ -192,17 +197,16 @@ def _records(
             f"{root} has class {name!r}, which is not a class of the training data"
             f"{same_letters(name, classes)}"
         )
-    legal = ", ".join(sorted(IMAGE_SUFFIXES))
     found = []
     for label, name in enumerate(classes):
         files = image_files(root / name, remarks) if name in folders else []
         if not files and complete:
-            raise DataError(f"class folder {root / name} has no images ({legal})")
+            raise DataError(f"class folder {root / name} has no images ({LEGAL})")
         if not files:
             remarks.add(f"classes without images in {root.name}", name)
         found += [(f"{name}/{file_name}", file, label) for file_name, file in files]
     if not found:
-        raise DataError(f"{root} has no images ({legal})")
+        raise DataError(f"{root} has no images ({LEGAL})")
     return FolderRecords.of(root, found)
 
 

@@ -31,6 +31,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".p
 IMAGE_SUFFIXES |= {".pbm", ".pnm"}
 # Images that are not read: leaving them out without a word would lose data.
 OTHER_SUFFIXES = {".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".pfm"}
+LEGAL = ", ".join(sorted(IMAGE_SUFFIXES))  # for messages
 MAX_PIXELS = 2**26
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM")  # PPM: all of PNM
 _OTHER_FORMATS = ("GIF", "TIFF", "AVIF", "JPEG2000")

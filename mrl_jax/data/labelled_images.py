@@ -204,7 +204,7 @@ class Options:
                 f"data.rand_augment must be (changes, strength), got {self.rand_augment}"
             )
         if self.stream:
-            self.streamed(())  # checks the rest
+            self.opened("", ())  # checks the rest
         if self.splits and self.source != "tfds":
             raise UsageError(
                 f"data.splits is for data.source tfds only; data.source is {self.source}"
@@ -217,8 +217,10 @@ class Options:
         if self.source == "tfds" and not self.dataset and not self.path:
             raise UsageError("data.source tfds needs --config.data.dataset=... or data.path")
 
-    def streamed(self, records: Any) -> Stream:
-        """A split that is read while it is used."""
+    def opened(self, name: str, records: Any) -> Split | Stream:
+        """A split of these records, in memory or as a stream; the name is for a progress bar."""
+        if not self.stream:
+            return _decoded(name, records, self.image_size, self.eval_crop, self.threads)
         return Stream(
             records,
             self.image_size,
@@ -257,12 +259,7 @@ def load(source: str, *, class_names: Sequence[str] | None = None, **options: An
         train = class_names is None
         records, classes = open_tfds(o.dataset, o.path, o.splits, remarks, train=train)
         _check_classes(name, classes, class_names)
-    splits = {
-        split: o.streamed(found)
-        if o.stream
-        else decoded(split, found, o.image_size, o.eval_crop, o.threads)
-        for split, found in records.items()
-    }
+    splits = {split: o.opened(split, found) for split, found in records.items()}
     sizes = [
         f"{split} {len(found):,}" + (f" ({found.part})" if found.part != split else "")
         for split, found in records.items()
@@ -302,7 +299,7 @@ def _overlaps(splits: dict[str, Split | Stream]) -> list[str]:
     return found
 
 
-def decoded(name: str, records: Any, size: int, share: float, threads: int) -> Split:
+def _decoded(name: str, records: Any, size: int, share: float, threads: int) -> Split:
     """All images of a split as squares in memory."""
     try:
         image = np.empty((len(records), size, size, 3), np.uint8)

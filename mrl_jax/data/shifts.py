@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 from mrl_jax.data.folder import FolderRecords, class_folders, image_files, listing
 from mrl_jax.data.imagenet_classes import IMAGENET_A, IMAGENET_R
-from mrl_jax.data.images import IMAGE_SUFFIXES
-from mrl_jax.data.labelled_images import Split, decoded
+from mrl_jax.data.images import LEGAL
+from mrl_jax.data.labelled_images import Options, Split
 from mrl_jax.data.remarks import Remarks, same_letters
 from mrl_jax.data.stream import Stream
 from mrl_jax.errors import DataError, shown
@@ -83,15 +83,14 @@ def _labels(root: pathlib.Path, class_names: Sequence[str], remarks: Remarks) ->
 
 
 def _records(root: pathlib.Path, label_of: dict[str, int], remarks: Remarks) -> FolderRecords:
-    legal = ", ".join(sorted(IMAGE_SUFFIXES))
     found = []
     for folder, label in label_of.items():
         files = image_files(root / folder, remarks)
         if not files:
-            raise DataError(f"class folder {root / folder} has no images ({legal})")
+            raise DataError(f"class folder {root / folder} has no images ({LEGAL})")
         found += [(f"{folder}/{file_name}", file, label) for file_name, file in files]
     if not found:
-        raise DataError(f"{root} has no class folders with images ({legal})")
+        raise DataError(f"{root} has no class folders with images ({LEGAL})")
     return FolderRecords.of(root, found)
 
 
@@ -111,11 +110,7 @@ def open_shift(
     name: str,
     folder: pathlib.Path,
     class_names: Sequence[str],
-    *,
-    image_size: int,
-    eval_crop: float,
-    stream: bool,
-    threads: int,
+    options: Options,
     remarks: Remarks | None = None,
 ) -> Shift:
     """Opens a test set whose class folders are training classes, see the module.
@@ -124,10 +119,7 @@ def open_shift(
       name: what it is called; some names promise certain classes.
       folder: with the class folders.
       class_names: of training; labels index them.
-      image_size: pixels per side.
-      eval_crop: share of the short side that is kept of images.
-      stream: read images while they are used, instead of keeping all of them in memory.
-      threads: that decode images; 0 = one per core.
+      options: how images are read, which should be as for the training data.
       remarks: collects what is not read.
 
     Raises:
@@ -140,8 +132,4 @@ def open_shift(
         classes = tuple(sorted(set(label_of.values())))
         _check_promise(name, root, {class_names[k] for k in classes}, class_names)
         records = _records(root, label_of, remarks)
-    if stream:
-        split = Stream(records, image_size, eval_crop=eval_crop, threads=threads)
-    else:
-        split = decoded(name, records, image_size, eval_crop, threads)
-    return Shift(split, classes)
+    return Shift(options.opened(name, records), classes)

@@ -1,15 +1,11 @@
 """All images below a folder, however deep they lie."""
 
-import os
 import pathlib
 
-from mrl_jax.data.folder import File, FolderRecords, listing
-from mrl_jax.data.images import IMAGE_SUFFIXES, OTHER_SUFFIXES
+from mrl_jax.data.folder import File, FolderRecords, image_file, listing
+from mrl_jax.data.images import LEGAL
 from mrl_jax.data.remarks import Remarks, entries
 from mrl_jax.errors import DataError
-from mrl_jax.store import inputs
-
-_LEGAL = ", ".join(sorted(IMAGE_SUFFIXES))
 
 
 def open_tree(root: pathlib.Path, remarks: Remarks | None = None) -> FolderRecords:
@@ -35,21 +31,16 @@ def open_tree(root: pathlib.Path, remarks: Remarks | None = None) -> FolderRecor
         if place in above:
             raise DataError(f"{folder} is a link to a folder that it lies in")
         for entry in entries(folder, remarks):
-            path, suffix = pathlib.Path(entry.path), os.path.splitext(entry.name)[1].lower()
+            path = pathlib.Path(entry.path)
             if entry.is_dir():
                 visit(path, (*above, place))
-            elif suffix in OTHER_SUFFIXES:
-                raise DataError(f"{path} has an unsupported file type (supported: {_LEGAL})")
-            elif suffix in IMAGE_SUFFIXES:
-                inputs.check_file(path)
-                found.append((_name(path, root), File.of(entry.stat()), 0))
-            else:
-                remarks.add_file(entry.path, _LEGAL)
+            elif file := image_file(entry, remarks):
+                found.append((_name(path, root), file, 0))
 
     with listing():
         visit(root, ())
     if not found:
-        raise DataError(f"{root} has no images ({_LEGAL})")
+        raise DataError(f"{root} has no images ({LEGAL})")
     return FolderRecords.of(root, sorted(found, key=lambda item: item[0]))
 
 

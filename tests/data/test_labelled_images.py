@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrl_jax.data import Dataset, Split, load, shifts
+from mrl_jax.data import Dataset, Options, Split, load, shifts
 from mrl_jax.errors import DataError, UsageError
 
 
@@ -175,16 +175,9 @@ def test_names_that_differ_in_their_unicode_form_say_so(folder):
         (folder / split / "cat").rename(folder / split / name)
     with pytest.raises(DataError, match=r"data; 'caf\\xe9' and 'cafe\\u0301' have the same "):
         load("image_folder", path=str(folder), image_size=8)
+    options = Options("image_folder", str(folder), image_size=8, stream=True)
     with pytest.raises(DataError, match=r"'caf\\xe9' and 'cafe\\u0301' have"):
-        shifts.open_shift(
-            "x",
-            folder / "val",
-            ("dog", composed),
-            image_size=8,
-            eval_crop=1.0,
-            stream=True,
-            threads=1,
-        )
+        shifts.open_shift("x", folder / "val", ("dog", composed), options)
     (folder / "val" / decomposed).rename(folder / "val" / composed)
     shutil.copytree(folder / "train" / composed, folder / "train" / decomposed)
     notes = load("image_folder", path=str(folder), image_size=8, stream=True).notes

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrl_jax.data import Split, Stream, load
+from mrl_jax.data import Options, Split, Stream, load
 from mrl_jax.data.imagenet_classes import IMAGENET_A, IMAGENET_R
 from mrl_jax.data.shifts import open_shift
 from mrl_jax.errors import DataError
@@ -26,7 +26,8 @@ def fill(root, counts):
 
 
 def opened(root, names=NAMES, name="x", stream=False):
-    return open_shift(name, root, names, image_size=4, eval_crop=1.0, stream=stream, threads=1)
+    options = Options("image_folder", str(root), image_size=4, stream=stream, threads=1)
+    return open_shift(name, root, names, options)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -53,7 +54,8 @@ def test_images_are_prepared_as_those_of_the_data_set(tmp_path):
     (tmp_path / "shift/a/0.png").write_bytes(source)
     options = {"image_size": 8, "eval_crop": 0.5, "threads": 1, "stream": False}
     data = load("image_folder", path=str(tmp_path), **options)
-    split, _ = open_shift("x", tmp_path / "shift", data.class_names, **options)
+    options = Options("image_folder", str(tmp_path), **options)
+    split, _ = open_shift("x", tmp_path / "shift", data.class_names, options)
     np.testing.assert_array_equal(split.image, data.splits["val"].image)
 
 

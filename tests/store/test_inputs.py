@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mrl_jax import config, errors
-from mrl_jax.data import folder, hierarchy, text_files, tree, vectors
+from mrl_jax.data import folder, hierarchy, text_files, tree, vector_splits
 from mrl_jax.data.remarks import Remarks
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.interop import torch_weights
@@ -51,7 +51,7 @@ def read_tree(path):
         ("x.npy", open_vectors),
         ("x.parquet", open_vectors),
         ("x.npy", ids.read),
-        ("x.npz", lambda path: vectors.read_scored(path, 2)),
+        ("x.npz", lambda path: vector_splits.read_scored(path, 2)),
         ("x.safetensors", torch_weights.read_tensors),
         ("x.csv", lambda path: hierarchy.read(str(path), ["a"])),
         ("x.noun", lambda path: hierarchy.read(f"{path}:n02084071", ["n02084072"])),
@@ -148,9 +148,9 @@ def test_arrays_that_a_small_file_unpacks_to_without_end_are_refused(tmp_path, m
     np.savez_compressed(path, a=np.zeros((100_000, 2)), b=np.zeros(3), score=np.zeros(3))
     message = r"examples\.npz.*its \d,\d+ bytes unpack to 1,600,\d+"
     with pytest.raises(DataError, match=message):
-        vectors.read_scored(path, 2)
+        vector_splits.read_scored(path, 2)
     with pytest.raises(DataError, match=message):
         artefacts._read_right(path, "a", 0)
     np.savez_compressed(path, a=np.ones((500, 2)), b=np.ones((500, 2)), score=np.ones(500))
     monkeypatch.setattr(inputs, "MOST_TIMES", 10**6)
-    assert len(vectors.read_scored(path, 2).score_n) == 500
+    assert len(vector_splits.read_scored(path, 2).score_n) == 500

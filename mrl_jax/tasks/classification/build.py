@@ -191,21 +191,17 @@ def _evaluation(
     dataset: data.Dataset,
     remarks: Remarks,
 ) -> Evaluation:
-    d, e = config.data, config.eval
+    e = config.eval
     folders = named.paths("eval.shifts", e.shifts, set(SPLITS))
-    height, _, channels = dataset.image_shape
-    if folders and channels != 3:
+    if folders and dataset.image_shape[-1] != 3:
         raise UsageError(f"eval.shifts are RGB images, those of {dataset.name} are grey")
     shifts = {
         name: open_shift(
             name,
             folder,
             dataset.class_names,
-            image_size=height,
-            eval_crop=d.eval_crop,
-            stream=d.stream,
-            threads=d.threads,
-            remarks=remarks,
+            data.Options(**_options(config)),
+            remarks,
         )
         for name, folder in folders.items()
     }
