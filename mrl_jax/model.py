@@ -195,7 +195,9 @@ class Model:
             read = inputs_of(config.task).of_export(about, folder)
             nesting = Nesting(tuple(about["dims"]), config.nesting.weights or None)
             embed = {"stablehlo": _stablehlo, "onnx": _onnx}[form](path, tuple(read.spec))
-        except (KeyError, TypeError) as error:
+        except UsageError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{folder / ABOUT} is damaged: {error!r}") from error
         return cls(embed, read, width=nesting.width, nesting=nesting, config=config)
 

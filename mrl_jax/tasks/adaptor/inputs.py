@@ -43,14 +43,20 @@ class Inputs(inputs.Inputs):
             if vectors.width != width:
                 raise UsageError(f"{items} has {vectors.width} dims, the run adapts {width}")
             return _of_files(vectors)
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        try:
             z_nd = np.asarray(items)
-            z_nd = z_nd.astype(np.float32) if np.issubdtype(z_nd.dtype, np.floating) else items
+        except ValueError:  # rows of several lengths
+            z_nd = np.asarray(None)
+        if not np.issubdtype(z_nd.dtype, np.floating):
+            given = inputs.listed_kinds(items)
+            raise UsageError(f"vectors must be an array of floating point numbers, got {given}")
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+            z_nd = z_nd.astype(np.float32)
         rows = super().open(z_nd)
         finite_n = np.isfinite(z_nd).all(1)
         if not finite_n.all():
             raise UsageError(
-                f"vector {finite_n.argmin()} holds NaN, infinity or too large a number"
+                f"vector {finite_n.argmin()} holds NaN, infinity or a number beyond float32"
             )
         return rows
 
