@@ -27,7 +27,7 @@ from mrl_jax.nesting import Nesting
 from mrl_jax.record import folder as workdir
 from mrl_jax.runtime import mesh as meshes
 from mrl_jax.runtime.forks import check_not_forked
-from mrl_jax.runtime.rows import Embed, Rows, embedded, gathered, in_order
+from mrl_jax.runtime.rows import Embed, Rows, embedded, in_batches
 from mrl_jax.runtime.step import evaluated
 from mrl_jax.store import json_files
 from mrl_jax.tasks import inputs
@@ -342,11 +342,11 @@ class Model:
         # A classifier reads its own dims only, whatever comes after them.
         z_nd = np.pad(z_nd.astype(np.float32), ((0, 0), (0, width - dim)))
         batches = padded_batches({"z": z_nd}, self._batch_size, self._sharding)
-        found = (
-            (row_b, self._judge(self.params, batch["z"], dims=(dim,))[0])
-            for row_b, batch in in_order(batches, len(z_nd))
-        )
-        return gathered(found, len(z_nd), lambda row_b, x_bc: x_bc.astype(np.float32))
+
+        def judge(batch):
+            return self._judge(self.params, batch["z"], dims=(dim,))[0]
+
+        return in_batches(judge, batches, len(z_nd)).astype(np.float32, copy=False)
 
 
 def _parameters(path: pathlib.Path, state: Any) -> tuple[Any, Any]:

@@ -202,6 +202,19 @@ def test_a_text_encoder_of_a_run_is_loaded_as_the_run_embeds(state_of, tmp_path)
     np.testing.assert_allclose(prompted_nd, model.embed(TEXTS, prompt_name="query"), atol=1e-6)
 
 
+def test_the_code_of_the_readme_uses_a_run(digits_run, tmp_path):
+    text = (commands.ROOT / "README.md").read_text()
+    code = text[text.index("**Use a trained model**") :].partition("```python\n")[2]
+    folder = shutil.copytree(digits_run[0], tmp_path / "one")
+    Policy((2, 8), (0.5, 0.0)).save(folder / "evaluation" / "test_cascade_policy.json")
+    code = code.partition("```")[0].replace("runs/one", str(folder)).replace("dim=16", "dim=4")
+    found = {"images": DIGITS}
+    exec(compile(code, "README.md", "exec"), found)
+    assert found["z_nd"].shape == (5, 4)
+    assert found["scores_nc"].shape == (5, 10)
+    assert set(found["found"].dim_b) <= {2, 8}
+
+
 def test_prefixes_that_were_not_trained_are_warned_of(state_of):
     model = Model.of_run(*[state_of("adaptor")[0], *evaluated(state_of("adaptor")[1])])
     with pytest.warns(UserWarning, match="a prefix of 3 dims was not trained, 2, 4, 12 were") as w:

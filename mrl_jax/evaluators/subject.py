@@ -13,6 +13,7 @@ from mrl_jax.data.hierarchy import Hierarchy
 from mrl_jax.data.shifts import Shift
 from mrl_jax.evaluators.spaces import Moments, Space, fit_spaces, moments
 from mrl_jax.runtime.mesh import batch_sharding, replicated
+from mrl_jax.runtime.rows import in_batches
 from mrl_jax.tasks.classification.task import Classification
 
 
@@ -117,13 +118,9 @@ class Subject:
             source = (
                 self.shifts[split].split if split in self.shifts else self.dataset.splits[split]
             )
-            found = [
-                jax.device_get(tools.embed(self.params, self.model_state, batch, flip=flip))
-                for batch in source.padded(tools.batch_size, tools.sharding)
-            ]
-            z_nd, label_n = (
-                np.concatenate(parts)[: source.examples] for parts in zip(*found, strict=True)
-            )
+            batches = source.padded(tools.batch_size, tools.sharding)
+            embed = functools.partial(tools.embed, self.params, self.model_state, flip=flip)
+            z_nd, label_n = in_batches(embed, batches, source.examples)
             z_nd = z_nd[:, : self.task.nesting.width]
             self._embedded[split, flip] = Embedded(z_nd, label_n)
         return self._embedded[split, flip]
@@ -153,11 +150,12 @@ class Subject:
         if classes is not None:
             allowed_c = np.isin(np.arange(len(allowed_c)), classes)
         batches = padded_batches(arrays, tools.batch_size, tools.sharding)
-        found = [jax.device_get(tools.judge(self.params, batch, allowed_c)) for batch in batches]
-        n = len(arrays["label"])
-        predicted, confidence, rank = (
-            np.concatenate(parts, 1)[:, :n] for parts in zip(*found, strict=True)
-        )
+
+        def judge(batch):
+            return [x_gb.T for x_gb in tools.judge(self.params, batch, allowed_c)]
+
+        found = in_batches(judge, batches, len(arrays["label"]))
+        predicted, confidence, rank = (np.ascontiguousarray(x_ng.T) for x_ng in found)
         return Predictions(self.classifiable, arrays["label"], predicted, confidence, rank)
 
     @functools.cached_property

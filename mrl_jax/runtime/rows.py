@@ -23,8 +23,7 @@ def gathered(
 
     Args:
       results: of each batch the numbers [B] of its rows, and arrays (or a tree of arrays) of at
-        least B rows; what comes after them is padding. The next batch is computed while a result
-        is copied.
+        least B rows; what comes after them is padding.
       count: of rows.
       each: from the numbers and the result [B, ...] of a batch to what is kept of it.
       progress: is told how many more rows are done.
@@ -33,7 +32,7 @@ def gathered(
       Arrays, or a tree of arrays, as `results` has.
     """
     whole = None
-    for row_b, found in _one_ahead(results):
+    for row_b, found in results:
         parts, tree = jax.tree.flatten(jax.device_get(found))
         parts = [each(row_b, np.asarray(x)[: len(row_b)]) for x in parts]
         if whole is None:
@@ -46,7 +45,8 @@ def gathered(
     return jax.tree.unflatten(tree, whole)
 
 
-def _one_ahead(results: Iterable[Any]) -> Iterator[Any]:
+def one_ahead(results: Iterable[Any]) -> Iterator[Any]:
+    """The same results, each when the next one has begun: it is computed while this one is used."""
     waiting: list[Any] = []
     for result in results:
         yield from waiting
@@ -61,6 +61,12 @@ def in_order(batches: Iterable[Batch], count: int) -> Iterator[tuple[np.ndarray,
         last = min(count, first + len(next(iter(batch.values()))))
         yield np.arange(first, last), batch
         first = last
+
+
+def in_batches(compute: Callable[[Batch], Any], batches: Iterable[Batch], count: int) -> Any:
+    """What `compute` makes of all rows, [count, ...]: see `gathered`; batches as of `in_order`."""
+    results = ((row_b, compute(batch)) for row_b, batch in in_order(batches, count))
+    return gathered(results, count)
 
 
 def unit_length(z_nd: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from mrl_jax.record.finding import Finding, Unmeasurable, digest_of, refusals
 from mrl_jax.record.metrics import TRAINED
 from mrl_jax.record.results import Series
 from mrl_jax.runtime.mesh import batch_sharding, replicated
+from mrl_jax.runtime.rows import in_batches
 from mrl_jax.tasks.adaptor.task import AdaptorTask
 
 # Vectors of the train split that PCA is fitted on.
@@ -88,7 +89,9 @@ class AdaptorEvaluation:
         def adapt(z_nd: np.ndarray) -> np.ndarray:
             """The trained dims of vectors."""
             embed = functools.partial(self._embed, params, model_state)
-            x_nd = adapt_rows(embed, z_nd, self._batch_size, batch_sharding(self._mesh))
+            rows = batch_sharding(self._mesh)
+            batches = padded_batches({"vector": z_nd}, self._batch_size, rows)
+            x_nd = in_batches(embed, batches, len(z_nd)).astype(np.float32, copy=False)
             return x_nd[:, : self._task.nesting.width]
 
         found = Finding()
@@ -177,24 +180,3 @@ def _collection(ids: dict[str, np.ndarray]) -> Collection:
         document_r=np.searchsorted(document_n, judged_r2[:, 1]),
         grade_r=np.ones(len(judged_r2), np.int64),
     )
-
-
-def adapt_rows(
-    embed: Callable[[dict[str, jax.Array]], jax.Array],
-    z_nd: np.ndarray,
-    batch_size: int,
-    sharding: jax.sharding.Sharding,
-) -> np.ndarray:
-    """Adapted vectors [N, E] float32, the same on every process.
-
-    Args:
-      embed: a batch of `vector` [B, D] to [B, E] on every device.
-      z_nd: [N, D] float32.
-      batch_size: vectors per call.
-      sharding: of a batch.
-    """
-    found = [
-        np.asarray(jax.device_get(embed(batch)), np.float32)
-        for batch in padded_batches({"vector": z_nd}, batch_size, sharding)
-    ]
-    return np.concatenate(found)[: len(z_nd)]

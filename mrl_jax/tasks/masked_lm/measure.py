@@ -18,6 +18,7 @@ from mrl_jax.kernels import prefix_matmul
 from mrl_jax.record.finding import Finding, Unmeasurable
 from mrl_jax.record.results import Series
 from mrl_jax.runtime.mesh import batch_sharding, replicated
+from mrl_jax.runtime.rows import in_batches
 from mrl_jax.tasks.masked_lm.task import MaskedLM
 
 # Predictions of the train split that PCA is fitted on.
@@ -108,11 +109,9 @@ class MaskedEvaluation:
         """Of all hidden tokens what the output layer reads, [N, m_G] float32, and what they are."""
         masked = split.held_out(row_n)
         inputs = {name: masked[name] for name in ("tokens", "places")}
-        parts = [
-            np.asarray(jax.device_get(self._predicted(params, batch)), np.float32)
-            for batch in padded_batches(inputs, self._batch_size, self._rows)
-        ]
-        h_npd = np.concatenate(parts)[: len(row_n)]
+        batches = padded_batches(inputs, self._batch_size, self._rows)
+        predicted = functools.partial(self._predicted, params)
+        h_npd = in_batches(predicted, batches, len(row_n)).astype(np.float32, copy=False)
         counts_np = masked["mask"] > 0
         return h_npd[counts_np][:, : self._width], masked["labels"][counts_np]
 

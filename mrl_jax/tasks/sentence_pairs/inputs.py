@@ -12,7 +12,7 @@ import numpy as np
 from mrl_jax import extras
 from mrl_jax.errors import UsageError, shown
 from mrl_jax.models.text import SentenceEncoder, Static, prompts
-from mrl_jax.runtime.rows import Embed, Rows, embedded
+from mrl_jax.runtime.rows import Embed, Rows, embedded, one_ahead
 from mrl_jax.tasks import inputs
 
 with extras.needed("text", "embedding texts"):
@@ -233,11 +233,13 @@ class Texts(Rows):
         """What `embed` makes of each batch that `read` gives."""
         if self.depth is not None:
             embed = functools.partial(embed, depth=self.depth)
-        for row_b, batch in self.read(*span):
+
+        def result(batch):
             if "long" in batch:
-                yield row_b, _in_pieces(embed, batch["long"], self.budget)
-            else:
-                yield row_b, embed(batch)
+                return _in_pieces(embed, batch["long"], self.budget)
+            return embed(batch)
+
+        return one_ahead((row_b, result(batch)) for row_b, batch in self.read(*span))
 
 
 def _in_pieces(embed: Embed, ids_t: np.ndarray, size: int) -> np.ndarray:

@@ -28,6 +28,7 @@ from mrl_jax.models.text.tokenizer import Tokenizer, pad, padded_length
 from mrl_jax.record.finding import Finding, digest_of, refusals
 from mrl_jax.record.results import Series
 from mrl_jax.runtime.mesh import batch_sharding, replicated
+from mrl_jax.runtime.rows import gathered
 from mrl_jax.tasks.sentence_pairs.task import SentencePairs
 
 NO_PROMPTS = MappingProxyType(by_role({}, ""))
@@ -245,13 +246,12 @@ def embed_texts(
     """
     tokens = tokenizer.encode(list(texts), max_length)
     order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]))
-    found = []
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        length = padded_length(len(tokens[rows[0]]), max_length)
-        tokens_bt, lengths_b = pad([tokens[i] for i in rows], length, batch_size)
-        batch = put({"tokens": tokens_bt, "lengths": lengths_b}, sharding)
-        found.append(np.asarray(jax.device_get(embed(batch)), np.float32)[: len(rows)])
-    z_nd = np.concatenate(found)
-    z_nd[np.array(order)] = z_nd.copy()
-    return z_nd
+
+    def results():
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            length = padded_length(len(tokens[rows[0]]), max_length)
+            tokens_bt, lengths_b = pad([tokens[i] for i in rows], length, batch_size)
+            yield rows, embed(put({"tokens": tokens_bt, "lengths": lengths_b}, sharding))
+
+    return gathered(results(), len(tokens)).astype(np.float32, copy=False)
