@@ -65,12 +65,13 @@ def _check_jax() -> None:
         raise errors.UsageError(f"JAX cannot be started: {error}") from error
 
 
-def start(preemptible: bool = False) -> None:
+def start(preemptible: bool = False, uses_jax: bool = True) -> None:
     """Makes this process ready to run a command; call it before the imports that take seconds.
 
     Args:
       preemptible: the command continues when it is called again, so a signal ends it with exit
         code 75, see `preemption`. Its results are files; what it prints is only a log.
+      uses_jax: the command needs JAX, which takes long to import.
     """
     streams.keep(log=preemptible)
     if preemptible:
@@ -78,8 +79,9 @@ def start(preemptible: bool = False) -> None:
     else:
         interrupts.end()
     sys.excepthook = _uncaught
-    with _errors_as_one_line():
-        _check_jax()
+    if uses_jax:
+        with _errors_as_one_line():
+            _check_jax()
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:

@@ -33,6 +33,12 @@ def pairs(rows: Sequence[tuple[str, str]]) -> str:
     return _printed(Table.grid(padding=(0, 2)), rows)
 
 
+def plain(text: str) -> str:
+    """`text` in printable ASCII: terminals differ, and the names of runs are not to be trusted."""
+    text = text.replace("±", "+-").replace("−", "-")
+    return "".join(c if " " <= c <= "~" else "?" for c in text)
+
+
 def _printed(made: Table, rows: Sequence[Sequence[str]]) -> str:
     for row in rows:
         made.add_row(*map(Text, row))

@@ -7,18 +7,18 @@ report.html, results.csv with every number, and a PNG per plot, and prints accur
 from mrl_jax import cli
 
 if __name__ == "__main__":
-    cli.start()  # before the imports below, which take seconds
+    cli.start(uses_jax=False)  # before the imports below, which take seconds
 
 import pathlib
 from collections.abc import Sequence
 
 import pandas as pd
 
+from mrl_jax.printing import plain
 from mrl_jax.record import runs
 from mrl_jax.record.results import Series
 from mrl_jax.record.runs import Study
 from mrl_jax.reporting import document, methods, render, sheet
-from mrl_jax.reporting.text import plain
 from mrl_jax.store import outputs
 
 TERMINAL = ("mrl", "mrl_e", "ff", "slim", "ff_cut")  # roles of what is printed

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shutil
+import sys
 
 import commands
 import pytest
@@ -366,3 +367,10 @@ def test_broken_json(tmp_path, content, message):
     (tmp_path / "run" / "results.json").write_bytes(content)
     with pytest.raises(DataError, match=rf"results\.json: {message}"):
         report.main([str(tmp_path / "run")])
+
+
+def test_the_command_waits_for_no_library_that_it_may_not_need():
+    heavy = "{'jax', 'cv2', 'grain', 'scipy', 'sklearn', 'matplotlib'}"
+    loaded = f"import sys, mrl_jax.report; print({heavy} & {{*sys.modules}})"
+    done = commands.run([sys.executable, "-c", loaded])
+    assert (done.returncode, done.stdout) == (0, "set()\n")

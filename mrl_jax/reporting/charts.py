@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
-from mrl_jax.reporting.plots import Chart, Line, Point
+from mrl_jax.plots import Chart, Line, Point
 from mrl_jax.reporting.tables import NESTED, SIGNIFICANCE, TRAINED, Comparison, Curve, Table
 
 MOST_LINES = 8

@@ -5,14 +5,15 @@ import statistics as means
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from mrl_jax import plots
 from mrl_jax.errors import DataError
+from mrl_jax.plots import Chart, Line, Point
 from mrl_jax.record import metrics
 from mrl_jax.record.artefacts import fractions
 from mrl_jax.record.results import Series
-from mrl_jax.reporting import charts, plots, published, sheet, statistics, tables
+from mrl_jax.reporting import charts, published, sheet, statistics, tables
 from mrl_jax.reporting.content import Cell, Figure, Row, Section, Sheet
 from mrl_jax.reporting.methods import ONE_DIM, Method
-from mrl_jax.reporting.plots import Chart, Line, Point
 from mrl_jax.reporting.tables import Table
 from mrl_jax.reporting.text import count, listing, percent, signed
 from mrl_jax.store.json_files import field

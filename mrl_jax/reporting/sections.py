@@ -6,8 +6,9 @@ import urllib.parse
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from mrl_jax import plots
 from mrl_jax.record.results import Series
-from mrl_jax.reporting import charts, findings, plots, published, sheet, tables
+from mrl_jax.reporting import charts, findings, published, sheet, tables
 from mrl_jax.reporting.content import Figure, Section
 from mrl_jax.reporting.methods import Method
 from mrl_jax.reporting.tables import Table

@@ -10,7 +10,7 @@ from mrl_jax.reporting import text
 from mrl_jax.reporting.content import Cell, Row, Sheet
 from mrl_jax.reporting.statistics import Summary
 from mrl_jax.reporting.tables import NESTED, SIGNIFICANCE, Comparison, Curve, Table
-from mrl_jax.reporting.text import HOLM, UNTRAINED, count, listing, percent, plain, signed, spans
+from mrl_jax.reporting.text import HOLM, UNTRAINED, count, listing, percent, signed, spans
 
 WITHIN = 0.01  # "within one point"
 _MARKS = {"better": text.BETTER, "worse": text.WORSE}
@@ -209,15 +209,26 @@ def overview(built: Sequence[Table]) -> Sheet | None:
     return Sheet(title, ("measure", *labels), tuple(written), note)
 
 
+# Of marks, on terminals.
+_ASCII = {UNTRAINED: "o", HOLM: "(Holm)", text.BETTER: "better", text.WORSE: "worse"}
+_ASCII |= {text.BETTER_HERE: "these networks better", text.WORSE_HERE: "these networks worse"}
+
+
+def _plain(written: str) -> str:
+    for mark, words in _ASCII.items():
+        written = written.replace(mark, words)
+    return printing.plain(written)
+
+
 def to_text(sheet: Sheet) -> str:
     """The sheet for a terminal: ASCII, aligned columns, * for the best of a row."""
     # A long label is written over several lines: "FF-64, first m dims" over two.
-    heads = [",\n".join(map(plain, label.split(", "))) for label in sheet.columns]
+    heads = [",\n".join(map(_plain, label.split(", "))) for label in sheet.columns]
     rows = []
     for row in sheet.rows:
         cells = [
             f"{cell.text}{' *' if cell.best else '  '} {cell.below}".rstrip() if cell.text else ""
             for cell in row.cells
         ]
-        rows.append([plain(each) for each in (row.head, *cells)])
-    return f"{plain(sheet.title)}\n{printing.table(heads, rows)}"
+        rows.append([_plain(each) for each in (row.head, *cells)])
+    return f"{_plain(sheet.title)}\n{printing.table(heads, rows)}"

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 UNTRAINED, HOLM, BETTER, WORSE = "○", "‡", "▲", "▼"
 BETTER_HERE, WORSE_HERE = "△", "▽"  # of these networks alone
-_ASCII = {"±": "+-", "−": "-", UNTRAINED: "o", HOLM: "(Holm)", BETTER: "better", WORSE: "worse"}
-_ASCII |= {BETTER_HERE: "these networks better", WORSE_HERE: "these networks worse"}
 
 
 def percent(fraction: float) -> str:
@@ -43,10 +41,3 @@ def spans(dims: Sequence[int], among: Sequence[int]) -> str:
 def count(number: int, noun: str) -> str:
     """1, "seed" -> "1 seed"; 3, "seed" -> "3 seeds"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def plain(text: str) -> str:
-    """`text` in printable ASCII: terminals differ, and the names of runs are not to be trusted."""
-    for sign, ascii_sign in _ASCII.items():
-        text = text.replace(sign, ascii_sign)
-    return "".join(c if " " <= c <= "~" else "?" for c in text)

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 from reporting.studies import series
 
+from mrl_jax import plots
+from mrl_jax.plots import Chart, Line, Point
 from mrl_jax.record import metrics
-from mrl_jax.reporting import charts, plots, tables
-from mrl_jax.reporting.plots import Chart, Line, Point
+from mrl_jax.reporting import charts, tables
 from mrl_jax.reporting.tables import Curve, Table
 
 

@@ -5,6 +5,7 @@ import re
 import pytest
 from reporting.studies import cells, make_run, series, top1
 
+from mrl_jax import printing
 from mrl_jax.errors import DataError
 from mrl_jax.reporting import methods, sheet, tables, text
 from mrl_jax.reporting.content import Cell
@@ -230,7 +231,7 @@ def test_text_table_is_aligned_ascii(study):
 
 
 def test_plain_text_drops_control_characters():
-    assert text.plain("a\x1b[31m\nb−1") == "a?[31m?b-1"
+    assert printing.plain("a\x1b[31m\nb−1") == "a?[31m?b-1"
 
 
 def test_an_error_that_is_lower_is_better():

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from mrl_jax import printing
+from mrl_jax import plots, printing
+from mrl_jax.plots import Chart, Line
 from mrl_jax.record import results
-from mrl_jax.reporting import plots
-from mrl_jax.reporting.plots import Chart, Line
 from mrl_jax.search import plan as plans
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.planner.propose import LEVEL, Point, Proposal, Wanted, beats

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from mrl_jax.reporting.text import plain
+from mrl_jax.printing import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes  # which takes long to import, so only who draws waits for it
