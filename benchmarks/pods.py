@@ -19,7 +19,6 @@ from benchmarks import harness
 from mrl_jax import config as configs
 from mrl_jax import experiment
 from mrl_jax.runtime import cost
-from mrl_jax.tasks.classification import build
 
 PER_CHIP, SIZE, CLASSES = 64, 224, 1000
 CONFIGS = {"resnet50": "imagenet_resnet50", "vit_b16": "imagenet_vit"}
@@ -43,8 +42,8 @@ def measure(model: str, chips: int, head: str) -> dict[str, Any]:
     c.batch_size = PER_CHIP * chips
     devices = cost.topology_devices(SLICES[chips])[:chips]
     mesh = experiment.make_mesh(c, devices)
-    shape = (SIZE, SIZE, 3)
-    program = build.make_program(c, classes=CLASSES, image_shape=shape, mesh=mesh)
+    facts = {"classes": [*map(str, range(CLASSES))], "image_shape": [SIZE, SIZE, 3]}
+    program = experiment.make_program(c, facts, mesh)
     compiled = program.compile(program.largest_batch)
     memory = compiled.memory_analysis()
     params = sum(leaf.size for leaf in jax.tree.leaves(program.state["params"]))

@@ -100,8 +100,7 @@ def material(folder: pathlib.Path, model: str, texts: str, smoke: bool) -> Mater
         rows = [{"texts": [next(made), next(made)]} for _ in range(64 if smoke else 4096)]
         texts = folder / "train.jsonl"
         texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = configs.default_config()
-    config.task = "sentence_pairs"
+    config = configs.default_config("sentence_pairs")
     config.data.files = (f"train={texts}",)
     config.text.encoder = "bert_tiny" if smoke else "minilm_l6"
     config.pairs.symmetric = False
@@ -154,7 +153,7 @@ def _jax_training(m: Material, setting: str, nested: bool) -> Callable[[], harne
         updates = {shapes: program.compile(batch) for shapes, batch in updates.items()}
         stop = jax.device_put(np.zeros(1, np.int32), meshes.one_per_device(program.mesh))
         state = program.init_state(key)
-        kept = {"state": run.pretrained[1](state) if run.pretrained else state}
+        kept = {"state": run.start[1](state) if run.start else state}
 
         def step():
             losses = []

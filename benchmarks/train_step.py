@@ -22,11 +22,10 @@ import jax
 import numpy as np
 
 from benchmarks import harness, report
-from mrl_jax import Nesting
+from mrl_jax import Nesting, experiment
 from mrl_jax import config as configs
 from mrl_jax.nesting import halvings, powers_of_two
 from mrl_jax.runtime import mesh as meshes
-from mrl_jax.tasks.classification import build as images
 
 NOTES = """\
 Time: median of one training step: forward, backward and optimiser. Ratio: time over that of the
@@ -102,8 +101,8 @@ def _jax_case(setting: Setting, head: str, dtype: str) -> Callable[[], harness.S
         c.optimizer.name = "sgd" if residual else "adamw"
         c.optimizer.learning_rate = 1e-3 if residual else 1e-4
         mesh = meshes.make_mesh(devices=jax.devices()[:1])
-        shape = (setting.size, setting.size, 3)
-        program = images.make_program(c, classes=setting.classes, image_shape=shape, mesh=mesh)
+        classes, shape = [*map(str, range(setting.classes))], [setting.size, setting.size, 3]
+        program = experiment.make_program(c, {"classes": classes, "image_shape": shape}, mesh)
         compiled = program.compile(program.largest_batch)
         key = program.run_key(0)
         image, label = batch_of(setting)

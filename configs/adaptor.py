@@ -21,9 +21,8 @@ SEEDS = (0, 1, 2)
 def get_config(arg="linear"):
     if arg not in KINDS:
         raise ValueError(f"the argument must be one of {', '.join(KINDS)}; got {arg!r}")
-    config = default_config()
+    config = default_config("adaptor")
     config.name = f"adaptor:{arg}"
-    config.task = "adaptor"
     config.adaptor.kind = arg
     config.adaptor.start = "pca"
     # At 1 a linear or residual adaptor hardly left its start (docs/results/adaptor).

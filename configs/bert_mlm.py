@@ -33,9 +33,8 @@ SMALL_DIMS = (8, 16, 32, 64, 128)
 
 def get_config(arg="mrl_e"):
     method, *changes = arg.split(",")
-    c = default_config()
+    c = default_config("masked_lm")
     c.name = f"bert_mlm:{arg}"
-    c.task = "masked_lm"
     c.text.encoder = "bert_base"
     c.text.max_length = 512
     c.text.dropout = 0.1

@@ -18,9 +18,8 @@ SEEDS = (0, 1, 2)
 
 
 def get_config(arg="mrl"):
-    config = default_config()
+    config = default_config("sentence_pairs")
     config.name = f"sentence_minilm:{arg}"
-    config.task = "sentence_pairs"
     config.text.encoder = "minilm_l6"  # its size, fresh; give the folder to start from weights
     config.text.max_length = 64
     config.pairs.loss = "info_nce"

@@ -19,9 +19,8 @@ SEEDS = (0, 1, 2)
 
 
 def get_config(arg="mrl"):
-    config = default_config()
+    config = default_config("sentence_pairs")
     config.name = f"static_sentence:{arg}"
-    config.task = "sentence_pairs"
     config.text.encoder = "static"
     config.text.width = DIMS[-1]
     config.text.vocab_size = 16_000

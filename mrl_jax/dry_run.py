@@ -1,5 +1,7 @@
 """What a training step of a config would cost; nothing runs."""
 
+import pathlib
+
 from ml_collections import ConfigDict
 
 from mrl_jax import experiment
@@ -9,24 +11,25 @@ from mrl_jax.runtime.memory import written
 from mrl_jax.runtime.program import Program
 
 
-def program_of(config: ConfigDict, topology: str = "") -> Program:
+def program_of(
+    config: ConfigDict, topology: str = "", folder: pathlib.Path | None = None
+) -> Program:
     """What a config trains, made for its largest batch; nothing is compiled.
 
     Args:
       config: of a run.
       topology: a TPU slice such as "v5e:16x16"; "" = the devices of this machine.
+      folder: of a run that has begun.
 
     Raises:
       UsageError: names the config key or the slice, and what would be legal.
       DataError: data missing or inconsistent.
     """
-    experiment.check_config(config)
     devices = cost.topology_devices(topology) if topology else None
-    mesh = experiment.make_mesh(config, devices)
-    return experiment.of_task(config.task).planned_program(config, mesh)
+    return experiment.program_of(config, devices, folder)
 
 
-def report(config: ConfigDict, topology: str = "") -> str:
+def report(config: ConfigDict, topology: str = "", folder: pathlib.Path | None = None) -> str:
     """Parameters, FLOPs, memory, collectives and shardings of a training step, as text.
 
     Raises:
@@ -34,12 +37,12 @@ def report(config: ConfigDict, topology: str = "") -> str:
         the limit and the closest layout that fits.
       DataError: data missing or inconsistent.
     """
-    program = program_of(config, topology)
+    program = program_of(config, topology, folder)
 
     def with_keys(keys: dict[str, int]) -> Program:
         other = config.copy_and_resolve_references()
         other.update_from_flattened_dict(keys)
-        return program_of(other, topology)
+        return program_of(other, topology, folder)
 
     try:
         compiled = cost.compile_step(program)

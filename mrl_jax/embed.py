@@ -27,7 +27,8 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from mrl_jax import config as configs
-from mrl_jax import errors, trained
+from mrl_jax import errors, experiment
+from mrl_jax.data.named import SPLITS
 from mrl_jax.errors import UsageError
 from mrl_jax.model import Model, inputs_of
 from mrl_jax.record import folder, results
@@ -97,30 +98,32 @@ class Job:
 
     Raises:
       UsageError: there is no such run or source, the dims are out of range, or this is a fork of a
-        process that used JAX. See also `trained.restored`.
+        process that used JAX. See also `experiment.restored`.
     """
 
     def __init__(self, request: Request):
         check_not_forked()
-        # What is measured besides has no part in this, and may not be where we are.
-        apart = ("eval.shifts=()", "eval.hierarchy=", "eval.sts=()")
-        overrides = (*request.overrides, *(f"--config.{key}" for key in apart))
         config = folder.read_config(request.workdir)
         if not inputs_of(config.task).spread:
             raise UsageError(
                 f"{request.workdir} was trained for {config.task}, and this command embeds images "
                 "and vectors; texts are embedded by mrl_jax.load(RUN).embed(TEXTS)"
             )
-        _, setup, state = trained.restored(request.workdir, overrides, request.step)
+        setup, state = experiment.restored(request.workdir, request.overrides, request.step)
         self._model = Model.of_run(setup, *evaluated(state))
         self.dim = self._model.check_dim(request.dim)
         self._normalize = request.normalize
-        if request.source in setup.dataset.splits:
+        if request.source in SPLITS:
+            if request.source not in setup.dataset.splits:
+                raise UsageError(
+                    f"--input {request.source}: {setup.dataset.name} has no such split, it has "
+                    f"{', '.join(setup.dataset.splits)}"
+                )
             self.rows = self._model.inputs.open(setup.dataset.splits[request.source])
             source = f"split {request.source} {setup.dataset.fingerprint(request.source)}"
         elif not pathlib.Path(request.source).exists():
             raise UsageError(
-                f"--input must be a split ({', '.join(setup.dataset.splits)}) or a folder of "
+                f"--input must be a split ({', '.join(SPLITS)}) or a folder of "
                 f"images, or vectors; got {request.source!r}"
             )
         else:
@@ -133,7 +136,7 @@ class Job:
         self.made_from = {
             "config": configs.digest(config),
             "step": int(state["step"]),
-            "data": setup.dataset.training_fingerprint(),
+            "data": folder.trained_on(request.workdir) or setup.dataset.training_fingerprint(),
             "input": source,
             "dim": self.dim,
             "normalize": request.normalize,

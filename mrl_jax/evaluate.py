@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import jax
 
 from mrl_jax import config as configs
-from mrl_jax import trained
+from mrl_jax import experiment
 from mrl_jax.record import folder as workdir
 from mrl_jax.record import results
 from mrl_jax.runtime import agreement, distributed, memory, watchdog
@@ -43,9 +43,9 @@ def main(argv: Sequence[str]) -> None:
     agreement.check("program", {"--step": arguments.step, **agreement.of_program(config)})
     first = jax.process_index() == 0
     with workdir.locked(folder) if first else contextlib.nullcontext():
-        config, setup, state = trained.restored(folder, overrides, arguments.step)
-        if first and setup.note:
-            print(setup.note)
+        setup, state = experiment.restored(folder, overrides, arguments.step, measured=True)
+        if first:
+            print("\n".join(filter(None, [workdir.unknown_keys(folder), *setup.notes])))
         phases = Phases()
         with (
             memory.exhausted(),

@@ -39,7 +39,7 @@ from flax import traverse_util
 from jax import export
 
 from mrl_jax import config as configs
-from mrl_jax import trained
+from mrl_jax import experiment
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.experiment import Experiment
 from mrl_jax.model import ABOUT, SENTENCE_CONFIG, inputs_of
@@ -279,7 +279,8 @@ def main(argv: Sequence[str]) -> None:
         check_sentence_folder(out)
     else:
         outputs.check_new(out)
-    config, setup, state = trained.restored(arguments.workdir, overrides, arguments.step)
+    setup, state = experiment.restored(arguments.workdir, overrides, arguments.step)
+    config = setup.config
     task = setup.program.task
     width = task.nesting.width
     if form == "sentence_transformers":
@@ -296,8 +297,8 @@ def main(argv: Sequence[str]) -> None:
         write_sentence_folder(out, folder, scores=scores, files=files)
     else:
         of_run = {workdir.CONFIG: configs.to_json(config) + "\n"}
-        if (facts := arguments.workdir / "facts.json").exists():
-            of_run[facts.name] = facts.read_text("utf-8")
+        data = workdir.trained_on(arguments.workdir)
+        of_run[workdir.FACTS] = workdir.facts_text(setup.facts, data)
         write_plain(out, setup, state, about_of(setup, state, form), of_run)
     print(f"step {int(state['step'])}, {width} dims, as {form} in {out}")
 

@@ -1,7 +1,6 @@
 """A trained model: `mrl_jax.load(path)` opens a run or what `mrl_jax.export` wrote."""
 
 import functools
-import importlib
 import inspect
 import operator
 import os
@@ -18,11 +17,11 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from mrl_jax import experiment, extras, trained
+from mrl_jax import experiment, extras
+from mrl_jax.config import tasks
 from mrl_jax.data.loader import padded_batches
 from mrl_jax.errors import DataError, UsageError, shown
 from mrl_jax.experiment import Experiment
-from mrl_jax.imported import by_path
 from mrl_jax.nesting import Nesting
 from mrl_jax.record import folder as workdir
 from mrl_jax.runtime import mesh as meshes
@@ -39,9 +38,7 @@ SENTENCE_CONFIG = "mrl_jax.config.json"  # the run's config in a folder of sente
 
 def inputs_of(task: str) -> type[Inputs]:
     """What models of a task read: of the package, or of a user's module."""
-    if "." not in task:
-        return importlib.import_module(f"mrl_jax.tasks.{task}.inputs").Inputs
-    return getattr(by_path(task, "config.task"), "Inputs", inputs.Inputs)
+    return getattr(tasks.part(task, "inputs"), "Inputs", inputs.Inputs)
 
 
 def load(
@@ -68,7 +65,7 @@ def load(
         raise UsageError(f"{folder} is not a folder: give that of a run or of an export")
     kind = _kind(folder)
     if kind == "run":
-        _, setup, state = trained.restored(folder, overrides, step)
+        setup, state = experiment.restored(folder, overrides, step)
         return Model.of_run(setup, *evaluated(state))
     if step is not None:
         raise UsageError(f"step is of a run, {folder} holds {kind}")
@@ -190,7 +187,7 @@ class Model:
         try:
             form, path = about["format"], folder / about["file"]
             if form == "safetensors":
-                setup = experiment.from_config(config, folder)
+                setup = experiment.of_run(folder)
                 return cls.of_run(setup, *_parameters(path, setup.program.state))
             read = inputs_of(config.task).of_export(about, folder)
             nesting = Nesting(tuple(about["dims"]), config.nesting.weights or None)

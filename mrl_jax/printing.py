@@ -1,6 +1,7 @@
 """Tables as text, the same on a terminal and in a log file."""
 
 import io
+import shutil
 from collections.abc import Collection, Sequence
 
 from rich import box
@@ -28,6 +29,14 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[
     return _printed(made, rows)
 
 
+def wrapped(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of words as wide as the terminal, whose longer cells go on in further lines."""
+    made = Table(box=_LINES, show_edge=False, pad_edge=False, header_style="", padding=(0, 1))
+    for number, head in enumerate(heads):
+        made.add_column(Text(head), overflow="fold", ratio=[3, 2, 6][min(number, 2)])
+    return _printed(made, rows, max(80, shutil.get_terminal_size((120, 0)).columns))
+
+
 def pairs(rows: Sequence[tuple[str, str]]) -> str:
     """Two columns without heads: a name and its value on each line."""
     return _printed(Table.grid(padding=(0, 2)), rows)
@@ -39,9 +48,9 @@ def plain(text: str) -> str:
     return "".join(c if " " <= c <= "~" else "?" for c in text)
 
 
-def _printed(made: Table, rows: Sequence[Sequence[str]]) -> str:
+def _printed(made: Table, rows: Sequence[Sequence[str]], width: int = _WIDE) -> str:
     for row in rows:
         made.add_row(*map(Text, row))
     written = io.StringIO()
-    Console(file=written, width=_WIDE, color_system=None, force_terminal=False).print(made)
+    Console(file=written, width=width, color_system=None, force_terminal=False).print(made)
     return "\n".join(line.rstrip() for line in written.getvalue().splitlines())

@@ -34,6 +34,7 @@ from ml_collections import ConfigDict
 
 from mrl_jax import config as configs
 from mrl_jax import experiment
+from mrl_jax.config import tasks
 from mrl_jax.errors import EXIT_PREEMPTED, DataError, Preempted, UsageError, shown
 from mrl_jax.record import folder as workdir
 from mrl_jax.record import results
@@ -91,7 +92,7 @@ def expand(
     path, given = configs.split_config_arg(config)
     if given is not None:
         raise UsageError(f"--config {config}: a sweep chooses the argument itself; give {path}")
-    fixed = configs.parse_overrides(common)
+    fixed = configs.given(common)
     there = _configs_in(root)
     runs: dict[str, Job] = {}
     checked: set[str] = set()
@@ -99,7 +100,8 @@ def expand(
         where = f"run {number} of the sweep ({arg}, {' '.join(f'{overrides}'.split()):.300})"
         with_arg = path if arg is None else f"{path}:{arg}"
         try:
-            own = {key: value for key, value in _plain(overrides).items() if key not in fixed}
+            own = _plain(overrides, configs.task_of(with_arg))
+            own = {key: value for key, value in own.items() if key not in fixed}
             flags = [*(f"--config.{key}={_as_text(own[key])}" for key in own), *common]
             resolved = configs.load(with_arg, flags)
             _check(resolved, devices, checked)
@@ -117,13 +119,13 @@ def expand(
     return list(runs.values())
 
 
-def _plain(overrides: dict[Any, Any]) -> dict[str, Any]:
+def _plain(overrides: dict[Any, Any], task: str) -> dict[str, Any]:
     """The overrides as plain Python values, with keys and types checked."""
     values = {}
     for key, value in overrides.items():
-        configs.check_key(str(key))
+        configs.check_key(str(key), task)
         values[key] = configs.plain(value)
-        configs.check_type(key, values[key], "sweep()")
+        configs.check_type(key, tasks.keys(task)[key], values[key], "sweep()")
     return values
 
 

@@ -21,7 +21,7 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from mrl_jax import config as configs
-from mrl_jax import dry_run, experiment
+from mrl_jax import dry_run, experiment, printing
 from mrl_jax.errors import Preempted
 from mrl_jax.experiment import Experiment
 from mrl_jax.record import folder as workdir
@@ -59,7 +59,7 @@ class Training:
         with phases("start"):
             self.checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, config.checkpoint.keep)
             # Before the key: the facts of a checkpoint may change how keys are made.
-            restored = self.checkpoints.restore(self.program.state, setup.use_facts)
+            restored = self.checkpoints.restore(self.program.state, setup.adopt_and_check)
             self.key = self.program.run_key(config.seed)
             self.state = restored[0] if restored else self.fresh_state()
             self.begin = int(self.state["step"])
@@ -79,8 +79,8 @@ class Training:
     def fresh_state(self) -> Any:
         """The state before the first step."""
         state = self.program.init_state(self.key)
-        if self.experiment.pretrained:
-            source, put_in = self.experiment.pretrained
+        if start := self.experiment.start:
+            source, put_in = start
             state = put_in(state)
             say(source)
         say(parameter_overview.get_parameter_overview(state["params"], include_stats="sharding"))
@@ -191,7 +191,7 @@ class Training:
             record, self.pending = self.pending, None
             self.digest(record)
         with self.phases("checkpoint"), self.paused():
-            self.checkpoints.save(done, self.state, self.experiment.facts())
+            self.checkpoints.save(done, self.state, self.experiment.remembered())
 
     def evaluate_val(self, done: int) -> None:
         """Evaluates the val split in the middle of training."""
@@ -241,19 +241,33 @@ class Training:
 def main(argv: Sequence[str]) -> None:
     """Runs the command line; see the module's docstring."""
     parser = cli.ArgumentParser("python -m mrl_jax.train", description=__doc__)
-    parser.add_argument("--config", required=True, help="config file, with :ARG for its argument")
+    parser.add_argument("--config", help="config file, with :ARG for its argument")
     parser.add_argument("--workdir", type=pathlib.Path, help="folder of the run")
     parser.add_argument(
         "--distributed", action="store_true", help="let JAX detect the cluster (TPU pods)"
     )
     parser.add_argument(
-        "--dry_run", action="store_true", help="compile the step, print what it costs, and end"
+        "--dry_run",
+        action="store_true",
+        help="compile the step of --config, or of the run in --workdir, and print what it costs",
     )
     parser.add_argument(
         "--topology", default="", help="dry run for a TPU slice that is not here, e.g. v5e:16x16"
     )
+    parser.add_argument(
+        "--help_config", action="store_true", help="print every key of --config with its meaning"
+    )
     arguments, overrides = parser.parse_known_args(argv)
+    if arguments.dry_run and arguments.workdir and not arguments.config:
+        setup = experiment.of_run(arguments.workdir, overrides)
+        print(dry_run.report(setup.config, arguments.topology, arguments.workdir))
+        return
+    if not arguments.config:
+        parser.error("the following arguments are required: --config")
     config = configs.load(arguments.config, overrides)
+    if arguments.help_config:
+        print(printing.wrapped(("key", "value", "meaning"), configs.key_table(config)))
+        return
     if arguments.dry_run:
         print(dry_run.report(config, arguments.topology))
         return
@@ -277,8 +291,8 @@ def main(argv: Sequence[str]) -> None:
         with phases("start"):
             setup = experiment.from_config(config, folder)
             agreement.check("read", {"data": setup.dataset.training_fingerprint()})
-        if setup.note:
-            say(setup.note)
+        for line in setup.notes:
+            say(line)
         for line in results.not_measured(setup.check()):
             say(line)
         watched = watchdog.watching(phases, config.hang_minutes, preemption.wanted)
@@ -288,8 +302,8 @@ def main(argv: Sequence[str]) -> None:
                 # Only now: a run that cannot even start does not claim the folder.
                 if first:
                     workdir.record_config(folder, config)
-                    if setup.tokenizer:
-                        workdir.record_tokenizer(folder, setup.tokenizer.to_json())
+                    data = setup.dataset.training_fingerprint()
+                    workdir.record_facts(folder, setup.facts, data, setup.kept)
                 training.run()
                 training.finish(f"python -m mrl_jax.train {shlex.join(argv)}")
             finally:

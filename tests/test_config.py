@@ -1,14 +1,19 @@
+import dataclasses
 import json
 import re
 import sys
 import textwrap
 import types
 
+import commands
 import pytest
 
 from mrl_jax import config as configs
-from mrl_jax import experiment
+from mrl_jax import data, experiment
+from mrl_jax.config import tasks
+from mrl_jax.config.keys import COMMON
 from mrl_jax.errors import DataError, UsageError
+from mrl_jax.record import folder
 
 DIGITS = "configs/digits.py"
 
@@ -70,14 +75,22 @@ def test_config_is_locked():
         (["--config.sead=3"], "unknown config key 'sead'; did you mean 'seed'?"),
         (["--config.learning_rate=3"], "did you mean 'optimizer.learning_rate'?"),
         (["--config.optimizer.learning_rat=3"], "did you mean 'optimizer.learning_rate'?"),
-        (["--config.xyzzy=3"], "unknown config key 'xyzzy'; the keys are adaptor.hidden, "),
+        (
+            ["--config.xyzzy=3"],
+            "unknown config key 'xyzzy'; the keys are name, seed, task, ",
+        ),
         (["--config.nesting=4"], "'nesting' is a group; its keys are nesting.dims"),
         (["--config.seed=x"], "invalid literal"),
         (["--config.seed=1.5"], "1.5"),
         (["--confog.seed=1"], "unexpected argument '--confog.seed=1'"),
         (["surplus"], "unexpected argument 'surplus'"),
         (["--config.seed"], "--config.seed needs a value"),
-        (["--config.eval.sts=(1,)"], "'eval.sts' must hold texts, got 1"),
+        (["--config.eval.shifts=(1,)"], "'eval.shifts' must hold texts, got 1"),
+        (["--config.task=adaptor"], "the config file decides, by default_config('adaptor')"),
+        (
+            ["--config.text.width=8"],
+            "config.text.width: task classification does not read it",
+        ),
         (["--config.sharding=(('.*',3),)"], "'sharding' must hold pairs of texts, got ('.*', 3)"),
         (["--config.sharding=((1,2),)"], "'sharding' must hold pairs of texts, got (1, 2)"),
         (["--config.sharding=('.*',)"], "'sharding' must hold pairs of texts, got '.*'"),
@@ -144,8 +157,11 @@ def test_config_file_cannot_invent_or_mistype_keys(tmp_path):
         ("config.unlock(); config.extra = 1", "unknown config key 'extra'"),
         ("config.unlock(); del config.seed", "config key 'seed' is missing"),
         ("config.data.path = 'a\\0b'", "'data.path' holds a zero character"),
-        ("config.eval.sts = ('a', 'b\\0')", "'eval.sts' holds a zero character"),
-        ("config.data.cache = chr(0xd800)", "'data.cache' is not valid Unicode"),
+        ("config.eval.shifts = ('a', 'b\\0')", "'eval.shifts' holds a zero character"),
+        ("config.task = 'adaptor'", "read by classification, not by adaptor"),
+        ("config.task = 'nothing'", "config.task must be one of classification, "),
+        ("config.task = 'no.such'", "config.task no.such: there is no module no"),
+        ("config.data.path = chr(0xd800)", "'data.path' is not valid Unicode"),
         ("x = []; x.append(x); config.nesting.dims = x", "a value of a config holds itself"),
     ):
         path.write_text(textwrap.dedent(body).format(line=line))
@@ -256,12 +272,12 @@ def test_numbers_of_numpy_are_plain_numbers(tmp_path):
         "c.nesting.dims = tuple(2 ** np.arange(3, 5))",
         "c.nesting.weights = tuple(np.linspace(0.5, 1, 2, dtype=np.float32))",
         "c.optimizer.learning_rate = np.float64(0.25)",
-        "c.eval.sts = (pathlib.Path('a=b'),)",
+        "c.eval.shifts = (pathlib.Path('a=b'),)",
     )
     config = configs.load(str(path))
     assert json.loads(configs.to_json(config))["nesting"] == {"dims": [8, 16], "weights": [0.5, 1]}
     assert type(config.optimizer.learning_rate) is float
-    assert config.eval.sts == ("a=b",)
+    assert config.eval.shifts == ("a=b",)
 
 
 def test_a_config_file_may_define_dataclasses(tmp_path):
@@ -300,7 +316,7 @@ def test_lists_of_words():
     assert config.eval.measures == ("accuracy", "flip")
     assert config.eval.shifts == ("a=/x/y",)
     assert load("--config.eval.measures=('flip',)").eval.measures == ("flip",)
-    assert load("--config.data.drop=2019,2020").data.drop == ("2019", "2020")
+    assert load("--config.eval.shifts=2019,2020").eval.shifts == ("2019", "2020")
 
 
 def test_missing_files():
@@ -326,13 +342,52 @@ def test_survives_json():
 def test_a_run_that_is_older_than_a_key_has_its_default():
     values = json.loads(configs.to_json(load("--config.seed=3")))
     # A group that came later, keys of groups, and a key of the top.
-    del values["adaptor"], values["data"]["drop"], values["eval"]["sts"], values["task"]
+    del values["mesh"], values["data"]["flip"], values["eval"]["shifts"], values["task"]
     older = configs.from_run(values, where="config.json")
     assert older == load("--config.seed=3")
     assert configs.digest(older) == configs.digest(load("--config.seed=3"))
+
+
+def test_keys_that_are_no_longer_known_are_named(tmp_path):
+    values = json.loads(configs.to_json(load("--config.seed=3")))
+    # Older releases kept the keys of all tasks in every config.
+    values["text"] = {"width": 0}
+    assert configs.unknown_keys(values, where="config.json") == []
     values["optimizer"]["momentum"] = 0.9
-    with pytest.raises(UsageError, match=r"config.json: unknown config key 'optimizer.momentum'"):
-        configs.from_run(values, where="config.json")
+    assert configs.unknown_keys(values, where="config.json") == ["optimizer.momentum"]
+    assert configs.from_run(values, where="config.json") == load("--config.seed=3")
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    said = r"does not know \(optimizer.momentum\): written by "
+    with pytest.raises(UsageError, match=said + "an unknown release; train on with that release"):
+        folder.check_same_run(tmp_path, load("--config.seed=3"))
+    (tmp_path / "facts.json").write_text('{"release": "0.0.9", "commit": "abc"}')
+    assert re.search(said + "mrl_jax 0.0.9, commit abc$", folder.unknown_keys(tmp_path))
+
+
+def test_every_key_has_a_meaning_and_a_legal_default():
+    for task in tasks.TASKS:
+        configs.check(configs.default_config(task))
+        for name, key in tasks.keys(task).items():
+            assert len(key.meaning) > 10, name
+    rows = configs.key_table(load("--config.steps=7"))
+    assert ("steps", "7", "optimiser steps in all; >= 1") in rows
+    assert not any(name.startswith(("text.", "adaptor.")) for name, _, _ in rows)
+
+
+def test_keys_are_few():
+    """A task reads all of the keys of its configs."""
+    for task in tasks.TASKS:
+        read = " ".join(
+            path.read_text()
+            for room in (task, "")
+            for path in (commands.ROOT / "mrl_jax/tasks" / room).glob("*.py")
+            if path.name not in ("keys.py", "text_keys.py")
+        )
+        # Keys that are handed on as a whole, by name.
+        read += " ".join(field.name for field in dataclasses.fields(data.Options))
+        own = tasks.keys(task).keys() - COMMON.keys()
+        unread = {name for name in own if not re.search(name.rpartition(".")[2] + r"\b", read)}
+        assert {name for name in unread if not name.startswith("model.")} == set(), task
 
 
 def test_differences_leave_out_how_a_run_is_carried_out():
@@ -394,7 +449,6 @@ def test_differences_leave_out_how_a_run_is_carried_out():
         ([f"data.source={'x' * 5000}"], "xxx...xxx"),
         ([f"nesting.dims={(2,) * 1000}"], "got 2 after 2 in (2, 2, 2, 2, 2, 2, ...)"),
         ([f"data.mean={(1,) * 1000}"], "got (1, 1, 1, 1, 1, 1, ...)"),
-        ([f"data.cache={'x' * 5000}"], "xxx...xxx"),
         (["model.depth=2147483647"], "config.model: model depth must be at most 100"),
         (["data.std=1e-320"], "config.head: std must be one positive number"),
         (["nesting.dims=(10**40,)"], "10**40"),
@@ -403,7 +457,7 @@ def test_differences_leave_out_how_a_run_is_carried_out():
 )
 def test_experiments_that_cannot_run_say_why_before_compiling(overrides, message):
     with pytest.raises(UsageError) as error:
-        experiment.from_config(load(*[f"--config.{o}" for o in overrides]))
+        experiment.from_config(load(*[f"--config.{o}" for o in overrides])).check()
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -412,13 +466,13 @@ def test_experiments_that_cannot_run_say_why_before_compiling(overrides, message
     ("override", "message"),
     [
         ("vocab_size=-1", "config.text.vocab_size must be >= 6, got -1"),
-        ("encoder=", "config.text.encoder is empty"),
+        ("encoder=", "config.text: encoder is empty"),
     ],
 )
 def test_encoders_that_cannot_be(override, message):
     config = configs.load("configs/bert_mlm.py:mrl_e,small", [f"--config.text.{override}"])
     with pytest.raises(UsageError, match=message):
-        experiment.check_config(config)
+        experiment.check(config, devices=None)
 
 
 @pytest.mark.parametrize(

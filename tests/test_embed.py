@@ -269,7 +269,7 @@ def test_not_a_number(run, tmp_path):
     state["params"] = jax.tree.map(lambda x: x * 1e30, state["params"])
     state["step"] += 1
     checkpoints = Checkpoints(folder / "ckpt", config.checkpoint.keep)
-    checkpoints.save(int(state["step"]), state, setup.facts())
+    checkpoints.save(int(state["step"]), state, setup.remembered())
     checkpoints.close()
     out = tmp_path / "out"
     with pytest.raises(NonFiniteError, match="the embedding of image 0 holds NaN or infinity"):

@@ -12,10 +12,10 @@ from jax import export as jax_export
 from mrl_jax import config as configs
 from mrl_jax import dry_run, embed, experiment, export, trained
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.experiment import common
 from mrl_jax.nesting import Nesting
 from mrl_jax.runtime.step import evaluated
 from mrl_jax.store.vectors import open_vectors
+from mrl_jax.tasks import common
 
 CONFIG = commands.ROOT / "configs" / "adaptor.py"
 WIDTH, DIMS = 12, (2, 4, 12)
@@ -157,7 +157,7 @@ def load(folder, *overrides, arg="linear"):
 def test_every_kind_starts_with_the_cosines_of_principal_axes(folder, kind):
     setup = experiment.from_config(load(folder, arg=kind))
     program = setup.program
-    _, put_in = setup.pretrained
+    _, put_in = setup.start
     state = put_in(program.init_state(program.run_key(0)))
     x = np.load(folder / "val.npy").astype(np.float64)
     train_nd = unit(np.load(folder / "train.npy").astype(np.float64))
@@ -246,15 +246,15 @@ def test_a_dry_run_is_of_the_batches_of_a_run(folder):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["adaptor.kind=deep"], "config.adaptor: kind must be one of linear, residual, rotation"),
-        (["adaptor.start=zero"], "config.adaptor: start must be one of identity, pca; got 'zero'"),
+        (["adaptor.kind=deep"], "config.adaptor.kind must be one of linear, residual, rotation"),
+        (["adaptor.start=zero"], "config.adaptor.start must be one of identity, pca; got 'zero'"),
         (["adaptor.hidden=8"], "config.adaptor: hidden must be 0, or units of a residual adaptor"),
         (["adaptor.pairs=-1"], "config.adaptor: pairs must be >= 0, got -1"),
         (["adaptor.nearest=0"], "config.adaptor: nearest must be >= 1"),
         (["nesting.dims=2,16"], "config.nesting: nesting dim 16 is wider than the embedding (12"),
         (["head.kind=shared"], "config.head.kind of adaptor is separate"),
         (["optimizer.accumulate=2"], "config.optimizer.accumulate: vectors are compared with"),
-        (["text.width=3"], "config.text.width is 3, but task adaptor does not read it"),
+        (["text.width=3"], "config.text.width: task adaptor does not read it"),
         (["eval.sts=x"], "config.eval.sts must be NAME=PATH,..."),
         (["eval.sts=test=x.npz"], "config.eval.sts: the name test is taken"),
         (["eval.sts=x=nowhere.npz"], "nowhere.npz must be .npz with arrays a, b and score"),
@@ -262,7 +262,7 @@ def test_a_dry_run_is_of_the_batches_of_a_run(folder):
 )
 def test_experiments_that_cannot_run_say_why(folder, overrides, message):
     with pytest.raises((UsageError, DataError)) as error:
-        experiment.from_config(load(folder, *[f"--config.{o}" for o in overrides]))
+        experiment.from_config(load(folder, *[f"--config.{o}" for o in overrides])).check()
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 

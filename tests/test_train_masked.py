@@ -177,7 +177,7 @@ def test_the_encoder_becomes_a_folder_to_start_from(finished, place, tmp_path):
     assert "masked_accuracy" not in (out / "README.md").read_text()
     assert folder.max_length == setup.program.task.max_length == 12
     again = experiment.from_config(load(place, f"--config.text.encoder={out}"))
-    assert again.pretrained[0] == f"encoder from {out}"
+    assert again.start[0] == f"encoder from {out}"
 
 
 @pytest.mark.slow
@@ -221,7 +221,7 @@ def test_an_output_layer_is_read_with_the_encoder(place, tmp_path):
     head = with_head(folder, 32, words)
     config = load(place, f"--config.text.encoder={folder}")
     setup = experiment.from_config(config)
-    source, put_in = setup.pretrained
+    source, put_in = setup.start
     assert source == f"encoder and output layer from {folder}"
     program = setup.program
     params = put_in(program.init_state(program.run_key(0)))["params"]
@@ -237,7 +237,7 @@ def test_an_output_layer_is_read_with_the_encoder(place, tmp_path):
     text_models.bert_folder(other, layers=1)
     with_head(other, 32, words, left_out=("bias",))
     with pytest.raises(UsageError, match="no tensor for head/bias"):
-        experiment.from_config(load(place, f"--config.text.encoder={other}"))
+        experiment.from_config(load(place, f"--config.text.encoder={other}")).check()
 
 
 def test_what_a_step_costs_is_told_without_texts(place):
@@ -252,7 +252,7 @@ def test_what_a_step_costs_is_told_without_texts(place):
 
 def test_a_fresh_encoder_has_the_vocabulary_of_its_texts(place):
     setup = experiment.from_config(load(place, "--config.text.encoder=bert_tiny"))
-    assert setup.pretrained is None
+    assert setup.start is None
     task = setup.program.task
     assert task.backbone.vocab_size == Tokenizer.train(WORDS, 4096).vocab_size
     assert (task.backbone.width, task.predictions) == (128, 5)
@@ -267,12 +267,12 @@ def test_a_fresh_encoder_has_the_vocabulary_of_its_texts(place):
         (["text.encoder=nowhere"], "nowhere not found"),
         (["text.tokenizer={place}/encoder"], "is a folder and has its own"),
         (["text.max_length=17"], "config.text: max_length 17: {place}/encoder takes at most 16"),
-        (["text.max_length=-1"], "config.text: max_length must be >= 0, got -1"),
+        (["text.max_length=-1"], "config.text.max_length must be >= 0, got -1"),
         (["text.mask_rate=1.5"], "config.text.mask_rate must be in (0, 1), got 1.5"),
         (["nesting.dims=8,32"], "config.nesting: nesting dim 32 is wider than the embedding (16"),
         (["data.path="], "needs data.path=FOLDER or data.files=train=FILE,..."),
-        (["pairs.margin=0.5"], "config.pairs.margin is 0.5, but task masked_lm does not read it"),
-        (["text.pooling=cls"], "config.text.pooling is 'cls', but task masked_lm does not read"),
+        (["pairs.margin=0.5"], "config.pairs.margin: task masked_lm does not read it"),
+        (["text.pooling=cls"], "config.text.pooling: task masked_lm does not read it"),
         (["eval.dims=32"], "config.eval.dims (32,) are all wider than the nesting"),
     ],
 )
@@ -287,8 +287,8 @@ def test_experiments_that_cannot_run_say_why(place, overrides, message):
 
 def test_sentence_pairs_do_not_hide_tokens():
     config = configs.load("configs/static_sentence.py:mrl", ["--config.text.mask_rate=0.5"])
-    with pytest.raises(UsageError, match=r"mask_rate is 0\.5, but task sentence_pairs does not"):
-        experiment.from_config(config)
+    with pytest.raises(UsageError, match=r"mask_rate: task sentence_pairs does not"):
+        experiment.from_config(config).check()
 
 
 def test_arguments_of_the_config_file():

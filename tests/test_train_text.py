@@ -241,11 +241,11 @@ def test_the_tokenizer_of_a_run_is_kept_and_read_from_its_folder(finished, folde
     assert kept.raw.to_str() == made.raw.to_str()
     shutil.copytree(finished[0], tmp_path / "run")
     _, setup, _ = trained.restored(tmp_path / "run")
-    assert setup.tokenizer.raw.to_str() == kept.raw.to_str()
+    assert setup.dataset.tokenizer.raw.to_str() == kept.raw.to_str()
     other = Tokenizer.train(["other texts"] * 3, 120, marks=False)
     (tmp_path / "run" / "tokenizer.json").write_text(other.to_json())
     setup = experiment.from_config(load(folder), tmp_path / "run")
-    assert setup.tokenizer.raw.to_str() == other.raw.to_str()
+    assert setup.dataset.tokenizer.raw.to_str() == other.raw.to_str()
     assert setup.program.task.encoder.backbone.vocab_size == other.vocab_size
     with pytest.raises(CheckpointError, match="trained on other data"):
         trained.restored(tmp_path / "run")
@@ -268,7 +268,7 @@ def test_the_tokenizer_that_is_kept_goes_before_files_that_may_have_changed(
         load(folder, f"--config.text.tokenizer={file}"),  # gone
     ):
         setup = experiment.from_config(task, tmp_path)
-        assert setup.tokenizer.raw.to_str() == first.raw.to_str()
+        assert setup.dataset.tokenizer.raw.to_str() == first.raw.to_str()
 
 
 def load(folder, *overrides, config=CONFIG):
@@ -298,7 +298,7 @@ def test_fine_tuning_starts_from_the_weights_of_a_folder(folder, encoder_folder)
     assert program.task.encoder.out_dim == 32
     assert program.task.max_length == 30
     state = program.init_state(program.run_key(0))
-    _, put_in = setup.pretrained
+    _, put_in = setup.start
     state = put_in(state)
     expected = text_models.bert().params
     assert set(state["params"]) == set(expected) == {"backbone"}
@@ -327,8 +327,8 @@ def test_the_length_is_the_folders_unless_it_is_said(folder, tmp_path):
     ("overrides", "message"),
     [
         (["task=translation"], "config.task must be one of classification, sentence_pairs"),
-        (["model.name=mlp"], "config.model.name is 'mlp', but task sentence_pairs does not read"),
-        (["data.flip=True"], "config.data.flip is True, but task sentence_pairs does not read it"),
+        (["model.name=mlp"], "config.model.name: task sentence_pairs does not read it"),
+        (["data.flip=True"], "config.data.flip: task sentence_pairs does not read it"),
         (["head.kind=shared"], "config.head.kind of sentence_pairs is separate"),
         (["nesting.dims=2,16"], "config.nesting: nesting dim 16 is wider than the embedding (8"),
         (["text.encoder=nowhere"], "nowhere not found"),
@@ -346,15 +346,15 @@ def test_the_length_is_the_folders_unless_it_is_said(folder, tmp_path):
 )
 def test_experiments_that_cannot_run_say_why(folder, overrides, message):
     with pytest.raises((UsageError, DataError)) as error:
-        experiment.from_config(load(folder, *[f"--config.{o}" for o in overrides]))
+        experiment.from_config(load(folder, *[f"--config.{o}" for o in overrides])).check()
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_images_do_not_read_the_keys_of_texts():
     config = configs.load("configs/digits.py:mrl", ["--config.pairs.margin=0.5"])
-    with pytest.raises(UsageError, match=r"pairs\.margin is 0\.5, but task classification"):
-        experiment.from_config(config)
+    with pytest.raises(UsageError, match=r"pairs\.margin: task classification"):
+        experiment.from_config(config).check()
 
 
 def test_embedding_a_text_run_is_refused(finished, tmp_path):

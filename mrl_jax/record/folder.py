@@ -1,6 +1,7 @@
 """The folder of one run: who may use it, what it holds, whether it is finished."""
 
 import contextlib
+import json
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -19,12 +20,14 @@ from mrl_jax.record.names import (
     DONE,
     EVALUATION,
     EXAMPLES,
+    FACTS,
     METRICS,
     RESULTS,
     TOKENIZER,
 )
 from mrl_jax.runtime import locks
 from mrl_jax.store import json_files
+from mrl_jax.store.files import write_text
 
 # What a new run must not replace. DONE alone does not count: it may be left over from a run.
 _WRITTEN = (RESULTS, EVALUATION, TOKENIZER, METRICS)
@@ -66,11 +69,38 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
 def read_config(folder: pathlib.Path, name: str = CONFIG) -> ConfigDict:
     """The config of the run in `folder`, with defaults for keys that were added since.
 
-    `name` is that of the file.
+    `name` is that of the file. Keys that this release does not know are left out, see
+    `unknown_keys`.
 
     Raises:
-      UsageError: there is no run, or its config is damaged or of another version.
+      UsageError: there is no run, or its config is damaged.
     """
+    return configs.from_run(_read_config(folder, name), where=str(folder / name))
+
+
+def unknown_keys(folder: pathlib.Path) -> str:
+    """A line that names the keys of a run's config that this release does not know, and what wrote
+    them; "" if it knows all. Raises as `read_config`."""
+    unknown = configs.unknown_keys(_read_config(folder, CONFIG), where=str(folder / CONFIG))
+    if not unknown:
+        return ""
+    return (
+        f"{folder / CONFIG} has keys that this release does not know ({', '.join(unknown)}): "
+        f"written by {_writer(folder)}"
+    )
+
+
+def _writer(folder: pathlib.Path) -> str:
+    """The release that wrote a run, as far as its files say."""
+    for name in (FACTS, RESULTS):
+        with contextlib.suppress(DataError, KeyError, TypeError):
+            content = json_files.read(folder / name)
+            release = f"mrl_jax {content['release']}, " if "release" in content else ""
+            return f"{release}commit {content['commit']}"
+    return "an unknown release"
+
+
+def _read_config(folder: pathlib.Path, name: str) -> dict[str, Any]:
     path = folder / name
     try:
         values = json_files.read_object(path)
@@ -78,7 +108,7 @@ def read_config(folder: pathlib.Path, name: str = CONFIG) -> ConfigDict:
         raise UsageError(f"{folder} holds no run ({name} is missing)") from None
     except DataError as error:
         raise UsageError(str(error)) from error
-    return configs.from_run(values, where=str(path))
+    return values
 
 
 def check_same_run(folder: pathlib.Path, config: ConfigDict) -> None:
@@ -92,6 +122,8 @@ def check_same_run(folder: pathlib.Path, config: ConfigDict) -> None:
     """
     if (folder / CONFIG).exists():
         old = read_config(folder)
+        if unknown := unknown_keys(folder):
+            raise UsageError(f"{unknown}; train on with that release, or use another --workdir")
     elif is_done(folder):
         old = configs.from_run(read_results(folder)["config"], where=str(folder / RESULTS))
     elif _is_run(folder):
@@ -118,12 +150,55 @@ def _is_run(folder: pathlib.Path) -> bool:
 
 def record_config(folder: pathlib.Path, config: ConfigDict) -> None:
     """Writes config.json, which makes the folder this run's own."""
-    results.write_text(folder / CONFIG, configs.to_json(config) + "\n")
+    write_text(folder / CONFIG, configs.to_json(config) + "\n")
 
 
-def record_tokenizer(folder: pathlib.Path, content: str) -> None:
-    """Writes tokenizer.json, which every command that uses the run reads from now on."""
-    results.write_text(folder / TOKENIZER, content)
+def record_facts(
+    folder: pathlib.Path, facts: dict[str, Any], data: str | None, kept: dict[str, str]
+) -> None:
+    """Writes facts.json and the files that are kept beside it, which every command reads from now
+    on; does nothing if they are there already.
+
+    Args:
+      folder: of the run.
+      facts: of the run.
+      data: fingerprint of what it trains on.
+      kept: content of further files by name.
+    """
+    if (folder / FACTS).exists():
+        return
+    for name, content in kept.items():
+        write_text(folder / name, content)
+    write_text(folder / FACTS, facts_text(facts, data))
+
+
+def facts_text(facts: dict[str, Any], data: str | None) -> str:
+    """The content of facts.json; arguments as of `record_facts`."""
+    written_by = {"release": results.release(), "commit": results.commit()}
+    content = {"schema": 1, **written_by, "data": data, "facts": facts}
+    return json.dumps(content, indent=1) + "\n"
+
+
+def read_facts(folder: pathlib.Path) -> dict[str, Any] | None:
+    """What `record_facts` wrote as facts; None if the run has none yet, or is of an older release.
+
+    Raises:
+      DataError: the file is damaged.
+    """
+    return _facts_field(folder, "facts", dict)
+
+
+def trained_on(folder: pathlib.Path) -> str | None:
+    """The fingerprint of what a run trains on; None and errors as of `read_facts`."""
+    return _facts_field(folder, "data", (str, type(None)))
+
+
+def _facts_field(folder: pathlib.Path, name: str, kind: Any) -> Any:
+    try:
+        content = json_files.read(folder / FACTS)
+    except json_files.MissingError:
+        return None
+    return json_files.field(content, name, kind, str(folder / FACTS))
 
 
 def record_finding(

@@ -1,6 +1,7 @@
 """The names of the files in a run folder."""
 
 CONFIG = "config.json"
+FACTS = "facts.json"  # what the program depends on beyond the config
 TOKENIZER = "tokenizer.json"  # for text: the one that the run started with
 METRICS = "metrics.jsonl"
 RESULTS = "results.json"

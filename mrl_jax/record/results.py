@@ -98,6 +98,14 @@ class Result(NamedTuple):
         return self.series.name
 
 
+def release() -> str:
+    """The version of the package."""
+    try:
+        return importlib.metadata.version("mrl_jax")
+    except importlib.metadata.PackageNotFoundError:  # a copy of the code, not installed
+        return "of unknown version"
+
+
 def commit() -> str:
     """The commit of the code that runs, marked if files differ from it.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from mrl_jax.config import OPERATIONAL_KEYS
+from mrl_jax.config import carried_out_by
 from mrl_jax.errors import DataError
 from mrl_jax.record.artefacts import Units
 from mrl_jax.record.results import Result, Series
@@ -20,7 +20,7 @@ from mrl_jax.record.runs import Run
 # Keys that name or carry out a run without changing what is trained, and those that the label
 # of a method tells anyway.
 NOT_A_VARIANT = (
-    *(key for key in OPERATIONAL_KEYS if not key.startswith("eval.")),
+    *(key for key in carried_out_by() if not key.startswith("eval.")),
     *("name", "seed", "head.kind"),
     # The measures that these add have names of their own, and test sets are compared by digest.
     *("eval.every", "eval.batch_size", "eval.measures", "eval.dims", "eval.layers"),

@@ -291,7 +291,7 @@ def test_a_run_reads_the_same_with_a_cache_and_a_teacher(tmp_path):
     for cache in ("", tmp_path / "cache", tmp_path / "cache"):
         sets = [f"--config.{key}={value}" for key, value in {**small, "data.cache": cache}.items()]
         setup = experiment.from_config(configs.load("configs/static_sentence.py", sets))
-        found.append((setup.dataset.fingerprint(), setup.note, setup.batches(0).host_batch(3)))
+        found.append((setup.dataset.fingerprint(), setup.notes, setup.batches(0).host_batch(3)))
     (mark, note, batch), *others = found
     assert "anchor_teacher" in batch
     for other_mark, other_note, other in others:

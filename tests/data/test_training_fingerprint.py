@@ -80,26 +80,26 @@ def add_a_class(root):
 )
 def test_an_image_folder_may_change_where_training_did_not_look(images, stream, change, same):
     keys = (*SMALL, "data.source=image_folder", "data.image_size=8", f"data.stream={stream}")
-    remembered = set_up(*keys, f"data.path={images}").facts()
+    remembered = set_up(*keys, f"data.path={images}").remembered()
     change(images)
     path = images if images.exists() else images.with_name("elsewhere")
     now = set_up(*keys, f"data.path={path}")
     if same:
-        now.check_facts(remembered)
+        now.adopt_and_check(remembered)
     else:
         with pytest.raises(CheckpointError, match=r"^the checkpoint was trained on other data: .*"):
-            now.check_facts(remembered)
+            now.adopt_and_check(remembered)
 
 
 def test_checkpoints_that_remember_all_splits_still_open(images):
     keys = (*SMALL, "data.source=image_folder", "data.image_size=8", f"data.path={images}")
     setup = set_up(*keys)
     older = {"data": setup.dataset.fingerprint()}
-    assert older != setup.facts()
-    setup.check_facts({**setup.facts(), **older})
+    assert older != setup.remembered()
+    setup.adopt_and_check({**setup.remembered(), **older})
     delete_a_validation_image(images)
     with pytest.raises(CheckpointError, match="other data"):
-        set_up(*keys).check_facts({**setup.facts(), **older})
+        set_up(*keys).adopt_and_check({**setup.remembered(), **older})
 
 
 def test_an_image_that_could_not_be_read_may_be_mended(tmp_path):
@@ -156,7 +156,7 @@ def test_texts_vectors_and_documents(tmp_path):
             ("adaptor", (f"data.path={tmp_path}/vectors",)),
         ):
             setup = set_up(f"task={task}", *small, *keys)
-            notes[task] = [line for line in setup.note.splitlines() if "not read" in line]
+            notes[task] = [line for line in setup.notes if "not read" in line]
             dataset = setup.dataset
             yield dataset.training_fingerprint(), dataset.fingerprint()
 

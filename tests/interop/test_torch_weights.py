@@ -523,7 +523,7 @@ def test_without_safetensors_the_import_says_what_to_install(monkeypatch):
 
 def test_training_starts_from_weights_and_keeps_what_they_do_not_have(tmp_path):
     from mrl_jax import config as configs
-    from mrl_jax.experiment import make_mesh
+    from mrl_jax.experiment import make_mesh, make_program
     from mrl_jax.tasks.classification import build
 
     c = configs.default_config()
@@ -532,11 +532,13 @@ def test_training_starts_from_weights_and_keeps_what_they_do_not_have(tmp_path):
     c.optimizer.ema_decay = 0.5
     c.mesh.data, c.mesh.fsdp = 2, 4
     mesh = make_mesh(c)
-    program = build.make_program(c, classes=8, image_shape=(8, 8, 3), mesh=mesh)
+    facts = {"classes": [*"abcdefgh"], "image_shape": [8, 8, 3]}
+    program = make_program(c, facts, mesh)
     shapes = program.state
     state = jax.tree.map(lambda s: jax.device_put(np.full(s.shape, 7, s.dtype), s.sharding), shapes)
     tensors = reference.resnet_state((2, 2, 2, 2), False, 4, stem=3)
-    _, put_in = build.pretrained(save(tmp_path, tensors), program)
+    c.weights = str(save(tmp_path, tensors))
+    _, put_in = build.start(c, facts, program, None)
     found = put_in(state)
     kernel = np.moveaxis(tensors["layer3.0.conv1.weight"], (0, 1), (3, 2))
     for name in ("params", "ema_params"):

@@ -76,7 +76,7 @@ def load(place, *overrides):
 
 def texts_of(setup, batch, side):
     """The texts of a side, as words of the tokenizer."""
-    decode = setup.tokenizer.raw.decode
+    decode = setup.dataset.tokenizer.raw.decode
     rows = zip(batch[f"{side}_tokens"], batch[f"{side}_lengths"], strict=True)
     return [decode(list(map(int, tokens_t[:length]))) for tokens_t, length in rows]
 
@@ -155,7 +155,9 @@ def test_what_is_exported_and_reported_tells_the_prompts(place):
     assert again.default_prompt == "some"
     card = (written / "README.md").read_text()
     assert '"people near " before queries, "playing " before documents, "guitar " before' in card
-    assert "prompts: query 'people near ', document 'playing ', default 'guitar '" in setup.note
+    assert "prompts: query 'people near ', document 'playing ', default 'guitar '" in "\n".join(
+        setup.notes
+    )
     # Under the names that sentence-transformers looks for.
     setup = experiment.from_config(load(place, "--config.text.prompts=('default=two ',)"))
     folder = setup.text_folder({})
@@ -168,7 +170,7 @@ def test_what_is_exported_and_reported_tells_the_prompts(place):
 )
 def test_prompts_that_cannot_be_meant_are_refused(place, given):
     with pytest.raises(UsageError, match=r"config.text: prompts must be some of 'query=TEXT', "):
-        experiment.from_config(load(place, f"--config.text.prompts={given}"))
+        experiment.from_config(load(place, f"--config.text.prompts={given}")).check()
 
 
 @pytest.mark.parametrize("loss", ["info_nce", "distill_vectors"])
@@ -198,8 +200,8 @@ def test_a_teacher_gives_all_its_dims_with_its_own_prompts(place, tmp_path, loss
             texts = [text.removeprefix(own) for text in texts_of(setup, batch, side)]
             exact = embed([prompt + text for text in texts])
             np.testing.assert_allclose(batch[f"{side}_teacher"], exact, atol=1e-6)
-    assert "teacher: 8 dims of texts cut after 4 tokens" in setups[0].note
-    assert "teacher: prompts: query 'the woman ', document 'two '" in setups[0].note
+    assert "teacher: 8 dims of texts cut after 4 tokens" in "\n".join(setups[0].notes)
+    assert "teacher: prompts: query 'the woman ', document 'two '" in "\n".join(setups[0].notes)
     changed = dataclasses.replace(teacher, default_prompt="")
     write_sentence_folder(tmp_path / "teacher", changed)
     other = experiment.from_config(load(place, *keys))

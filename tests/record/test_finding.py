@@ -158,13 +158,13 @@ def test_what_is_not_read_and_what_is_hidden_is_told_at_the_start(tmp_path):
         f"eval.retrieval=mine={tmp_path}",
     )
     setup = built("static_sentence.py", *keys, "eval.ignore_identical_ids=mine")
-    told = setup.note.splitlines()
+    told = setup.notes
     assert told[0].endswith("; columns that are not read: id")
     assert "mine: no query is shown the document with its own id" in told
     for name, column in (("s", "genre"), ("c", "id"), ("mine", "metadata")):
         assert f"{name}: columns that are not read: {column}" in told
     with pytest.raises(UsageError, match=r"other is not a set of .* [(]mine[)]"):
-        built("static_sentence.py", *keys, "eval.ignore_identical_ids=other")
+        built("static_sentence.py", *keys, "eval.ignore_identical_ids=other").check()
 
 
 def test_digests_tell_contents_apart_and_not_where_they_lie():

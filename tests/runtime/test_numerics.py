@@ -36,40 +36,40 @@ OTHERS = [
 
 @pytest.mark.parametrize(("name", "value"), OTHERS)
 def test_a_run_goes_on_by_the_settings_that_it_began_with(setup, capsys, name, value):
-    facts, expected = setup.facts(), drawn(setup)
+    facts, expected = setup.remembered(), drawn(setup)
     jax.config.update(name, value)
-    assert setup.facts() != facts
-    setup.use_facts(facts)
+    assert setup.remembered() != facts
+    setup.adopt_and_check(facts)
     assert f"{name}: {value} -> {numerics.DEFAULTS[name]}" in capsys.readouterr().out
-    assert setup.facts() == facts
+    assert setup.remembered() == facts
     np.testing.assert_array_equal(drawn(setup), expected)
-    setup.use_facts(facts)
+    setup.adopt_and_check(facts)
     assert capsys.readouterr().out == ""
 
 
 def test_a_run_that_began_elsewhere_keeps_that(setup):
     numerics.pin(dict(OTHERS))
-    facts, expected = setup.facts(), drawn(setup)
+    facts, expected = setup.remembered(), drawn(setup)
     numerics.pin(numerics.DEFAULTS)
-    setup.use_facts(facts)
+    setup.adopt_and_check(facts)
     np.testing.assert_array_equal(drawn(setup), expected)
 
 
 def test_checkpoints_that_do_not_say_were_made_by_the_defaults(setup):
     older = {"data": setup.dataset.fingerprint()}
     numerics.pin(dict(OTHERS))
-    setup.use_facts(older)
+    setup.adopt_and_check(older)
     assert numerics.settings() == numerics.DEFAULTS
 
 
 def test_another_config_is_named(setup):
-    facts = setup.facts()
+    facts = setup.remembered()
     # A key that came later had its default then.
     without = {key: value for key, value in facts["config"].items() if key != "pairs.layers"}
-    setup.check_facts({**facts, "config": without})
+    setup.adopt_and_check({**facts, "config": without})
     other = {**without, "seed": 0, "nesting.dims": [2, 4], "optimizer.momentum": 0.9}
     with pytest.raises(CheckpointError) as error:
-        setup.check_facts({**facts, "config": other})
+        setup.adopt_and_check({**facts, "config": other})
     for part in ("seed: 0 -> 3", "nesting.dims: [2, 4] -> [", "momentum: 0.9 -> no such key"):
         assert part in str(error.value)
     # What changes no weight may change.

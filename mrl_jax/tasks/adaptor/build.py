@@ -1,5 +1,6 @@
 """From a config to an adaptor on frozen embeddings: vectors, adaptor, losses and measurements."""
 
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,29 +12,25 @@ from ml_collections import ConfigDict
 from mrl_jax.data import named
 from mrl_jax.data import vector_splits as vectors
 from mrl_jax.data.vector_splits import VectorData
-from mrl_jax.errors import UsageError, shown
+from mrl_jax.errors import DataError, UsageError
 from mrl_jax.evaluators.spaces import axes_about_origin
-from mrl_jax.experiment import common
-from mrl_jax.experiment.common import Experiment, config_errors
 from mrl_jax.models import adaptors
 from mrl_jax.nesting import Nesting, parse_dims
 from mrl_jax.runtime.program import Program
+from mrl_jax.tasks import common
 from mrl_jax.tasks.adaptor.measure import AdaptorEvaluation, fitted_on
 from mrl_jax.tasks.adaptor.task import AdaptorTask
+from mrl_jax.tasks.common import config_errors
 
-KINDS = ("linear", "residual", "rotation")
-STARTS = ("identity", "pca")
-GROUP = "adaptor"  # of the config keys that say what the model is
+MODEL_KEYS = "adaptor"
 
 
 def make_adaptor(kind: str, hidden: int, width: int) -> nn.Module:
     """The adaptor of this kind for vectors of so many dims; `hidden` 0 = as many.
 
     Raises:
-      ValueError: no such kind, or hidden units of one that has none.
+      ValueError: hidden units of one that has none.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {shown(kind)}")
     if hidden < 0 or (hidden and kind != "residual"):
         raise ValueError(f"hidden must be 0, or units of a residual adaptor; got {hidden}")
     if kind == "residual":
@@ -41,13 +38,8 @@ def make_adaptor(kind: str, hidden: int, width: int) -> nn.Module:
     return adaptors.Linear(width) if kind == "linear" else adaptors.Rotation()
 
 
-def check(config: ConfigDict) -> AdaptorTask:
-    """Checks everything that `from_config` checks before it reads vectors; raises the same.
-
-    Returns:
-      The task as it would be for vectors as wide as the nesting, the narrowest that are possible.
-    """
-    a = config.adaptor
+def check(config: ConfigDict) -> None:
+    """Refuses keys that contradict each other."""
     with config_errors("nesting"):
         nesting = Nesting(config.nesting.dims, config.nesting.weights or None)
     common.check_without_head(config, nesting)
@@ -57,17 +49,38 @@ def check(config: ConfigDict) -> AdaptorTask:
             "config.optimizer.accumulate: vectors are compared with those of their batch, which "
             "parts of it would not see"
         )
-    with config_errors("adaptor"):
-        if a.start not in STARTS:
-            raise ValueError(f"start must be one of {', '.join(STARTS)}; got {shown(a.start)}")
-    task = _task(config, nesting.width, ranked=True, mesh=None)
     named.paths("eval.sts", config.eval.sts, set(named.SPLITS))
-    common.make_optimizer(config)
-    return task
 
 
-def _task(config: ConfigDict, width: int, *, ranked: bool, mesh: Mesh | None) -> AdaptorTask:
-    a = config.adaptor
+def assumed_facts(config: ConfigDict) -> tuple[dict[str, Any], bool]:
+    """Vectors as wide as the nesting, the narrowest that are possible, with positives."""
+    return {"width": max(config.nesting.dims), "ranked": True}, False
+
+
+def open_data(
+    config: ConfigDict, facts: dict[str, Any] | None, folder: pathlib.Path | None, train: bool
+) -> VectorData:
+    """All vectors; raises as `data.vectors.load`."""
+    data = vectors.load(config.data.path, config.data.files, train=train)
+    if facts and data.width != facts["width"]:
+        raise DataError(
+            f"{data.name} has vectors of {data.width} dims, the run adapts {facts['width']}"
+        )
+    return data
+
+
+def facts(config: ConfigDict, data: VectorData) -> dict[str, Any]:
+    """The dims of a vector, and whether vectors have positives."""
+    return {"width": data.width, "ranked": "positive" in data.splits["train"].sides}
+
+
+def make_task(config: ConfigDict, facts: dict[str, Any], mesh: Mesh | None) -> AdaptorTask:
+    """Adaptor and losses.
+
+    Raises:
+      UsageError: names the config key and what would be legal.
+    """
+    a, width = config.adaptor, facts["width"]
     with config_errors("nesting"):
         nesting = parse_dims(config.nesting.dims, config.nesting.weights, width)
     with config_errors("adaptor"):
@@ -75,7 +88,7 @@ def _task(config: ConfigDict, width: int, *, ranked: bool, mesh: Mesh | None) ->
             make_adaptor(a.kind, a.hidden, width),
             nesting,
             width,
-            ranked=ranked,
+            ranked=facts["ranked"],
             pairs=a.pairs,
             neighbours=a.neighbours,
             nearest=a.nearest,
@@ -86,61 +99,40 @@ def _task(config: ConfigDict, width: int, *, ranked: bool, mesh: Mesh | None) ->
         )
 
 
-def _task_of(config: ConfigDict, data: VectorData, mesh: Mesh) -> AdaptorTask:
-    ranked = "positive" in data.splits["train"].sides
-    return _task(config, data.width, ranked=ranked, mesh=mesh)
-
-
-def from_config(config: ConfigDict, mesh: Mesh) -> Experiment:
-    """Builds and checks an experiment; nothing is compiled yet.
-
-    Raises:
-      UsageError: names the config key and what would be legal.
-      DataError: data missing or inconsistent.
-    """
-    check(config)
-    data = vectors.load(config.data.path, config.data.files)
-    task = _task_of(config, data, mesh)
-    program = common.make_program(config, task, mesh, model_group=GROUP)
-    paths = named.paths("eval.sts", config.eval.sts, set(named.SPLITS))
-    evaluation = AdaptorEvaluation(
-        task,
-        mesh,
-        data,
-        dims=common.evaluated_dims(config, task.nesting),
-        batch_size=config.eval.batch_size,
-        seed=config.seed,
-        sts={name: vectors.read_scored(path, data.width) for name, path in paths.items()},
-    )
-    start = None
-    if task.turned:
-        start = (
-            "starts from the principal axes of the train vectors",
-            _turn(program, data, config.seed),
-        )
-    places = vectors.find_vectors(config.data.path, config.data.files)
-    lines = common.unread({part: [place] for part, place in places.items()}, config)
-    note = "\n".join([data.summary(), *lines])
-    return Experiment(program, data, evaluation, start, note=note)
-
-
-def planned_program(config: ConfigDict, mesh: Mesh) -> Program:
-    """The program of a config; nothing is compiled.
-
-    Raises:
-      UsageError: names the config key and what would be legal.
-      DataError: data missing or inconsistent.
-    """
-    check(config)
-    data = vectors.load(config.data.path, config.data.files)
-    return common.make_program(config, _task_of(config, data, mesh), mesh, model_group=GROUP)
-
-
-def _turn(program: Program, data: VectorData, seed: int) -> Callable[[Any], Any]:
+def start(
+    config: ConfigDict, facts: dict[str, Any], program: Program, data: VectorData
+) -> tuple[str, Callable[[Any], Any]] | None:
     """What puts the principal axes of the train vectors into a fresh state."""
+    del facts
+    if not program.task.turned:
+        return None
 
     def put_in(state):
-        basis_dd = axes_about_origin(fitted_on(data, seed)).astype(np.float32)
+        basis_dd = axes_about_origin(fitted_on(data, config.seed)).astype(np.float32)
         return program.with_values(state, program.state["params"], {"basis": basis_dd})
 
-    return put_in
+    return "starts from the principal axes of the train vectors", put_in
+
+
+def measures(
+    config: ConfigDict, facts: dict[str, Any], program: Program, data: VectorData
+) -> AdaptorEvaluation:
+    """The measurements.
+
+    Raises:
+      DataError: a set of scored pairs is missing or damaged.
+    """
+    paths = named.paths("eval.sts", config.eval.sts, set(named.SPLITS))
+    evaluation = AdaptorEvaluation(
+        program.task,
+        program.mesh,
+        data,
+        dims=common.evaluated_dims(config, program.task.nesting),
+        batch_size=config.eval.batch_size,
+        seed=config.seed,
+        sts={name: vectors.read_scored(path, facts["width"]) for name, path in paths.items()},
+    )
+    places = vectors.find_vectors(config.data.path, config.data.files)
+    lines = common.unread({part: [place] for part, place in places.items()}, config)
+    evaluation.notes = [data.summary(), *lines]
+    return evaluation

@@ -41,7 +41,7 @@ class Inputs(inputs.Inputs):
     def of_run(cls, setup: Any, params: Any) -> "Inputs":
         """Those of a run."""
         del params
-        options, classes = setup.config.data, setup.dataset.class_names
+        options, classes = setup.config.data, tuple(setup.facts["classes"])
         spec = {"image": (("b", *setup.program.task.image_shape), np.dtype(np.uint8))}
         return cls(spec, classes=tuple(classes), crop=options.eval_crop, threads=options.threads)
 

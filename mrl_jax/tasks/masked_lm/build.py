@@ -1,14 +1,15 @@
 """From a config to a masked language model: encoder, packed texts and measurements."""
 
-import functools
+import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mrl_jax.data.masked import (
+    MaskedText,
     open_documents,
     predictions_of,
     tokenise,
@@ -16,66 +17,114 @@ from mrl_jax.data.masked import (
     vocabulary,
 )
 from mrl_jax.errors import UsageError, listed
-from mrl_jax.experiment import common
-from mrl_jax.experiment.common import Experiment, config_errors
 from mrl_jax.interop.masked_head import read_masked_head
-from mrl_jax.interop.text_folder import TextFolder, read_text_folder
+from mrl_jax.interop.text_folder import TextFolder
 from mrl_jax.models.text import Bert, SentenceEncoder
 from mrl_jax.models.text.tokenizer import Tokenizer
-from mrl_jax.nesting import parse_dims
+from mrl_jax.nesting import Nesting, parse_dims
+from mrl_jax.record.folder import TOKENIZER
 from mrl_jax.runtime.program import Program
+from mrl_jax.tasks import common, text_encoder
+from mrl_jax.tasks.common import config_errors
 from mrl_jax.tasks.masked_lm.measure import MaskedEvaluation
 from mrl_jax.tasks.masked_lm.task import MaskedLM
-from mrl_jax.tasks.sentence_pairs.build import FRESH, MAX_LENGTH, STATIC, tokenizer_of
+from mrl_jax.tasks.text_encoder import FRESH, STATIC, TextEncoder
 
-GROUP = "text"  # of the config keys that say what the model is
-
-
-class _Encoder(NamedTuple):
-    """What is to be trained: the module, and the folder it comes from unless it is fresh."""
-
-    backbone: Bert
-    tokenizer: Tokenizer | None  # None: to be made of the texts
-    max_length: int
-    folder: TextFolder | None = None
+MODEL_KEYS = "text"
 
 
-def _encoder(config: ConfigDict, run: pathlib.Path | None = None) -> _Encoder:
-    """The encoder of a config; of a vocabulary that is still to be made, its largest size."""
-    t = config.text
-    drop = {"dropout": t.dropout, "attention_dropout": t.dropout}
+@dataclasses.dataclass(frozen=True)
+class Documents:
+    """The data of a run, and what reads them.
+
+    Attributes:
+      tokens: all splits as tokens.
+      encoder: what is trained. Its embedding is the mean of what it says of every token.
+      tokenizer: of the encoder.
+      notes: lines for the log.
+      start: the folder that training starts from; None of a fresh encoder.
+    """
+
+    tokens: MaskedText
+    encoder: TextEncoder
+    tokenizer: Tokenizer
+    notes: list[str]
+    start: TextFolder | None = None
+
+    @property
+    def name(self) -> str:
+        """The name for messages."""
+        return self.tokens.name
+
+    @property
+    def splits(self) -> dict[str, Any]:
+        """The splits that there are."""
+        return self.tokens.splits
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over all tokens and their use."""
+        return self.tokens.fingerprint()
+
+    def training_fingerprint(self) -> str:
+        """Sixteen hex digits over the training tokens and their use."""
+        return self.tokens.training_fingerprint()
+
+
+def _of_config(
+    config: ConfigDict, run: pathlib.Path | None = None
+) -> tuple[TextEncoder, Tokenizer | None, TextFolder | None]:
     with config_errors("text"):
-        if t.max_length < 0:
-            raise ValueError(f"max_length must be >= 0, got {t.max_length}")
-        if t.encoder == STATIC:
+        if config.text.encoder == STATIC:
             raise ValueError(
                 "encoder: a static table sees one token at a time; legal for masked_lm is the "
                 f"folder of a transformer, or {', '.join(FRESH)}"
             )
-        tokenizer, folder = tokenizer_of(config, run), None
-        if t.encoder in FRESH:
-            width, layers, heads, hidden = FRESH[t.encoder]
-            rows = tokenizer.vocab_size if tokenizer else t.vocab_size
-            backbone = Bert(rows, width, layers, heads, hidden, **drop)
-            longest, own = backbone.max_tokens, MAX_LENGTH
-        else:
-            if t.tokenizer:
-                raise ValueError(f"tokenizer: {t.encoder} is a folder and has its own")
-            folder = read_text_folder(t.encoder)
-            if not isinstance(folder.encoder.backbone, Bert):
-                raise ValueError(f"encoder: {t.encoder} is a table, legal is a transformer")
-            backbone = folder.encoder.backbone.clone(**drop)
-            tokenizer, longest = tokenizer or folder.tokenizer, folder.max_length
-            own = longest
-        length = t.max_length or own
-        if length > longest:
-            raise ValueError(f"max_length {length}: {t.encoder} takes at most {longest}")
-    return _Encoder(backbone, tokenizer, length, folder)
+        found, tokenizer, folder = text_encoder.of_config(config, run)
+        if not isinstance(found.module.backbone, Bert):
+            raise ValueError(f"encoder: {config.text.encoder} is a table, legal is a transformer")
+    module = SentenceEncoder(found.module.backbone)
+    return TextEncoder(module, found.marks, found.max_length, {}, "", False), tokenizer, folder
 
 
-def _task(config: ConfigDict, found: _Encoder, mesh: Mesh | None) -> MaskedLM:
+def assumed_facts(config: ConfigDict) -> tuple[dict[str, Any], bool]:
+    """A vocabulary as large as it may be, which is what a step costs at most."""
+    return {"encoder": _of_config(config)[0].facts()}, True
+
+
+def facts(config: ConfigDict, data: Documents) -> dict[str, Any]:
+    """The encoder."""
+    return {"encoder": data.encoder.facts()}
+
+
+def kept(data: Documents) -> dict[str, str]:
+    """The tokenizer."""
+    return {TOKENIZER: data.tokenizer.to_json()}
+
+
+def text_folder(
+    facts: dict[str, Any], folder: pathlib.Path, nesting: Nesting, params: Any
+) -> TextFolder:
+    """The trained encoder with its tokenizer: the mean of its hidden states is the embedding.
+
+    Their prefixes were not trained, those of what the output layer reads were.
+    """
+    del nesting
+    found = text_encoder.of_facts(facts["encoder"])
+    tokenizer = text_encoder.kept_tokenizer(folder, found.marks)
+    return found.folder({"backbone": params["backbone"]}, tokenizer, ())
+
+
+def make_task(config: ConfigDict, facts: dict[str, Any], mesh: Mesh | None) -> MaskedLM:
+    """Encoder and output layer.
+
+    Raises:
+      UsageError: names the config key and what would be legal.
+    """
+    found = text_encoder.of_facts(facts["encoder"], config.text.dropout)
+    backbone = found.module.backbone
     with config_errors("nesting"):
-        nesting = parse_dims(config.nesting.dims, config.nesting.weights, found.backbone.width)
+        nesting = parse_dims(config.nesting.dims, config.nesting.weights, backbone.width)
+    common.evaluated_dims(config, nesting)
     kind = config.head.kind
     if kind not in ("shared", "fixed") or (kind == "fixed" and len(nesting) > 1):
         raise UsageError(
@@ -83,103 +132,67 @@ def _task(config: ConfigDict, found: _Encoder, mesh: Mesh | None) -> MaskedLM:
             f"tokens), for a nesting, or fixed, for one dim; got {kind} for {len(nesting)} dims"
         )
     predictions = predictions_of(found.max_length, config.text.mask_rate)
-    return MaskedLM(found.backbone, nesting, found.max_length, predictions, mesh)
+    return MaskedLM(backbone, nesting, found.max_length, predictions, mesh)
 
 
-def _checked(config: ConfigDict, run: pathlib.Path | None) -> tuple[_Encoder, MaskedLM]:
-    """Encoder and task, after all checks that are possible before texts are read."""
-    found = _encoder(config, run)
-    task = _task(config, found, None)
-    common.evaluated_dims(config, task.nesting)
-    common.make_optimizer(config)
-    return found, task
-
-
-def check(config: ConfigDict) -> MaskedLM:
-    """Checks everything that `from_config` checks before it reads texts; raises the same.
-
-    Returns:
-      The task; of a vocabulary that is still to be made, for its largest size.
-    """
-    return _checked(config, None)[1]
-
-
-def from_config(config: ConfigDict, mesh: Mesh, run: pathlib.Path | None = None) -> Experiment:
-    """Builds and checks an experiment; nothing is compiled yet.
-
-    Args:
-      config: of the run.
-      mesh: devices.
-      run: the folder of the run, which keeps the tokenizer that it started with.
+def open_data(
+    config: ConfigDict, facts: dict[str, Any] | None, folder: pathlib.Path | None, train: bool
+) -> Documents:
+    """All texts as tokens; the tokenizer is made of the train texts if there is none yet.
 
     Raises:
       UsageError: names the config key and what would be legal.
       DataError: data missing or inconsistent.
     """
-    # What is wrong with the model should show before minutes are spent on reading texts.
-    found, _ = _checked(config, run)
-    name, documents = open_documents(config.data.path, config.data.files)
-    cache = config.data.cache
-    if found.tokenizer is None:
+    start, cache = None, config.data.cache
+    if facts is None:
+        found, tokenizer, start = _of_config(config, folder)
+    else:
+        found = text_encoder.of_facts(facts["encoder"])
+        tokenizer = text_encoder.kept_tokenizer(folder, found.marks)
+    name, documents = open_documents(config.data.path, config.data.files, train=train)
+    if tokenizer is None:
         tokenizer = vocabulary(documents["train"], config.text.vocab_size, cache)
-        backbone = found.backbone.clone(vocab_size=tokenizer.vocab_size)
-        found = found._replace(backbone=backbone, tokenizer=tokenizer)
-    task = _task(config, found, mesh)
-    program = common.make_program(config, task, mesh, model_group=GROUP)
-    dataset = tokenise(
+        found = found.with_vocabulary(tokenizer.vocab_size)
+    tokens = tokenise(
         name,
         documents,
-        found.tokenizer,
+        tokenizer,
         length=found.max_length,
         rate=config.text.mask_rate,
         cache=cache,
     )
-    evaluation = MaskedEvaluation(
-        task,
-        mesh,
-        dataset.splits,
-        dims=common.evaluated_dims(config, task.nesting),
+    note = tokens.summary()
+    if unread := unread_columns(documents):
+        note += f"; columns that are not read: {listed(unread)}"
+    files = {split: texts.files for split, texts in documents.items()}
+    return Documents(tokens, found, tokenizer, [note, *common.unread(files, config)], start)
+
+
+def start(
+    config: ConfigDict, facts: dict[str, Any], program: Program, data: Documents
+) -> tuple[str, Callable[[Any], Any]] | None:
+    """What puts the weights of the encoder's folder in a fresh state."""
+    del facts
+    if data.start is None:
+        return None
+    path, backbone = config.text.encoder, program.task.backbone
+    head = read_masked_head(path, backbone.width, backbone.vocab_size)
+    put_in = common.starting_from(program, {**data.start.params, **head})
+    return f"encoder{' and output layer' if head else ''} from {path}", put_in
+
+
+def measures(
+    config: ConfigDict, facts: dict[str, Any], program: Program, data: Documents
+) -> MaskedEvaluation:
+    """The measurements."""
+    del facts
+    return MaskedEvaluation(
+        program.task,
+        program.mesh,
+        data.splits,
+        dims=common.evaluated_dims(config, program.task.nesting),
         batch_size=config.eval.batch_size,
         seed=config.seed,
         projections=config.eval.projections,
     )
-    weights = None
-    if found.folder is not None:
-        weights = _weights(config.text.encoder, found, program)
-    note = dataset.summary()
-    if unread := unread_columns(documents):
-        note += f"; columns that are not read: {listed(unread)}"
-    files = {split: texts.files for split, texts in documents.items()}
-    note = "\n".join([note, *common.unread(files, config)])
-    as_folder = functools.partial(_as_folder, found)
-    return Experiment(program, dataset, evaluation, weights, as_folder, found.tokenizer, note)
-
-
-def planned_program(config: ConfigDict, mesh: Mesh) -> Program:
-    """The program of a config; nothing is compiled, and no texts are read.
-
-    A vocabulary that is still to be made has the largest size it may have.
-
-    Raises:
-      UsageError: names the config key and what would be legal.
-      DataError: a damaged folder.
-    """
-    task = _task(config, _encoder(config), mesh)
-    return common.make_program(config, task, mesh, model_group=GROUP)
-
-
-def _weights(path: str, found: _Encoder, program: Program) -> tuple[str, Callable[[Any], Any]]:
-    """Where weights come from, and what puts them into a fresh state."""
-    head = read_masked_head(path, found.backbone.width, found.backbone.vocab_size)
-    params = {**found.folder.params, **head}
-    source = f"encoder{' and output layer' if head else ''} from {path}"
-    return source, common.starting_from(program, params)
-
-
-def _as_folder(found: _Encoder, params: Any) -> TextFolder:
-    """The trained encoder as a text folder: the mean of its hidden states is the embedding.
-
-    Their prefixes were not trained, those of what the output layer reads were.
-    """
-    encoder, params = SentenceEncoder(found.backbone), {"backbone": params["backbone"]}
-    return TextFolder(encoder, params, found.tokenizer, found.max_length)

@@ -6,8 +6,8 @@ import hashlib
 import itertools
 import json
 import pathlib
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,28 +24,21 @@ from mrl_jax.data.text_files import find_files, first_columns, read_rows
 from mrl_jax.data.token_cache import tokens_of, vectors_of, vocabulary_of
 from mrl_jax.errors import DataError, UsageError, listed
 from mrl_jax.evaluators.text_layers import check_layers
-from mrl_jax.experiment import common
-from mrl_jax.experiment.common import Experiment, config_errors
 from mrl_jax.interop.text_folder import UNLIMITED, TextFolder, read_text_folder
 from mrl_jax.losses import pairs
-from mrl_jax.models.text import Bert, SentenceEncoder, Static, prompts
+from mrl_jax.models.text import prompts
 from mrl_jax.models.text.tokenizer import Tokenizer
 from mrl_jax.nesting import Nesting, parse_dims
-from mrl_jax.record import folder as workdir
+from mrl_jax.record.folder import TOKENIZER
 from mrl_jax.runtime.program import Program
+from mrl_jax.tasks import common, text_encoder
+from mrl_jax.tasks.common import config_errors
 from mrl_jax.tasks.sentence_pairs.inputs import teacher_of
 from mrl_jax.tasks.sentence_pairs.measure import SentenceEvaluation
 from mrl_jax.tasks.sentence_pairs.task import SentencePairs
+from mrl_jax.tasks.text_encoder import TextEncoder
 
-# Fresh encoders: width, layers, heads, hidden units.
-FRESH = {
-    "bert_tiny": (128, 2, 2, 512),
-    "minilm_l6": (384, 6, 12, 1536),
-    "bert_base": (768, 12, 12, 3072),
-}
-STATIC = "static"
-MAX_LENGTH, MAX_LENGTH_TABLE = 128, 256  # of a fresh encoder, of a table that has no limit
-GROUP = "text"  # of the config keys that say what the model is
+MODEL_KEYS = "text"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +48,24 @@ class Texts:
     Attributes:
       data: all splits as texts.
       splits: "train" as batches; the others as they are.
+      encoder: what reads them.
+      tokenizer: of the encoder.
       reading: what the token ids depend on besides the texts.
+      notes: lines for the log.
+      teacher_width: dims of the teacher's vectors, 0 without one.
       teacher: hex digits over the teacher, see `_taught_by`; "" without one.
+      start: the folder that training starts from; None of a fresh encoder.
     """
 
     data: texts.TextData
     splits: dict[str, Any]
+    encoder: TextEncoder
+    tokenizer: Tokenizer
     reading: str
+    notes: list[str]
+    teacher_width: int = 0
     teacher: str = ""
+    start: TextFolder | None = None
 
     @property
     def name(self) -> str:
@@ -73,143 +76,31 @@ class Texts:
         """Sixteen hex digits over all texts, what joins them, and how they are read."""
         return hashlib.sha256(f"{self.data.digest} {self.reading}".encode()).hexdigest()[:16]
 
-    def training_fingerprint(self) -> str:
-        """Sixteen hex digits over the training texts, and how they are read."""
+    def training_fingerprint(self) -> str | None:
+        """Sixteen hex digits over the training texts, and how they are read; None without them."""
+        if "train" not in self.splits:
+            return None
         read = f"{self.data.splits['train'].digest} {self.reading} {self.teacher}"
         return hashlib.sha256(read.encode()).hexdigest()[:16]
 
 
-class _Encoder(NamedTuple):
-    """What is to be trained: the module, its prompts, and its folder unless it is fresh."""
-
-    encoder: SentenceEncoder
-    tokenizer: Tokenizer | None  # None: to be made of the texts
-    max_length: int
-    prompts: dict[str, str]
-    default_prompt: str = ""
-    folder: TextFolder | None = None
-
-    def trained(self, params: Any, dims: tuple[int, ...]) -> TextFolder:
-        """The encoder with trained parameters and all that belongs to it."""
-        # Readers of the folder look for prompts called "query" and "document".
-        by_role = prompts.by_role(self.prompts, self.default_prompt)
-        stated = {role: by_role[role] for role in ("query", "document") if by_role[role]}
-        # The losses compare directions: lengths mean nothing unless the folder says otherwise.
-        return TextFolder(
-            self.encoder,
-            params,
-            self.tokenizer,
-            self.max_length,
-            {**stated, **self.prompts},
-            dims,
-            self.folder.normalize if self.folder else True,
-            self.default_prompt,
-        )
-
-
-def tokenizer_of(config: ConfigDict, run: pathlib.Path | None) -> Tokenizer | None:
-    """The tokenizer that the run started with; before its start, the one of `text.tokenizer`.
-
-    None if there is neither: the encoder has its own, or one is still to be trained on the texts.
-    """
-    kept, marks = run and run / workdir.TOKENIZER, config.text.encoder != STATIC
-    if kept and kept.exists():
-        return Tokenizer.load(kept, marks=marks, settings=False)
-    return Tokenizer.load(config.text.tokenizer, marks=marks) if config.text.tokenizer else None
-
-
-def _encoder(config: ConfigDict, run: pathlib.Path | None = None) -> _Encoder:
-    """The encoder of a config; of a vocabulary that is still to be made, its largest size."""
+def _of_config(
+    config: ConfigDict, run: pathlib.Path | None = None
+) -> tuple[TextEncoder, Tokenizer | None, TextFolder | None]:
     t = config.text
-    with config_errors("text"):
-        if t.width < 0 or t.max_length < 0:
-            raise ValueError(f"width and max_length must be >= 0, got {t.width}, {t.max_length}")
-        tokenizer, said = tokenizer_of(config, run), _prompts(config)
-        if t.encoder not in (STATIC, *FRESH):
-            return _from_folder(config, tokenizer)
-        rows = tokenizer.vocab_size if tokenizer else t.vocab_size
-        pooling, length = t.pooling or "mean", t.max_length or MAX_LENGTH
-        if t.encoder == STATIC:
-            if not t.width:
-                raise ValueError("width: a static table needs so many dims")
-            if t.dropout or pooling != "mean":
-                raise ValueError("a static table has no dropout and no pooling but the mean")
-            return _Encoder(SentenceEncoder(Static(rows, t.width)), tokenizer, length, *said)
-        width, layers, heads, hidden = FRESH[t.encoder]
-        drop = {"dropout": t.dropout, "attention_dropout": t.dropout}
-        backbone = Bert(rows, width, layers, heads, hidden, **drop)
-        if length > backbone.max_tokens:
-            raise ValueError(f"max_length {length}: {t.encoder} has {backbone.max_tokens}")
-        return _Encoder(SentenceEncoder(backbone, pooling, t.width), tokenizer, length, *said)
+    return text_encoder.of_config(config, run, pooling=t.pooling, width=t.width, said=t.prompts)
 
 
-def _prompts(config: ConfigDict, folder: TextFolder | None = None) -> tuple[dict[str, str], str]:
-    """The prompts by name and the name of the default one: those of the config, or the folder's."""
-    said = prompts.parse(config.text.prompts)
-    if said or folder is None:
-        return said, "default" if "default" in said else ""
-    return folder.prompts, folder.default_prompt
-
-
-def _from_folder(config: ConfigDict, tokenizer: Tokenizer | None) -> _Encoder:
-    t = config.text
-    if t.tokenizer:
-        raise ValueError(f"tokenizer: {t.encoder} is a folder and has its own")
-    folder = read_text_folder(t.encoder)
-    if tokenizer:
-        tokenizer.marks = folder.tokenizer.marks
-        folder = dataclasses.replace(folder, tokenizer=tokenizer)
-    encoder = folder.encoder
-    changes: dict[str, Any] = {"pooling": t.pooling or encoder.pooling}
-    if t.width not in (0, encoder.out_dim):
-        if encoder.projection:
-            raise ValueError(f"width {t.width}: {t.encoder} has a projection to {encoder.out_dim}")
-        changes["projection"] = t.width
-    if isinstance(encoder.backbone, Bert):
-        drop = {"dropout": t.dropout, "attention_dropout": t.dropout}
-        changes["backbone"] = encoder.backbone.clone(**drop)
-    elif t.dropout or changes["pooling"] != "mean":
-        raise ValueError("a static table has no dropout and no pooling but the mean")
-    # Batches are padded to their longest text, and a table may come without a limit.
-    own = folder.max_length if folder.max_length < UNLIMITED else MAX_LENGTH_TABLE
-    length = t.max_length or own
-    if length > folder.max_length:
-        raise ValueError(f"max_length {length}: {t.encoder} takes at most {folder.max_length}")
-    said = _prompts(config, folder)
-    return _Encoder(encoder.clone(**changes), folder.tokenizer, length, *said, folder)
-
-
-def _with_vocabulary(config: ConfigDict, found: _Encoder, data: texts.TextData) -> _Encoder:
-    """The encoder with a tokenizer, made of the training texts where there is none yet."""
-    if found.tokenizer:
-        return found
-    marks = not isinstance(found.encoder.backbone, Static)
-    train = data.splits["train"]
-    kept = {"cache": config.data.cache, "source": train.source}
-    tokenizer = vocabulary_of(train.texts, config.text.vocab_size, marks=marks, **kept)
-    backbone = found.encoder.backbone.clone(vocab_size=tokenizer.vocab_size)
-    return found._replace(encoder=found.encoder.clone(backbone=backbone), tokenizer=tokenizer)
-
-
-def _checked(
-    config: ConfigDict, run: pathlib.Path | None
-) -> tuple[_Encoder, Nesting, SentencePairs]:
-    """Encoder, nesting and task, after all checks that are possible before texts are read.
-
-    The task is one for texts that have exactly what the loss needs.
-    """
-    found, p = _encoder(config, run), config.pairs
-    with config_errors("nesting"):
-        nesting = parse_dims(config.nesting.dims, config.nesting.weights, found.encoder.out_dim)
-    common.check_without_head(config, nesting)
-    common.evaluated_dims(config, nesting)
+def check(config: ConfigDict) -> None:
+    """Refuses keys that contradict each other."""
+    p = config.pairs
     if config.optimizer.accumulate > 1:
         raise UsageError(
             "config.optimizer.accumulate: parts of a batch would not be told from each other; "
             "config.pairs.micro_batch saves the memory and keeps the loss"
         )
     with config_errors("pairs"):
-        needs = pairs.find(p.loss).needs
+        pairs.find(p.loss)
         if not p.score_max > 0:
             raise ValueError(f"score_max must be > 0, got {p.score_max}")
         if p.micro_batch and config.batch_size % p.micro_batch:
@@ -217,48 +108,67 @@ def _checked(
                 f"micro_batch {p.micro_batch} does not divide the batch_size {config.batch_size}"
             )
     parse_columns(config.data.columns, config.data.drop)
-    sides = ("anchor", "positive", *["negative_0"] * (needs == "negatives"))
-    scored, taught = needs == "score", needs == "teacher"
-    task = _pairs(
-        config, found, nesting, sides=sides, scored=scored, teacher_width=int(taught), mesh=None
-    )
-    with config_errors("eval.layers"):
-        check_layers(config.eval.layers, found.encoder.layers)
     taken = set(named.SPLITS)
     for kind in ("sts", "retrieval", "classification", "clustering"):
         named.paths(f"eval.{kind}", config.eval[kind], taken)
-    common.make_optimizer(config)
-    return found, nesting, task
 
 
-def check(config: ConfigDict) -> SentencePairs:
-    """Checks everything that `from_config` checks before it reads texts; raises the same.
+def assumed_facts(config: ConfigDict) -> tuple[dict[str, Any], bool]:
+    """Texts that have exactly what the loss needs, and a vocabulary as large as it may be."""
+    needs = pairs.find(config.pairs.loss).needs
+    return {
+        "encoder": _of_config(config)[0].facts(),
+        "sides": ["anchor", "positive", *["negative_0"] * (needs == "negatives")],
+        "scored": needs == "score",
+        "teacher_width": int(needs == "teacher"),
+    }, False
 
-    Returns:
-      The task as it would be for texts that have exactly what the loss needs.
+
+def facts(config: ConfigDict, data: Texts) -> dict[str, Any]:
+    """The encoder, and what a batch of these texts holds."""
+    train = data.data.splits["train"]
+    return {
+        "encoder": data.encoder.facts(),
+        "sides": list(train.sides) or ["anchor", "positive"],
+        "scored": train.score_n is not None,
+        "teacher_width": data.teacher_width,
+    }
+
+
+def kept(data: Texts) -> dict[str, str]:
+    """The tokenizer."""
+    return {TOKENIZER: data.tokenizer.to_json()}
+
+
+def text_folder(
+    facts: dict[str, Any], folder: pathlib.Path, nesting: Nesting, params: Any
+) -> TextFolder:
+    """The trained encoder with its tokenizer."""
+    found = text_encoder.of_facts(facts["encoder"])
+    return found.folder(params, text_encoder.kept_tokenizer(folder, found.marks), nesting.dims)
+
+
+def make_task(config: ConfigDict, facts: dict[str, Any], mesh: Mesh | None) -> SentencePairs:
+    """Encoder and loss.
+
+    Raises:
+      UsageError: names the config key and what would be legal.
     """
-    return _checked(config, None)[2]
-
-
-def _pairs(
-    config: ConfigDict,
-    found: _Encoder,
-    nesting: Nesting,
-    *,
-    sides: tuple[str, ...],
-    scored: bool,
-    teacher_width: int,
-    mesh: Mesh | None,
-) -> SentencePairs:
-    p = config.pairs
+    p, encoder = config.pairs, text_encoder.of_facts(facts["encoder"], config.text.dropout)
+    with config_errors("nesting"):
+        nesting = parse_dims(config.nesting.dims, config.nesting.weights, encoder.module.out_dim)
+    common.check_without_head(config, nesting)
+    common.evaluated_dims(config, nesting)
+    with config_errors("eval.layers"):
+        check_layers(config.eval.layers, encoder.module.layers)
     with config_errors("pairs"):
         return SentencePairs(
-            found.encoder,
+            encoder.module,
             nesting,
-            sides,
-            found.max_length,
-            scored=scored,
-            teacher_width=teacher_width,
+            tuple(facts["sides"]),
+            encoder.max_length,
+            scored=facts["scored"],
+            teacher_width=facts["teacher_width"],
             loss_name=p.loss,
             temperature=p.temperature,
             symmetric=p.symmetric,
@@ -269,17 +179,13 @@ def _pairs(
         )
 
 
-def _task(
-    config: ConfigDict,
-    found: _Encoder,
-    nesting: Nesting,
-    split: texts.TextSplit,
-    teacher: TextFolder | None,
-    mesh: Mesh | None,
-) -> SentencePairs:
+def _check_scores(config: ConfigDict, split: texts.TextSplit) -> None:
+    """Refuses scores that the loss would ignore or cannot take."""
     p = config.pairs
+    if split.score_n is None:
+        return
     with config_errors("pairs"):
-        if split.score_n is not None and pairs.find(p.loss).needs != "score":
+        if pairs.find(p.loss).needs != "score":
             raise ValueError(
                 f"loss {p.loss} would ignore the given score: data.drop=label=0 leaves out "
                 "the pairs with label 0, data.columns=ignore=NAME leaves out the column"
@@ -289,20 +195,65 @@ def _task(
                 f"cosine_mse takes scores of -1 to 1; with score_max {p.score_max} the largest is "
                 f"{np.abs(split.score_n).max() / p.score_max:g}"
             )
-    return _pairs(
-        config,
+
+
+def open_data(
+    config: ConfigDict, facts: dict[str, Any] | None, folder: pathlib.Path | None, train: bool
+) -> Texts:
+    """All texts, and the tokenizer that reads them, made of the train texts if there is none yet.
+
+    Raises:
+      UsageError: names the config key and what would be legal.
+      DataError: data missing or inconsistent.
+    """
+    d, start = config.data, None
+    if facts is None:
+        found, tokenizer, start = _of_config(config, folder)
+    else:
+        found = text_encoder.of_facts(facts["encoder"])
+        tokenizer = text_encoder.kept_tokenizer(folder, found.marks)
+    data = texts.load(
+        d.path, files=d.files, columns=d.columns, drop=d.drop, cache=d.cache, train=train
+    )
+    lines = common.unread(find_files(d.path, d.files, train=train), config)
+    split = data.splits.get("train")
+    if split is None:
+        return Texts(
+            data, data.splits, found, tokenizer, "", [data.summary(), *_notes(found, None), *lines]
+        )
+    _check_scores(config, split)
+    teacher = read_text_folder(config.pairs.teacher) if config.pairs.teacher else None
+    if tokenizer is None:
+        tokenizer = vocabulary_of(
+            split.texts,
+            config.text.vocab_size,
+            marks=found.marks,
+            cache=d.cache,
+            source=split.source,
+        )
+        found = found.with_vocabulary(tokenizer.vocab_size)
+    return Texts(
+        data,
+        {**data.splits, "train": _train_texts(config, found, tokenizer, split, teacher)},
         found,
-        nesting,
-        sides=tuple(split.sides) or ("anchor", "positive"),
-        scored=split.score_n is not None,
-        teacher_width=teacher.encoder.out_dim if teacher else 0,
-        mesh=mesh,
+        tokenizer,
+        _read_as(found, tokenizer, split),
+        [data.summary(), *_notes(found, teacher), *lines],
+        teacher.encoder.out_dim if teacher else 0,
+        _taught_by(teacher, split) if teacher else "",
+        start,
     )
 
 
-def _open(config: ConfigDict) -> texts.TextData:
-    d = config.data
-    return texts.load(d.path, files=d.files, columns=d.columns, drop=d.drop, cache=d.cache)
+def start(
+    config: ConfigDict, facts: dict[str, Any], program: Program, data: Texts
+) -> tuple[str, Callable[[Any], Any]] | None:
+    """What puts the weights of the encoder's folder in a fresh state; a new projection stays."""
+    del facts
+    if data.start is None:
+        return None
+    put_in = common.starting_from(program, data.start.params)
+    return f"encoder from {config.text.encoder}", put_in
 
 
 def _digest(folder: TextFolder, about: str) -> str:
@@ -353,14 +304,18 @@ def _with_prompt(
     return _Prompted(split.texts, prompt, there_t), f"{split.source} {sides} {prompt!r}"
 
 
-def _side_prompts(split: texts.TextSplit, folder: _Encoder | TextFolder) -> dict[str, str]:
+def _side_prompts(split: texts.TextSplit, folder: TextEncoder | TextFolder) -> dict[str, str]:
     """The prompt of each side's texts."""
     by_role = prompts.by_role(folder.prompts, folder.default_prompt)
     return prompts.by_side(by_role, split.kind, tuple(split.sides) or ("anchor", "positive"))
 
 
 def _train_texts(
-    config: ConfigDict, found: _Encoder, split: texts.TextSplit, teacher: TextFolder | None
+    config: ConfigDict,
+    found: TextEncoder,
+    tokenizer: Tokenizer,
+    split: texts.TextSplit,
+    teacher: TextFolder | None,
 ) -> TrainTexts:
     cache, prompt_of = config.data.cache, _side_prompts(split, found)
 
@@ -368,7 +323,7 @@ def _train_texts(
     def tokens(prompt: str):
         asked, source = _with_prompt(split, prompt_of, prompt)
         kept = {"cache": cache, "source": source, "total": len(asked)}
-        return tokens_of(asked, found.tokenizer, found.max_length, **kept)
+        return tokens_of(asked, tokenizer, found.max_length, **kept)
 
     longest, score_max = found.max_length, config.pairs.score_max
     if teacher is None:
@@ -394,9 +349,9 @@ def _train_texts(
     )
 
 
-def _read_as(found: _Encoder, split: texts.TextSplit) -> str:
+def _read_as(found: TextEncoder, tokenizer: Tokenizer, split: texts.TextSplit) -> str:
     """What the token ids of training texts depend on besides the texts."""
-    reading = f"{found.tokenizer.content} {found.tokenizer.marks} {found.max_length}"
+    reading = f"{tokenizer.content} {tokenizer.marks} {found.max_length}"
     before = _side_prompts(split, found)
     # Left out if there are none, as in the checkpoints of older releases.
     return f"{reading} {json.dumps(before, sort_keys=True)}" if any(before.values()) else reading
@@ -413,7 +368,7 @@ def _taught_by(teacher: TextFolder, split: texts.TextSplit) -> str:
     return _digest(teacher, json.dumps(about, sort_keys=True))
 
 
-def _notes(found: _Encoder, teacher: TextFolder | None) -> list[str]:
+def _notes(found: TextEncoder, teacher: TextFolder | None) -> list[str]:
     """Lines for the log on how texts are read."""
     lines = [f"texts are cut after {found.max_length} tokens"]
     for who, folder in (("", found), ("teacher: ", teacher)):
@@ -428,63 +383,19 @@ def _notes(found: _Encoder, teacher: TextFolder | None) -> list[str]:
     return lines
 
 
-def from_config(config: ConfigDict, mesh: Mesh, run: pathlib.Path | None = None) -> Experiment:
-    """Builds and checks an experiment; nothing is compiled yet.
-
-    Args:
-      config: of the run.
-      mesh: devices.
-      run: the folder of the run, which keeps the tokenizer that it started with.
+def measures(
+    config: ConfigDict, facts: dict[str, Any], program: Program, data: Texts
+) -> SentenceEvaluation:
+    """The measurements.
 
     Raises:
       UsageError: names the config key and what would be legal.
-      DataError: data missing or inconsistent.
+      DataError: a set is missing or damaged.
     """
-    # What is wrong with the model should show before minutes are spent on reading texts.
-    found, nesting, _ = _checked(config, run)
-    teacher = read_text_folder(config.pairs.teacher) if config.pairs.teacher else None
-    data = _open(config)
-    found = _with_vocabulary(config, found, data)
-    task = _task(config, found, nesting, data.splits["train"], teacher, mesh)
-    program = common.make_program(config, task, mesh, model_group=GROUP)
-    train = _train_texts(config, found, data.splits["train"], teacher)
-    reading = _read_as(found, data.splits["train"])
-    taught_by = _taught_by(teacher, data.splits["train"]) if teacher else ""
-    dataset = Texts(data, {**data.splits, "train": train}, reading, taught_by)
-    evaluation, lines = _evaluation(config, task, mesh, found, data)
-    lines += common.unread(find_files(config.data.path, config.data.files), config)
-    note = "\n".join([data.summary(), *_notes(found, teacher), *lines])
-    weights = None
-    if found.folder is not None:
-        # A new projection stays fresh.
-        put_in = common.starting_from(program, found.folder.params)
-        weights = (f"encoder from {config.text.encoder}", put_in)
-    as_folder = functools.partial(found.trained, dims=task.nesting.dims)
-    return Experiment(program, dataset, evaluation, weights, as_folder, found.tokenizer, note)
-
-
-def planned_program(config: ConfigDict, mesh: Mesh) -> Program:
-    """The program of a config, for its longest texts; nothing is compiled.
-
-    Raises:
-      UsageError: names the config key and what would be legal.
-      DataError: data missing or inconsistent.
-    """
-    found, nesting, _ = _checked(config, None)
-    data = _open(config)
-    found = _with_vocabulary(config, found, data)
-    teacher = read_text_folder(config.pairs.teacher) if config.pairs.teacher else None
-    task = _task(config, found, nesting, data.splits["train"], teacher, mesh)
-    return common.make_program(config, task, mesh, model_group=GROUP)
-
-
-def _evaluation(
-    config: ConfigDict, task: SentencePairs, mesh: Mesh, found: _Encoder, data: texts.TextData
-) -> tuple[SentenceEvaluation, list[str]]:
-    """The measurements, and lines on their data for the log."""
-    e, taken = config.eval, set(named.SPLITS)
+    del facts
+    e, taken, found = config.eval, set(named.SPLITS), data.encoder
     with config_errors("eval.layers"):
-        layers = check_layers(e.layers, task.encoder.layers)
+        layers = check_layers(e.layers, program.task.encoder.layers)
     readers = {
         "sts": functools.partial(scored_pairs, columns=parse_columns(config.data.columns)),
         "retrieval": beir.load,
@@ -505,12 +416,12 @@ def _evaluation(
             )
     hidden = [f"{name}: no query is shown the document with its own id" for name in alike]
     evaluation = SentenceEvaluation(
-        task,
-        mesh,
-        found.tokenizer,
-        data,
+        program.task,
+        program.mesh,
+        data.tokenizer,
+        data.data,
         prompts=prompts.by_role(found.prompts, found.default_prompt),
-        dims=common.evaluated_dims(config, task.nesting),
+        dims=common.evaluated_dims(config, program.task.nesting),
         batch_size=e.batch_size,
         seed=config.seed,
         **sets,
@@ -518,7 +429,8 @@ def _evaluation(
         projections=e.projections,
         layers=layers,
     )
-    return evaluation, [*hidden, *_unread(paths, sets)]
+    evaluation.notes = [*hidden, *_unread(paths, sets)]
+    return evaluation
 
 
 def _unread(paths: dict[str, dict[str, pathlib.Path]], sets: dict[str, Any]) -> list[str]:

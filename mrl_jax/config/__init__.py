@@ -1,7 +1,9 @@
-"""Reading, checking and comparing configs; the keys are declared in `config_keys`.
+"""Reading, checking and comparing configs.
 
 A config file is Python (an `ml_collections` config), so run only files you trust. It starts from
-`default_config()` and changes what its experiment needs; the command line may override any key.
+`default_config(TASK)` and changes what its experiment needs; the command line may override any key.
+A config holds the keys that its task reads: those in `config.keys` and those that stand beside the
+task, in `tasks/TASK/keys.py`.
 """
 
 import ast
@@ -23,19 +25,75 @@ from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 from ml_collections.config_dict import RequiredValueError
 
-from mrl_jax.config_keys import (
-    LISTS_OF_PAIRS,
-    LISTS_OF_TEXTS,
-    LISTS_OF_WORDS,
-    OPERATIONAL_KEYS,
-    TASKS,
-    TASKS_OF,
-    default_config,
-)
+from mrl_jax.config import tasks
+from mrl_jax.config.keys import Key
 from mrl_jax.errors import UsageError, shown
 from mrl_jax.store import inputs
 
 MOST_RUNS = 100_000  # of a sweep: one that yields more never ends
+_LARGEST = 3.4028234663852886e38  # of float32
+
+
+def default_config(task: str = "classification") -> ConfigDict:
+    """All keys of a task with their defaults.
+
+    Locked: a config file can set keys but not invent them. See `tasks.keys` for what is raised.
+    """
+    return _locked({**defaults(task), "task": task})
+
+
+def _locked(values: Mapping[str, Any]) -> ConfigDict:
+    """A config of these values by dotted key."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        *groups, name = key.split(".")
+        inner = nested
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[name] = value
+    return ConfigDict(nested, convert_dict=True).lock()
+
+
+@functools.cache
+def defaults(task: str) -> dict[str, Any]:
+    """The default of every key of a task, as declared."""
+    return {name: key.default for name, key in tasks.keys(task).items()}
+
+
+def key_table(config: ConfigDict) -> list[tuple[str, str, str]]:
+    """Every key of a config, its value, and what it means, its range and whether it may change."""
+    values, rows = flatten(config), []
+    for name, key in tasks.keys(config.task).items():
+        notes = [key.meaning, key.range, "may change on resume" * key.resume]
+        rows.append((name, repr(values[name]), "; ".join(filter(None, notes))))
+    return rows
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses values that are out of the range that their key declares.
+
+    Raises:
+      UsageError: names the first such key.
+    """
+    values = flatten(config)
+    for name, key in tasks.keys(config.task).items():
+        for number in _numbers(values[name]):
+            if not abs(number) <= _LARGEST:  # NaN is not, either
+                raise UsageError(
+                    f"config.{name} must be a finite number, got {shown(number)} "
+                    f"(float32 holds up to {_LARGEST:.2g})"
+                )
+            if type(number) is int and number >= 2**31:
+                raise UsageError(f"config.{name} must be below 2**31, got {number}")
+        key.check(name, values[name])
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, float | int):
+        yield value
 
 
 def set_method(config: ConfigDict, arg: str) -> None:
@@ -58,24 +116,6 @@ def set_method(config: ConfigDict, arg: str) -> None:
         config.head.kind = {"mrl": "separate", "mrl_e": "shared"}[arg]
     else:
         raise ValueError(f"the argument must be mrl, mrl_e, fixed=M or slim=M, got {shown(arg)}")
-
-
-def check_task(config: ConfigDict) -> None:
-    """Refuses keys that the config's task does not read, where they are not at their default.
-
-    Raises:
-      UsageError: names the key, or the tasks there are.
-    """
-    if config.task not in TASKS:
-        raise UsageError(f"config.task must be one of {', '.join(TASKS)}; got {shown(config.task)}")
-    for key, value in flatten(config).items():
-        fitting = (t for k, t in TASKS_OF.items() if key == k or key.startswith(k + "."))
-        readers = next(fitting, TASKS)
-        if config.task not in readers and value != declared()[key]:
-            raise UsageError(
-                f"config.{key} is {shown(value)}, but task {config.task} does not read it (only "
-                f"{', '.join(readers)})"
-            )
 
 
 def _make_slim(config: ConfigDict, dim: int) -> None:
@@ -164,6 +204,18 @@ def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises:
       UsageError: file missing or broken, unknown key (with what may have been meant), bad type.
     """
+    path, loaded = _made_by(config)
+    values = parse_overrides(overrides, _task_in(loaded, path))
+    with _own_faults(path):  # it may have put anything into its config
+        # The file may return a config that it keeps for the next call, or a frozen one.
+        frozen = isinstance(loaded, FrozenConfigDict)
+        changed = ConfigDict(loaded) if frozen else copy.deepcopy(loaded)
+        _apply(changed, values)
+    return from_dict(_resolved(changed, path), where=path)
+
+
+def _made_by(config: str) -> tuple[str, ConfigDict]:
+    """The path in "path.py:arg", and what its get_config returns."""
     path, arg = split_config_arg(config)
     module = _module(path)
     if not callable(getattr(module, "get_config", None)):
@@ -172,13 +224,35 @@ def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
         loaded = module.get_config() if arg is None else module.get_config(arg)
     if not isinstance(loaded, ConfigDict):
         raise UsageError(f"{path}: get_config must return a ConfigDict, got {shown(loaded)}")
-    values = parse_overrides(overrides)
-    with _own_faults(path):  # it may have put anything into its config
-        # The file may return a config that it keeps for the next call, or a frozen one.
-        frozen = isinstance(loaded, FrozenConfigDict)
-        changed = ConfigDict(loaded) if frozen else copy.deepcopy(loaded)
-        _apply(changed, values)
-    return from_dict(_resolved(changed, path), where=path)
+    return path, loaded
+
+
+def task_of(config: str) -> str:
+    """The task of "path.py:arg", see `load`, which also says what is raised."""
+    path, loaded = _made_by(config)
+    return _task_in(loaded, path)
+
+
+def _task_in(values: Mapping[str, Any] | ConfigDict, where: str) -> str:
+    """The task that a config is of.
+
+    Raises:
+      UsageError: it has none, or holds the keys of another task.
+    """
+    task = values.get("task", "classification")
+    if not isinstance(task, str):
+        raise UsageError(f"{where}: config key 'task' must be str, got {shown(task)}")
+    with _said_of(where):
+        tasks.keys(task)
+    return task
+
+
+@contextlib.contextmanager
+def _said_of(where: str) -> Iterator[None]:
+    try:
+        yield
+    except UsageError as error:
+        raise type(error)(f"{where}: {error}") from error
 
 
 def _resolved(group: ConfigDict, path: str, prefix: str = "") -> dict[str, Any]:
@@ -201,14 +275,16 @@ def _resolved(group: ConfigDict, path: str, prefix: str = "") -> dict[str, Any]:
     return values
 
 
-def check_key(key: str) -> None:
-    """Raises a UsageError that suggests what was meant, unless the key is declared."""
-    keys = list(declared())
+def check_key(key: str, task: str) -> None:
+    """Raises a UsageError that suggests what was meant, unless the task reads the key."""
+    keys = list(tasks.keys(task))
     if key in keys:
         return
     inside = [k for k in keys if k.startswith(key + ".")]
     if inside:
         raise UsageError(f"config key {key!r} is a group; its keys are {', '.join(inside)}")
+    if readers := [other for other in tasks.TASKS if key in tasks.keys(other)]:
+        raise UsageError(f"config.{key}: task {task} does not read it (only {', '.join(readers)})")
     # A user may also forget or mistake the group: compare with the last part alone as well.
     close = difflib.get_close_matches(key, keys, n=1) or [
         k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]
@@ -217,28 +293,43 @@ def check_key(key: str) -> None:
     raise UsageError(f"unknown config key {key!r}{hint}")
 
 
-def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
-    """The values in "--config.key=value" strings, by key, each converted to its key's type.
+def given(words: Sequence[str]) -> dict[str, str]:
+    """The texts of values in "--config.key=value" strings, by key, the last one of each key.
 
-    If a key is given twice, the last value counts. A value may also be the string after its key.
+    A value may also be the string after its key.
 
     Raises:
-      UsageError: another string, an unknown key, or a value of another type.
+      UsageError: another string, or a key without a value.
     """
     texts, rest = {}, iter(words)
     for word in rest:
         if not word.startswith("--config."):
             raise UsageError(f"unexpected argument {shown(word)}; set keys by --config.key=value")
         key, equals, text = word.removeprefix("--config.").partition("=")
-        check_key(key)
         texts.pop(key, None)
         texts[key] = text if equals else next(rest, None)
         if texts[key] is None:
             raise UsageError(f"{word} needs a value")
-    for key in LISTS_OF_WORDS & texts.keys():
-        texts[key] = _words(texts[key])
+    return texts
+
+
+def parse_overrides(words: Sequence[str], task: str) -> dict[str, Any]:
+    """The values in "--config.key=value" strings, each converted to the type that its key has.
+
+    Raises:
+      UsageError: see `given`; also an unknown key, or a value of another type.
+    """
+    texts, keys = given(words), tasks.keys(task)
+    for key in texts:
+        check_key(key, task)
+        if keys[key].items == "words":
+            texts[key] = _words(texts[key])
+    if texts.get("task", task) != task:
+        raise UsageError(
+            f"config.task is {task}: the config file decides, by default_config({texts['task']!r})"
+        )
     argv = ["mrl_jax", *(f"--config.{key}={text}" for key, text in texts.items())]
-    parser, defaults = flags.FlagValues(), declared()
+    parser = flags.FlagValues()
     # Of the keys that are given alone: the flag writes its whole config as text, twice.
     known: dict[str, Any] = {}
     for key in texts:
@@ -246,7 +337,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
         inner = known
         for group in groups:
             inner = inner.setdefault(group, {})
-        inner[name] = defaults[key]
+        inner[name] = keys[key].default
     try:
         config_flags.DEFINE_config_dict(
             "config", ConfigDict(known), flag_values=parser, sys_argv=argv
@@ -268,7 +359,7 @@ def _apply(config: ConfigDict, values: Mapping[str, Any]) -> None:
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     """The config with "--config.key=value" strings applied, locked; raises as `load`."""
     config = config.copy_and_resolve_references()  # the argument stays as it is
-    _apply(config, parse_overrides(overrides))
+    _apply(config, parse_overrides(overrides, config.task))
     return from_dict(config.to_dict(), where="command line")
 
 
@@ -304,30 +395,24 @@ def plain(value: Any) -> Any:
         raise UsageError(f"a value of a config holds itself: {shown(value)}") from None
 
 
-@functools.cache
-def declared() -> dict[str, Any]:
-    """The default of every key."""
-    return flatten(default_config())
-
-
-def check_type(key: str, value: Any, where: str) -> None:
+def check_type(name: str, key: Key, value: Any, where: str) -> None:
     """Raises a UsageError unless a plain value has the declared type of the key."""
-    expected = type(declared()[key])
+    expected = type(key.default)
     # bool is an int to Python, but True is not a number of steps.
     if type(value) is not expected and not (expected is float and type(value) is int):
         raise UsageError(
-            f"{where}: config key {key!r} must be {expected.__name__}, got {shown(value)}"
+            f"{where}: config key {name!r} must be {expected.__name__}, got {shown(value)}"
         )
     if expected is tuple:
-        _check_items(key, value, where)
+        _check_items(name, key, value, where)
     text = "".join(_texts(value))
     if "\0" in text:
-        raise UsageError(f"{where}: config key {key!r} holds a zero character: {shown(value)}")
+        raise UsageError(f"{where}: config key {name!r} holds a zero character: {shown(value)}")
     try:
         os.fsencode(text)  # names of files that are not UTF-8 have a form as text, too
     except UnicodeEncodeError:
         raise UsageError(
-            f"{where}: config key {key!r} is not valid Unicode: {shown(value)}"
+            f"{where}: config key {name!r} is not valid Unicode: {shown(value)}"
         ) from None
 
 
@@ -339,53 +424,65 @@ def _texts(value: Any) -> Iterator[str]:
         yield value
 
 
-def _check_items(key: str, value: tuple, where: str) -> None:
-    kind, types = ("texts", {str}) if key in LISTS_OF_TEXTS else ("numbers", {int, float})
-    pairs = key in LISTS_OF_PAIRS
+def _check_items(name: str, key: Key, value: tuple, where: str) -> None:
+    pairs = key.items.startswith("pairs")
+    types = {int, float} if key.items.endswith("numbers") else {str}
     for item in value:
         items = item if pairs and isinstance(item, tuple) else (item,)
         if len(items) != 1 + pairs or not {*map(type, items)} <= types:
-            legal = f"pairs of {kind}" if pairs else kind
-            raise UsageError(f"{where}: config key {key!r} must hold {legal}, got {shown(item)}")
+            legal = key.items.replace("words", "texts")
+            raise UsageError(f"{where}: config key {name!r} must hold {legal}, got {shown(item)}")
 
 
 def from_dict(values: dict[str, Any], where: str) -> ConfigDict:
     """A locked config from plain nested dicts that hold every key, keys and types checked.
 
     Raises:
-      UsageError: a key that is not declared, is missing or has another type; names `where`.
+      UsageError: a key that the task does not read, is missing or has another type; names `where`.
     """
-    given = flatten(plain(values))
-    for key in given.keys() - declared().keys():
-        raise UsageError(f"{where}: unknown config key {key!r}")
-    for key in declared().keys() - given.keys():
-        raise UsageError(f"{where}: config key {key!r} is missing")
-    for key, value in given.items():
-        check_type(key, value, where)
-    config = default_config()
-    with config.unlocked():
-        config.update_from_flattened_dict(given)
-    return config.lock()
+    task, flat = _task_in(values, where), flatten(plain(values))
+    keys = tasks.keys(task)
+    for name in sorted(flat.keys() - keys.keys()):
+        readers = [other for other in tasks.TASKS if name in tasks.keys(other)]
+        hint = f", which is read by {' and '.join(readers)}, not by {task}" if readers else ""
+        raise UsageError(f"{where}: unknown config key {name!r}{hint}")
+    for name, key in keys.items():
+        if name not in flat:
+            raise UsageError(f"{where}: config key {name!r} is missing")
+        check_type(name, key, flat[name], where)
+    return _locked({name: flat[name] for name in keys})
 
 
 def from_run(values: dict[str, Any], where: str) -> ConfigDict:
-    """As `from_dict`, for a config that a run wrote: keys that were added since get defaults.
+    """As `from_dict`, for a config that a run wrote, perhaps with another release.
 
-    Raises:
-      UsageError: a key that is not declared or has another type; names `where`.
+    Keys that were added since get their defaults, and those of `unknown_keys` are left out.
     """
-    return from_dict(with_defaults(values), where)
+    task = _task_in(values, where)
+    kept = {name: v for name, v in flatten(values).items() if name in tasks.keys(task)}
+    return from_dict(_locked({**defaults(task), **kept}).to_dict(), where)
+
+
+def unknown_keys(values: dict[str, Any], where: str) -> list[str]:
+    """The keys of a config that a run wrote which this release does not know.
+
+    Older releases kept the keys of all tasks in every config: these are not among them.
+    """
+    known = {*tasks.keys(_task_in(values, where))}.union(*map(tasks.keys, tasks.TASKS))
+    return sorted(flatten(values).keys() - known)
 
 
 def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """The nested dicts, with a default for every declared key that they lack, as in JSON."""
-    return _merged(json.loads(to_json(default_config())), values)
+    """The values by dotted key, with a default for every key of the task that they lack.
 
-
-def _merged(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    both = (k for k in values if isinstance(values[k], dict) and isinstance(defaults.get(k), dict))
-    groups = {key: _merged(defaults[key], values[key]) for key in both}
-    return {**defaults, **values, **groups}
+    Where the task is not at hand, such as a module of somebody else, they stay as they are.
+    """
+    try:
+        task = _task_in(values, "")
+    except UsageError:
+        return flatten(values)
+    there = {name: v for name, v in flatten(values).items() if name in tasks.keys(task)}
+    return {**flatten(json.loads(to_json(default_config(task)))), **there}
 
 
 def flatten(config: ConfigDict | dict[str, Any]) -> dict[str, Any]:
@@ -409,7 +506,7 @@ def digest(config: ConfigDict, also: Collection[str] = ()) -> str:
 
     Keys at their default are left out, so that the digest does not change when keys are added.
     """
-    changed = differences(default_config(), config, also)
+    changed = _differences(defaults(config.task), config, also)
     return hashlib.sha256("\n".join(sorted(changed)).encode()).hexdigest()[:8]
 
 
@@ -418,23 +515,35 @@ def differences(old: ConfigDict, new: ConfigDict, also: Collection[str] = ()) ->
 
     Keys in `also` count even if they do not change the result.
     """
-    old_flat, new_flat = flatten(old), flatten(new)
+    if old.task != new.task:
+        return [f"task: {old.task!r} -> {new.task!r}"]
+    return _differences(flatten(old), new, also)
+
+
+def _differences(old: Mapping[str, Any], new: ConfigDict, also: Collection[str]) -> list[str]:
+    keys = tasks.keys(new.task)
     return [
-        f"{key}: {old_flat[key]!r} -> {value!r}"
-        for key, value in new_flat.items()
-        if value != old_flat[key] and (key in also or not _in_groups(key, OPERATIONAL_KEYS))
+        f"{name}: {old[name]!r} -> {value!r}"
+        for name, value in flatten(new).items()
+        if value != old[name] and (name in also or not keys[name].resume)
     ]
 
 
-def _in_groups(key: str, groups: Sequence[str]) -> bool:
-    return any(key == group or key.startswith(group + ".") for group in groups)
+def carried_out_by() -> frozenset[str]:
+    """The keys of all tasks here that say how a run is carried out, not what it computes."""
+    keys = (item for task in tasks.TASKS for item in tasks.keys(task).items())
+    return frozenset(name for name, key in keys if key.resume)
+
+
+def _trains(name: str, key: Key) -> bool:
+    """Whether a key decides the trained weights."""
+    return not (key.resume or name == "name" or name.startswith("eval."))
 
 
 def trained_by(config: ConfigDict) -> dict[str, Any]:
     """The values that decide the trained weights, by dotted key, as checkpoints store them."""
-    apart = (*OPERATIONAL_KEYS, "eval", "name")
-    leaves = flatten(json.loads(to_json(config)))
-    return {key: value for key, value in leaves.items() if not _in_groups(key, apart)}
+    keys, leaves = tasks.keys(config.task), flatten(json.loads(to_json(config)))
+    return {name: value for name, value in leaves.items() if _trains(name, keys[name])}
 
 
 def changed_since(then: dict[str, Any], config: ConfigDict) -> list[str]:
@@ -442,14 +551,15 @@ def changed_since(then: dict[str, Any], config: ConfigDict) -> list[str]:
 
     A key that was added since is taken to have had its default.
     """
-    defaults, now = trained_by(default_config()), trained_by(config)
+    defaults, now = trained_by(default_config(config.task)), trained_by(config)
     lines = [
-        f"{key}: {then.get(key, defaults[key])!r} -> {value!r}"
-        for key, value in now.items()
-        if then.get(key, defaults[key]) != value
+        f"{name}: {then.get(name, defaults[name])!r} -> {value!r}"
+        for name, value in now.items()
+        if then.get(name, defaults[name]) != value
     ]
-    unknown = then.keys() - flatten(config).keys()
-    return lines + [f"{key}: {then[key]!r} -> no such key" for key in sorted(unknown)]
+    # Older releases remembered the keys of all tasks.
+    known = {*flatten(config)}.union(*map(tasks.keys, tasks.TASKS))
+    return lines + [f"{name}: {then[name]!r} -> no such key" for name in sorted({*then} - known)]
 
 
 def sweep_of(path: str) -> list[tuple[str | None, dict[str, Any]]]:

@@ -1,0 +1,41 @@
+"""The table of tasks, and where the parts of one are found; importing this loads no task."""
+
+import contextlib
+import functools
+import importlib
+from types import ModuleType
+
+from mrl_jax import extras
+from mrl_jax.config.keys import COMMON, Key
+from mrl_jax.errors import UsageError, shown
+from mrl_jax.imported import by_path
+
+# By name, the extra that a task needs, if any.
+TASKS = {"classification": "", "sentence_pairs": "text", "masked_lm": "text", "adaptor": ""}
+
+
+def part(task: str, name: str) -> ModuleType:
+    """The module that holds a part of a task: "keys", "build" or "inputs".
+
+    Raises:
+      UsageError: there is no such task, its module cannot be imported, or an extra is missing.
+    """
+    if task in TASKS:
+        extra = TASKS[task] if name != "keys" else ""
+        with extras.needed(extra, f"task {task}") if extra else contextlib.nullcontext():
+            return importlib.import_module(f"mrl_jax.tasks.{task}.{name}")
+    if "." not in task:
+        raise UsageError(
+            f"config.task must be one of {', '.join(TASKS)}, or the import path of a module such "
+            f"as my_lab.toy; got {shown(task)}"
+        )
+    return by_path(task, "config.task")
+
+
+@functools.cache
+def keys(task: str) -> dict[str, Key]:
+    """All config keys of a task, the common ones first; raises as `part`."""
+    own = getattr(part(task, "keys"), "KEYS", {})
+    if taken := own.keys() & COMMON.keys():
+        raise UsageError(f"config.task: {task} declares {sorted(taken)[0]}, which all tasks have")
+    return {**COMMON, **own}

@@ -1,0 +1,527 @@
+"""From a config to a run: the one way from config and facts to a program, and then to its data.
+
+The facts of a run are what its program depends on beyond the config: the names of the classes, the
+shape of images, the sizes of an encoder. They follow from the data when training starts, are kept
+in the run's folder, and from then on the run needs no data but what it trains on or measures.
+"""
+
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, Protocol
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mrl_jax import config as configs
+from mrl_jax.config import tasks
+from mrl_jax.errors import CheckpointError, DataError, UsageError
+from mrl_jax.record import folder as run_folder
+from mrl_jax.record.finding import Finding
+from mrl_jax.runtime import memory, numerics
+from mrl_jax.runtime import mesh as meshes
+from mrl_jax.runtime import optimizer as optimizers
+from mrl_jax.runtime import step as steps
+from mrl_jax.runtime.checkpoint import Checkpoints
+from mrl_jax.runtime.program import Program
+from mrl_jax.runtime.task import Task
+from mrl_jax.tasks.common import config_errors
+
+Facts = dict[str, Any]  # as JSON holds it
+# What puts pretrained values into a fresh state, and where they come from, for the log.
+Start = tuple[str, Callable[[Any], Any]]
+
+
+class Split(Protocol):
+    """One part of the data, as training reads it."""
+
+    def batches(
+        self, batch_size: int, seed: int, sharding: jax.sharding.Sharding
+    ) -> Callable[[int], dict[str, jax.Array]]:
+        """Training batches: a pure function of the step."""
+
+
+class Data(Protocol):
+    """The data of a run.
+
+    Attributes:
+      name: what they are called in messages.
+      splits: those of "train", "val" and "test" that there are.
+      notes: optional, lines for the log.
+    """
+
+    name: str
+    splits: dict[str, Any]
+
+    def fingerprint(self) -> str:
+        """Hex digits over all splits, including those that are only measured."""
+
+    def training_fingerprint(self) -> str:
+        """Hex digits over what training reads and what the program depends on."""
+
+
+class Measured(Protocol):
+    """The measurements of a run. `notes` are lines for the log, if there are any."""
+
+    def check(self, splits: tuple[str, ...]) -> dict[str, str]:
+        """What cannot be measured on these data, and why, see `Finding.skipped`; embeds nothing."""
+
+    def run(self, params: Any, model_state: Any, splits: tuple[str, ...]) -> Finding:
+        """All that was asked for, on these splits."""
+
+
+class Builder(Protocol):
+    """What the module of a task offers for building; a task of your own may leave out the defaults.
+
+    `MODEL_KEYS` is the group of config keys that are to blame if the model cannot be built.
+    """
+
+    MODEL_KEYS: str = "task"
+
+    def check(self, config: ConfigDict) -> None:
+        """Refuses what can be refused before data are read. Default: nothing."""
+
+    def assumed_facts(self, config: ConfigDict) -> tuple[Facts, bool] | None:
+        """The facts as far as the config says them, and whether they are surely those of the data.
+
+        What is unknown is assumed, so that the rest can be checked before data are read.
+        Default: None, nothing can be said.
+        """
+
+    def open_data(
+        self, config: ConfigDict, facts: Facts | None, folder: pathlib.Path | None, train: bool
+    ) -> Data:
+        """The data. `facts` and `folder` are those of a run that has begun; with `train` False, the
+        train split may be missing."""
+
+    def facts(self, config: ConfigDict, data: Data) -> Facts:
+        """What the program depends on beyond the config, as these data say."""
+
+    def make_task(self, config: ConfigDict, facts: Facts, mesh: Mesh | None) -> Task:
+        """Model and loss."""
+
+    def kept(self, data: Data) -> dict[str, str]:
+        """Files that belong into the folder of the run, by name. Default: none."""
+
+    def start(self, config: ConfigDict, facts: Facts, program: Program, data: Data) -> Start | None:
+        """Where training starts from other than fresh values. Default: None."""
+
+    def measures(self, config: ConfigDict, facts: Facts, program: Program, data: Data) -> Measured:
+        """The measurements. Default: none."""
+
+    # Of tasks of text alone: the trained encoder with its tokenizer, as others read it.
+    text_folder: Callable[[Facts, pathlib.Path, Any, Any], Any] | None = None
+
+
+class _Nothing:
+    """Measures nothing."""
+
+    def check(self, splits: tuple[str, ...]) -> dict[str, str]:
+        return {}
+
+    def run(self, params: Any, model_state: Any, splits: tuple[str, ...]) -> Finding:
+        return Finding()
+
+
+_DEFAULTS: dict[str, Any] = {
+    "MODEL_KEYS": "task",
+    "check": lambda config: None,
+    "assumed_facts": lambda config: None,
+    "kept": lambda data: {},
+    "start": lambda config, facts, program, data: None,
+    "measures": lambda config, facts, program, data: _Nothing(),
+    "text_folder": False,
+}
+
+
+def _of(module: ModuleType, name: str) -> Any:
+    found = getattr(module, name, _DEFAULTS.get(name))
+    if found is None:
+        raise UsageError(f"config.task: {module.__name__} does not define {name}, as a task must")
+    return found
+
+
+def builder(task: str) -> Callable[[str], Any]:
+    """The functions of a task's `Builder` by name, with the defaults for those that it lacks."""
+    return functools.partial(_of, tasks.part(task, "build"))
+
+
+class Experiment:
+    """A run: its program, and its data and measurements, which are opened when they are used.
+
+    Attributes:
+      config: of the run.
+      facts: what the program depends on beyond the config.
+      folder: of the run; None if it has none.
+      program: what is computed.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        facts: Facts,
+        mesh: Mesh,
+        folder: pathlib.Path | None = None,
+        data: Data | None = None,
+    ):
+        self.config, self.facts, self.folder = config, facts, folder
+        self._build = builder(config.task)
+        self.program = make_program(config, facts, mesh)
+        if data is not None:
+            self.dataset = data
+
+    @functools.cached_property
+    def dataset(self) -> Data:
+        """What there is of the data, for measuring.
+
+        Raises:
+          DataError: missing or inconsistent, or not those of the run.
+        """
+        data = self._build("open_data")(self.config, self.facts, self.folder, False)
+        if "train" in data.splits:
+            check_facts(self.facts, as_json(self._build("facts")(self.config, data)), data.name)
+        return data
+
+    @functools.cached_property
+    def evaluation(self) -> Measured:
+        """The evaluators."""
+        return self._build("measures")(self.config, self.facts, self.program, self.dataset)
+
+    @functools.cached_property
+    def kept(self) -> dict[str, str]:
+        """Files that belong into the folder of the run, by name."""
+        return self._build("kept")(self.dataset)
+
+    @property
+    def start(self) -> Start | None:
+        """What puts pretrained values into a fresh state, and where they come from."""
+        return self._build("start")(self.config, self.facts, self.program, self.dataset)
+
+    @property
+    def text_folder(self) -> Callable[[Any], Any] | None:
+        """Of text, a function of trained parameters on the host that gives an
+        `interop.text_folder.TextFolder`; None of anything else."""
+        made = self._build("text_folder")
+        nesting = self.program.task.nesting
+        return functools.partial(made, self.facts, self.folder, nesting) if made else None
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines on the data, for the log."""
+        return [*getattr(self.dataset, "notes", ()), *getattr(self.evaluation, "notes", ())]
+
+    def remembered(self) -> dict[str, Any]:
+        """What a checkpoint remembers; a restoring run must have the same, or adopts it."""
+        return {
+            "data": self.dataset.training_fingerprint(),
+            "config": configs.trained_by(self.config),
+            "settings": numerics.settings(),
+        }
+
+    def adopt(self, saved: dict[str, Any]) -> None:
+        """Makes this process compute like the one that saved a checkpoint.
+
+        Raises:
+          CheckpointError: the checkpoint is of a run with another config.
+        """
+        # Checkpoints of older releases do not remember the config.
+        changed = configs.changed_since(saved["config"], self.config) if "config" in saved else []
+        if changed:
+            more = f"; {len(changed) - 5} more" if len(changed) > 5 else ""
+            raise CheckpointError(
+                f"the checkpoint is of another run ({'; '.join(changed[:5])}{more}): use another "
+                "--workdir, or the config that it was trained with"
+            )
+        changed = numerics.pin(saved.get("settings", numerics.DEFAULTS))
+        if changed and jax.process_index() == 0:
+            print(f"using the JAX settings that the run began with ({'; '.join(changed)})")
+
+    def check_data(self, saved: dict[str, Any]) -> None:
+        """Refuses data that a checkpoint was not trained on, if what it was trained on is there.
+
+        Raises:
+          CheckpointError: the data differ.
+        """
+        if "train" not in self.dataset.splits:
+            return
+        then, now = saved.get("data"), self.dataset.training_fingerprint()
+        # Checkpoints of older releases remember all splits.
+        if then != now and then != self.dataset.fingerprint():
+            raise CheckpointError(
+                f"the checkpoint was trained on other data: fingerprint {then} then, {now} now "
+                f"({self.dataset.name})"
+            )
+
+    def adopt_and_check(self, saved: dict[str, Any]) -> None:
+        """`adopt` and `check_data`: what training and measuring ask of a checkpoint."""
+        self.adopt(saved)
+        self.check_data(saved)
+
+    def batches(self, seed: int) -> Callable[[int], dict[str, jax.Array]]:
+        """Training batches: a function of the step."""
+        sharding = meshes.batch_sharding(self.program.mesh)
+        return self.dataset.splits["train"].batches(self.program.batch_size, seed, sharding)
+
+    def evaluate(self, state: Any, splits: tuple[str, ...] = ("val", "test")) -> Finding:
+        """All evaluators on those of the splits that the data set has."""
+        return self.evaluation.run(*steps.evaluated(state), self._present(splits))
+
+    def check(self, splits: tuple[str, ...] = ("val", "test")) -> dict[str, str]:
+        """What `evaluate` will not measure, and why, as far as the data alone show it."""
+        return self.evaluation.check(self._present(splits))
+
+    def _present(self, splits: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name for name in splits if name in self.dataset.splits)
+
+
+def as_json(facts: Facts) -> Facts:
+    """The facts as they are read from JSON: sequences as lists."""
+    return json.loads(json.dumps(facts))
+
+
+def check_facts(then: Facts, now: Facts, name: str) -> None:
+    """Refuses data with other facts than a run began with.
+
+    Raises:
+      DataError: names the first fact that differs.
+    """
+    for key in then.keys() | now.keys():
+        if then.get(key) != now.get(key):
+            raise DataError(
+                f"{name}: {key} is {_brief(now.get(key))}, the run began with "
+                f"{_brief(then.get(key))}"
+            )
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def check_config(config: ConfigDict) -> None:
+    """Refuses numbers that are out of range, and unusable JAX settings.
+
+    Raises:
+      UsageError: names the first such key or setting.
+    """
+    numerics.check()
+    configs.check(config)
+    with config_errors("sharding"):
+        meshes.check_rules(config.sharding)
+
+
+def check(config: ConfigDict, devices: int | None) -> None:
+    """Refuses a config that cannot run, as far as can be told before any data are read.
+
+    Args:
+      config: of a run.
+      devices: how many the run will have; None if that is not known.
+
+    Raises:
+      UsageError: names the config key and what would be legal.
+      DataError: a damaged model folder or tokenizer.
+    """
+    check_config(config)
+    build = builder(config.task)
+    build("check")(config)
+    if assumed := build("assumed_facts")(config):
+        # Rules for parameters must fit their names, on whatever devices.
+        _ = make_program(config, assumed[0], meshes.make_mesh(devices=jax.devices()[:1])).state
+    if devices is not None:
+        check_mesh(config, devices)
+
+
+def check_paths(config: ConfigDict) -> None:
+    """Refuses a config whose files or folders do not exist.
+
+    Raises:
+      UsageError: weights or a teacher.
+      DataError: something to train on or to measure.
+    """
+    values = configs.flatten(config)
+    for name, key in tasks.keys(config.task).items():
+        if not key.path:
+            continue
+        value, kind = values[name], DataError if name.startswith(("data.", "eval.")) else UsageError
+        paths = [v.partition("=")[2] for v in value] if isinstance(value, tuple) else [value]
+        for path in paths:
+            # A bucket's address is for its reader; a file's name may be followed by a part of it.
+            file = path.rpartition(":")[0] or path
+            if path and "://" not in path and not (os.path.exists(path) or os.path.exists(file)):
+                raise kind(f"config.{name}: {file} not found")
+
+
+def from_config(config: ConfigDict, folder: pathlib.Path | None = None) -> Experiment:
+    """Opens the data of a run and builds it, ready to be trained; nothing is compiled yet.
+
+    Args:
+      config: of the run.
+      folder: of the run. What was kept there at the first start, such as its facts, is read from
+        there and compared with the data.
+
+    Raises:
+      UsageError: names the config key and what would be legal; also if the model or a batch does
+        not fit into the memory of the devices.
+      DataError: data missing or inconsistent, or with other facts than the run began with.
+    """
+    check_config(config)
+    build, mesh = builder(config.task), make_mesh(config)
+    build("check")(config)
+    recorded = run_folder.read_facts(folder) if folder else None
+    # What is wrong with the model should show before minutes are spent on reading data.
+    if assumed := build("assumed_facts")(config):
+        build("make_task")(config, recorded or assumed[0], None)
+    data = build("open_data")(config, recorded, folder, True)
+    facts = as_json(build("facts")(config, data))
+    if recorded is not None:
+        check_facts(recorded, facts, data.name)
+    setup = Experiment(config, facts, mesh, folder, data)
+    measured = setup.program.batch_of(config.eval.batch_size)
+    memory.check({**setup.program.state, "evaluation batch": measured}, mesh)
+    return setup
+
+
+def of_run(folder: pathlib.Path, overrides: Sequence[str] = ()) -> Experiment:
+    """A run as it was trained, without opening its data.
+
+    Runs of older releases kept no facts: their data are opened.
+
+    Args:
+      folder: of the run.
+      overrides: "--config.key=value" strings, of keys that do not change the model.
+
+    Raises:
+      UsageError: no run, or a key that would make it another one.
+      DataError: see `from_config`.
+    """
+    trained = run_folder.read_config(folder)
+    config = configs.override(trained, overrides)
+    for change in configs.differences(trained, config):
+        if not change.startswith("eval."):
+            raise UsageError(f"{change}: the run in {folder} was trained otherwise")
+    check_config(config)
+    facts = run_folder.read_facts(folder)
+    if facts is None:
+        return from_config(config, folder)
+    builder(config.task)("check")(config)
+    return Experiment(config, facts, make_mesh(config), folder)
+
+
+def restored(
+    folder: pathlib.Path,
+    overrides: Sequence[str] = (),
+    step: int | None = None,
+    *,
+    measured: bool = False,
+) -> tuple[Experiment, Any]:
+    """A run and its state at the newest checkpoint, or at `step`.
+
+    Args:
+      folder: of the run.
+      overrides: see `of_run`.
+      step: of an older checkpoint.
+      measured: the data are opened, and must be those of the checkpoint.
+
+    Raises:
+      UsageError, DataError: see `of_run`.
+      CheckpointError: no checkpoint, a damaged one, or one of another run.
+    """
+    setup = of_run(folder, overrides)
+    place = folder / run_folder.CHECKPOINTS
+    checkpoints = Checkpoints(place, setup.config.checkpoint.keep, read_only=True)
+    use = setup.adopt_and_check if measured else setup.adopt
+    state, _ = checkpoints.read(setup.program.state, use, step)
+    return setup, state
+
+
+def program_of(
+    config: ConfigDict, devices: Sequence[Any] | None = None, folder: pathlib.Path | None = None
+) -> Program:
+    """What a config trains, made for its largest batch; nothing is compiled.
+
+    Data are opened only if neither the folder of the run nor the config tells their facts.
+
+    Args:
+      config: of a run.
+      devices: those of the mesh; None = all of this machine.
+      folder: of the run, if it has begun.
+
+    Raises:
+      UsageError: names the config key, and what would be legal.
+      DataError: data missing or inconsistent.
+    """
+    check_config(config)
+    build, mesh = builder(config.task), make_mesh(config, devices)
+    build("check")(config)
+    facts = run_folder.read_facts(folder) if folder else None
+    if facts is None:
+        facts, sure = build("assumed_facts")(config) or ({}, False)
+        if not sure:
+            facts = build("facts")(config, build("open_data")(config, None, folder, True))
+    return make_program(config, as_json(facts), mesh)
+
+
+def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of a config over these devices (all of them); raises as `check_mesh`."""
+    check_mesh(config, jax.device_count() if devices is None else len(devices))
+    return meshes.make_mesh(**config.mesh, devices=devices)
+
+
+def check_mesh(config: ConfigDict, devices: int) -> None:
+    """Checks the mesh of a config, and its batch sizes, against the number of devices.
+
+    Raises:
+      UsageError: sizes that do not fit.
+    """
+    with config_errors("mesh"):
+        divisor = meshes.batch_divisor(meshes.axis_sizes(devices, **config.mesh))
+    accumulate = config.optimizer.accumulate
+    for key, size, parts in (
+        ("batch_size", config.batch_size, divisor * accumulate),
+        ("eval.batch_size", config.eval.batch_size, divisor),
+    ):
+        if size % parts:
+            raise UsageError(
+                f"config.{key} {size} is not divisible by the {parts} parts that it is split into"
+                f" (mesh data x fsdp{' x optimizer.accumulate' * (parts > divisor)})"
+            )
+
+
+def make_program(config: ConfigDict, facts: Facts, mesh: Mesh) -> Program:
+    """The program of a config and facts; nothing is compiled or allocated.
+
+    Raises:
+      UsageError: names the config key and what would be legal.
+    """
+    build, o = builder(config.task), config.optimizer
+    with config_errors("optimizer"):
+        rate = optimizers.schedule(o.schedule, o.learning_rate, o.warmup_steps, config.steps)
+        optimizer = optimizers.make_optimizer(
+            o.name,
+            rate,
+            weight_decay=o.weight_decay,
+            decay_mask=o.decay_mask,
+            nesterov=o.nesterov,
+            clip_norm=o.clip_norm,
+        )
+    task = build("make_task")(config, facts, mesh)
+    with config_errors(build("MODEL_KEYS")):
+        abstract = jax.eval_shape(
+            lambda key: steps.init_state(task, optimizer, key, ema=o.ema_decay > 0),
+            jax.random.key(0),
+        )
+    with config_errors("optimizer"):
+        if o.weight_decay:
+            optimizers.check_decay_mask(o.decay_mask, abstract["params"])
+    with config_errors("sharding"):
+        placed = meshes.shardings(abstract, config.sharding, mesh)
+    state = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        abstract,
+        placed,
+    )
+    return Program(mesh, task, optimizer, rate, state, config.batch_size, o.accumulate, o.ema_decay)
