@@ -10,7 +10,7 @@ from mrl_jax.errors import shown
 
 
 def _as_dim(value: object) -> int:
-    # bool is an int to Python; True as a dimension is a slip, not a wish.
+    # bool is an int to Python; nobody means True as a dimension.
     if isinstance(value, bool):
         raise ValueError(f"nesting dims must be integers, got {shown(value)}")
     try:
@@ -78,11 +78,6 @@ class Nesting:
         """The largest granularity: how many embedding dims the nesting covers."""
         return self.dims[-1]
 
-    @property
-    def blocks(self) -> tuple[tuple[int, int], ...]:
-        """The half-open dim ranges (m_{g-1}, m_g) that each granularity adds to the one before."""
-        return tuple(zip((0, *self.dims[:-1]), self.dims, strict=True))
-
     def with_dims_between(self) -> "Nesting":
         """This nesting plus one never-trained dim halfway between each pair of neighbours.
 
@@ -91,6 +86,11 @@ class Nesting:
         """
         middles = ((a + b) // 2 for a, b in itertools.pairwise(self.dims))
         return Nesting(tuple(sorted({*self.dims, *middles})))
+
+
+def blocks_of(dims: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """The half-open dim ranges (m_{g-1}, m_g) that each granularity adds to the one before."""
+    return tuple(zip((0, *dims[:-1]), dims, strict=True))
 
 
 def powers_of_two(start: int, width: int) -> Nesting:

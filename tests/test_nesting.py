@@ -1,7 +1,7 @@
 import pytest
 
 from mrl_jax import Nesting
-from mrl_jax.nesting import halvings, parse_dims, powers_of_two, uniform
+from mrl_jax.nesting import blocks_of, halvings, parse_dims, powers_of_two, uniform
 
 
 def test_is_hashable_and_equal_by_value():
@@ -16,7 +16,7 @@ def test_is_frozen():
 
 def test_blocks_and_width():
     nesting = Nesting((2, 5, 6))
-    assert nesting.blocks == ((0, 2), (2, 5), (5, 6))
+    assert blocks_of(nesting.dims) == ((0, 2), (2, 5), (5, 6))
     assert (len(nesting), nesting.width, nesting.weights) == (3, 6, (1.0, 1.0, 1.0))
 
 

@@ -1,4 +1,4 @@
-"""Weights of other projects into ours: `load_weights` reads what PyTorch networks were trained to.
+"""Weights of other projects for our networks: `load_weights` reads those of PyTorch networks.
 
 Needs the package safetensors, which nothing else of `mrl_jax` needs.
 """

@@ -1,4 +1,4 @@
-"""What transformers keeps on top of an encoder that was trained to tell hidden tokens."""
+"""The head that transformers puts on an encoder for masked language modelling."""
 
 import os
 import pathlib
@@ -6,7 +6,7 @@ import re
 
 from flax import traverse_util
 
-from mrl_jax.interop.layouts import NOTHING, Layout, Rule
+from mrl_jax.interop.tensor_names import NOTHING, Rule, TensorNames
 from mrl_jax.interop.torch_weights import assign, numbers, read_tensors
 from mrl_jax.models.text import Bert
 from mrl_jax.runtime.task import Tree
@@ -15,7 +15,7 @@ from mrl_jax.runtime.task import Tree
 _DENSE = r"(?:cls\.predictions\.transform\.dense|lm_head\.dense|vocab_transform)"
 _NORM = r"(?:cls\.predictions\.transform\.LayerNorm|lm_head\.layer_norm|vocab_layer_norm)"
 _BIAS = r"(?:cls\.predictions\.bias|lm_head\.bias|vocab_projector\.bias)"
-_HEAD = Layout(
+_HEAD = TensorNames(
     "transformers head of a masked language model",
     NOTHING,
     Bert,
@@ -31,7 +31,7 @@ _HEAD = Layout(
 
 
 def read_masked_head(folder: str | os.PathLike, width: int, vocab_size: int) -> Tree:
-    """Parameters of `tasks.masked_lm.MaskedLM` beside the encoder's; {} where the folder has none.
+    """Parameters of `tasks.masked_lm.MaskedLM` besides the encoder's; {} if the folder has none.
 
     Args:
       folder: as `text_folder.read_text_folder` reads it, with model.safetensors.

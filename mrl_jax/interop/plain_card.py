@@ -7,7 +7,7 @@ this package.
 from collections.abc import Mapping
 from typing import Any
 
-# Does to an image file what `data.images.centre_square` does.
+# Does the same to an image file as `data.images.centre_square`.
 PIXELS = """\
 import json
 import pathlib
@@ -82,7 +82,7 @@ outputs["embedding"] = embedding[:, : about["dims"][-1]]
 
 
 def code(about: Mapping[str, Any]) -> str:
-    """Python that reads the export beside it and computes `outputs`; "" if there is none."""
+    """Python that reads the exported file and computes `outputs`; "" if there is no such code."""
     names = list(about["inputs"])
     before = _INPUTS[names[0]]
     if about["format"] == "onnx":

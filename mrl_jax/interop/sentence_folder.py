@@ -1,4 +1,4 @@
-"""Text encoders into folders that sentence-transformers loads as its own."""
+"""Writes text encoders as folders that sentence-transformers can load."""
 
 import json
 import os
@@ -13,8 +13,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import save
 
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.interop.layouts import FORMS
 from mrl_jax.interop.sentence_card import Scores, card
+from mrl_jax.interop.tensor_names import FORMS
+from mrl_jax.interop.text_families import (
+    DISTILBERT,
+    check_padding,
+    config_of,
+    family_of_bert,
+    their_names,
+)
 from mrl_jax.interop.text_folder import (
     LENGTH,
     MATRYOSHKA,
@@ -24,13 +31,6 @@ from mrl_jax.interop.text_folder import (
     SETTINGS,
     UNLIMITED,
     TextFolder,
-)
-from mrl_jax.interop.text_layouts import (
-    DISTILBERT,
-    check_padding,
-    config_of,
-    family_of_bert,
-    their_names,
 )
 from mrl_jax.models.text import Static, prompts
 from mrl_jax.runtime.task import Tree
@@ -51,16 +51,16 @@ def write_sentence_folder(
     It is written under another name and takes the place of `path` when it is complete.
 
     Args:
-      path: a new or empty folder, or one that this function wrote and nobody changed since, which
-        is replaced.
+      path: a new or empty folder, or one that this function wrote and nobody has changed since,
+        which is replaced.
       folder: the encoder and what belongs to it.
       scores: name of a measure -> dim -> value, for the table in README.md.
       files: further files by name, which sentence-transformers does not look for.
 
     Raises:
-      UsageError: the path holds something else, or no family of transformers is the encoder.
-      DataError: it cannot be written, what was there is as it was; or the tokenizer pads with
-        another token than the encoder counts positions from.
+      UsageError: the path holds something else, or the encoder is of no family of transformers.
+      DataError: it cannot be written, and what was there stays as it was; or the tokenizer does not
+        pad with the token that the encoder counts positions from.
     """
     path = pathlib.Path(os.path.abspath(path))
     check_sentence_folder(path)
@@ -75,7 +75,7 @@ def write_sentence_folder(
 
 
 def check_sentence_folder(path: pathlib.Path) -> None:
-    """Refuses a path where something else would be lost.
+    """Refuses a path that holds something else, which would be lost.
 
     Raises:
       UsageError: it is not a folder, or has a file that `write_sentence_folder` did not write or
@@ -156,10 +156,10 @@ def _write_transformer(place: pathlib.Path, folder: TextFolder) -> None:
     ours = traverse_util.flatten_dict(folder.params["backbone"], sep="/")
     state = {}
     for name, (theirs, form) in their_names(family_of_bert(bert), bert.layers).items():
-        # A linear map is transposed there, and its own inverse.
+        # The conversion of each form that text encoders have is its own inverse.
         state[theirs] = FORMS[form].convert(np.asarray(ours[name]))
     if family_of_bert(bert) is not DISTILBERT:
-        # Which nothing reads, and whose absence transformers reports.
+        # Nothing reads these, but transformers warns if they are missing.
         state["pooler.dense.weight"] = np.zeros((bert.width, bert.width))
         state["pooler.dense.bias"] = np.zeros(bert.width)
     _save(place, state)
@@ -184,7 +184,7 @@ def _write_dense(place: pathlib.Path, params: Tree) -> None:
 
 def _save(place: pathlib.Path, state: dict[str, Any]) -> None:
     state = {name: np.ascontiguousarray(value, np.float32) for name, value in state.items()}
-    # Not `save_file`, whose files nobody else may read.
+    # Not `save_file`, whose files only their owner may read.
     (place / "model.safetensors").write_bytes(save(state, metadata={"format": "pt"}))
 
 

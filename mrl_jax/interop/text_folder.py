@@ -1,4 +1,4 @@
-"""Text encoders out of folders of transformers and of sentence-transformers."""
+"""Reads text encoders from folders of transformers and of sentence-transformers."""
 
 import dataclasses
 import functools
@@ -11,8 +11,8 @@ import numpy as np
 from flax import traverse_util
 
 from mrl_jax.errors import DataError, UsageError, shown
-from mrl_jax.interop.layouts import NOTHING, Layout, Rule
-from mrl_jax.interop.text_layouts import bert_of, check_padding, family_of, layout
+from mrl_jax.interop.tensor_names import NOTHING, Rule, TensorNames
+from mrl_jax.interop.text_families import bert_of, check_padding, family_of, names_of
 from mrl_jax.interop.torch_weights import assign, named, numbers, read_tensors
 from mrl_jax.models.text import Bert, Pooling, SentenceEncoder, Static
 from mrl_jax.models.text.tokenizer import Tokenizer
@@ -23,30 +23,30 @@ from mrl_jax.store.json_files import field
 MODULES = "modules.json"
 SETTINGS = "config_sentence_transformers.json"
 LENGTH = "sentence_bert_config.json"
-LENGTHS = "sentence_*_config.json"  # of its first releases, by the kind of model
-# Ours, which sentence-transformers does not look for.
+LENGTHS = "sentence_*_config.json"  # its first releases put the kind of model here
+# Our own file, which sentence-transformers does not look for.
 MATRYOSHKA = "matryoshka.json"
 
-# Of a table that came without a limit: longer than any text.
+# The limit of a table that came without one: longer than any text.
 UNLIMITED = 2**30
 
-# sentence-transformers' names of what we pool by.
+# sentence-transformers' names of poolings -> ours.
 POOLINGS: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
-# Its first config.json of Pooling had a switch for each.
+# In its first releases the config.json of Pooling had a switch for each.
 OLD_POOLINGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_lasttoken": "lasttoken",
 }
 
-_TABLE = Layout(
+_TABLE = TensorNames(
     "table of token embeddings",
     NOTHING,
     Static,
     (Rule(r"embedding\.weight|embeddings", ("tokens/embedding",), "table"),),
     NOTHING,
 )
-_DENSE = Layout(
+_DENSE = TensorNames(
     "Dense of sentence-transformers",
     NOTHING,
     SentenceEncoder,
@@ -60,14 +60,14 @@ _DENSE = Layout(
 
 @dataclasses.dataclass(frozen=True)
 class TextFolder:
-    """A text encoder with all that it takes to embed text.
+    """A text encoder with everything that embedding a text takes.
 
     Attributes:
       encoder: the module.
       params: of the encoder, on the host.
       tokenizer: its own.
       max_length: tokens, marks included, that a text is cut to.
-      prompts: name -> what is put before a text; the name is a kind of text, such as "query".
+      prompts: name -> what is put before a text; the names are kinds of texts, such as "query".
       trained_dims: prefixes that were trained; () where unknown.
       normalize: whether an embedding is scaled to unit length before anyone sees it.
       default_prompt: name of the prompt for texts that come without one; "" for none.
@@ -86,7 +86,7 @@ class TextFolder:
 
 
 def read_text_folder(path: str | os.PathLike) -> TextFolder:
-    """Reads a folder that transformers or sentence-transformers has saved, or that we have.
+    """Reads a folder that transformers, sentence-transformers or this package has saved.
 
     Without modules.json it holds config.json, model.safetensors and tokenizer.json or vocab.txt of
     a BERT, RoBERTa, MPNet or DistilBERT, and the mean of the tokens is the embedding. With it, a
@@ -94,7 +94,7 @@ def read_text_folder(path: str | os.PathLike) -> TextFolder:
     Normalize, if they are there. Weights of poolers and of pre-training heads are passed over.
 
     Raises:
-      UsageError: no such folder or file, a pickle, a model that ours are not, tensors without a
+      UsageError: no such folder or file, a pickle, a model that is not supported, tensors without a
         parameter or parameters without a tensor.
       DataError: files that are damaged or contradict each other.
     """
@@ -173,7 +173,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         raise UsageError(f"{path} not found") from None
 
 
-# What may follow each other, by the last part of the modules' types.
+# The legal sequences of modules, by the last part of their types.
 _LEGAL = tuple(
     (*first, *dense, *normalize)
     for first in (("Transformer", "Pooling"), ("StaticEmbedding",))
@@ -202,22 +202,25 @@ def _modules(root: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
         if ".." in pathlib.PurePath(place).parts or pathlib.PurePath(place).is_absolute():
             raise DataError(f"{path}: {shown(place)} is not inside the folder")
         if place and not (root / place).is_dir():
-            raise UsageError(f"{path}: there is no folder {shown(place)} beside it")
+            raise UsageError(f"{path}: {root} has no folder {shown(place)}")
     return [(kind, root / place) for kind, place in found]
 
 
 def _load(
-    path: pathlib.Path, plan: Layout, tensors: dict[str, Any], wanted: dict[str, tuple[int, ...]]
+    path: pathlib.Path,
+    table: TensorNames,
+    tensors: dict[str, Any],
+    wanted: dict[str, tuple[int, ...]],
 ) -> Tree:
     """The wanted parameters out of the tensors of a file."""
     legal = "the weights that the folder's config.json describes"
-    parts = assign(path, plan, tensors, wanted, {}, "skip", legal)
+    parts = assign(path, table, tensors, wanted, {}, "skip", legal)
     found = {target: numbers(path, target, part) for target, part in parts.items()}
     return traverse_util.unflatten_dict(found, sep="/")
 
 
 def _weights(folder: pathlib.Path) -> pathlib.Path:
-    """The file of weights; where there is only a pickle, that one, which is refused on reading."""
+    """The file of weights; or the pickle if there is nothing else, which reading then refuses."""
     path, pickle = folder / "model.safetensors", folder / "pytorch_model.bin"
     if (folder / "model.safetensors.index.json").exists():
         raise UsageError(f"{folder}: weights in several files; legal: one model.safetensors")
@@ -226,7 +229,7 @@ def _weights(folder: pathlib.Path) -> pathlib.Path:
 
 @functools.lru_cache(maxsize=8)
 def _parameter_shapes(bert: Bert) -> dict[str, tuple[int, ...]]:
-    """Shapes by path. Tracing a network takes a second, which several folders of it can share."""
+    """Shapes by path. Tracing takes a second, which several folders of one network can share."""
     tokens = jax.ShapeDtypeStruct((1, 2), np.int32), jax.ShapeDtypeStruct((1,), np.int32)
     shapes = jax.eval_shape(bert.init, jax.random.key(0), *tokens)["params"]
     return {name: leaf.shape for name, leaf in named(shapes)}
@@ -237,8 +240,8 @@ def _read_transformer(folder: pathlib.Path) -> tuple[Any, Tree, Tokenizer, int]:
     config = read_json(where)
     bert = bert_of(config, str(where))
     path = _weights(folder)
-    plan = layout(family_of(config, str(where)))
-    params = _load(path, plan, read_tensors(path), _parameter_shapes(bert))
+    table = names_of(family_of(config, str(where)))
+    params = _load(path, table, read_tensors(path), _parameter_shapes(bert))
     settings = _sentence_settings(folder)
     tokenizer = Tokenizer.load(folder, lowercase=bool(settings.get("do_lower_case")))
     check_padding(bert, tokenizer, str(folder))
@@ -277,7 +280,7 @@ def _sentence_settings(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _limit(value: Any, where: pathlib.Path) -> int:
-    """The longest text in tokens, at most `UNLIMITED`; transformers writes huge numbers for none.
+    """The limit in tokens, at most `UNLIMITED`; transformers writes a huge number for "no limit".
 
     Raises:
       DataError: it is not a number, or is less than 1.

@@ -1,4 +1,4 @@
-"""PyTorch weights, saved as safetensors, for our backbones and heads."""
+"""Loads PyTorch weights, saved as safetensors, into our backbones and heads."""
 
 import json
 import math
@@ -16,7 +16,7 @@ import numpy as np
 import safetensors
 
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.interop.layouts import LAYOUTS, Layout, detect, find
+from mrl_jax.interop.tensor_names import KNOWN, TensorNames, detect, find
 from mrl_jax.models.resnet import ResNet
 from mrl_jax.models.vit import ViT
 from mrl_jax.runtime.task import Tree
@@ -24,16 +24,16 @@ from mrl_jax.store import inputs
 
 Head = Literal["load", "skip"]
 
-# What PyTorch puts into names, anywhere, for modules that it compiles or splits.
+# What PyTorch inserts anywhere in the names of modules that it compiles or splits.
 _WRAPPERS = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
-# The number of averaged models, which torch.optim.swa_utils stores among the tensors.
+# torch.optim.swa_utils stores the number of averaged models among the tensors.
 _COUNTS = r"(.*\.)?n_averaged"
 # Where checkpoints keep weights, averages first.
 _KEYS = (
     "state_dict_ema model_ema ema_state_dict ema_model ema teacher "
     "state_dict model_state_dict model net module student"
 )
-# Before names of averages over training steps, which classify better than the last step's weights.
+# Prefixes of averages over training steps, which classify better than the last step's weights.
 _AVERAGED = {"ema", "ema_model", "model_ema", "averaged_model", "swa_model", "teacher"}
 
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar")
@@ -43,9 +43,9 @@ _DTYPES = {
     "F32": np.dtype(np.float32),
     "F64": np.dtype(np.float64),
 }
-# FFCV's filter, whose product with itself over 16 it puts before convolutions of stride 2.
+# The filter that FFCV puts before convolutions of stride 2.
 _FILTER = np.outer((1, 2, 1), (1, 2, 1)) / 16
-# What a network gets on top of the pretrained features, and `head="skip"` leaves as it is.
+# What a network adds on top of pretrained features; `head="skip"` leaves these as they are.
 _ON_TOP = ("head/", "backbone/embedding/")
 
 
@@ -58,32 +58,31 @@ def load_weights(
     head: Head = "load",
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Tree, Tree]:
-    """The parameters and batch statistics of a PyTorch network, in the trees of ours.
+    """The parameters and batch statistics of a PyTorch network as trees of our network.
 
     Reads, by their names, a ResNet of torchvision or of the paper's reference (RAIVNLab/MRL, with
     or without blurpool; heads of MRL, MRL-E and FF-m) and a ViT of timm or transformers, with
-    whatever prefixes these have: "module.", "model.", "backbone.", "_orig_mod." and so on. Of
-    a teacher or another moving average beside the network it was made of, the average is read.
+    whatever prefixes these have: "module.", "model.", "backbone.", "_orig_mod." and so on. If there
+    is a teacher or another moving average besides the network itself, the average is read.
 
     Position embeddings of a square grid of patches are resized to another one, as timm does.
 
-    Four things are not in such files and stay the caller's business: how a ViT pools where its
-    names do not tell (timm's `global_pool` other than "token", or "avg" with `fc_norm`), how images
-    were normalised
-    (torchvision and the reference: `data.mean` 123.675, 116.28, 103.53 and `data.std` 58.395,
-    57.12, 57.375), the number of attention heads, and the epsilon of layer norms (ours is timm's
-    1e-6; transformers has 1e-12).
+    Four things are not in such files and are up to the caller: how a ViT pools where its names do
+    not tell (timm's `global_pool` other than "token", or "avg" with `fc_norm`), how images were
+    normalised (torchvision and the reference: `data.mean` 123.675, 116.28, 103.53 and `data.std`
+    58.395, 57.12, 57.375), the number of attention heads, and the epsilon of layer norms (ours is
+    timm's 1e-6; transformers has 1e-12).
 
     Args:
       path: of a .safetensors file.
       backbone: the module that `params` belong to; says whether and where it blurs and pools.
       params: {"backbone": ..., "head": ...}, arrays or their shapes and dtypes. A head is a
-        `NestedHead`'s; one that is separate takes the file's classifiers in their order.
+        `NestedHead`'s; a separate one takes the file's classifiers in their order.
       model_state: {"batch_stats": ...} of a ResNet, {} of a ViT.
       head: "load" needs a tensor for every parameter. "skip" leaves the head as it is, and the
-        backbone's `embedding` where it has one, and does not read the file's classifiers, nor what
+        backbone's `embedding` if there is one; it reads neither the file's classifiers nor what
         does not belong to the network.
-      say: is told in a line each what was chosen, resized or not read.
+      say: receives one line for whatever is chosen, resized or not read.
 
     Returns:
       (params, model_state) of the same structure, shapes and dtypes, as arrays on the host.
@@ -91,7 +90,7 @@ def load_weights(
     Raises:
       UsageError: no such file, a pickle (the message has the command that converts it), or a
         network that is not the model: parameters without a tensor, tensors without a parameter,
-        other shapes, other pooling, blurred or not.
+        other shapes, pooling or blurring.
       DataError: not a safetensors file, unknown names, dtypes other than F16, BF16, F32 and F64,
         NaN or infinite values.
       ValueError: `head` is neither "load" nor "skip".
@@ -99,16 +98,16 @@ def load_weights(
     if head not in get_args(Head):
         raise ValueError(f"head must be one of {', '.join(get_args(Head))}; got {head!r}")
     path = pathlib.Path(path)
-    layout, tensors, others = _network(path, read_tensors(path), say)
-    if not isinstance(backbone, layout.network):
+    table, tensors, others = _network(path, read_tensors(path), say)
+    if not isinstance(backbone, table.network):
         raise UsageError(
-            f"{path} holds a {layout.title}, the model's backbone is a {type(backbone).__name__}; "
-            f"legal: {layout.network.__name__}"
+            f"{path} holds a {table.title}, the model's backbone is a {type(backbone).__name__}; "
+            f"legal: {table.network.__name__}"
         )
     if isinstance(backbone, ViT):
         _check_pool(path, tensors, backbone)
     if head == "skip":
-        left = [name for name in tensors if _of_head(layout, name)] + list(others)
+        left = [name for name in tensors if _of_head(table, name)] + list(others)
         if left:
             say(f"not read of {path}: {some(left)}")
     else:
@@ -121,7 +120,7 @@ def load_weights(
     legal = "the very network that the model is (layers, widths, image size, classes)"
     if head == "load":
         legal += ", or head='skip' to leave the model's head as it is"
-    parts = assign(path, layout, tensors, wanted, _classifiers(params), head, legal)
+    parts = assign(path, table, tensors, wanted, _classifiers(params), head, legal)
     if isinstance(backbone, ResNet):
         _check_blur(path, tensors, parts, backbone)
     else:
@@ -139,7 +138,7 @@ def load_weights(
 
 
 class Part(NamedTuple):
-    """A tensor, or a part of one, in our layout."""
+    """A tensor, or a part of one, in our shape."""
 
     name: str  # in the file
     array: np.ndarray
@@ -212,13 +211,13 @@ def _conversion(path: pathlib.Path) -> str:
 
 def _network(
     path: pathlib.Path, tensors: dict[str, Any], say: Callable[[str], None]
-) -> tuple[Layout, dict[str, Any], dict[str, Any]]:
-    """The network to read: its layout, its tensors by name without prefix, and what is left.
+) -> tuple[TensorNames, dict[str, Any], dict[str, Any]]:
+    """The network to read: its table, its tensors by name without prefix, and what is left.
 
     The last are the tensors outside of every network.
 
     Raises:
-      DataError: no network that we know, or two tensors of one name.
+      DataError: no known network, or two tensors of one name.
       UsageError: several networks.
     """
     plain: dict[str, Any] = {}
@@ -231,8 +230,8 @@ def _network(
     found = detect(plain)
     if not found:
         raise DataError(
-            f"{path}: names such as {some(tensors) or '(none)'} are of no layout that we know; "
-            f"legal: {', '.join(known.title for known in LAYOUTS)}"
+            f"{path}: names such as {some(tensors) or '(none)'} belong to no known network; "
+            f"legal: {', '.join(known.title for known in KNOWN)}"
         )
     averaged = [pair for pair in found if _AVERAGED & set(pair[1].split("."))]
     chosen = averaged or found
@@ -242,7 +241,7 @@ def _network(
             f"{path} holds {len(chosen)} networks, whose names begin with {names}; "
             "legal: a file with one of them"
         )
-    layout, prefix = chosen[0]
+    table, prefix = chosen[0]
     inside = {name.removeprefix(prefix): t for name, t in plain.items() if name.startswith(prefix)}
     unread = tuple(other for _, other in found if other != prefix)
     if unread:
@@ -251,11 +250,11 @@ def _network(
             f"{', '.join(map(repr, unread))}"
         )
     others = {n: t for n, t in plain.items() if not n.startswith((prefix, *unread))}
-    return layout, inside, others
+    return table, inside, others
 
 
-def _of_head(layout: Layout, name: str) -> bool:
-    targets, _ = find(layout, name) or (("",), None)
+def _of_head(table: TensorNames, name: str) -> bool:
+    targets, _ = find(table, name) or (("",), None)
     return targets[0].startswith("head/")
 
 
@@ -264,7 +263,7 @@ def _array(path: pathlib.Path, name: str, tensor: dict[str, Any]) -> np.ndarray:
         raise DataError(
             f"{path}: {name} has dtype {tensor['dtype']}, legal are {', '.join(_DTYPES)}"
         )
-    # The file is little-endian, as every machine is that JAX runs on.
+    # The file is little-endian, as is every machine that JAX runs on.
     return np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
 
 
@@ -281,11 +280,11 @@ def numbers(path: pathlib.Path, target: str, part: Part) -> np.ndarray:
 
 
 def _classifiers(params: Tree) -> dict[str, str]:
-    """What `layouts` calls the head's parameters -> what they are called."""
+    """The names that `tensor_names` has for the head's parameters -> their real names."""
     if "head" not in params:
         return {}
     names = [name for name, _ in named(params["head"]) if name.startswith("kernel")]
-    # "kernel" of a shared or fixed head; else kernel_0008, kernel_0016...: their number sorts.
+    # "kernel" of a shared or fixed head; else kernel_0008, kernel_0016..., sorted by their number.
     names.sort(key=lambda name: int(name.partition("_")[2] or 0))
     return {
         f"head/{g}/{kind}": f"head/{name.replace('kernel', kind)}"
@@ -296,7 +295,7 @@ def _classifiers(params: Tree) -> dict[str, str]:
 
 def assign(
     path: pathlib.Path,
-    layout: Layout,
+    table: TensorNames,
     tensors: dict[str, Any],
     wanted: dict[str, tuple[int, ...]],
     classifiers: dict[str, str],
@@ -306,7 +305,8 @@ def assign(
     """Every wanted parameter's part of the file; refuses what is missing, left over or misshapen.
 
     Args:
-      path, layout: of the file.
+      path: of the file.
+      table: of its names.
       tensors: of the file.
       wanted: shapes of the parameters to load.
       classifiers: see `_classifiers`.
@@ -319,13 +319,13 @@ def assign(
     parts: dict[str, Part] = {}
     left, wrong = [], []
     for name, tensor in tensors.items():
-        if re.fullmatch(layout.ignored, name):
+        if re.fullmatch(table.ignored, name):
             continue
-        targets, form = find(layout, name) or ((), None)
+        targets, form = find(table, name) or ((), None)
         if head == "skip" and targets and targets[0].startswith("head/"):
             continue
         targets = [classifiers.get(target, target) for target in targets]
-        # A second tensor for the same parameter is as wrong as one that has none.
+        # A second tensor for one parameter is as wrong as a tensor without a parameter.
         if not targets or any(target not in wanted or target in parts for target in targets):
             left.append(name)
             continue
@@ -348,13 +348,13 @@ def assign(
     ]
     if problems:
         raise UsageError(
-            f"{path} ({layout.title}) does not fit the model: {'; '.join(problems)}; legal: {legal}"
+            f"{path} ({table.title}) does not fit the model: {'; '.join(problems)}; legal: {legal}"
         )
     return parts
 
 
 def _fits(target: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Whether a parameter has the wanted shape, or is resized to it by `_resize_positions`."""
+    """Whether a parameter has the wanted shape or can be resized to it by `_resize_positions`."""
     if target != "backbone/position" or shape[1:] != wanted[1:]:
         return shape == wanted
     # Both are square grids of patches, after a class token or none.
@@ -364,7 +364,7 @@ def _fits(target: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 
 
 def _side(patches: int) -> int:
-    """Patches per side of a square of so many; 0 if they are none."""
+    """Patches per side of a square of so many; 0 if they do not form a square."""
     side = math.isqrt(max(patches, 0))
     return side if side**2 == patches else 0
 
@@ -392,15 +392,15 @@ def _resize_positions(
 
 
 def _check_pool(path: pathlib.Path, tensors: dict[str, Any], backbone: ViT) -> None:
-    """Refuses a ViT that pools its tokens otherwise than the backbone."""
+    """Refuses a ViT that pools its tokens differently from the backbone."""
     last = {name.rpartition(".")[0] for name in tensors}
     class_token = any(re.fullmatch(r"(.*\.)?cls_token", name) for name in tensors)
     norm_of_mean = "fc_norm" in last
     if class_token == norm_of_mean:
         both = "both" if class_token else "neither"
         raise UsageError(
-            f"{path}: a ViT with {both} of class token and fc_norm is none of ours; legal: a class "
-            "token and the norm of all tokens (pool 'cls'), or fc_norm alone (pool 'gap')"
+            f"{path}: a ViT with {both} of class token and fc_norm is not supported; legal: a "
+            "class token and the norm of all tokens (pool 'cls'), or fc_norm alone (pool 'gap')"
         )
     pool = "cls" if class_token else "gap"
     if pool != backbone.pool:
@@ -413,7 +413,7 @@ def _check_pool(path: pathlib.Path, tensors: dict[str, Any], backbone: ViT) -> N
 def _check_blur(
     path: pathlib.Path, tensors: dict[str, Any], parts: dict[str, Part], backbone: ResNet
 ) -> None:
-    """Refuses a ResNet that blurs before other convolutions than the backbone, or otherwise."""
+    """Refuses a ResNet that does not blur where the backbone does, or blurs with another filter."""
     strided = "conv2" if backbone.bottleneck else "conv1"
     ours = {
         target

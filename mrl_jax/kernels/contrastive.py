@@ -87,15 +87,15 @@ def nested_info_nce(
       nesting: granularities and weights c_m.
       temperature: what cosines are divided by: one positive number or one per granularity [G];
         may be learned.
-      symmetric: the mean of both directions; in the second, rows of b among all rows of a. It is a
-        call of its own: twice the work.
+      symmetric: the mean of both directions; in the second, rows of b among all rows of a. It is
+        computed separately, so this is twice the work.
       mask: [B], 1 for pairs that count and 0 for padding, which may hold anything and is nobody's
         negative; or [B, N] bool, False where a column is no negative for a row, for example
         a duplicate of its own; or both, as a tuple. The second direction reads [B, N] transposed.
         What [B, N] says of a pair itself is not read.
       extra_negatives: [K, >= m_G] more columns, N = B + K, after those of the batch.
       implementation: "xla"; "pallas", one fused kernel for TPU and GPU, see
-        `pallas_logsumexp`; "auto" is "xla".
+        `kernels.pallas.logsumexp`; "auto" is "xla".
       mesh: with it, rows are split over `batch_axes`. A device gathers all columns and goes through
         its own rows, so all rows of all devices are negatives.
       batch_axes: mesh axes of the rows.

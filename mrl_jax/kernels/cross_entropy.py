@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from mrl_jax.kernels import linear_softmax
-from mrl_jax.kernels.linear_softmax import Layout
+from mrl_jax.kernels.linear_softmax import Cut
 from mrl_jax.kernels.prefix import prefix_dots, prefix_norms
 from mrl_jax.kernels.sharding import check_mesh
 from mrl_jax.kernels.weighted_sum import weighted_sum
-from mrl_jax.nesting import Nesting
+from mrl_jax.nesting import Nesting, blocks_of
 
 Form = Literal["blockwise", "streamed"]
 Implementation = Literal["auto", "xla", "pallas"]
@@ -22,8 +22,8 @@ Arrays = jax.Array | Sequence[jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Plan:
-    """What is static about a call; hashable, so that it can be an argument of `custom_vjp`."""
+class _LossCall:
+    """The static part of a call; hashable, so that it can be an argument of `custom_vjp`."""
 
     dims: tuple[int, ...]
     form: Form
@@ -33,8 +33,7 @@ class _Plan:
     batch_axes: tuple[str, ...]
     class_axis: str | None
 
-    def layout(self, dims: tuple[int, ...], rows: int, classes: int) -> Layout:
-        blocks = tuple(zip((0, *dims[:-1]), dims, strict=True))
+    def cut(self, dims: tuple[int, ...], rows: int, classes: int) -> Cut:
         # Blockwise tiles hold about one array of logits; streamed ones hold every granularity's.
         tile = linear_softmax.class_tile(
             rows, classes, 1 if self.form == "blockwise" else len(dims)
@@ -42,42 +41,42 @@ class _Plan:
         kept = ()
         if self.form == "blockwise":
             kept = linear_softmax.kept_granularities(dims, whole=tile >= classes)
-        return Layout(blocks, tile, kept, self.smoothing, self.class_axis)
+        return Cut(blocks_of(dims), tile, kept, self.smoothing, self.class_axis)
 
 
-def _heads(plan: _Plan, z_bd, kernels, biases, row_gb):
-    """The linear layers to go through: (granularities, layout, arrays) of each.
+def _heads(call: _LossCall, z_bd, kernels, biases, row_gb):
+    """The linear layers to go through: (granularities, cut, arrays) of each.
 
     A shared kernel is one layer with G granularities; separate ones are G layers with one each.
     """
     rows = z_bd.shape[0]
-    if plan.shared:
-        every = slice(0, len(plan.dims))
-        layout = plan.layout(plan.dims, rows, kernels[0].shape[1])
-        yield every, layout, (z_bd, kernels[0], biases[0], row_gb)
+    if call.shared:
+        every = slice(0, len(call.dims))
+        cut = call.cut(call.dims, rows, kernels[0].shape[1])
+        yield every, cut, (z_bd, kernels[0], biases[0], row_gb)
         return
-    for g, m in enumerate(plan.dims):
-        layout = plan.layout((m,), rows, kernels[g].shape[1])
+    for g, m in enumerate(call.dims):
+        cut = call.cut((m,), rows, kernels[g].shape[1])
         row_1b = None if row_gb is None else row_gb[g : g + 1]
-        yield slice(g, g + 1), layout, (z_bd[:, :m], kernels[g], biases[g], row_1b)
+        yield slice(g, g + 1), cut, (z_bd[:, :m], kernels[g], biases[g], row_1b)
 
 
-def _local_losses(plan: _Plan, inputs, labels_b):
-    heads = _heads(plan, *inputs)
+def _local_losses(call: _LossCall, inputs, labels_b):
+    heads = _heads(call, *inputs)
     return jnp.concatenate(
-        [linear_softmax.losses(layout, *arrays, labels_b) for _, layout, arrays in heads]
+        [linear_softmax.losses(cut, *arrays, labels_b) for _, cut, arrays in heads]
     )
 
 
-def _local_losses_and_gradients(plan: _Plan, inputs, labels_b, weights_gb):
+def _local_losses_and_gradients(call: _LossCall, inputs, labels_b, weights_gb):
     z_bd, _, _, row_gb = inputs
     losses, dkernels, dbiases, drow, dz_bd = [], [], [], [], None
-    for which, layout, (head_z_bd, *arrays) in _heads(plan, *inputs):
+    for which, cut, (head_z_bd, *arrays) in _heads(call, *inputs):
         if dz_bd is not None:
             # One layer after the other, so that the [B, C] arrays of one are gone before the next.
             head_z_bd = linear_softmax.in_turn(head_z_bd, dz_bd, dkernels[-1])
         loss_gb, (dz, dkernel, dbias, drow_gb) = linear_softmax.losses_and_gradients(
-            layout, head_z_bd, *arrays, labels_b, weights_gb[which]
+            cut, head_z_bd, *arrays, labels_b, weights_gb[which]
         )
         padding = ((0, 0), (0, z_bd.shape[1] - dz.shape[1]))
         dz_bd = jnp.pad(dz, padding) if dz_bd is None else jnp.pad(dz, padding) + dz_bd
@@ -85,47 +84,47 @@ def _local_losses_and_gradients(plan: _Plan, inputs, labels_b, weights_gb):
         dkernels.append(dkernel)
         dbiases.append(dbias)
         drow.append(drow_gb)
-    if plan.batch_axes:
-        dkernels, dbiases = jax.lax.psum((dkernels, dbiases), plan.batch_axes)
+    if call.batch_axes:
+        dkernels, dbiases = jax.lax.psum((dkernels, dbiases), call.batch_axes)
     drow_gb = None if row_gb is None else jnp.concatenate(drow)
     return jnp.concatenate(losses), (dz_bd, tuple(dkernels), tuple(dbiases), drow_gb)
 
 
-def _on_mesh(plan: _Plan, function, *arrays):
+def _on_mesh(call: _LossCall, function, *arrays):
     """Runs a local function on every device's rows and classes, or just runs it."""
-    if plan.mesh is None:
-        return function(plan, *arrays)
-    rows, rows_of_g = PartitionSpec(plan.batch_axes), PartitionSpec(None, plan.batch_axes)
-    inputs = (rows, PartitionSpec(None, plan.class_axis), PartitionSpec(plan.class_axis), rows_of_g)
+    if call.mesh is None:
+        return function(call, *arrays)
+    rows, rows_of_g = PartitionSpec(call.batch_axes), PartitionSpec(None, call.batch_axes)
+    inputs = (rows, PartitionSpec(None, call.class_axis), PartitionSpec(call.class_axis), rows_of_g)
     # Every output is either split like its input or summed over the axes it is not split over;
     # the checker cannot see that through while loops.
     return jax.shard_map(
-        functools.partial(function, plan),
-        mesh=plan.mesh,
+        functools.partial(function, call),
+        mesh=call.mesh,
         in_specs=(inputs, rows, rows_of_g)[: len(arrays)],
         out_specs=rows_of_g if function is _local_losses else (rows_of_g, inputs),
         check_vma=False,
     )(*arrays)
 
 
-def _pallas_losses(plan: _Plan, z_bd, kernels, biases, row_gb, labels_b) -> jax.Array:
-    """Losses [G, B]: log-sum-exp from the kernel, the targets' logits beside it."""
+def _pallas_losses(call: _LossCall, z_bd, kernels, biases, row_gb, labels_b) -> jax.Array:
+    """Losses [G, B]: log-sum-exp from the kernel, the targets' logits from here."""
     # Not at the top: it imports Pallas' TPU and GPU back ends, which nothing else needs.
     from mrl_jax.kernels.pallas.logsumexp import nested_logsumexp_pallas
 
     if row_gb is None:
-        row_gb = jnp.ones((len(plan.dims), z_bd.shape[0]))
-    heads, rows = [plan.dims], [row_gb]
-    if not plan.shared:
-        heads, rows = [(m,) for m in plan.dims], list(row_gb[:, None])
+        row_gb = jnp.ones((len(call.dims), z_bd.shape[0]))
+    heads, rows = [call.dims], [row_gb]
+    if not call.shared:
+        heads, rows = [(m,) for m in call.dims], list(row_gb[:, None])
     losses = []
     for dims, kernel_dc, bias_c, row_hb in zip(heads, kernels, biases, rows, strict=True):
         x_bd, w_cd = z_bd[:, : dims[-1]], kernel_dc.T.astype(z_bd.dtype)
         lse_hb = nested_logsumexp_pallas(x_bd, w_cd, Nesting(dims), row_gb=row_hb, bias_gn=bias_c)
         target_hb = prefix_dots(x_bd, w_cd[labels_b], dims) * row_hb + bias_c[labels_b][None]
-        if plan.smoothing:
+        if call.smoothing:
             mean_hb = prefix_dots(x_bd, w_cd.mean(0, keepdims=True), dims) * row_hb + bias_c.mean()
-            target_hb = (1 - plan.smoothing) * target_hb + plan.smoothing * mean_hb
+            target_hb = (1 - call.smoothing) * target_hb + call.smoothing * mean_hb
         losses.append(lse_hb - target_hb)
     return jnp.concatenate(losses)
 
@@ -168,7 +167,7 @@ def nested_linear_cross_entropy(
         and recomputes next to nothing. "streamed" goes through tiles of classes twice: one extra
         forward pass, no [B, C] array at all.
       implementation: "xla", or "pallas": a fused kernel for TPU and GPU, streamed, on one device;
-        see `pallas_logsumexp`. "auto" is "xla" until the other one was measured to be faster.
+        see `kernels.pallas.logsumexp`. "auto" is "xla", as the kernel was never timed on a device.
       mesh: with it, rows are split over `batch_axes` and classes over `class_axis`, and every
         device works on its own part; kernels are gathered over all other axes.
       batch_axes: mesh axes of the rows.
@@ -218,15 +217,15 @@ def nested_linear_cross_entropy(
     row_gb = 1 / prefix_norms(z_bd, nesting.dims) if normalize == "prefix" else None
     mean_b = jnp.where(valid_b, jnp.ones((), dtype) / count, 0)
     weights_g = jnp.asarray(nesting.weights, dtype)
-    plan = _Plan(nesting.dims, form, label_smoothing, shared, mesh, batch_axes, class_axis)
+    call = _LossCall(nesting.dims, form, label_smoothing, shared, mesh, batch_axes, class_axis)
     weights_gb = weights_g[:, None] * mean_b[None]
     if implementation == "pallas":
-        loss_gb = _pallas_losses(plan, z_bd, kernels, biases, row_gb, labels_b)
+        loss_gb = _pallas_losses(call, z_bd, kernels, biases, row_gb, labels_b)
         loss = (weights_gb * loss_gb).sum()
     else:
         loss, loss_gb = weighted_sum(
-            functools.partial(_on_mesh, plan, _local_losses),
-            functools.partial(_on_mesh, plan, _local_losses_and_gradients),
+            functools.partial(_on_mesh, call, _local_losses),
+            functools.partial(_on_mesh, call, _local_losses_and_gradients),
             (z_bd, kernels, biases, row_gb),
             labels_b,
             weights_gb,

@@ -31,7 +31,7 @@ MAX_KEPT = 5
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class Cut:
     """How the work on [B, C] logits is cut: static, so part of the compiled program.
 
     Attributes:
@@ -108,8 +108,8 @@ def _over_tiles(classes: int, tile: int, body: Callable, carry):
 class _Tile:
     """One tile of classes: its weights and targets, sliced when they are asked for."""
 
-    def __init__(self, layout: Layout, z_bd, kernel_dc, bias_c, row_gb, labels_b, start, size):
-        self.layout, self.start, self.size = layout, start, size
+    def __init__(self, cut: Cut, z_bd, kernel_dc, bias_c, row_gb, labels_b, start, size):
+        self.cut, self.start, self.size = cut, start, size
         self.z_bd, self.kernel_dc, self.row_gb = z_bd, kernel_dc, row_gb
         self.dtype = jnp.promote_types(z_bd.dtype, jnp.float32)
         self.bias_1c = lax.dynamic_slice_in_dim(bias_c, start, size)[None].astype(self.dtype)
@@ -117,12 +117,12 @@ class _Tile:
 
     def dims(self, g: int, late: jax.Array | int) -> jax.Array:
         """The rows' dims that granularity g adds."""
-        lo, hi = self.layout.blocks[g]
+        lo, hi = self.cut.blocks[g]
         return lax.dynamic_slice_in_dim(self.z_bd, lo + late, hi - lo, 1)
 
     def kernel(self, g: int, late: jax.Array | int) -> jax.Array:
         """The part of the kernel that granularity g adds."""
-        lo, hi = self.layout.blocks[g]
+        lo, hi = self.cut.blocks[g]
         block = lax.dynamic_slice(self.kernel_dc, (lo + late, self.start), (hi - lo, self.size))
         return block.astype(self.z_bd.dtype)
 
@@ -149,29 +149,29 @@ class _Tile:
         """This tile's part of the target distribution."""
         hit_bc = jnp.arange(self.size)[None] == self.labels_b[:, None]
         one_hot_bc = hit_bc.astype(self.dtype)
-        smoothing = self.layout.smoothing
+        smoothing = self.cut.smoothing
         return (1 - smoothing) * one_hot_bc + smoothing / classes if smoothing else one_hot_bc
 
 
-def _all_classes(x, layout: Layout):
-    return lax.psum(x, layout.class_axis) if layout.class_axis else x
+def _all_classes(x, cut: Cut):
+    return lax.psum(x, cut.class_axis) if cut.class_axis else x
 
 
-def _local_labels(labels_b: jax.Array, classes: int, layout: Layout) -> jax.Array:
+def _local_labels(labels_b: jax.Array, classes: int, cut: Cut) -> jax.Array:
     """Labels counted from this device's first class."""
-    return labels_b - lax.axis_index(layout.class_axis) * classes if layout.class_axis else labels_b
+    return labels_b - lax.axis_index(cut.class_axis) * classes if cut.class_axis else labels_b
 
 
-def _forward(layout: Layout, z_bd, kernel_dc, bias_c, row_gb, labels_b, kept: tuple[int, ...]):
+def _forward(cut: Cut, z_bd, kernel_dc, bias_c, row_gb, labels_b, kept: tuple[int, ...]):
     """Sweeps up: log-sum-exp and loss of every granularity, and the running sums to keep."""
     rows, classes = z_bd.shape[0], kernel_dc.shape[1]
-    count = len(layout.blocks)
+    count = len(cut.blocks)
     dtype = jnp.promote_types(z_bd.dtype, jnp.float32)
-    whole = classes <= layout.class_tile
+    whole = classes <= cut.class_tile
 
     def sweep(start, size, carry):
         peak_gb, mass_gb, target_gb, saved = carry
-        tile = _Tile(layout, z_bd, kernel_dc, bias_c, row_gb, labels_b, start, size)
+        tile = _Tile(cut, z_bd, kernel_dc, bias_c, row_gb, labels_b, start, size)
         late, running_bc, stats, saved = 0, None, [], list(saved)
         for g in range(count):
             block_bc = tile.product(g, late)
@@ -182,9 +182,9 @@ def _forward(layout: Layout, z_bd, kernel_dc, bias_c, row_gb, labels_b, kept: tu
             ones_c = jnp.ones((size,), dtype)
             mass_b = exact_dot(jnp.exp(logits_bc - peak_b[:, None]), ones_c)
             mass_b += mass_gb[g] * jnp.exp(peak_gb[g] - peak_b)
-            target_b = (1 - layout.smoothing) * tile.label_logit(logits_bc)
-            if layout.smoothing:
-                everywhere = layout.smoothing / _class_count(classes, layout)
+            target_b = (1 - cut.smoothing) * tile.label_logit(logits_bc)
+            if cut.smoothing:
+                everywhere = cut.smoothing / _class_count(classes, cut)
                 target_b += everywhere * exact_dot(logits_bc, ones_c)
             stats.append((peak_b, mass_b, target_gb[g] + target_b))
             late = _after(mass_b)
@@ -203,38 +203,38 @@ def _forward(layout: Layout, z_bd, kernel_dc, bias_c, row_gb, labels_b, kept: tu
     if whole:
         peak_gb, mass_gb, target_gb, saved = sweep(0, classes, carry)
     else:
-        peak_gb, mass_gb, target_gb, saved = _over_tiles(classes, layout.class_tile, sweep, carry)
-    if layout.class_axis:
-        peak_all_gb = lax.pmax(peak_gb, layout.class_axis)
-        mass_gb = _all_classes(mass_gb * jnp.exp(peak_gb - peak_all_gb), layout)
-        peak_gb, target_gb = peak_all_gb, _all_classes(target_gb, layout)
+        peak_gb, mass_gb, target_gb, saved = _over_tiles(classes, cut.class_tile, sweep, carry)
+    if cut.class_axis:
+        peak_all_gb = lax.pmax(peak_gb, cut.class_axis)
+        mass_gb = _all_classes(mass_gb * jnp.exp(peak_gb - peak_all_gb), cut)
+        peak_gb, target_gb = peak_all_gb, _all_classes(target_gb, cut)
     lse_gb = jnp.log(mass_gb) + peak_gb
     return lse_gb - target_gb, lse_gb, saved
 
 
-def _class_count(classes: int, layout: Layout) -> int:
-    return classes * (lax.axis_size(layout.class_axis) if layout.class_axis else 1)
+def _class_count(classes: int, cut: Cut) -> int:
+    return classes * (lax.axis_size(cut.class_axis) if cut.class_axis else 1)
 
 
-def _backward(layout: Layout, z_bd, kernel_dc, bias_c, row_gb, labels_b, weights_gb, lse_gb, saved):
+def _backward(cut: Cut, z_bd, kernel_dc, bias_c, row_gb, labels_b, weights_gb, lse_gb, saved):
     """Sweeps down: the gradients, from the largest granularity to the smallest."""
     rows, classes = z_bd.shape[0], kernel_dc.shape[1]
-    count, width = len(layout.blocks), layout.blocks[-1][1]
+    count, width = len(cut.blocks), cut.blocks[-1][1]
     dtype = lse_gb.dtype
     # Once per call instead of once per tile; the barrier keeps XLA from folding it back in.
-    tiled = classes > layout.class_tile
+    tiled = classes > cut.class_tile
     z_db = lax.optimization_barrier(z_bd.T) if tiled else None
 
     def sweep(start, size):
-        tile = _Tile(layout, z_bd, kernel_dc, bias_c, row_gb, labels_b, start, size)
-        alive, late = dict(zip(layout.kept, saved, strict=True)), 0
-        if tiled or not layout.kept:
+        tile = _Tile(cut, z_bd, kernel_dc, bias_c, row_gb, labels_b, start, size)
+        alive, late = dict(zip(cut.kept, saved, strict=True)), 0
+        if tiled or not cut.kept:
             alive = {g: lax.dynamic_slice_in_dim(x, start, size, 1) for g, x in alive.items()}
-            for g in range(layout.kept[0] if layout.kept else count):
+            for g in range(cut.kept[0] if cut.kept else count):
                 block_bc = tile.product(g, late)
                 alive[g] = alive[g - 1] + block_bc if g else block_bc
                 late = _after(alive[g])
-        target_bc = tile.target(_class_count(classes, layout))
+        target_bc = tile.target(_class_count(classes, cut))
         running_bc = suffix_bc = dbias_c = 0
         dz, dkernel, drow = [], [], []
         for g in reversed(range(count)):
@@ -250,7 +250,7 @@ def _backward(layout: Layout, z_bd, kernel_dc, bias_c, row_gb, labels_b, weights
             narrow_bc = suffix_bc.astype(z_bd.dtype)
             dz.append(jnp.matmul(narrow_bc, tile.kernel(g, late).T, preferred_element_type=dtype))
             if tiled:
-                lo, hi = layout.blocks[g]
+                lo, hi = cut.blocks[g]
                 dims_mb = lax.dynamic_slice_in_dim(z_db, lo + late, hi - lo, 0)
             else:
                 dims_mb = tile.dims(g, late).T
@@ -269,7 +269,7 @@ def _backward(layout: Layout, z_bd, kernel_dc, bias_c, row_gb, labels_b, weights
         def accumulate(start, size, carry):
             dz_bd, dkernel_dc, dbias_c, drow_gb = carry
             dz, dkernel, dbias_tile_c, drow_tile_gb = sweep(start, size)
-            for (lo, _), dz_block, dkernel_block in zip(layout.blocks, dz, dkernel, strict=True):
+            for (lo, _), dz_block, dkernel_block in zip(cut.blocks, dz, dkernel, strict=True):
                 before = lax.dynamic_slice(dz_bd, (0, lo), dz_block.shape)
                 dz_bd = lax.dynamic_update_slice(dz_bd, before + dz_block, (0, lo))
                 dkernel_dc = lax.dynamic_update_slice(dkernel_dc, dkernel_block, (lo, start))
@@ -283,56 +283,54 @@ def _backward(layout: Layout, z_bd, kernel_dc, bias_c, row_gb, labels_b, weights
             None if row_gb is None else jnp.zeros_like(weights_gb),
         )
         dz_bd, dkernel_dc, dbias_c, drow_gb = _over_tiles(
-            classes, layout.class_tile, accumulate, zeros
+            classes, cut.class_tile, accumulate, zeros
         )
     if row_gb is not None:
-        drow_gb = _all_classes(drow_gb, layout)
-    return _all_classes(dz_bd, layout), dkernel_dc, dbias_c, drow_gb
+        drow_gb = _all_classes(drow_gb, cut)
+    return _all_classes(dz_bd, cut), dkernel_dc, dbias_c, drow_gb
 
 
-def losses(layout: Layout, z_bd, kernel_dc, bias_c, row_gb, labels_b) -> jax.Array:
+def losses(cut: Cut, z_bd, kernel_dc, bias_c, row_gb, labels_b) -> jax.Array:
     """Cross-entropy of every granularity and row, [G, B], without any [B, C] array kept.
 
     Args:
-      layout: how to cut the work.
+      cut: how to cut the work.
       z_bd: [B, m_G] rows.
       kernel_dc: [m_G, C].
       bias_c: [C].
       row_gb: [G, B] scales of the rows per granularity, or None for 1.
       labels_b: [B] integer classes, counted over all devices.
     """
-    labels_b = _local_labels(labels_b, kernel_dc.shape[1], layout)
-    return _forward(layout, z_bd, kernel_dc, bias_c, row_gb, labels_b, ())[0]
+    labels_b = _local_labels(labels_b, kernel_dc.shape[1], cut)
+    return _forward(cut, z_bd, kernel_dc, bias_c, row_gb, labels_b, ())[0]
 
 
 def losses_and_gradients(
-    layout: Layout, z_bd, kernel_dc, bias_c, row_gb, labels_b, weights_gb
+    cut: Cut, z_bd, kernel_dc, bias_c, row_gb, labels_b, weights_gb
 ) -> tuple[jax.Array, tuple]:
     """`losses`, and the gradients of sum(weights_gb * losses) as (dz, dkernel, dbias, drow).
 
     dkernel and dbias are those of this device's rows. All are float32 or wider; drow is None if
     row_gb is.
     """
-    labels_b = _local_labels(labels_b, kernel_dc.shape[1], layout)
-    chunks = row_chunks(z_bd.shape[0], len(layout.kept))
+    labels_b = _local_labels(labels_b, kernel_dc.shape[1], cut)
+    chunks = row_chunks(z_bd.shape[0], len(cut.kept))
     if chunks > 1:
-        return _in_row_chunks(chunks, layout, z_bd, kernel_dc, bias_c, row_gb, labels_b, weights_gb)
+        return _in_row_chunks(chunks, cut, z_bd, kernel_dc, bias_c, row_gb, labels_b, weights_gb)
     arrays = (z_bd, kernel_dc, bias_c, row_gb, labels_b)
-    loss_gb, lse_gb, saved = _forward(layout, *arrays, layout.kept)
-    return loss_gb, _backward(layout, *arrays, weights_gb, lse_gb, saved)
+    loss_gb, lse_gb, saved = _forward(cut, *arrays, cut.kept)
+    return loss_gb, _backward(cut, *arrays, weights_gb, lse_gb, saved)
 
 
-def _in_row_chunks(
-    chunks: int, layout: Layout, z_bd, kernel_dc, bias_c, row_gb, labels_b, weights_gb
-):
+def _in_row_chunks(chunks: int, cut: Cut, z_bd, kernel_dc, bias_c, row_gb, labels_b, weights_gb):
     rows = z_bd.shape[0]
     size = -(-rows // chunks)
 
     def step(sums, chunk):
         z_rd, row_gr, labels_r, weights_gr = chunk
         arrays = (z_rd, kernel_dc, bias_c, row_gr, labels_r)
-        loss_gr, lse_gr, saved = _forward(layout, *arrays, layout.kept)
-        dz_rd, dkernel_dc, dbias_c, drow_gr = _backward(layout, *arrays, weights_gr, lse_gr, saved)
+        loss_gr, lse_gr, saved = _forward(cut, *arrays, cut.kept)
+        dz_rd, dkernel_dc, dbias_c, drow_gr = _backward(cut, *arrays, weights_gr, lse_gr, saved)
         return (sums[0] + dkernel_dc, sums[1] + dbias_c), (loss_gr, dz_rd, drow_gr)
 
     dtype = weights_gb.dtype

@@ -7,16 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# For sums that are written as products: matmuls of float32 round their inputs on TPU and GPU.
+from mrl_jax.nesting import blocks_of
+
+# For sums written as products: on TPU and GPU, matmuls of float32 round their inputs otherwise.
 exact_dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
 
 
-def _blocks(dims: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    return tuple(zip((0, *dims[:-1]), dims, strict=True))
-
-
 def prefix_matmul(a_bd: jax.Array, w_dc: jax.Array, dims: Sequence[int]) -> jax.Array:
-    """The products a[:, :m] @ w[:m] for every m of `dims`, at the FLOPs of the largest alone.
+    """The products a[:, :m] @ w[:m] for every m of `dims`, for the FLOPs of the largest alone.
 
     The product over the first m_g dims is the one over m_{g-1} dims plus one block product, so
     MRL-E's logits (arXiv 2205.13147, section 3) and nested similarity matrices need each dim only
@@ -35,7 +33,7 @@ def prefix_matmul(a_bd: jax.Array, w_dc: jax.Array, dims: Sequence[int]) -> jax.
         raise ValueError(f"prefix {dims[-1]} exceeds operands of {a_bd.shape} and {w_dc.shape}")
     dtype = jnp.promote_types(jnp.result_type(a_bd, w_dc), jnp.float32)
     running_bc, products = None, []
-    for lo, hi in _blocks(dims):
+    for lo, hi in blocks_of(dims):
         block_bc = jnp.matmul(a_bd[:, lo:hi], w_dc[lo:hi], preferred_element_type=dtype)
         running_bc = block_bc if running_bc is None else running_bc + block_bc
         products.append(running_bc)
@@ -50,7 +48,7 @@ def prefix_norms(a_bd: jax.Array, dims: Sequence[int], epsilon: float = 1e-12) -
     if dims[-1] > a_bd.shape[-1]:
         raise ValueError(f"prefix {dims[-1]} exceeds rows of {a_bd.shape}")
     squares_bd = jnp.square(a_bd.astype(jnp.promote_types(a_bd.dtype, jnp.float32)))
-    blocks_gb = jnp.stack([squares_bd[:, lo:hi].sum(-1) for lo, hi in _blocks(dims)])
+    blocks_gb = jnp.stack([squares_bd[:, lo:hi].sum(-1) for lo, hi in blocks_of(dims)])
     return jnp.sqrt(jnp.maximum(jnp.cumsum(blocks_gb, axis=0), epsilon**2))
 
 

@@ -17,9 +17,10 @@ from jax.sharding import Mesh
 
 from mrl_jax.kernels.chunks import cut_rows, join_rows
 from mrl_jax.kernels.prefix import exact_dot
+from mrl_jax.nesting import blocks_of
 
-# More granularities than this are a loop in the compiled program, not a line each: compiling 48
-# takes ten seconds otherwise. A few lines per turn of the loop save it copies.
+# More granularities than this become a loop in the compiled program instead of being unrolled:
+# compiling 48 takes ten seconds otherwise. Several granularities per turn of the loop save copies.
 MAX_UNROLLED = 12
 LOOP_UNROLL = 4
 
@@ -57,8 +58,8 @@ class Kept(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is static about a call; hashable, so that it can be an argument of `custom_vjp`."""
+class SumCall:
+    """The static part of a call; hashable, so that it can be an argument of `custom_vjp`."""
 
     dims: tuple[int, ...]
     reduction: Reduction
@@ -67,8 +68,8 @@ class Plan:
 
     @property
     def blocks(self) -> tuple[tuple[int, int], ...]:
-        """First and end dim of what each granularity adds to the one before."""
-        return tuple(zip((0, *self.dims[:-1]), self.dims, strict=True))
+        """See `blocks_of`."""
+        return blocks_of(self.dims)
 
     @property
     def largest_block(self) -> int:
@@ -77,12 +78,12 @@ class Plan:
 
     @property
     def looped(self) -> bool:
-        """Many blocks of about one size: zeros make them equal, and one loop body serves all."""
+        """Whether blocks are many and of about one size: padded to it, they share a loop body."""
         count = len(self.dims)
         return count > MAX_UNROLLED and count * self.largest_block <= 2 * self.dims[-1]
 
     def rows_per_tile(self, rows: int, columns: int) -> int:
-        """Rows that go together, so that all tiles are of about equal size: little padding."""
+        """Rows of a tile, so that all tiles are of about the same size and little is padding."""
         elements = LOOPED_TILE_ELEMENTS if self.looped else TILE_ELEMENTS
         tile = min(max(elements // (len(self.dims) * columns), MIN_ROWS), MAX_ROWS)
         tiles = -(-rows // tile)
@@ -107,7 +108,7 @@ def _reduce(reduction: Reduction, logits_rn: jax.Array):
 
 
 def _up(reduction: Reduction, kept_rn, running_rn, of_granularity):
-    """One granularity more: its logits, their value and the gradients that need no other."""
+    """One more granularity: its logits, their value and the gradients that depend on no other."""
     a_rk, w_kn, row_r, col_n, bias_n, weights_r = of_granularity
     running_rn += jnp.matmul(a_rk, w_kn, preferred_element_type=running_rn.dtype)
     logits_rn = running_rn * row_r[:, None] * col_n[None]
@@ -125,7 +126,7 @@ def _up(reduction: Reduction, kept_rn, running_rn, of_granularity):
 
 
 def _down(dtype, suffix_rn, of_granularity):
-    """One granularity less: gradients of the block that it and all larger ones contain."""
+    """One granularity less: gradients of the block that this and all larger ones contain."""
     e_rn, pull_r, col_n, w_kn, a_kr = of_granularity
     suffix_rn += e_rn * pull_r[:, None] * col_n[None]
     narrow_rn = suffix_rn.astype(dtype)
@@ -156,23 +157,23 @@ def _kept(tile: _Tile, keep_n, columns: int):
     return functools.reduce(jnp.logical_and, conditions) if conditions else None
 
 
-def _tile_pass(plan: Plan, gradients: bool, tile: _Tile, columns: Columns, keep_n, sums):
+def _tile_pass(call: SumCall, gradients: bool, tile: _Tile, columns: Columns, keep_n, sums):
     """Values [G, R] of one tile, its gradients (da, drow), and `sums` plus (dw, dcol, dbias)."""
     rows, count = tile.row_gr.shape[1], columns.w_dn.shape[1]
     kept_rn = _kept(tile, keep_n, count)
     if kept_rn is not None:
         kept_rn = jnp.broadcast_to(kept_rn, (rows, count))
-    up = functools.partial(_up, plan.reduction, kept_rn)
+    up = functools.partial(_up, call.reduction, kept_rn)
     down = functools.partial(_down, tile.a_rk.dtype)
-    one_tile = _looped_tile if plan.looped else _unrolled_tile
+    one_tile = _looped_tile if call.looped else _unrolled_tile
     zeros_rn = jnp.zeros((rows, count), tile.row_gr.dtype)
     scalars = (tile.row_gr, columns.col_gn, columns.bias_gn, tile.weights_gr)
-    return one_tile(plan, gradients, up, down, zeros_rn, scalars, tile, columns, sums)
+    return one_tile(call, gradients, up, down, zeros_rn, scalars, tile, columns, sums)
 
 
-def _looped_tile(plan, gradients, up, down, zeros_rn, scalars, tile, columns, sums):
+def _looped_tile(call, gradients, up, down, zeros_rn, scalars, tile, columns, sums):
     def in_blocks(x_kr):
-        return x_kr.reshape(len(plan.dims), plan.largest_block, x_kr.shape[1])
+        return x_kr.reshape(len(call.dims), call.largest_block, x_kr.shape[1])
 
     def up_step(running_rn, of_granularity):
         running_rn, outputs = up(running_rn, of_granularity)
@@ -191,7 +192,7 @@ def _looped_tile(plan, gradients, up, down, zeros_rn, scalars, tile, columns, su
         return outputs, None, None
     value_gr, e_grn, pull_gr, drow_gr, *of_columns = outputs
     dw_kn, *others = sums
-    downs = (jnp.arange(len(plan.dims)), e_grn, pull_gr, columns.col_gn, w_gkn, a_gkr)
+    downs = (jnp.arange(len(call.dims)), e_grn, pull_gr, columns.col_gn, w_gkn, a_gkr)
     (_, dw_gkn), da_grk = lax.scan(
         down_step, (zeros_rn, in_blocks(dw_kn)), downs, reverse=True, unroll=LOOP_UNROLL
     )
@@ -200,9 +201,9 @@ def _looped_tile(plan, gradients, up, down, zeros_rn, scalars, tile, columns, su
     return value_gr, (da_rk, drow_gr), (dw_gkn.reshape(dw_kn.shape), *others)
 
 
-def _unrolled_tile(plan, gradients, up, down, zeros_rn, scalars, tile, columns, sums):
+def _unrolled_tile(call, gradients, up, down, zeros_rn, scalars, tile, columns, sums):
     running_rn, outputs = zeros_rn, []
-    for g, (lo, hi) in enumerate(plan.blocks):
+    for g, (lo, hi) in enumerate(call.blocks):
         own = (None if x is None else x[g] for x in scalars)
         running_rn, out = up(running_rn, (tile.a_rk[:, lo:hi], columns.w_dn[lo:hi], *own))
         outputs.append(out)
@@ -210,7 +211,7 @@ def _unrolled_tile(plan, gradients, up, down, zeros_rn, scalars, tile, columns, 
     if not gradients:
         return jnp.stack(value), None, None
     suffix_rn, da, dw = zeros_rn, [], []
-    for g, (lo, hi) in reversed(list(enumerate(plan.blocks))):
+    for g, (lo, hi) in reversed(list(enumerate(call.blocks))):
         own = (e[g], pull[g], columns.col_gn[g], columns.w_dn[lo:hi], tile.a_kr[lo:hi])
         suffix_rn, (da_rk, dw_kn) = down(suffix_rn, own)
         da.append(da_rk)
@@ -222,22 +223,22 @@ def _unrolled_tile(plan, gradients, up, down, zeros_rn, scalars, tile, columns, 
 
 
 def one_pass(
-    plan: Plan, inputs: tuple[Rows, Columns], kept: Kept, weights_gb: jax.Array | None = None
+    call: SumCall, inputs: tuple[Rows, Columns], kept: Kept, weights_gb: jax.Array | None = None
 ):
     """Values [G, B]; with weights, also the gradients of sum(weights * values), like `inputs`."""
     rows, columns = inputs
     gradients = weights_gb is not None
     weights_gb = weights_gb if gradients else jnp.zeros_like(rows.row_gb)
     batch = rows.a_bd.shape[0]
-    size = plan.rows_per_tile(batch, columns.w_dn.shape[1])
-    spread = plan.looped and len(plan.dims) * plan.largest_block != plan.dims[-1]
+    size = call.rows_per_tile(batch, columns.w_dn.shape[1])
+    spread = call.looped and len(call.dims) * call.largest_block != call.dims[-1]
     place = np.concatenate(
-        [g * plan.largest_block + np.arange(hi - lo) for g, (lo, hi) in enumerate(plan.blocks)]
+        [g * call.largest_block + np.arange(hi - lo) for g, (lo, hi) in enumerate(call.blocks)]
     )
     a_bk, w_kn = rows.a_bd, columns.w_dn
     if spread:
         # Blocks of unequal sizes: zeros behind the shorter ones, which add nothing to a product.
-        width = len(plan.dims) * plan.largest_block
+        width = len(call.dims) * call.largest_block
         a_bk = jnp.zeros((batch, width), a_bk.dtype).at[:, place].set(a_bk)
         w_kn = jnp.zeros((width, w_kn.shape[1]), w_kn.dtype).at[place].set(w_kn)
     columns = columns._replace(w_dn=w_kn)
@@ -253,7 +254,7 @@ def one_pass(
     )
 
     def step(sums, tile):
-        value_gr, of_rows, sums = _tile_pass(plan, gradients, tile, columns, kept.keep_n, sums)
+        value_gr, of_rows, sums = _tile_pass(call, gradients, tile, columns, kept.keep_n, sums)
         return sums, (value_gr, of_rows)
 
     sums = None

@@ -1,7 +1,7 @@
 """Sums over all columns of nested logits, with gradients taken in the same pass.
 
-Logits are row * (a[:, :m] @ w[:m]) * col + bias. What a nested softmax or sigmoid loss needs beside
-the logits of its targets; the work on a tile of rows is in `row_tiles`.
+Logits are row * (a[:, :m] @ w[:m]) * col + bias. A nested softmax or sigmoid loss needs these
+besides the logits of its targets; the work on a tile of rows is in `row_tiles`.
 """
 
 import functools
@@ -13,18 +13,18 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from mrl_jax.kernels.row_tiles import Columns, Kept, Plan, Reduction, Rows, one_pass
+from mrl_jax.kernels.row_tiles import Columns, Kept, Reduction, Rows, SumCall, one_pass
 from mrl_jax.kernels.weighted_sum import weighted_sum
 from mrl_jax.nesting import Nesting
 
 
-def _on_mesh(plan: Plan, inputs: tuple[Rows, Columns], kept: Kept, *weights_gb: jax.Array):
+def _on_mesh(call: SumCall, inputs: tuple[Rows, Columns], kept: Kept, *weights_gb: jax.Array):
     """`one_pass` on every device's rows and all columns, or just `one_pass`."""
-    if plan.mesh is None:
-        return one_pass(plan, inputs, kept, *weights_gb)
-    axes = plan.batch_axes
+    if call.mesh is None:
+        return one_pass(call, inputs, kept, *weights_gb)
+    axes = call.batch_axes
     count = inputs[1].w_dn.shape[1]
-    devices = math.prod(plan.mesh.shape[axis] for axis in axes)
+    devices = math.prod(call.mesh.shape[axis] for axis in axes)
 
     def pad(x):
         return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -count % devices)])
@@ -40,8 +40,8 @@ def _on_mesh(plan: Plan, inputs: tuple[Rows, Columns], kept: Kept, *weights_gb: 
         kept = kept._replace(keep_n=jax.tree.map(gather, kept.keep_n))
         inputs = rows, jax.tree.map(gather, columns)
         if not weights_gb:
-            return one_pass(plan, inputs, kept)
-        value_gb, (of_rows, of_columns) = one_pass(plan, inputs, kept, *weights_gb)
+            return one_pass(call, inputs, kept)
+        value_gb, (of_rows, of_columns) = one_pass(call, inputs, kept, *weights_gb)
         return value_gb, (of_rows, jax.tree.map(scatter, of_columns))
 
     first, second = PartitionSpec(axes), PartitionSpec(None, axes)
@@ -49,7 +49,7 @@ def _on_mesh(plan: Plan, inputs: tuple[Rows, Columns], kept: Kept, *weights_gb: 
     # Every output is split like its input; the checker cannot see that through loops.
     outputs = jax.shard_map(
         local,
-        mesh=plan.mesh,
+        mesh=call.mesh,
         in_specs=(of_inputs, Kept(first, first, first), second)[: 2 + len(weights_gb)],
         out_specs=(second, of_inputs) if weights_gb else second,
         check_vma=False,
@@ -81,9 +81,9 @@ def nested_column_sums(
 ) -> tuple[jax.Array, jax.Array]:
     """Log-sum-exp, or sum of log(1 + exp), over n of row * (a[:, :m] @ w[:m]) * col + bias.
 
-    Gradients are taken in the forward pass, so `weights_gb` has to be known: what each value is
-    weighed by in the loss. Weighing the second output instead is right, too, and costs a second
-    run. Memory beside operands and gradients: a few tiles of rows, not [G, B, N].
+    Gradients are taken in the forward pass, so `weights_gb` has to be known: the weight of each
+    value in the loss. Weighting the second output instead is right, too, and costs a second run.
+    Memory besides operands and gradients: a few tiles of rows, not [G, B, N].
 
     Callers check shapes.
 
@@ -109,12 +109,12 @@ def nested_column_sums(
     """
     operands = jnp.result_type(a_bd, w_dn)
     dtype = jnp.promote_types(operands, jnp.float32)
-    plan = Plan(nesting.dims, reduction, mesh, () if mesh is None else tuple(batch_axes))
+    call = SumCall(nesting.dims, reduction, mesh, () if mesh is None else tuple(batch_axes))
     bias_gn = None if bias_gn is None else bias_gn.astype(dtype)
     keep_n = None
     if keep_bn is not None and keep_bn.shape[0] == 1:
         keep_bn, keep_n = None, keep_bn[0]
-    run = functools.partial(_on_mesh, plan)
+    run = functools.partial(_on_mesh, call)
     return weighted_sum(
         run,
         run,

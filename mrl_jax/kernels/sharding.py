@@ -1,4 +1,4 @@
-"""What a mesh must fulfil before work is split over it."""
+"""What a mesh must have before work is split over it."""
 
 import math
 from collections.abc import Sequence

@@ -1,1 +1,1 @@
-"""Kernels in Pallas for GPU and TPU. Not timed on a GPU yet; nothing chooses them by itself."""
+"""Kernels in Pallas. Not timed on a GPU or TPU yet: only `implementation="pallas"` runs them."""

@@ -10,17 +10,17 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from mrl_jax.kernels.pallas.tiles import Plan, Platform, backward_kernel, forward_kernel
+from mrl_jax.kernels.pallas.tiles import KernelCall, Platform, backward_kernel, forward_kernel
 from mrl_jax.nesting import Nesting
 
 # A finite "minus infinity": a tile may consist of such columns alone without inf - inf.
 LEFT_OUT = -1e30
 
 
-def _padded(plan: Plan, a_bd, w_nd, row_gb, col_gn, bias_gn) -> tuple[jax.Array, ...]:
+def _padded(call: KernelCall, a_bd, w_nd, row_gb, col_gn, bias_gn) -> tuple[jax.Array, ...]:
     """The operands in whole tiles. Padded columns are left out of the sum."""
-    rows, columns = plan.padded_rows - plan.rows, plan.padded_columns - plan.columns
-    dims = plan.width - plan.dims[-1]
+    rows, columns = call.padded_rows - call.rows, call.padded_columns - call.columns
+    dims = call.width - call.dims[-1]
     return (
         jnp.pad(a_bd, ((0, rows), (0, dims))),
         jnp.pad(w_nd, ((0, columns), (0, dims))),
@@ -30,15 +30,15 @@ def _padded(plan: Plan, a_bd, w_nd, row_gb, col_gn, bias_gn) -> tuple[jax.Array,
     )
 
 
-def _forward(plan: Plan, *operands: jax.Array) -> jax.Array:
-    count, r, t, d = len(plan.dims), plan.row_tile, plan.column_tile, plan.width
-    column_tiles = plan.padded_columns // t
+def _forward(call: KernelCall, *operands: jax.Array) -> jax.Array:
+    count, r, t, d = len(call.dims), call.row_tile, call.column_tile, call.width
+    column_tiles = call.padded_columns // t
     scalars_of_columns = pl.BlockSpec((count, t), lambda i, j: (0, j))
     # A TPU sums over the column tiles as it goes; a GPU returns one part for each.
-    parts = 1 if plan.on_tpu else column_tiles
-    lse_pgb = plan.pallas_call(
+    parts = 1 if call.on_tpu else column_tiles
+    lse_pgb = call.pallas_call(
         forward_kernel,
-        grid=(plan.padded_rows // r, column_tiles),
+        grid=(call.padded_rows // r, column_tiles),
         in_specs=[
             pl.BlockSpec((r, d), lambda i, j: (i, 0)),
             pl.BlockSpec((t, d), lambda i, j: (j, 0)),
@@ -46,31 +46,31 @@ def _forward(plan: Plan, *operands: jax.Array) -> jax.Array:
             scalars_of_columns,
             scalars_of_columns,
         ],
-        out_specs=pl.BlockSpec((None, count, r), lambda i, j: (0 if plan.on_tpu else j, 0, i)),
-        out_shape=jax.ShapeDtypeStruct((parts, count, plan.padded_rows), jnp.float32),
-    )(*_padded(plan, *operands))
-    return jax.nn.logsumexp(lse_pgb, 0)[:, : plan.rows]
+        out_specs=pl.BlockSpec((None, count, r), lambda i, j: (0 if call.on_tpu else j, 0, i)),
+        out_shape=jax.ShapeDtypeStruct((parts, count, call.padded_rows), jnp.float32),
+    )(*_padded(call, *operands))
+    return jax.nn.logsumexp(lse_pgb, 0)[:, : call.rows]
 
 
-def _backward(plan: Plan, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+def _backward(call: KernelCall, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     *operands, lse_gb, dlse_gb = arrays
-    a_bd, w_nd, row_gb, col_gn, bias_gn = _padded(plan, *operands)
-    padding = ((0, 0), (0, plan.padded_rows - plan.rows))
+    a_bd, w_nd, row_gb, col_gn, bias_gn = _padded(call, *operands)
+    padding = ((0, 0), (0, call.padded_rows - call.rows))
     # exp(logit - inf) = 0: padded rows cannot overflow, whatever the bias.
     lse_gb = jnp.pad(lse_gb, padding, constant_values=jnp.inf)
     dlse_gb = jnp.pad(dlse_gb, padding)
-    chunk = plan.padded_rows // plan.chunks
-    kernel = _backward_call(plan, chunk)
+    chunk = call.padded_rows // call.chunks
+    kernel = _backward_call(call, chunk)
 
     def cut(x, axis):
         """[..., B, ...] -> [chunks, ..., chunk, ...]."""
-        shape = (*x.shape[:axis], plan.chunks, chunk, *x.shape[axis + 1 :])
+        shape = (*x.shape[:axis], call.chunks, chunk, *x.shape[axis + 1 :])
         return jnp.moveaxis(x.reshape(shape), axis, 0)
 
     def join(x, axis):
         x = jnp.moveaxis(x, 0, axis)
-        x = x.reshape(*x.shape[:axis], plan.padded_rows, *x.shape[axis + 2 :])
-        return lax.slice_in_dim(x, 0, plan.rows, axis=axis)
+        x = x.reshape(*x.shape[:axis], call.padded_rows, *x.shape[axis + 2 :])
+        return lax.slice_in_dim(x, 0, call.rows, axis=axis)
 
     def step(of_columns, of_rows):
         a_rd, row_gr, lse_gr, dlse_gr = of_rows
@@ -82,7 +82,7 @@ def _backward(plan: Plan, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     of_rows = (cut(a_bd, 0), cut(row_gb, 1), cut(lse_gb, 1), cut(dlse_gb, 1))
     zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (w_nd, col_gn, bias_gn))
     (dw_nd, dcol_gn, dbias_gn), (da_rd, drow_gr) = lax.scan(step, zeros, of_rows)
-    width, columns = plan.dims[-1], plan.columns
+    width, columns = call.dims[-1], call.columns
     return (
         join(da_rd, 0)[:, :width],
         dw_nd[:columns, :width],
@@ -92,10 +92,10 @@ def _backward(plan: Plan, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     )
 
 
-def _backward_call(plan: Plan, chunk: int) -> Callable:
+def _backward_call(call: KernelCall, chunk: int) -> Callable:
     """The backward kernel for one chunk of rows: padded operands, lse, dlse -> five gradients."""
-    count, r, t, d = len(plan.dims), plan.row_tile, plan.column_tile, plan.width
-    columns = plan.padded_columns
+    count, r, t, d = len(call.dims), call.row_tile, call.column_tile, call.width
+    columns = call.padded_columns
     by_column = pl.BlockSpec((t, d), lambda j, i: (j, 0))
     scalars_of_rows = pl.BlockSpec((count, r), lambda j, i: (0, i))
     scalars_of_columns = pl.BlockSpec((count, t), lambda j, i: (0, j))
@@ -122,12 +122,12 @@ def _backward_call(plan: Plan, chunk: int) -> Callable:
         "out_specs": out_specs,
         "out_shape": [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes],
     }
-    if plan.on_tpu:
+    if call.on_tpu:
         scratch = [pltpu.VMEM((count, r, t), jnp.float32)]
-        return plan.pallas_call(
+        return call.pallas_call(
             backward_kernel, in_specs=in_specs, scratch_shapes=scratch, **common
         )
-    kernel = plan.pallas_call(
+    kernel = call.pallas_call(
         backward_kernel,
         in_specs=in_specs + out_specs,
         input_output_aliases={len(in_specs) + k: k for k in range(len(out_specs))},
@@ -142,7 +142,7 @@ def _on_platform(
     rows, columns = arrays[0].shape[0], arrays[1].shape[0]
 
     def on(platform: Platform, interpret: bool) -> Callable:
-        return functools.partial(function, Plan(dims, platform, interpret, rows, columns))
+        return functools.partial(function, KernelCall(dims, platform, interpret, rows, columns))
 
     if interpret:
         return on(interpret, True)(*arrays)
@@ -183,16 +183,16 @@ def nested_logsumexp_pallas(
 ) -> jax.Array:
     """Log-sum-exp over n of the nested logits row * (a[:, :m] @ w[:, :m].T) * col + bias.
 
-    What a nested softmax loss needs beside the logits of its targets: with a kernel's transpose for
-    `w_nd` that of a classifier (MRL-E, arXiv 2205.13147, section 3), with the other side's
-    embeddings for `w_nd` and inverse norms for `row_gb` and `col_gn` that of a contrastive loss.
+    What a nested softmax loss needs besides the logits of its targets: that of a classifier (MRL-E,
+    arXiv 2205.13147, section 3) with the kernel's transpose as `w_nd`, or a contrastive one with
+    the other side's embeddings as `w_nd` and inverse norms as `row_gb` and `col_gn`.
     Differentiable in all five arrays.
 
     Cost: one fused kernel forward and one backward, which recomputes the logits once; in all the
     FLOPs of one dense layer's forward and backward plus one more forward. A granularity that does
-    not start and end at multiples of 128 dims (GPU: 32) costs up to two such multiples more. Beside
-    operands and float32 gradients (copies where sizes are not whole tiles) a TPU keeps [G, B] in
-    main memory; a GPU also [G, B, N / 64], one number per tile.
+    not start and end at multiples of 128 dims (GPU: 32) costs up to two such multiples more. Apart
+    from operands and float32 gradients (copies where sizes are not whole tiles) a TPU keeps [G, B]
+    in main memory; a GPU also [G, B, N / 64], one number per tile.
 
     TPU: v5e and later, up to 8192 dims. GPU: Triton; its programs add gradients atomically, in no
     fixed order, so their last bits differ from run to run. Where a run must repeat bit for bit, use

@@ -1,6 +1,6 @@
 """How nested logits are cut into tiles, and the two Pallas kernels that work on one tile.
 
-Behind `pallas_logsumexp`. One program of a kernel holds a [R, T] tile of logits, R rows of `a` by T
+They serve `logsumexp`. One program of a kernel holds a [R, T] tile of logits, R rows of `a` by T
 rows of `w` ("columns"). The products of a granularity are those of the one before plus one block
 product, so all granularities cost the FLOPs of the largest alone.
 
@@ -21,6 +21,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton as pltriton
 
+from mrl_jax.nesting import blocks_of
+
 Platform = Literal["tpu", "cuda"]
 
 # TPU: slices of dims, rows and columns are whole lanes.
@@ -32,7 +34,7 @@ TPU_VMEM_BYTES = 56 * 2**20
 TPU_LARGE_TILE_DIMS = 4096
 
 # GPU: one program keeps the [R, T] tiles of all granularities. What registers cannot hold spills,
-# which is little traffic beside the products: 8 bytes per granularity against 6 FLOPs per dim.
+# which is little traffic next to the products: 8 bytes per granularity against 6 FLOPs per dim.
 GPU_TILE = 64
 GPU_DIMS = 32
 GPU_WARPS = 8
@@ -44,8 +46,8 @@ def round_up(size: int, multiple: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is static about a call, and the tile sizes that follow from it.
+class KernelCall:
+    """The static part of a call, and the tile sizes that follow from it.
 
     Attributes:
       dims: the prefix lengths.
@@ -68,8 +70,8 @@ class Plan:
 
     @property
     def blocks(self) -> tuple[tuple[int, int], ...]:
-        """The dim range that each granularity adds."""
-        return tuple(zip((0, *self.dims[:-1]), self.dims, strict=True))
+        """See `blocks_of`."""
+        return blocks_of(self.dims)
 
     @property
     def align(self) -> int:
@@ -116,7 +118,7 @@ class Plan:
         return round_up(self.columns, self.column_tile)
 
     def pallas_call(self, kernel: Callable, **arguments) -> Callable:
-        """`pl.pallas_call` of one of the kernels below, for this plan's platform."""
+        """`pl.pallas_call` of one of the kernels below, for this call's platform."""
         if self.on_tpu:
             params = pltpu.CompilerParams(vmem_limit_bytes=TPU_VMEM_BYTES)
         else:
@@ -126,18 +128,18 @@ class Plan:
         return pl.pallas_call(kernel, compiler_params=params, interpret=self.interpret, **arguments)
 
 
-def _over_dims(plan: Plan, block: tuple[int, int], body: Callable, carry=None):
+def _over_dims(call: KernelCall, block: tuple[int, int], body: Callable, carry=None):
     """Runs body(start, size, carry) over aligned slices of dims that together cover the block."""
-    start, stop = block[0] // plan.align, pl.cdiv(block[1], plan.align)
-    if plan.on_tpu:
-        return body(start * plan.align, (stop - start) * plan.align, carry)
-    return lax.fori_loop(start, stop, lambda k, c: body(k * plan.align, plan.align, c), carry)
+    start, stop = block[0] // call.align, pl.cdiv(block[1], call.align)
+    if call.on_tpu:
+        return body(start * call.align, (stop - start) * call.align, carry)
+    return lax.fori_loop(start, stop, lambda k, c: body(k * call.align, call.align, c), carry)
 
 
-def _load(plan: Plan, ref, start, size: int, block: tuple[int, int]) -> jax.Array:
+def _load(call: KernelCall, ref, start, size: int, block: tuple[int, int]) -> jax.Array:
     """Dims [start, start + size) of a tile, 0 outside the block: blocks need not be aligned."""
     tile = ref[:, pl.ds(start, size)]
-    if all(dim % plan.align == 0 for dim in block):
+    if all(dim % call.align == 0 for dim in block):
         return tile
     dims_1d = start + lax.broadcasted_iota(jnp.int32, (1, size), 1)
     return tile * ((dims_1d >= block[0]) & (dims_1d < block[1])).astype(tile.dtype)
@@ -154,43 +156,43 @@ def _dot(x: jax.Array, y: jax.Array, x_axis: int, y_axis: int) -> jax.Array:
     )
 
 
-def _products(plan: Plan, a_ref, w_ref) -> Iterator[jax.Array]:
+def _products(call: KernelCall, a_ref, w_ref) -> Iterator[jax.Array]:
     """The [R, T] products of every prefix, one after the other."""
-    running_rt = jnp.zeros((plan.row_tile, plan.column_tile), jnp.float32)
-    for block in plan.blocks:
+    running_rt = jnp.zeros((call.row_tile, call.column_tile), jnp.float32)
+    for block in call.blocks:
 
         def add_slice(start, size, running_rt, block=block):
-            a_rd = _load(plan, a_ref, start, size, block)
+            a_rd = _load(call, a_ref, start, size, block)
             return running_rt + _dot(a_rd, w_ref[:, pl.ds(start, size)], 1, 1)
 
-        running_rt = _over_dims(plan, block, add_slice, running_rt)
+        running_rt = _over_dims(call, block, add_slice, running_rt)
         yield running_rt
 
 
-def forward_kernel(plan: Plan, a_ref, w_ref, row_ref, col_ref, bias_ref, lse_ref):
+def forward_kernel(call: KernelCall, a_ref, w_ref, row_ref, col_ref, bias_ref, lse_ref):
     """Grid (row tiles, column tiles): log-sum-exp of this tile, on a TPU of all tiles so far.
 
     Refs: a [R, d], w [T, d], row [G, R], col and bias [G, T]; the result is [G, R].
     """
-    if plan.on_tpu:
+    if call.on_tpu:
 
         @pl.when(pl.program_id(1) == 0)
         def _():
             lse_ref[...] = jnp.full(lse_ref.shape, -jnp.inf, lse_ref.dtype)
 
-    for g, running_rt in enumerate(_products(plan, a_ref, w_ref)):
+    for g, running_rt in enumerate(_products(call, a_ref, w_ref)):
         scaled_rt = running_rt * row_ref[g, :][:, None] * col_ref[g, :][None]
         logits_rt = scaled_rt + bias_ref[g, :][None]
         peak_r = logits_rt.max(1)
         lse_r = peak_r + jnp.log(jnp.exp(logits_rt - peak_r[:, None]).sum(1))
-        if plan.on_tpu:
+        if call.on_tpu:
             before_r = lse_ref[g, :]
             peak_r = jnp.maximum(before_r, lse_r)
             lse_r = peak_r + jnp.log(jnp.exp(before_r - peak_r) + jnp.exp(lse_r - peak_r))
         lse_ref[g, :] = lse_r
 
 
-def backward_kernel(plan: Plan, *refs):
+def backward_kernel(call: KernelCall, *refs):
     """Grid (column tiles, row tiles): recomputes a tile of logits once and adds its gradients.
 
     Refs: as `forward_kernel` up to bias, then lse and its cotangent, both [G, R]. The gradients are
@@ -199,7 +201,7 @@ def backward_kernel(plan: Plan, *refs):
     zeros.
     """
     a_ref, w_ref, row_ref, col_ref, bias_ref, lse_ref, dlse_ref, *refs = refs
-    if plan.on_tpu:
+    if call.on_tpu:
         da_ref, dw_ref, drow_ref, dcol_ref, dbias_ref, running_grt = refs
         first_row_tile = pl.program_id(1) == 0
         _zero((pl.program_id(0) == 0) & first_row_tile, da_ref, drow_ref)
@@ -207,22 +209,22 @@ def backward_kernel(plan: Plan, *refs):
     else:
         # The zeros come in as five inputs that share their memory with the outputs.
         da_ref, dw_ref, drow_ref, dcol_ref, dbias_ref = refs[5:]
-        running_grt = [None] * len(plan.dims)
+        running_grt = [None] * len(call.dims)
 
     def add(ref, where, value):
-        if plan.on_tpu:
+        if call.on_tpu:
             ref[where] += value
         else:
             pltriton.atomic_add(ref, where, value)
 
-    for g, running_rt in enumerate(_products(plan, a_ref, w_ref)):
+    for g, running_rt in enumerate(_products(call, a_ref, w_ref)):
         running_grt[g] = running_rt
 
-    rows = pl.ds(pl.program_id(1) * plan.row_tile, plan.row_tile)
+    rows = pl.ds(pl.program_id(1) * call.row_tile, call.row_tile)
     every = slice(None)
     # The gradient of a block product is a sum over the granularities that contain the block.
-    dproduct_rt = jnp.zeros((plan.row_tile, plan.column_tile), jnp.float32)
-    for g, block in reversed(tuple(enumerate(plan.blocks))):
+    dproduct_rt = jnp.zeros((call.row_tile, call.column_tile), jnp.float32)
+    for g, block in reversed(tuple(enumerate(call.blocks))):
         this = pl.ds(g, 1)
         row_r1, col_1t = row_ref[g, :][:, None], col_ref[g, :][None]
         by_row_rt = running_grt[g] * row_r1
@@ -238,12 +240,12 @@ def backward_kernel(plan: Plan, *refs):
 
         def add_slice(start, size, _, block=block, narrow_rt=narrow_rt):
             dims = pl.ds(start, size)
-            w_td = _load(plan, w_ref, start, size, block)
+            w_td = _load(call, w_ref, start, size, block)
             add(da_ref, (rows, dims), _dot(narrow_rt, w_td, 1, 0))
-            a_rd = _load(plan, a_ref, start, size, block)
+            a_rd = _load(call, a_ref, start, size, block)
             add(dw_ref, (every, dims), _dot(narrow_rt, a_rd, 0, 0))
 
-        _over_dims(plan, block, add_slice)
+        _over_dims(call, block, add_slice)
 
 
 def _zero(condition: jax.Array, *refs):

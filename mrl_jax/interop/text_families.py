@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from mrl_jax.errors import DataError, UsageError, shown
-from mrl_jax.interop.layouts import NOTHING, Layout, Rule
+from mrl_jax.interop.tensor_names import NOTHING, Rule, TensorNames
 from mrl_jax.models.text import Bert
 from mrl_jax.models.text.tokenizer import Tokenizer
 from mrl_jax.store import json_files
@@ -35,7 +35,7 @@ _NEUTRAL = {
     "quantization_config": None,
 }
 
-# A pooler and the heads of pre-training are no part of a sentence encoder.
+# A sentence encoder has neither a pooler nor the heads of pre-training.
 _IGNORED = (
     r"(\w+\.)?((embeddings\.)?position_ids|embeddings\.(position_ids|token_type_ids)|pooler\..*|"
     r"cls\..*|lm_head\..*|vocab_(transform|layer_norm|projector)\..*)"
@@ -43,14 +43,14 @@ _IGNORED = (
 
 
 class Family(NamedTuple):
-    """Encoders whose files look the same.
+    """Encoders whose files have the same form.
 
     Attributes:
       model_types: in config.json; the first is what is written.
       architecture: class of transformers.
-      prefix: of tensor names, where the encoder is a part of a model.
+      prefix: of tensor names if the encoder is part of a larger model.
       keys: our field -> key of config.json.
-      parts: (their module, ours, "linear" | "norm" | "table"), {} for the number of a layer.
+      parts: (their module, ours, "linear" | "norm" | "table"), with {} for the number of a layer.
     """
 
     model_types: tuple[str, ...]
@@ -176,7 +176,7 @@ def _tensors(family: Family) -> Iterator[tuple[str, str, str]]:
             yield f"{theirs}.{suffix}", f"{ours}/{name}", form
 
 
-def layout(family: Family) -> Layout:
+def names_of(family: Family) -> TensorNames:
     """How the tensors of a file become the parameters of a `Bert`."""
     rules = []
     for theirs, ours, form in _tensors(family):
@@ -186,7 +186,7 @@ def layout(family: Family) -> Layout:
         pattern = re.sub(r"(LayerNorm\\\.)bias", r"\1(?:bias|beta)", pattern)
         rules.append(Rule(rf"(?:{family.prefix}\.)?{pattern}", (ours,), form))
     title = f"transformers {family.architecture}"
-    return Layout(title, NOTHING, Bert, tuple(rules), _IGNORED)
+    return TensorNames(title, NOTHING, Bert, tuple(rules), _IGNORED)
 
 
 def their_names(family: Family, layers: int) -> dict[str, tuple[str, str]]:
@@ -202,19 +202,17 @@ def family_of(config: dict[str, Any], where: str) -> Family:
     """The family of a config.json, which `where` names in messages.
 
     Raises:
-      UsageError: none that we know.
+      UsageError: the family is not supported.
     """
     model_type = config.get("model_type")
     for family in FAMILIES:
         if model_type in family.model_types:
             return family
     legal = ", ".join(name for family in FAMILIES for name in family.model_types)
-    raise UsageError(
-        f"{where}: model_type {shown(model_type)} is none that we know; legal: {legal}"
-    )
+    raise UsageError(f"{where}: model_type {shown(model_type)} is not supported; legal: {legal}")
 
 
-# What a number in a config.json may be; all others are whole numbers from 1 on.
+# The range of each number in a config.json; those not listed are whole numbers from 1 on.
 _RANGES = {
     "types": (0, 2**31 - 1),
     "pad_token_id": (0, 2**31 - 1),
@@ -227,7 +225,7 @@ _RANGES = {
 
 
 def _check_field(ours: str, theirs: str, config: dict[str, Any], where: str) -> None:
-    """Refuses a value of another kind than the field has."""
+    """Refuses a value of the wrong kind or out of range."""
     if ours == "activation":
         json_files.field(config, theirs, str, where)
         return
@@ -241,8 +239,8 @@ def bert_of(config: dict[str, Any], where: str) -> Bert:
     """The `Bert` that a config.json describes.
 
     Raises:
-      UsageError: a model that ours is not.
-      DataError: keys that are missing.
+      UsageError: a model that `Bert` cannot be.
+      DataError: a missing key, or a value out of range.
     """
     family = family_of(config, where)
     missing = [key for key in family.keys.values() if key not in config]
@@ -255,7 +253,7 @@ def bert_of(config: dict[str, Any], where: str) -> Bert:
     fields = {ours: config[theirs] for ours, theirs in family.keys.items()}
     if fields["activation"] not in _ACTIVATIONS:
         raise UsageError(
-            f"{where}: {family.keys['activation']} {fields['activation']!r} is none that we know; "
+            f"{where}: {family.keys['activation']} {fields['activation']!r} is not supported; "
             f"legal: {', '.join(_ACTIVATIONS)}"
         )
     fields["activation"] = _ACTIVATIONS[fields["activation"]]
@@ -301,13 +299,13 @@ def family_of_bert(bert: Bert) -> Family:
 
 
 def check_padding(bert: Bert, tokenizer: Tokenizer, where: str) -> None:
-    """Refuses an encoder whose positions leave out another token than its tokenizer pads with.
+    """Refuses an encoder whose positions skip a token other than the one its tokenizer pads with.
 
-    RoBERTa and MPNet in transformers count the tokens that are not padding: a text with such a
-    token would have other positions there than here.
+    In transformers, RoBERTa and MPNet count the tokens that are not padding: a text that contains
+    the padding token would have different positions there and here.
 
     Raises:
-      DataError: names both ids; `where` is what has them.
+      DataError: names both ids; `where` says in what.
     """
     padding = bert.position_offset - 1
     if padding >= 0 and tokenizer.pad_id != padding:

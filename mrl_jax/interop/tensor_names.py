@@ -1,8 +1,8 @@
 """Where the tensors of PyTorch networks belong in ours: tables of regular expressions.
 
-Names as in torchvision's resnet.py, RAIVNLab/MRL (MRL.py, utils.py), timm's vision_transformer.py
-and transformers' modeling_vit.py: those that `save_pretrained` writes, and those that version 5
-has in its state dicts.
+The names are those of torchvision's resnet.py, RAIVNLab/MRL (MRL.py, utils.py), timm's
+vision_transformer.py and transformers' modeling_vit.py, both as `save_pretrained` writes them and
+as they are in the state dicts of version 5.
 """
 
 import re
@@ -17,7 +17,7 @@ from mrl_jax.models.vit import ViT
 
 
 class Form(NamedTuple):
-    """How a kind of tensor is stored there and here: its rank there, and the conversion."""
+    """How a kind of tensor is stored in PyTorch: its rank, and the conversion to our shape."""
 
     rank: int
     convert: Callable[[np.ndarray], np.ndarray]
@@ -28,8 +28,8 @@ FORMS = {
     "linear": Form(2, lambda w_oi: w_oi.T),
     "table": Form(2, lambda w_vd: w_vd),
     "convolution": Form(4, lambda w_oihw: w_oihw.transpose(2, 3, 1, 0)),
-    # A convolution whose stride is its size is one product with the pixels of each patch, here in
-    # the order row, column, channel.
+    # A convolution whose stride is its size is one product with the pixels of each patch, which are
+    # here in the order row, column, channel.
     "patches": Form(4, lambda w_oihw: w_oihw.transpose(2, 3, 1, 0).reshape(-1, len(w_oihw))),
     "class token": Form(3, lambda x_11d: x_11d.reshape(-1)),
     "position": Form(3, lambda x_1td: x_1td.reshape(-1, x_1td.shape[-1])),
@@ -52,15 +52,15 @@ class Rule(NamedTuple):
     form: str
 
 
-class Layout(NamedTuple):
-    """The names of one family of networks.
+class TensorNames(NamedTuple):
+    """The tensor names of one family of networks, and where each tensor goes.
 
     Attributes:
-      title: what it is called in messages.
-      signature: regex of a name that every network of the family has and no other family.
+      title: what messages call it.
+      signature: regex of a name that every network of the family has and no other family has.
       network: the backbone that it fits.
       rules: first match wins.
-      ignored: regex of names that carry nothing we keep.
+      ignored: regex of names whose tensors are not needed.
     """
 
     title: str
@@ -165,23 +165,23 @@ _HF_VIT = (
     *_linear(rf"{_HF_BLOCK}\.(?:output\.dense|mlp\.fc2)", f"backbone/{_OUR_BLOCK}/fc2"),
     *_norm(rf"{_HF}layernorm", "norm"),
     *_linear("classifier", "head/0"),
-    # A layer between features and classifier that we have nothing for: only a skipped head
-    # passes it.
+    # A layer between features and classifier that our networks lack: it can only be skipped along
+    # with the head.
     *_linear(rf"{_HF}pooler\.dense", "head/pooler"),
 )
 
 NOTHING = r"(?!)"  # matches no name
 
-LAYOUTS = (
-    Layout(
+KNOWN = (
+    TensorNames(
         "torchvision or RAIVNLab/MRL ResNet",
         r"layer1\.0\.bn1\.weight",
         ResNet,
         _RESNET,
         r".*\.(num_batches_tracked|blur_filter)",
     ),
-    Layout("timm ViT", r"blocks\.0\.attn\.qkv\.weight", ViT, _TIMM, NOTHING),
-    Layout(
+    TensorNames("timm ViT", r"blocks\.0\.attn\.qkv\.weight", ViT, _TIMM, NOTHING),
+    TensorNames(
         "transformers ViT",
         rf"{_HF}embeddings\.patch_embeddings\.projection\.weight",
         ViT,
@@ -191,20 +191,20 @@ LAYOUTS = (
 )
 
 
-def detect(names: Iterable[str]) -> list[tuple[Layout, str]]:
-    """The networks that the names are of: the layout of each, and what stands before its names."""
+def detect(names: Iterable[str]) -> list[tuple[TensorNames, str]]:
+    """The networks that the names belong to: the table of each, and the prefix of its names."""
     found = []
     for name in names:
-        for layout in LAYOUTS:
-            match = re.fullmatch(rf"((?:\w+\.)*?)(?:{layout.signature})", name)
+        for table in KNOWN:
+            match = re.fullmatch(rf"((?:\w+\.)*?)(?:{table.signature})", name)
             if match:
-                found.append((layout, match[1]))
+                found.append((table, match[1]))
     return found
 
 
-def find(layout: Layout, name: str) -> tuple[tuple[str, ...], Form] | None:
+def find(table: TensorNames, name: str) -> tuple[tuple[str, ...], Form] | None:
     """The targets of the tensor called `name` and how it is converted; None for a foreign name."""
-    for rule in layout.rules:
+    for rule in table.rules:
         match = re.fullmatch(rule.pattern, name)
         if match:
             targets = tuple(target.format(*match.groups()) for target in rule.targets)
