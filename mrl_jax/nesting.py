@@ -137,7 +137,7 @@ def uniform(start: int, width: int, count: int) -> Nesting:
 
 
 def parse_dims(dims: Sequence[int], weights: Sequence[float], embedding_dim: int) -> Nesting:
-    """A nesting as written in a config (no weights = all 1), checked against the embedding.
+    """A nesting as a config has it (no weights: all 1), checked against the embedding.
 
     Raises:
       ValueError: as `Nesting`, or the largest dim is wider than the embedding.

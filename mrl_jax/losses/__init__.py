@@ -1,4 +1,4 @@
-"""Losses on embeddings, and what lifts them to every prefix."""
+"""Losses on embeddings, and the function that lifts them to every prefix."""
 
 from mrl_jax.losses import pairs
 from mrl_jax.losses.cross_entropy import nested_cross_entropy

@@ -1,4 +1,4 @@
-"""Batches far beyond memory: embed them part by part, twice, and never hold their activations."""
+"""Batches too large for memory: embedded part by part, twice, without holding activations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,24 +15,24 @@ def embed_in_parts(
     parts: int,
     key: jax.Array | None = None,
 ) -> Tree:
-    """`embed(params, inputs, key)` of a whole batch, at the memory of one part of it.
+    """`embed(params, inputs, key)` of a whole batch in the memory that one part of it takes.
 
     The parts go through the network one after the other and only their embeddings are kept, so
-    that any loss may compare all rows with all. Where a gradient is asked for, each part goes
-    through once more, with the same key, and its own backward pass follows at once. The gradient
-    is that of the whole batch; the price is the second forward pass.
+    that a loss may compare all rows with all. For a gradient, each part goes through once more,
+    with the same key, and its own backward pass follows at once. The gradient is that of the whole
+    batch; the price is the second forward pass.
 
         z_bd = embed_in_parts(embed, params, (tokens_bt, lengths_b), 16, key)
         loss, loss_g = nested_info_nce(z_bd, ...)
 
     Args:
-      embed: `(params, part of inputs, key) -> embeddings`, arrays [rows, ...] in any pytree. What
-        becomes of a row must not depend on other rows of its part, as it does in batch-norm.
-      params: what gradients are accumulated for, in their own dtype.
-      inputs: arrays [B, ...] in any pytree, for example sides of different lengths. On a mesh with
-        rows split over devices every device goes through parts of its own rows.
+      embed: `(params, part of inputs, key) -> embeddings`, arrays [rows, ...] in any pytree. The
+        embedding of a row must not depend on other rows of its part, as it does in batch-norm.
+      params: gradients with respect to these are accumulated, in their own dtype.
+      inputs: arrays [B, ...] in any pytree, for example sides of different lengths. If rows are
+        split over a mesh, every device goes through parts of its own rows.
       parts: how many, a divisor of B. A part is every parts-th row.
-      key: a PRNG key, of which part i gets `fold_in(key, i)`; None is handed on as it is.
+      key: a PRNG key; part i gets `fold_in(key, i)`. None is passed on as None.
 
     Returns:
       What `embed` returns, [B, ...], rows in the order of `inputs`.
@@ -57,9 +57,9 @@ def embed_in_parts(
     def join(x: jax.Array) -> jax.Array:
         return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
-    # What a checkpointed step of a scan leaves for the backward pass is what went into it, and
-    # the backward scan sums the gradients of params as it goes. A scan keeps the two passes apart
-    # by itself; prevent_cse would only forbid optimisations.
+    # A checkpointed step of a scan keeps only its inputs for the backward pass, and the backward
+    # scan sums the gradients of params as it goes. A scan keeps the two passes apart by itself;
+    # prevent_cse would only forbid optimisations.
     def part(_, index_and_rows):
         index, rows = index_and_rows
         return None, embed(params, rows, key if key is None else jax.random.fold_in(key, index))

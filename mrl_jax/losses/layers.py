@@ -5,9 +5,9 @@ network's own), and take a nested loss, `nested_loss(*embeddings_bd, nesting=...
 (loss, per_granularity_g)`: `functools.partial(kernels.nested_info_nce, temperature=0.05)`, or
 `lambda *z, nesting, **context: nested(pairs.cosent, nesting)(*z, **context)`.
 
-Shallow layers also learn from the deepest one: `distill_kl` of every side, of every prefix, with
-the whole last embedding as the teacher, which gets no gradient of it. It compares similarities
-within the batch; the sources compare softmaxed coordinates, which two layers need not share.
+Shallow layers also learn from the deepest one: `distill_kl` of every prefix of every side, with the
+whole last embedding as the teacher, which gets no gradient from it. It compares similarities within
+the batch; the sources compare softmaxed coordinates, which two layers need not share.
 """
 
 import itertools
@@ -35,7 +35,7 @@ def every_layer(
     """2-D Matryoshka: the nested loss of the last layer, plus that of shallower ones.
 
     `lifted(*sides_lbd, key=None, rows_b=None, **context) -> (loss, per_granularity_g)`. Context
-    goes to `nested_loss` as it is; `rows_b` [B] says which rows count for the KL (1, or 0 for
+    goes to `nested_loss` as it is; `rows_b` [B] says which rows count in the KL (1, or 0 for
     padding). The loss is
 
         nested(last) + mean over drawn layers of
@@ -47,16 +47,16 @@ def every_layer(
       nested_loss: see above.
       nesting: granularities and weights c_m.
       layers_per_step: how many of the L - 1 shallower layers are drawn per call, without
-        replacement, which needs `key`; None takes all. On average over calls it is the same.
-      shallow_weight: of what shallower layers lose.
-      teacher_weight: of what they differ from the last one.
-      temperature: of the similarities that are compared.
+        replacement, which needs `key`; None takes all. The average over calls is the same.
+      shallow_weight: of the shallower layers' own losses.
+      teacher_weight: of their KL to the last one.
+      temperature: of the similarities in the KL.
 
     Raises:
       ValueError: here or from the lifted function, numbers out of range, sides that do not fit
-        together, a key that is needed and missing.
+        together, or a key that is needed and missing.
 
-    Source: 2DMSE, arXiv 2402.14776v1, which draws a layer, and a prefix where all are taken here.
+    Source: 2DMSE, arXiv 2402.14776v1, which also draws one prefix, where all are taken here.
     """
     _check_weights(shallow_weight=shallow_weight, teacher_weight=teacher_weight)
     if layers_per_step is not None and layers_per_step < 1:
@@ -76,7 +76,7 @@ def every_layer(
         else:
             drawn_k = jax.random.permutation(key, layers - 1)[:count]
 
-        # One layer after the other, each recomputed in the backward pass: [B, B] of one at a time.
+        # One layer after the other, recomputed in the backward pass: one [B, B] at a time.
         @jax.checkpoint
         def of_layer(layer):
             shallow = [jnp.take(z_lbd, layer, 0) for z_lbd in sides_lbd]
@@ -107,10 +107,10 @@ def small_to_large(
     Args:
       nested_loss: see above.
       nesting: the sizes' dims, and their weights, none of them 0.
-      depths: of every dim, the number of layers that is run: 1 to L, never falling. The last is the
-        depth of the teacher, the whole network as a rule.
-      teacher_weight: of what smaller sizes differ from the largest.
-      temperature: of the similarities that are compared.
+      depths: the number of layers to run for every dim: 1 to L, never falling. The last is the
+        teacher's, usually the whole network.
+      teacher_weight: of the smaller sizes' KL to the largest.
+      temperature: of the similarities in the KL.
 
     Raises:
       ValueError: as `every_layer`; a weight of 0; depths that are not one per dim, fall, or are

@@ -8,15 +8,15 @@ from jax import lax
 
 from mrl_jax.nesting import Nesting
 
-# Below this norm a vector has no direction worth following (as torch.nn.functional.normalize).
+# A shorter vector has no meaningful direction (as in torch.nn.functional.normalize).
 SMALLEST_NORM = 1e-12
 
 
 def unit_length(x: jax.Array) -> jax.Array:
     """The vectors x [..., D], scaled to length 1; the norm is taken in at least float32.
 
-    A vector shorter than 1e-12 becomes zero and gets a zero gradient: a ReLU network can have
-    all-zero short prefixes, and dividing by a floor would give those gradients of 1e12.
+    A vector shorter than 1e-12 becomes zero and gets a zero gradient: a ReLU network can have short
+    prefixes of zeros, and dividing by a floor would give them gradients of 1e12.
     """
     squares = jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32))).sum(-1, keepdims=True)
     present = squares > SMALLEST_NORM**2

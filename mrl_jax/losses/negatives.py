@@ -20,7 +20,7 @@ def ids_mask(
     Args:
       anchor_id_b: [B] integers; equal ids mean the same text, or the same group, on any side.
       positive_id_b: [B].
-      negative_ids: of every hard negative, [B] each; below 0 where a row has none: a column that is
+      negative_ids: [B] for each hard negative; below 0 where a row has none, a column that is
         nobody's negative.
 
     Returns:
@@ -41,7 +41,7 @@ def ids_mask(
     id_n = jnp.concatenate([positive_id_b, *negative_ids])
     same_bn = (id_n[None] == anchor_id_b[:, None]) | (id_n[None] == positive_id_b[:, None])
     batch = anchor_id_b.size
-    # The positive of an equal anchor is right for this one, too; its hard negatives are wrong.
+    # The positive of an equal anchor is also right for this one; its hard negatives are wrong.
     same_bn = same_bn.at[:, :batch].set(
         same_bn[:, :batch] | (anchor_id_b[:, None] == anchor_id_b[None])
     )
@@ -53,18 +53,18 @@ def ids_mask(
 def guide_similarities(
     anchor_bd: jax.Array, positive_bd: jax.Array, negatives: Sequence[jax.Array] = ()
 ) -> jax.Array:
-    """A guide's cosines of anchors and all columns, [B, N], from its embeddings [B, D] each."""
+    """Cosines of anchors with all columns, [B, N], from a guide's embeddings, [B, D] each."""
     columns_nd = jnp.concatenate([positive_bd, *negatives])
     return unit_length(anchor_bd) @ unit_length(columns_nd).T
 
 
 def guided_mask(similarity_bn: jax.Array) -> jax.Array:
-    """False where a guide finds a column nearer to the row's anchor than its positive is.
+    """False where, to a guide, a column is nearer to the row's anchor than its positive is.
 
     Such a column is likely another right answer.
 
     Args:
-      similarity_bn: [B, N] by the guide, as from `guide_similarities`.
+      similarity_bn: [B, N], as `guide_similarities` gives them.
 
     Returns:
       [B, N] bool.

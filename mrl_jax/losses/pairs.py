@@ -82,12 +82,12 @@ def angle(
     scale: float = 20.0,
     mask_b: jax.Array | None = None,
 ) -> jax.Array:
-    """As `cosent`, of how little two vectors are turned against each other in complex space.
+    """As `cosent`, but by how little two vectors are rotated against each other in complex space.
 
-    The first half of a vector (of a prefix, where lifted) are real parts, the second half
-    imaginary ones; of an odd number of dims the last imaginary part is 0. With both vectors at
-    length 1, their complex product <a, b> is cos + i sin: the cosine, and a sum of what each
-    complex coordinate is turned by. Compared is |cos + sin|, as the source's code does. Its
+    The first half of a vector (of a prefix, where lifted) holds real parts, the second half
+    imaginary ones; with an odd number of dims the last imaginary part is 0. With both vectors at
+    length 1, their complex product <a, b> is cos + i sin: the cosine, and the sum of the rotations
+    of all complex coordinates. Pairs are compared by |cos + sin|, as in the source's code, whose
     gradient does not fade where cosines are near 1 or -1.
 
     Source: AnglE, arXiv 2309.12871, section 3.3.
@@ -138,7 +138,7 @@ def triplet(
     """The mean of max(0, |a - p|^2 - |a - n|^2 + margin): squared Euclidean distances.
 
     On unit vectors a squared distance is 2 - 2 cos and at most 4: a margin asks the positive's
-    cosine to lead by margin / 2. The paper takes 0.2; above 4 no embedding can ever satisfy it,
+    cosine to lead by margin / 2. The paper takes 0.2. No embedding can satisfy a margin above 4,
     and long before that the loss only pushes vectors apart.
 
     Source: FaceNet, arXiv 1503.03832, eq. 3.
@@ -159,8 +159,8 @@ def distill_vectors(
     """The mean squared distance of the student's and the teacher's vectors, both at length 1.
 
     Both are positional: lifted, the teacher is cut where the student is and scaled to length 1
-    again, so that its own prefix teaches each prefix, and a student equal to it has loss 0 at
-    every one. It gets no gradient. A teacher of another width: `distill_similarity`.
+    again, so that each prefix learns from the teacher's own, and a student equal to the teacher has
+    loss 0 everywhere. It gets no gradient. For a teacher of another width: `distill_similarity`.
     """
     valid_b = valid_rows(mask_b, student_bd, teacher_bd)
     student_bd, teacher_bd = map(unit_length, without_padding(valid_b, student_bd, teacher_bd))
@@ -176,9 +176,9 @@ def distill_similarity(
 ) -> jax.Array:
     """The mean squared difference of the student's and the teacher's cosines, over pairs of rows.
 
-    Cosines within the batch can be compared at any width, so every prefix is taught by the whole
+    Cosines within the batch can be compared at any width, so every prefix learns from the whole
     teacher [B, any], which gets no gradient. A row's cosine with itself is 1 on both sides and is
-    left out. 0 where the student's cosines are the teacher's.
+    left out. The loss is 0 where the student's cosines equal the teacher's.
 
     Source: similarity-preserving distillation, arXiv 1907.09682, with cosines.
     """
@@ -197,7 +197,7 @@ def distill_kl(
 ) -> jax.Array:
     """The mean KL divergence, teacher to student, of softmax(cosines with the other rows / T).
 
-    As `distill_similarity`, but what counts is whom a row is near to. Not scaled by T^2.
+    As `distill_similarity`, but what counts is which rows are near. Not scaled by T^2.
 
     Source: CompRess, arXiv 2010.14713, section 3, with the batch as anchor points.
     """
@@ -212,7 +212,7 @@ def distill_kl(
 
 
 def _similarities(valid_b, student_bd, teacher_bd):
-    """Cosines of all pairs of rows of both, and which pairs count: a valid row and another."""
+    """Cosines of all pairs of rows, student's and teacher's, and which pairs count."""
     if teacher_bd.ndim != 2 or teacher_bd.shape[0] != valid_b.size:
         raise ValueError(f"teacher_bd must be [{valid_b.size}, any], got {teacher_bd.shape}")
     teacher_bb = jax.lax.stop_gradient(cosines_of_all(valid_b, teacher_bd))
@@ -285,7 +285,7 @@ class PairLoss(NamedTuple):
             lifted = nested(self.function, nesting)
         given = {name: given[name] for name in self.takes - {"nesting"}}
         if self.needs == "teacher":
-            # It has something to say of every text, on whatever side that stands.
+            # A teacher has vectors of every text, whatever its side.
             given["mask_b"] = jnp.tile(given["mask_b"], len(sides))
             teacher = [given.pop("teacher_bd")] if self.cuts_teacher else []
             return lifted(jnp.concatenate(sides), *teacher, **given)
@@ -303,7 +303,7 @@ def find(name: str) -> PairLoss:
 
         loss(a_bd, b_bd, *, mask_b)                 pairs
         loss(a_bd, b_bd, *, scores_b, mask_b)       pairs with a score each, [B]
-        loss(a_bd, b_bd, negative_bd, *, mask_b)    called for each hard negative; the mean counts
+        loss(a_bd, b_bd, negative_bd, *, mask_b)    called for each hard negative, then averaged
         loss(student_bd, *, teacher_bd, mask_b)     the texts of all sides as one batch
 
     `mask_b` [B] is 0 for padding, which must not count. A positional `teacher_bd` is cut as the

@@ -1,6 +1,6 @@
-"""Losses that keep, in every prefix, what whole frozen vectors say of each other.
+"""Losses that keep the relations of whole frozen vectors to each other in every prefix.
 
-Each is of one granularity, as in `losses.pairs`: `lift.nested` makes it that of all prefixes.
+Each is of one granularity; `lift.nested` makes it a loss on all prefixes.
 Source: Matryoshka-Adaptor, arXiv 2407.20243.
 """
 
@@ -14,7 +14,7 @@ from mrl_jax.losses.rows import cosines_of_all, mean_of, other_rows, valid_rows
 def preserve_pairs(
     adapted_bd: jax.Array, *, source_bd: jax.Array, mask_b: jax.Array | None = None
 ) -> jax.Array:
-    """The mean difference of all pairs' cosines before and after, absolute.
+    """The mean absolute difference of all pairs' cosines before and after.
 
     `source_bd` [B, any] are the vectors before the adaptor. 0 if fewer than two rows count.
 
@@ -31,9 +31,9 @@ def preserve_neighbours(
     neighbours: int = 10,
     mask_b: jax.Array | None = None,
 ) -> jax.Array:
-    """As `preserve_pairs`, of every row and those of the batch that were nearest before.
+    """As `preserve_pairs`, but of every row with its nearest rows of the batch before.
 
-    Of a batch with fewer rows that count, all of them.
+    In a batch with fewer rows that count, with all of them.
 
     Source: Matryoshka-Adaptor, arXiv 2407.20243, eq. 2.
     """
@@ -53,7 +53,7 @@ def reconstruct(
 ) -> jax.Array:
     """The mean Euclidean distance of vectors [B, D] before and after, over the length before.
 
-    Of whole vectors, not of prefixes: what keeps an adaptor near the identity.
+    Of whole vectors, not of prefixes: this keeps an adaptor near the identity.
 
     Source: Matryoshka-Adaptor, arXiv 2407.20243, eq. 3.
     """
@@ -66,7 +66,7 @@ def reconstruct(
         jnp.square(jnp.where(valid_b[:, None], x, 0)).sum(-1)
         for x in (adapted_bd - source_bd, source_bd)
     )
-    # A root has no gradient at 0, where the adaptor begins.
+    # The root has no gradient at 0, which is where the adaptor begins.
     moved_b = jnp.where(squares_b > 0, jnp.sqrt(jnp.where(squares_b > 0, squares_b, 1)), 0)
     lengths_b = jnp.sqrt(jnp.where(lengths_b > 0, lengths_b, 1))
     return mean_of(moved_b / lengths_b, valid_b)
@@ -80,10 +80,10 @@ def rank(
     keep_bb: jax.Array | None = None,
     mask_b: jax.Array | None = None,
 ) -> jax.Array:
-    """The mean of log(1 + exp(scale (cos of another document - cos of the own one))).
+    """The mean of log(1 + exp(scale (cos of another document - cos of the row's own))).
 
-    Row i of both belong together; all other documents of the batch are worse answers, but for those
-    that `keep_bb` [B, B] bool leaves out, as `negatives.ids_mask` does for duplicates.
+    Row i of one belongs to row i of the other; all other documents of the batch are worse answers,
+    except where `keep_bb` [B, B] bool is False, as `negatives.ids_mask` is for duplicates.
 
     Source: Matryoshka-Adaptor, arXiv 2407.20243, eq. 5, with grades of 1 and 0 and a scale.
     """
@@ -106,7 +106,7 @@ def rank(
 
 
 def _differences(adapted_bd, source_bd, mask_b):
-    """Of all pairs of rows [B, B]: how far cosines differ, the cosines before, and who counts."""
+    """For all pairs of rows [B, B]: how far cosines differ, the cosines before, which count."""
     if source_bd.ndim != 2 or len(source_bd) != len(adapted_bd):
         raise ValueError(f"source_bd must be [{len(adapted_bd)}, any], got {source_bd.shape}")
     valid_b = valid_rows(mask_b, adapted_bd)

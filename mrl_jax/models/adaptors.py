@@ -1,7 +1,7 @@
-"""Adaptors: small networks on frozen embeddings, trained so that prefixes serve as the whole.
+"""Adaptors: small networks on frozen embeddings, trained so that prefixes can stand for the whole.
 
-Bring your own vectors, for example from an API whose network nobody can train. The losses are
-`losses.preserve`; the rivals that need no training are `evaluators.spaces`.
+The vectors may come from anywhere, for example from an API whose network cannot be trained. The
+losses are `losses.preserve`; the alternatives without training are in `evaluators.spaces`.
 """
 
 import flax.linen as nn
@@ -14,7 +14,7 @@ def _identity(_, shape, dtype):
 
 
 class Linear(nn.Module):
-    """z @ W + b, [B, D] -> [B, features]; the identity before training where both are as wide."""
+    """z @ W + b, [B, D] -> [B, features]; before training the identity if both are as wide."""
 
     features: int
 
@@ -45,8 +45,8 @@ class Residual(nn.Module):
 class Rotation(nn.Module):
     """z @ Q with Q orthogonal, so that the full width compares as before; Q = I before training.
 
-    Cayley's map of a skew-symmetric S: Q = (I - S)^-1 (I + S). Every Q without an eigenvalue of
-    -1 is one; the others are limits. Costs a factorisation of [D, D] per call.
+    Cayley's map of a skew-symmetric S: Q = (I - S)^-1 (I + S), which reaches every Q without an
+    eigenvalue of -1; the others are limits. Costs a factorisation of [D, D] per call.
     """
 
     @nn.compact

@@ -8,16 +8,15 @@ import jax.numpy as jnp
 class BatchNorm(nn.Module):
     """Normalises every channel by the mean and variance of the batch, in float32.
 
-    In training the batch is cut into `groups` equal parts, in order, that are normalised each by
-    its own statistics: what data-parallel PyTorch does per GPU and what the reference was trained
-    with. One group: statistics of the global batch, on any mesh. The running statistics are the
+    In training the batch is cut, in order, into `groups` equal parts, each normalised by its own
+    statistics, as data-parallel PyTorch does per GPU and as the reference was trained. With one
+    group these are the statistics of the global batch, on any mesh. The running statistics are the
     mean over groups and, as in PyTorch, hold the unbiased variance.
 
     Attributes:
       groups: parts of the batch in training.
-      momentum: of the running statistics: share that the old value keeps.
+      momentum: the share of the old value in the running statistics.
       epsilon: added to the variance.
-      scale_init: initialiser of the scale; zeros make a residual branch start as nothing.
 
     Raises:
       ValueError: a training batch that does not divide into the groups.
@@ -26,13 +25,12 @@ class BatchNorm(nn.Module):
     groups: int = 1
     momentum: float = 0.9
     epsilon: float = 1e-5
-    scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, ..., C] -> the same shape and dtype; `train` uses the batch's own statistics."""
         channels = x.shape[-1]
-        scale_c = self.param("scale", self.scale_init, (channels,))
+        scale_c = self.param("scale", nn.initializers.ones, (channels,))
         bias_c = self.param("bias", nn.initializers.zeros, (channels,))
         mean_c = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         var_c = self.variable("batch_stats", "var", jnp.ones, (channels,))

@@ -1,4 +1,4 @@
-"""A convolution whose gradient with respect to the kernel is fast on CPUs, too."""
+"""A convolution whose gradient with respect to the kernel is also fast on CPUs."""
 
 import functools
 import math
@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Of so many bytes of patches the gradient is summed up at a time: they stay in the cache.
+# The gradient is summed over so many bytes of patches at a time, which stay in the cache.
 CHUNK_BYTES = 2**22
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -39,11 +39,11 @@ def _kernel_gradient_by_products(x_bhwc, dy_bhwo, kernel_hwio, strides, padding)
     batch, rows, columns, outputs = dy_bhwo.shape
     height, width, inputs, _ = kernel_hwio.shape
     patch_bytes = height * width * inputs * x_bhwc.dtype.itemsize
-    # Of a 1x1 kernel the inputs are the patches already: nothing is laid out.
+    # For a 1x1 kernel the inputs are the patches: nothing has to be laid out.
     chunks = _chunks(batch, rows * columns * patch_bytes) if height * width > 1 else 1
 
     def cut(a):
-        # Every chunks-th image, so that a batch that is split over devices stays so.
+        # Every chunks-th image, so that a batch that is split over devices stays split.
         return a.reshape(-1, chunks, *a.shape[1:]).swapaxes(0, 1)
 
     def under(padded, first, count, stride, axis):
@@ -58,7 +58,7 @@ def _kernel_gradient_by_products(x_bhwc, dy_bhwo, kernel_hwio, strides, padding)
 
         def product(i):
             line_np = under(lines, i, rows, strides[0], 1).reshape(-1, width * inputs)
-            # The narrow factor first: the other way round takes XLA:CPU twice the time.
+            # The narrow factor first: the other way round takes XLA:CPU twice as long.
             contract_n = (((0,), (0,)), ((), ()))
             return jax.lax.dot_general(
                 dy_no, line_np, contract_n, preferred_element_type=jnp.float32
@@ -79,8 +79,8 @@ def convolve(
     """A two-dimensional convolution, [B, H, W, C] -> [B, H', W', O].
 
     On accelerators this is XLA's. On CPUs the kernel's gradient is a sum of products of patches
-    and output gradients: XLA:CPU takes it as a convolution whose kernel is as large as an image,
-    at a tenth to a half of the speed of the forward pass.
+    and output gradients: XLA:CPU computes it as a convolution whose kernel is as large as an
+    image, at a tenth to a half of the speed of the forward pass.
     """
     return _xla(x_bhwc, kernel_hwio, strides, padding)
 
@@ -113,7 +113,7 @@ def for_flax(
     """`convolve` as flax.linen.Conv calls it (its `conv_general_dilated`).
 
     Raises:
-      ValueError: dilation or groups, which `convolve` has not.
+      ValueError: dilation or groups, which `convolve` does not have.
     """
     ones = math.prod((*others["lhs_dilation"], *others["rhs_dilation"]))
     if ones != 1 or others["feature_group_count"] != 1:

@@ -1,4 +1,4 @@
-"""The last feature map of a backbone: the last place where what it saw still has a position."""
+"""The last feature map of a backbone: the last place where features still have a position."""
 
 from collections.abc import Callable
 
@@ -11,27 +11,27 @@ class Features(nn.Module):
     """Marks a backbone's last feature map and changes nothing; see `with_features`.
 
     Attributes:
-      grid: (H, W) of the map. Of tokens it is the last H * W ones, row by row.
+      grid: (H, W) of the map. Of tokens, the last H * W are the map, row by row.
     """
 
     grid: tuple[int, int]
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, K] or [B, T, K] as it is."""
+        """[B, H, W, K] or [B, T, K], unchanged."""
         return x
 
 
 def with_features(
     embed: Callable[[], jax.Array], features_bhwk: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Runs `embed()`; gives what it returns and the last feature map [B, H, W, K] on the way.
+    """Runs `embed()`; gives its result and the last feature map [B, H, W, K] on the way there.
 
-    The map is None where no backbone with one was applied.
+    The map is None if `embed` applied no backbone that has one.
 
     Args:
       embed: applies a backbone.
-      features_bhwk: what the backbone goes on with in place of its own map. Gradients by it cost
-        only what comes after the map, and under `jit` what comes before it is not computed.
+      features_bhwk: replaces the backbone's own map. Gradients with respect to it cost only what
+        comes after the map, and under `jit` what comes before it is not computed.
     """
     found = []
 
@@ -39,7 +39,7 @@ def with_features(
         x = call(*arguments, **keywords)
         if not isinstance(context.module, Features):
             return x
-        # As tokens [B, T, K], those before the map (a class token) apart.
+        # As tokens [B, T, K]; those before the map (a class token) are set apart.
         rows, columns = context.module.grid
         batch, channels = x.shape[0], x.shape[-1]
         x_btk = x.reshape(batch, -1, channels)

@@ -14,24 +14,23 @@ from mrl_jax.models.features import Features
 
 Stem = Literal["imagenet", "small"]
 
-# He et al., arXiv 1502.01852, on outputs: what torchvision starts convolutions from.
+# He et al., arXiv 1502.01852, by fan-out: torchvision's initialiser of convolutions.
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def blur(x_bhwc: jax.Array) -> jax.Array:
     """The 3x3 filter [1 2 1] x [1 2 1] / 16 on every channel, zeros around the image.
 
-    Before a convolution that halves the resolution it takes out what would alias
-    (arXiv 1904.11486).
+    Before a convolution that halves the resolution it removes what would alias (arXiv 1904.11486).
     """
     padded = jnp.pad(x_bhwc, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    # Shifted sums: a depthwise convolution of one channel each is slower on every device tried.
+    # Shifted sums: a depthwise convolution is slower on every device tried.
     rows = (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]) / 4
     return (rows[:, :, :-2] + 2 * rows[:, :, 1:-1] + rows[:, :, 2:]) / 4
 
 
 class Conv(nn.Module):
-    """A convolution without bias, padded as PyTorch pads: alike on both sides."""
+    """A convolution without bias, padded as in PyTorch: equally on both sides."""
 
     features: int
     size: int
@@ -106,7 +105,7 @@ def _shortcut(block: BasicBlock | Bottleneck, x_bhwc: jax.Array, channels: int, 
 
 
 class ResNet(nn.Module):
-    """Images to the average of the last feature map, 512 channels for 64 first ones (basic block).
+    """Images to the average of the last feature map: 512 channels for 64 first ones (basic block).
 
     Attributes:
       stages: blocks per stage; every stage but the first halves the resolution.
@@ -151,7 +150,7 @@ class ResNet(nn.Module):
             x = conv(self.width, 3, name="conv1")(x)
         x = nn.relu(norm(name="bn1")(x, train))
         if self.stem == "imagenet":
-            # Padded beforehand: converters to ONNX pass over the padding of a pooling.
+            # Padded beforehand: converters to ONNX ignore the padding of a pooling.
             x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
             x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
         for stage, blocks in enumerate(self.stages):

@@ -56,14 +56,14 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """Images in patches through a transformer, to one embedding of its width.
+    """Images, cut into patches, through a transformer to one embedding of its width.
 
     Attributes:
       patch: pixels per side of a patch; the image size is a multiple of it.
       width: D of the tokens and of the embedding.
       depth: blocks.
       heads: of the attention; divide the width.
-      pool: "cls": the class token after the last norm. "gap": no class token; the norm of the
+      pool: "cls": the class token after the last norm. "gap": no class token, but the norm of the
         mean of all tokens, as timm's `fc_norm`.
       embedding_dim: 0 for the features as they are; else a linear layer to so many dims.
       dtype: of the matrix products; parameters and embeddings are float32.
@@ -93,8 +93,8 @@ class ViT(nn.Module):
             raise ValueError(
                 f"images of {height}x{width} pixels do not divide into patches of {self.patch}"
             )
-        # Patches by reshaping and one product: the same numbers as a strided convolution, and
-        # XLA:CPU is faster at it.
+        # Patches by reshaping and one product: the numbers of a strided convolution, but faster in
+        # XLA:CPU.
         rows, columns = height // self.patch, width // self.patch
         x = x_bhwc.reshape(batch, rows, self.patch, columns, self.patch, channels)
         x = x.swapaxes(2, 3).reshape(batch, rows * columns, self.patch**2 * channels)
@@ -109,7 +109,7 @@ class ViT(nn.Module):
         block = nn.remat(Block) if self.remat else Block
         features = Features((rows, columns), name="features")
         for index in range(self.depth):
-            # The class token reads the other tokens for the last time in the last block.
+            # In the last block the class token reads the other tokens for the last time.
             if self.pool == "cls" and index == self.depth - 1:
                 x = features(x)
             x = block(self.heads, self.dtype, name=f"block_{index:02d}")(x)

@@ -236,12 +236,17 @@ def test_pickles_and_parts_are_refused(folder):
 @pytest.mark.parametrize(
     ("file", "values", "kind", "message"),
     [
-        ("config.json", {"model_type": "t5"}, UsageError, "'t5' is none.*legal: bert, roberta, "),
+        (
+            "config.json",
+            {"model_type": "t5"},
+            UsageError,
+            "'t5' is not supported; legal: bert, roberta, ",
+        ),
         (
             "config.json",
             {"hidden_act": "mish"},
             UsageError,
-            "hidden_act 'mish' is none .* gelu_new",
+            "hidden_act 'mish' is not supported; .* gelu_new",
         ),
         ("config.json", {"hidden_size": None}, DataError, "config.json lacks hidden_size"),
         (
@@ -407,13 +412,13 @@ _MARK_ID = "tokenizer.json", ["post_processor", "special_tokens", "[CLS]", "ids"
         ("config_sentence_transformers.json", ["prompts"], "x", "prompts must be texts by name"),
         ("matryoshka.json", ["dims"], None, "field 'dims' must be list, got None"),
         ("config_sentence_transformers.json", ["default_prompt_name"], [1], "must be a text"),
-        ("modules.json", [0, "path"], "\ud800", "there is no folder"),
+        ("modules.json", [0, "path"], "\ud800", "has no folder '"),
         ("modules.json", [0], None, "field 'type' is missing"),
         ("tokenizer.json", ["version"], "x" * 3000, r"not a tokenizer .{,210}$"),
         ("tokenizer.json", ["model", "unk_token"], "x", "cannot tokenise"),
         ("tokenizer.json", ["post_processor", "single", 0, "SpecialToken", "id"], "x", "it lacks"),
-        (*_MARK_ID, 2**31, "post_processor puts 2147483648 around a text, which is no token's id"),
-        (*_MARK_ID, 100, "post_processor puts 100 around a text, which is no token's id"),
+        (*_MARK_ID, 2**31, "post_processor puts id 2147483648 around a text, but no token has it"),
+        (*_MARK_ID, 100, "post_processor puts id 100 around a text, but no token has it"),
     ],
 )
 def test_fields_of_another_type_are_named(tmp_path, file, path, value, message):

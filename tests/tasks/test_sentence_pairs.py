@@ -268,7 +268,7 @@ def test_batch_spec_is_what_batches_are():
         ({"temperature": 0.0}, "temperature must be > 0, got 0.0"),
         ({"micro_batch": -1}, "micro_batch must be >= 0, got -1"),
         ({"layers": "all"}, "layers must be one of last, sampled, sizes; got 'all'"),
-        ({"layers": "sampled"}, "needs an encoder of several, this has one"),
+        ({"layers": "sampled"}, "needs an encoder of several layers, this has one"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(options, message):

@@ -1,4 +1,4 @@
-"""Text encoders: tokens [B, T] and their lengths to hidden states, and from those to embeddings."""
+"""Text encoders: tokens [B, T] and lengths [B] to hidden states, and those to embeddings."""
 
 from mrl_jax.models.text.bert import ACTIVATIONS, Bert
 from mrl_jax.models.text.sentence import Pooling, SentenceEncoder

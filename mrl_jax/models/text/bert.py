@@ -1,8 +1,8 @@
 """BERT (Devlin et al., arXiv 1810.04805) and its relatives, without a pooler or a head.
 
-MiniLM and other BERTs of any size; RoBERTa (arXiv 1907.11692), whose positions begin after the id
-of padding; MPNet (arXiv 2004.09297), whose attention adds a learned bias by distance; DistilBERT
-(arXiv 1910.01108), which has no token types. Sequences are padded on the right.
+These are MiniLM and other BERTs of any size; RoBERTa (arXiv 1907.11692), whose positions begin
+after the id of padding; MPNet (arXiv 2004.09297), whose attention adds a learned bias by distance;
+and DistilBERT (arXiv 1910.01108), which has no token types. Sequences are padded on the right.
 """
 
 import functools
@@ -24,7 +24,7 @@ ACTIVATIONS = {
 }
 assert tuple(ACTIVATIONS) == get_args(Activation)
 
-# MPNet knows this many distances, those of 128 tokens or more are one.
+# MPNet tells this many distances apart; all of 128 tokens or more are one.
 BUCKETS = 32
 _FARTHEST = 128
 
@@ -34,14 +34,15 @@ _init = nn.initializers.normal(0.02)
 def distance_buckets(tokens: int) -> np.ndarray:
     """Which of the `BUCKETS` each key is in for each query, [tokens, tokens] int32.
 
-    Half of the buckets are for keys that come after the query. Half of each half are single
-    distances, the others grow by a constant factor (Raffel et al., arXiv 1910.10683, section 2.1).
+    Half of the buckets are for keys that come after the query. In each half, half of the buckets are
+    single distances, and the others grow by a constant factor (Raffel et al., arXiv 1910.10683,
+    section 2.1).
     """
     ahead_qk = np.arange(tokens)[None] - np.arange(tokens)[:, None]
     half = BUCKETS // 2
     single = half // 2
     distance_qk = abs(ahead_qk)
-    # In float32: what decides in the middle of rounding is how the weights were trained.
+    # In float32, as the weights were trained: rounding decides at the limits of buckets.
     ratio_qk = np.maximum(distance_qk, single).astype(np.float32) / np.float32(single)
     grown_qk = np.log(ratio_qk) / np.float32(math.log(_FARTHEST / single)) * (half - single)
     far_qk = np.minimum(single + grown_qk.astype(np.int32), half - 1)
@@ -58,7 +59,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x_btd: jax.Array, bias_bhqk: jax.Array, train: bool) -> jax.Array:
-        """[B, T, D] -> [B, T, D]; the bias is added to the scores, -inf or nearly where padded."""
+        """[B, T, D] -> [B, T, D]; the bias, about -inf at padding, is added to the scores."""
         batch, tokens, width = x_btd.shape
 
         def project(name):
@@ -158,13 +159,13 @@ class Bert(nn.Module):
         """The hidden states [B, T, D] of the table and of each layer that was run.
 
         Args:
-          tokens_bt: ids, int32; what is at and after the length does not matter.
-          lengths_b: int32; 0 for a row that is none, whose hidden states mean nothing.
-          train: drop out, by the random key "dropout".
+          tokens_bt: ids, int32; those at and after the length do not matter.
+          lengths_b: int32; 0 for an empty row, whose hidden states mean nothing.
+          train: applies dropout with the random key "dropout".
           depth: 1 to `layers`: how many layers to run; None: all.
 
         Raises:
-          ValueError: more tokens than positions, a depth that is not there.
+          ValueError: more tokens than positions, or a depth out of range.
         """
         tokens = tokens_bt.shape[1]
         depth = self.layers if depth is None else depth
@@ -187,7 +188,7 @@ class Bert(nn.Module):
         x_btd = nn.Dropout(self.dropout, name="dropout")(x_btd, deterministic=not train)
 
         real_bt = jnp.arange(tokens)[None] < lengths_b[:, None]
-        # Finite, so that a row without tokens has hidden states without NaN.
+        # Finite, so that the hidden states of a row without tokens are not NaN.
         bias_bhqk = jnp.where(real_bt, 0.0, -1e30)[:, None, None]
         if self.relative:
             bias_qkh = nn.Embed(BUCKETS, self.heads, embedding_init=_init, name="relative")(

@@ -18,7 +18,7 @@ class SentenceEncoder(nn.Module):
       backbone: `Bert` or `Static`.
       pooling: "mean" of the tokens, "cls": the first, "last": the last one before the padding.
       projection: 0 for the pooled states as they are; else a linear layer to so many dims.
-      projection_bias: whether that layer adds one.
+      projection_bias: whether that layer has a bias.
     """
 
     backbone: nn.Module
@@ -37,7 +37,7 @@ class SentenceEncoder(nn.Module):
         return self.backbone.layers
 
     def setup(self):
-        """Makes the projection; refuses another pooling by a ValueError."""
+        """Makes the projection; raises ValueError for an unknown pooling."""
         if self.pooling not in get_args(Pooling):
             legal = ", ".join(get_args(Pooling))
             raise ValueError(f"pooling must be one of {legal}; got {shown(self.pooling)}")
@@ -56,7 +56,7 @@ class SentenceEncoder(nn.Module):
 
         Args:
           tokens_bt, lengths_b, train: see the backbone.
-          depth: layers to run, None for all; the embedding after a layer is made as the last one.
+          depth: layers to run, None for all; an earlier layer is pooled as the last one is.
         """
         states = self.backbone(tokens_bt, lengths_b, train=train, depth=depth)
         return self._embed(states[-1], lengths_b)

@@ -1,4 +1,4 @@
-"""Static embeddings: a table of tokens and nothing else; their mean is the embedding of a text."""
+"""Static embeddings: just a table of tokens, whose mean is the embedding of a text."""
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,7 @@ class Static(nn.Module):
 
     Attributes:
       vocab_size: rows of the table.
-      width: D of a row; the rows of a fresh table are about of unit length.
+      width: D of a row; the rows of a fresh table have about unit length.
     """
 
     vocab_size: int

@@ -1,4 +1,4 @@
-"""Text to token ids, and ids to batches of a few lengths. A thin wrap of the package tokenizers."""
+"""Text to token ids, and ids to batches of a few lengths: a thin layer on tokenizers."""
 
 import collections
 import itertools
@@ -20,22 +20,22 @@ with extras.needed("text", "tokenising text"):
     import tokenizers
     from tokenizers import normalizers, trainers
 
-# Batches are padded to these, so that few shapes are compiled and little is padding.
+# Batches are padded to these lengths, so that few shapes are compiled with little padding.
 LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
-MOST_LETTERS = 1000  # of a vocabulary that is made; others are unknown
+MOST_LETTERS = 1000  # of a new vocabulary; all others are unknown
 
 _UNCUT = 2**30  # tokens; no text is longer
 
-# Letters of a text that are read at a time: tokenizers takes 250 bytes of memory for each. A word
-# is not cut unless it has more than `LONGEST_WORD`.
+# Letters of a text that are read at a time: tokenizers needs 250 bytes of memory for each. A word
+# is cut only if it is longer than `LONGEST_WORD`.
 PIECE, LONGEST_WORD = 1 << 15, 1 << 17
 _SPACE = re.compile("[ \n]")
-_LOOK = 256  # letters before and behind a place where a text may be cut
+_LOOK = 256  # letters before and after a place where a text may be cut
 
 
 def pieces_of(text: str) -> list[str]:
-    """The text in pieces of about `PIECE` letters, which begin at a space."""
+    """The text in pieces of about `PIECE` letters that begin at spaces."""
     pieces, start = [], 0
     while len(text) - start > PIECE:
         end = min(start + LONGEST_WORD, len(text))
@@ -51,7 +51,7 @@ def padded_length(tokens: int, longest: int) -> int:
 
     Args:
       tokens: how many there are, at most `longest`.
-      longest: what the model can take, and the length where that is less.
+      longest: the limit of the model, which the result never exceeds.
     """
     fitting = (length for length in LENGTHS if length >= tokens)
     return min(next(fitting, -(-tokens // 128) * 128), longest)
@@ -63,7 +63,7 @@ def pad(tokens: Sequence[np.ndarray], length: int, rows: int) -> tuple[np.ndarra
     Args:
       tokens: ids of each text, none longer than `length`.
       length: T of the batch.
-      rows: B of the batch; those that no text is for have length 0.
+      rows: B of the batch; rows without a text have length 0.
 
     Returns:
       (tokens_bt, lengths_b), int32; 0 beyond a text.
@@ -77,12 +77,12 @@ def pad(tokens: Sequence[np.ndarray], length: int, rows: int) -> tuple[np.ndarra
 
 
 class Tokenizer:
-    """Text to ids, with the marks around it that its model was trained with.
+    """Text to ids, with the special tokens around it that its model was trained with.
 
     Attributes:
-      raw: the `tokenizers.Tokenizer`, which neither pads nor cuts.
-      marks: whether a text's ids are put between special ones, as [CLS] and [SEP].
-      cut: "left" or "right", the side of a long text that is cut off.
+      raw: the `tokenizers.Tokenizer`, which neither pads nor truncates.
+      marks: whether special tokens such as [CLS] and [SEP] are put around a text.
+      cut: "left" or "right", the side on which a long text is cut.
     """
 
     def __init__(self, raw: tokenizers.Tokenizer, *, marks: bool = True, cut: str = "right"):
@@ -120,17 +120,17 @@ class Tokenizer:
     def train(
         cls, texts: Iterable[str], vocab_size: int, *, lowercase: bool = True, marks: bool = True
     ) -> "Tokenizer":
-        """A WordPiece vocabulary of the texts, which begins with BERT's five special tokens.
+        """A WordPiece vocabulary made of the texts; BERT's five special tokens come first.
 
         Args:
-          texts: the same texts give the same vocabulary. They are read twice, and kept in memory
-            only where they cannot be, as an iterator.
-          vocab_size: at most so many tokens; letters come first, then the pieces that occur most.
-          lowercase: make letters small and take their accents off.
+          texts: the same texts give the same vocabulary. They are read twice; an iterator, which
+            cannot be, is kept in memory.
+          vocab_size: the most tokens; letters come first, then the most frequent pieces.
+          lowercase: lowercase the texts and strip accents.
           marks: see the class.
 
         Raises:
-          UsageError: a vocabulary without room for more than special tokens.
+          UsageError: `vocab_size` leaves no room for more than special tokens.
         """
         special = [names[0] for names in SPECIAL.values()]
         if vocab_size <= len(special):
@@ -146,10 +146,10 @@ class Tokenizer:
             (c for c in found if not c.isspace()), key=lambda letter: (-found[letter], letter)
         )
         letters = sorted(common[: min(MOST_LETTERS, (vocab_size - len(special)) // 2)])
-        # The trainer numbers letters in the order of a hash map, which changes from call to call;
-        # it breaks ties by these numbers and chooses among rare letters in that order too. Here it
-        # has no choice: the letters to keep are given, and because they are given as special tokens
-        # as well, they are numbered before it reads a text.
+        # The trainer numbers letters in the order of a hash map, which changes from call to call,
+        # and both breaks ties and chooses among rare letters by these numbers. Here it has no
+        # choice: the letters to keep are given, and as they are also given as special tokens, they
+        # are numbered before it reads a text.
         trainer = trainers.WordPieceTrainer(
             vocab_size=vocab_size,
             special_tokens=[*special, *letters, *(f"##{letter}" for letter in letters)],
@@ -161,7 +161,7 @@ class Tokenizer:
         return cls(tokenizer_files.wordpiece(raw.get_vocab(), settings), marks=marks)
 
     def encode(self, texts: Iterable[str], max_length: int) -> list[np.ndarray]:
-        """The ids of each text, int32, with marks at most `max_length`; a longer text is cut.
+        """The ids of each text, int32, at most `max_length` with marks; longer texts are cut.
 
         Raises:
           UsageError: something that is not text, or no room for a token between the marks.
@@ -180,7 +180,7 @@ class Tokenizer:
             found = self._encode(usual, max_length, max_length - around)
             for i in lengthy:
                 found[i] = self._encode_lengthy(texts[i], max_length - around)
-        except (TypeError, UnicodeEncodeError):  # what it makes of half a surrogate pair
+        except (TypeError, UnicodeEncodeError):  # raised for half a surrogate pair
             bad = [row for row, text in enumerate(texts) if not _is_unicode(text)]
             if not bad:
                 raise
@@ -190,7 +190,7 @@ class Tokenizer:
     def _encode(self, texts: Sequence[str], max_length: int, room: int) -> list[np.ndarray]:
         encodings = self.raw.encode_batch_fast(texts, add_special_tokens=self.marks)
         long = [i for i, encoding in enumerate(encodings) if len(encoding) > max_length]
-        # What is cut off is text, not the marks: those are put around what is left.
+        # The text is cut, not the marks, which are put around what is left.
         bare = self.raw.encode_batch_fast([texts[i] for i in long], add_special_tokens=False)
         for i, encoding in zip(long, bare, strict=True):
             encoding.truncate(room, direction=self.cut)
@@ -198,7 +198,7 @@ class Tokenizer:
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def _encode_lengthy(self, text: str, room: int) -> np.ndarray:
-        """The ids of a text that is read in pieces, and only as far as they can matter."""
+        """The ids of a text that is read in pieces, only as far as is needed."""
         pieces, parts, count = pieces_of(text), [], 0
         left = self.cut == "left"
         for number in reversed(range(len(pieces))) if left else range(len(pieces)):
@@ -212,18 +212,18 @@ class Tokenizer:
         ids_t = ids_t[max(count - room, 0) :] if left else ids_t[:room]
         if not self.marks:
             return ids_t
-        word = self.raw.encode("a")  # any: its ids stand where those of the text belong
+        word = self.raw.encode("a")  # any word: its ids are where those of the text belong
         text_at = [at for at, special in enumerate(word.special_tokens_mask) if not special]
         marks = word.ids[: text_at[0]], word.ids[text_at[-1] + 1 :]
         return np.concatenate([marks[0], ids_t, marks[1]]).astype(np.int32)
 
-    def _is_apart(self, before: str, behind: str) -> bool:
-        """Whether two pieces have the same tokens as together: rules may see beyond a space."""
-        if not _SPACE.match(behind):
+    def _is_apart(self, before: str, after: str) -> bool:
+        """Whether pieces have the same tokens alone as together: rules may look beyond a space."""
+        if not _SPACE.match(after):
             return True  # a word that is longer than `LONGEST_WORD`
-        before, behind = before[-_LOOK:], behind[:_LOOK]
-        apart_t = np.concatenate([self._bare(before), self._bare(behind)])
-        return np.array_equal(apart_t, self._bare(before + behind))
+        before, after = before[-_LOOK:], after[:_LOOK]
+        apart_t = np.concatenate([self._bare(before), self._bare(after)])
+        return np.array_equal(apart_t, self._bare(before + after))
 
     @property
     def _around(self) -> int:
@@ -235,7 +235,7 @@ class Tokenizer:
     def to_json(self, max_length: int | None = None) -> str:
         """The text of tokenizer.json, which `load` reads back the same.
 
-        `max_length` tells other readers where to cut longer texts; None: nowhere.
+        `max_length` tells other readers where to cut longer texts; None tells them not to.
         """
         content = json.loads(self.raw.to_str())
         if max_length is not None or self.cut == "left":
@@ -250,7 +250,7 @@ class Tokenizer:
     def save(self, folder: str | os.PathLike, max_length: int | None) -> None:
         """Writes tokenizer.json and tokenizer_config.json as transformers reads them.
 
-        `max_length` is what longer texts are to be cut to; None: they are not.
+        `max_length` tells them where to cut longer texts; None tells them not to.
         """
         folder = pathlib.Path(folder)
         (folder / "tokenizer.json").write_text(self.to_json(max_length), "utf-8")
@@ -274,27 +274,27 @@ class Tokenizer:
 
     @property
     def content(self) -> str:
-        """Everything that ids depend on besides the marks: differs if two tokenizers differ."""
+        """Everything that ids depend on besides the marks; it differs if two tokenizers differ."""
         return self.raw.to_str() + (" cut on the left" if self.cut == "left" else "")
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are: rows of the token table."""
+        """The number of ids, which is that of the rows of the token table."""
         return 1 + max(self.raw.get_vocab().values())
 
     @property
     def pad_id(self) -> int:
-        """Of [PAD] or <pad>."""
+        """The id of [PAD] or <pad>."""
         return self._id("pad_token")
 
     @property
     def mask_id(self) -> int:
-        """Of [MASK] or <mask>, which hides a token in masked language modelling."""
+        """The id of [MASK] or <mask>, which hides a token in masked language modelling."""
         return self._id("mask_token")
 
     @property
     def special_ids(self) -> tuple[int, ...]:
-        """Of all tokens that are no text, in order."""
+        """The ids of all tokens that are not text, in order."""
         added = self.raw.get_added_tokens_decoder()
         return tuple(sorted(i for i, token in added.items() if token.special))
 
@@ -332,7 +332,7 @@ def text_list(texts: Iterable[str]) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    """The beginning of a value and its type, on one line."""
+    """The beginning of a value, and its type, on one line."""
     return f"{cut(repr(value), 60)} ({type(value).__name__})"
 
 

@@ -1,7 +1,7 @@
 """Reads a tokenizer from the files of transformers: each setting is either followed or refused.
 
-They are read as transformers 5 does. The class that tokenizer_config.json names decides where the
-steps from text to tokens come from: "PreTrainedTokenizerFast" takes all of them from
+They are read as transformers 5 reads them. The class that tokenizer_config.json names decides where
+the steps from text to tokens come from: "PreTrainedTokenizerFast" takes all of them from
 tokenizer.json, while BERT's classes take the normaliser from the settings, whatever tokenizer.json
 says.
 """
@@ -130,7 +130,7 @@ def read(path: pathlib.Path, *, settings: bool = True, lowercase: bool = False) 
         raise DataError(f"{path}: not a tokenizer ({shortened(str(error), 200)})") from error
     _check_template(raw, path)
     try:
-        raw.encode("\U0010ffff a")  # a token that no vocabulary has, so that it is unknown
+        raw.encode("\U0010ffff a")  # a token that no vocabulary has
     except Exception as error:  # as above
         raise DataError(f"{path}: cannot tokenise ({shortened(str(error), 200)})") from error
     cut = config.get("truncation_side") or (raw.truncation or {}).get("direction", "right")
@@ -156,7 +156,7 @@ def read(path: pathlib.Path, *, settings: bool = True, lowercase: bool = False) 
 
 
 def _check_template(raw: tokenizers.Tokenizer, path: pathlib.Path) -> None:
-    """Refuses marks that are not said to be tokens, at which tokenizers would abort."""
+    """Refuses special tokens around a text that do not exist, at which tokenizers would abort."""
     if not isinstance(raw.post_processor, processors.TemplateProcessing):
         return
     content = json.loads(raw.post_processor.__getstate__())
@@ -164,12 +164,12 @@ def _check_template(raw: tokenizers.Tokenizer, path: pathlib.Path) -> None:
     for name in (piece["id"] for piece in pieces if piece):
         if name not in content["special_tokens"]:
             raise DataError(
-                f"{path}: post_processor puts {shown(name)} around a text, which it lacks"
+                f"{path}: post_processor puts {shown(name)} around a text but does not define it"
             )
         for number in content["special_tokens"][name]["ids"]:
             if number >= 2**31 or raw.id_to_token(number) is None:
                 raise DataError(
-                    f"{path}: post_processor puts {number} around a text, which is no token's id"
+                    f"{path}: post_processor puts id {number} around a text, but no token has it"
                 )
 
 
@@ -214,7 +214,7 @@ def _bert_normalizer(config: dict[str, Any]) -> normalizers.BertNormalizer:
 
 
 def _settings(path: pathlib.Path) -> dict[str, Any]:
-    """tokenizer_config.json, completed by the two older files that it replaced.
+    """tokenizer_config.json, completed from the two older files that it replaced.
 
     Raises:
       UsageError: a setting is not supported.
@@ -248,7 +248,7 @@ def _settings(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _check_types(config: dict[str, Any], where: pathlib.Path) -> None:
-    """Refuses settings of another type than they have.
+    """Refuses settings of the wrong type.
 
     Raises:
       DataError: names the first one.
@@ -347,7 +347,7 @@ def _check_prefix_space(raw: tokenizers.Tokenizer, kind: _Class, config: dict, r
 
 
 def _heed_stated(raw: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
-    """If no file names a class, the settings that are given override those in tokenizer.json."""
+    """Without a class, the settings that are given override those in tokenizer.json."""
     if isinstance(normalizer := raw.normalizer, normalizers.BertNormalizer):
         for ours, theirs in (
             ("lowercase", "do_lower_case"),
@@ -359,13 +359,13 @@ def _heed_stated(raw: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
 
 
 def _extra(config: dict[str, Any]) -> list[Any]:
-    """Special tokens that are of none of the kinds in `SPECIAL`."""
+    """Special tokens of other kinds than those in `SPECIAL`."""
     lists = (config.get(key) or [] for key in _EXTRA)
     return [token for x in lists for token in (x.values() if isinstance(x, dict) else x)]
 
 
 def _content(token: Any) -> str | None:
-    """The text of a special token, which is given by itself or along with its properties."""
+    """The text of a special token, which is given alone or with its properties."""
     return token.get("content") if isinstance(token, dict) else token
 
 
@@ -395,7 +395,7 @@ def _add_tokens(raw: tokenizers.Tokenizer, config: dict[str, Any], where: pathli
         there.add(added.content)
         if number is not None and raw.token_to_id(added.content) != number:
             raise DataError(
-                f"{where}, or added_tokens.json beside it, gives token {added.content!r} the id "
+                f"{where} or added_tokens.json gives token {added.content!r} the id "
                 f"{number}, but in the tokenizer it has {raw.token_to_id(added.content)}"
             )
 

@@ -1,4 +1,4 @@
-"""An adaptor on frozen embeddings whose prefixes compare as the whole vectors did."""
+"""An adaptor on frozen embeddings, after which prefixes compare as whole vectors did before."""
 
 import dataclasses
 import functools
@@ -34,13 +34,13 @@ class AdaptorTask:
       nesting: the granularities that are trained.
       width: dims of the vectors.
       ranked: whether there are positives.
-      pairs: weight of what all pairs' cosines change.
-      neighbours: weight of what those of near rows change.
+      pairs: weight of the change in all pairs' cosines.
+      neighbours: weight of the change in the cosines of near rows.
       nearest: how many rows are near.
-      reconstruction: weight of what vectors change; 0 for an adaptor of another width.
+      reconstruction: weight of the change in vectors; 0 for an adaptor of another width.
       ranking: weight of the ranking loss, if `ranked`.
-      turned: vectors are first turned by `basis` [width, width] of the model state, orthogonal:
-        the identity in a fresh one, where another start is put. Losses see vectors turned.
+      turned: vectors are first rotated by the orthogonal `basis` [width, width] of the model state,
+        which is the identity until another start replaces it. Losses see the rotated vectors.
       mesh: devices. The embedding axis stays whole on every device.
 
     Raises:
@@ -72,7 +72,7 @@ class AdaptorTask:
         adapted_bd, _ = jax.eval_shape(self.adaptor.init_with_output, key, z_bd)
         if adapted_bd.shape[1] < self.nesting.width:
             raise ValueError(
-                f"nesting dim {self.nesting.width} is wider than what the adaptor gives "
+                f"nesting dim {self.nesting.width} is wider than the adaptor's output "
                 f"({adapted_bd.shape[1]} dims)"
             )
         if self.reconstruction and adapted_bd.shape[1] != self.width:
@@ -104,7 +104,7 @@ class AdaptorTask:
     ) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
         """Training loss: (total, (per-granularity loss [G], model state)).
 
-        Per granularity: all terms but the reconstruction.
+        The losses per granularity lack the reconstruction.
         """
         del key
         mask_b = batch["mask"]
@@ -134,15 +134,15 @@ class AdaptorTask:
         return loss, (loss_g, model_state)
 
     def embed(self, params: Tree, model_state: Tree, batch: Tree) -> jax.Array:
-        """Adapted vectors [B, D] of `vector`, of any length."""
+        """Adapted vectors [B, D] of `vector`, not normalised."""
         x_bd = self._sources(model_state, batch["vector"])
         return rows_split(self._adapt(params, x_bd), self.mesh)
 
     def _sources(self, model_state: Tree, x_bd: jax.Array) -> jax.Array:
-        """What the adaptor is given, and what its losses compare with."""
+        """What the adaptor reads, and its losses compare with."""
         if self.turned:
             basis_de = jax.lax.stop_gradient(model_state["basis"])
-            # Less than float32 would change what is to be kept.
+            # A lower precision would change what the losses should keep.
             x_bd = jnp.matmul(x_bd, basis_de, precision="highest")
         return rows_split(x_bd, self.mesh)
 

@@ -19,10 +19,10 @@ from mrl_jax.runtime.task import Tree
 
 LossForm = Literal["auto", "plain", "blockwise", "streamed"]
 
-# From this many logits of all granularities on one device, 8 MiB, the fused loss is faster (0.4 to
-# 1.0 times the plain one's time on a CPU); below it is up to 1.25 times as slow.
+# From this many logits of all granularities on one device (8 MiB), the fused loss is faster: on a CPU
+# it takes 0.4 to 1.0 times as long as the plain one, and below that up to 1.25 times as long.
 FUSED_FROM = 2**21
-_LEAST_STD = float(jnp.finfo(jnp.float32).tiny)  # what is smaller would be rounded to 0
+_LEAST_STD = float(jnp.finfo(jnp.float32).tiny)  # smaller ones would be rounded to 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +38,12 @@ class Classification:
       image_shape: (H, W, C) of the images.
       label_smoothing: of every granularity's loss.
       augmentation: of training images, on the device.
-      mean: of a pixel, 0 to 255; one number or one per channel. Subtracted from images.
-      std: what they are then divided by, as `mean`.
+      mean: is subtracted from pixels of 0 to 255; one number or one per channel.
+      std: divides them then; as `mean`.
       loss_form: "plain" computes all logits [G, B, C] and their cross-entropy; "blockwise" and
         "streamed" fuse the two, see `kernels.nested_linear_cross_entropy`. "auto": see `form_of`.
-      mesh: devices. The embedding axis stays whole on every device: prefixes of a split axis are
-        wrong to slice, and on some three-axis meshes gradients through them came out silently
-        wrong.
+      mesh: devices. The embedding axis stays whole on every device: prefixes must not be sliced
+        from a split axis; on some three-axis meshes gradients through them were silently wrong.
 
     Raises:
       ValueError: a loss form that does not exist, or a fused one whose classes do not divide over
@@ -84,7 +83,7 @@ class Classification:
         return self.mesh is None or self.head.num_classes % self.mesh.shape["tensor"] == 0
 
     def form_of(self, batch_size: int) -> LossForm:
-        """The form that a batch of this size is trained with: what "auto" comes to.
+        """The form that a batch of this size is trained with, which resolves "auto".
 
         "blockwise" where all logits would be `FUSED_FROM` numbers or more on a device and the
         classes divide over the mesh, else "plain".
@@ -141,7 +140,7 @@ class Classification:
         z_bd = rows_split(z_bd, self.mesh)
         loss, loss_g = self._head_loss(params["head"], z_bd, batch)
         if share is not None:
-            # The other image's label; a pair with padding in it counts by its own image's mask.
+            # The other image's label; whether a mixture counts depends on its own image's mask.
             other = {"label": jnp.roll(batch["label"], 1, 0), "mask": batch["mask"]}
             found = self._head_loss(params["head"], z_bd, other)
             loss, loss_g = (
@@ -187,7 +186,7 @@ class Classification:
         if self.head.kind == "separate":
             logits_gbc = self.head.apply({"params": params["head"]}, z_bd)
             return logits_gbc[jnp.array([self.nesting.dims.index(m) for m in dims])]
-        # The kernel's shape follows from the largest dim: keep it in the list, drop it after.
+        # The kernel's shape follows from the largest dim: it has to be among the dims.
         nesting = Nesting(tuple(sorted({*dims, self.nesting.width})))
         head = self.head.clone(nesting=nesting, kind="shared")
         return head.apply({"params": params["head"]}, z_bd)[: len(dims)]

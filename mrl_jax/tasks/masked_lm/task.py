@@ -15,7 +15,7 @@ from mrl_jax.runtime.task import Tree
 
 
 class Transform(nn.Module):
-    """What BERT has between its hidden states and its output layer (arXiv 1810.04805).
+    """The layers between BERT's hidden states and its output layer (arXiv 1810.04805).
 
     Attributes:
       activation: one of `models.text.bert.ACTIVATIONS`.
@@ -43,7 +43,7 @@ class MaskedLM:
     h[:m] @ E[:, :m].T + bias, for the transformed hidden state h of a hidden token.
 
     A batch is a dict of `tokens` [B, T] int32, some of them hidden; `places` [B, P] int32 in [0, T)
-    of what is to be predicted, `labels` [B, P] int32, the tokens that were there, and `mask`
+    of the tokens to predict, `labels` [B, P] int32, the tokens that were there, and `mask`
     [B, P], 1 where a prediction counts. Only the P places go through the output layer.
 
     Attributes:
@@ -130,8 +130,8 @@ class MaskedLM:
     def embed(self, params: Tree, model_state: Tree, batch: Tree) -> jax.Array:
         """Embeddings [B, D] of `tokens` [B, T] and `lengths` [B], not normalised.
 
-        The mean over tokens of what the output layer would read there: of that, prefixes were
-        trained. Rows of length 0 are zero.
+        The mean over tokens of what the output layer would read: its prefixes were trained. Rows of
+        length 0 are zero.
         """
         del model_state
         tokens_bt, lengths_b = batch["tokens"], batch["lengths"]

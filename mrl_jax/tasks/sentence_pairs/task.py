@@ -1,4 +1,4 @@
-"""Sentence embeddings from pairs of texts, every prefix of them with a loss of its own."""
+"""Sentence embeddings from pairs of texts, with a loss on every prefix."""
 
 import dataclasses
 import functools
@@ -29,11 +29,11 @@ _IN_WORDS = {
 
 @dataclasses.dataclass(frozen=True)
 class SentencePairs:
-    """An encoder and a loss on what it makes of the two sides of pairs.
+    """An encoder and a loss on its embeddings of the sides of pairs.
 
     A batch is a dict of, for every side, `{side}_tokens` [B, T] int32, `{side}_lengths` [B] int32
-    and `{side}_id` [B] int32 (equal: not to be told apart); `score` [B] float32 of scored pairs;
-    `{side}_teacher` [B, any] with a teacher; and `mask` [B] (1 = counts, 0 = padding).
+    and `{side}_id` [B] int32 (equal for texts not to be told apart); `score` [B] float32 of scored
+    pairs; `{side}_teacher` [B, any] with a teacher; and `mask` [B] (1 = counts, 0 = padding).
 
     Attributes:
       encoder: Flax module, tokens and lengths -> embeddings.
@@ -90,7 +90,7 @@ class SentencePairs:
             raise ValueError(f"layers must be one of {legal}; got {shown(self.layers)}")
         if self.layers != "last" and self.encoder.layers < 2:
             raise ValueError(
-                f"layers {shown(self.layers)} needs an encoder of several, this has one"
+                f"layers {shown(self.layers)} needs an encoder of several layers, this has one"
             )
         if self.loss_name not in pairs.LOSSES:
             self._try_loss()
@@ -162,7 +162,7 @@ class SentencePairs:
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """Of every granularity the layers that "sizes" trains it at: equal steps up to all."""
+        """The layers at which "sizes" trains each granularity, in equal steps up to all."""
         count, layers = len(self.nesting), self.encoder.layers
         return tuple(-(-layers * (g + 1) // count) for g in range(count))
 
@@ -173,7 +173,7 @@ class SentencePairs:
         return batch_size // size
 
     def _encode(self, params: Tree, rows: Tree, key: jax.Array) -> Tree:
-        """Of every side the embeddings [B, D], or [B, L, D] after each layer."""
+        """The embeddings of every side, [B, D], or [B, L, D] after each layer."""
         method = "__call__" if self.layers == "last" else "every_layer"
         found = {}
         for number, length in enumerate(sorted({tokens.shape[1] for tokens, _ in rows.values()})):
@@ -210,7 +210,7 @@ class SentencePairs:
         return loss.on_prefixes(sides, nesting, **given)
 
     def _negatives_of(self, batch: Tree) -> jax.Array:
-        """Which columns are negatives of which rows, [B, N]: no duplicates, no better answers."""
+        """Which columns are negatives of which rows, [B, N]: no duplicates and no better answers."""
         anchor, positive, *negatives = self.sides
         ids = [batch[f"{side}_id"] for side in negatives]
         mask_bn = ids_mask(batch[f"{anchor}_id"], batch[f"{positive}_id"], ids)
@@ -224,7 +224,7 @@ class SentencePairs:
     ) -> jax.Array:
         """Embeddings [B, D] of `tokens` [B, T] and `lengths` [B], not normalised.
 
-        `depth` layers are run, all where not given.
+        Only `depth` layers are run if it is given.
         """
         del model_state
         z_bd = self.encoder.apply(
