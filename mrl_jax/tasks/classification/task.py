@@ -19,8 +19,8 @@ from mrl_jax.runtime.task import Tree
 
 LossForm = Literal["auto", "plain", "blockwise", "streamed"]
 
-# From this many logits of all granularities on one device (8 MiB), the fused loss is faster: on a CPU
-# it takes 0.4 to 1.0 times as long as the plain one, and below that up to 1.25 times as long.
+# From this many logits of all granularities on one device (8 MiB), the fused loss is faster: on a
+# CPU it takes 0.4 to 1.0 times as long as the plain one, and below that up to 1.25 times as long.
 FUSED_FROM = 2**21
 _LEAST_STD = float(jnp.finfo(jnp.float32).tiny)  # smaller ones would be rounded to 0
 

@@ -210,7 +210,7 @@ class SentencePairs:
         return loss.on_prefixes(sides, nesting, **given)
 
     def _negatives_of(self, batch: Tree) -> jax.Array:
-        """Which columns are negatives of which rows, [B, N]: no duplicates and no better answers."""
+        """Which columns are negatives of which rows, [B, N]: no duplicates or better answers."""
         anchor, positive, *negatives = self.sides
         ids = [batch[f"{side}_id"] for side in negatives]
         mask_bn = ids_mask(batch[f"{anchor}_id"], batch[f"{positive}_id"], ids)
