@@ -72,4 +72,15 @@ def listed(values: Iterable[object]) -> str:
     return ", ".join(names) + (f" and {more:,} more" if more > 0 else "")
 
 
+def check_choice(what: str, value: object, legal: Iterable[str]) -> None:
+    """Refuses what is not one of the legal values.
+
+    Raises:
+      ValueError: lists them.
+    """
+    legal = tuple(legal)
+    if value not in legal:
+        raise ValueError(f"{what} must be one of {', '.join(legal)}; got {shown(value)}")
+
+
 USER_ERRORS = (UsageError, DataError, CheckpointError, NonFiniteError, Preempted)

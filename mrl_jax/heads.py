@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mrl_jax.errors import shown
+from mrl_jax.errors import check_choice
 from mrl_jax.kernels import prefix_matmul, prefix_norms
 from mrl_jax.nesting import Nesting
 
@@ -47,14 +47,8 @@ class NestedHead(nn.Module):
     kernel_init: Callable = torch_linear_init
 
     def __post_init__(self):
-        for name, value, legal in (
-            ("kind", self.kind, get_args(Kind)),
-            ("normalize", self.normalize, get_args(Normalize)),
-        ):
-            if value not in legal:
-                raise ValueError(
-                    f"head {name} must be one of {', '.join(legal)}; got {shown(value)}"
-                )
+        check_choice("head kind", self.kind, get_args(Kind))
+        check_choice("head normalize", self.normalize, get_args(Normalize))
         if self.kind == "fixed" and len(self.nesting) != 1:
             raise ValueError(
                 f"a fixed head (FF-m) has one granularity, got dims {self.nesting.dims}"

@@ -6,7 +6,7 @@ import re
 
 from flax import traverse_util
 
-from mrl_jax.interop.tensor_names import NOTHING, Rule, TensorNames
+from mrl_jax.interop.tensor_names import Rule, TensorNames
 from mrl_jax.interop.torch_weights import assign, numbers, read_tensors
 from mrl_jax.models.text import Bert
 from mrl_jax.runtime.task import Tree
@@ -17,7 +17,6 @@ _NORM = r"(?:cls\.predictions\.transform\.LayerNorm|lm_head\.layer_norm|vocab_la
 _BIAS = r"(?:cls\.predictions\.bias|lm_head\.bias|vocab_projector\.bias)"
 _HEAD = TensorNames(
     "transformers head of a masked language model",
-    NOTHING,
     Bert,
     (
         Rule(rf"{_DENSE}\.weight", ("transform/dense/kernel",), "linear"),
@@ -26,7 +25,6 @@ _HEAD = TensorNames(
         Rule(rf"{_NORM}\.(?:bias|beta)", ("transform/norm/bias",), "vector"),
         Rule(_BIAS, ("head/bias",), "vector"),
     ),
-    NOTHING,
 )
 
 

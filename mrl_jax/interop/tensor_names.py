@@ -52,22 +52,25 @@ class Rule(NamedTuple):
     form: str
 
 
+_NOTHING = r"(?!)"  # matches no name
+
+
 class TensorNames(NamedTuple):
     """The tensor names of one family of networks, and where each tensor goes.
 
     Attributes:
       title: what messages call it.
-      signature: regex of a name that every network of the family has and no other family has.
-      network: the backbone that it fits.
+      network: the module that it fits.
       rules: first match wins.
+      signature: regex of a name that every network of the family has and no other family has.
       ignored: regex of names whose tensors are not needed.
     """
 
     title: str
-    signature: str
     network: type[nn.Module]
     rules: tuple[Rule, ...]
-    ignored: str
+    signature: str = _NOTHING
+    ignored: str = _NOTHING
 
 
 def _linear(theirs: str, *ours: str) -> tuple[Rule, ...]:
@@ -170,23 +173,20 @@ _HF_VIT = (
     *_linear(rf"{_HF}pooler\.dense", "head/pooler"),
 )
 
-NOTHING = r"(?!)"  # matches no name
-
 KNOWN = (
     TensorNames(
         "torchvision or RAIVNLab/MRL ResNet",
-        r"layer1\.0\.bn1\.weight",
         ResNet,
         _RESNET,
+        r"layer1\.0\.bn1\.weight",
         r".*\.(num_batches_tracked|blur_filter)",
     ),
-    TensorNames("timm ViT", r"blocks\.0\.attn\.qkv\.weight", ViT, _TIMM, NOTHING),
+    TensorNames("timm ViT", ViT, _TIMM, r"blocks\.0\.attn\.qkv\.weight"),
     TensorNames(
         "transformers ViT",
-        rf"{_HF}embeddings\.patch_embeddings\.projection\.weight",
         ViT,
         _HF_VIT,
-        NOTHING,
+        rf"{_HF}embeddings\.patch_embeddings\.projection\.weight",
     ),
 )
 

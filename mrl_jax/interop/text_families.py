@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from mrl_jax.errors import DataError, UsageError, shown
-from mrl_jax.interop.tensor_names import NOTHING, Rule, TensorNames
+from mrl_jax.interop.tensor_names import Rule, TensorNames
 from mrl_jax.models.text import Bert
 from mrl_jax.models.text.tokenizer import Tokenizer
 from mrl_jax.store import json_files
@@ -186,7 +186,7 @@ def names_of(family: Family) -> TensorNames:
         pattern = re.sub(r"(LayerNorm\\\.)bias", r"\1(?:bias|beta)", pattern)
         rules.append(Rule(rf"(?:{family.prefix}\.)?{pattern}", (ours,), form))
     title = f"transformers {family.architecture}"
-    return TensorNames(title, NOTHING, Bert, tuple(rules), _IGNORED)
+    return TensorNames(title, Bert, tuple(rules), ignored=_IGNORED)
 
 
 def their_names(family: Family, layers: int) -> dict[str, tuple[str, str]]:

@@ -11,7 +11,7 @@ import numpy as np
 from flax import traverse_util
 
 from mrl_jax.errors import DataError, UsageError, shown
-from mrl_jax.interop.tensor_names import NOTHING, Rule, TensorNames
+from mrl_jax.interop.tensor_names import Rule, TensorNames
 from mrl_jax.interop.text_families import bert_of, check_padding, family_of, names_of
 from mrl_jax.interop.torch_weights import assign, named, numbers, read_tensors
 from mrl_jax.models.text import Bert, Pooling, SentenceEncoder, Static
@@ -41,20 +41,16 @@ OLD_POOLINGS = {
 
 _TABLE = TensorNames(
     "table of token embeddings",
-    NOTHING,
     Static,
     (Rule(r"embedding\.weight|embeddings", ("tokens/embedding",), "table"),),
-    NOTHING,
 )
 _DENSE = TensorNames(
     "Dense of sentence-transformers",
-    NOTHING,
     SentenceEncoder,
     (
         Rule(r"linear\.weight", ("kernel",), "linear"),
         Rule(r"linear\.bias", ("bias",), "vector"),
     ),
-    NOTHING,
 )
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from mrl_jax.errors import DataError, UsageError
+from mrl_jax.errors import DataError, UsageError, check_choice
 from mrl_jax.interop.tensor_names import KNOWN, TensorNames, detect, find
 from mrl_jax.models.resnet import ResNet
 from mrl_jax.models.vit import ViT
@@ -95,8 +95,7 @@ def load_weights(
         NaN or infinite values.
       ValueError: `head` is neither "load" nor "skip".
     """
-    if head not in get_args(Head):
-        raise ValueError(f"head must be one of {', '.join(get_args(Head))}; got {head!r}")
+    check_choice("head", head, get_args(Head))
     path = pathlib.Path(path)
     table, tensors, others = _network(path, read_tensors(path), say)
     if not isinstance(backbone, table.network):

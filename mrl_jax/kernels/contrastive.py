@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from mrl_jax.errors import check_choice
 from mrl_jax.kernels.prefix import prefix_dots
 from mrl_jax.kernels.scaled_softmax import nested_column_sums
 from mrl_jax.kernels.sharding import check_mesh
@@ -111,9 +112,7 @@ def nested_info_nce(
     Source: InfoNCE (arXiv 1807.03748), with prefixes as in arXiv 2205.13147, eq. 1.
     """
     pairs = _pairs(a_bd, b_bd, nesting, mask, extra_negatives, mesh, batch_axes)
-    if implementation not in get_args(Implementation):
-        legal = ", ".join(get_args(Implementation))
-        raise ValueError(f"implementation must be one of {legal}; got {implementation!r}")
+    check_choice("implementation", implementation, get_args(Implementation))
     temperature_g = _per_granularity("temperature", temperature, nesting, pairs, positive=True)
     devices = {"mesh": mesh, "batch_axes": batch_axes}
     directions = [pairs, pairs.swapped()] if symmetric else [pairs]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from mrl_jax.errors import check_choice
 from mrl_jax.kernels import linear_softmax
 from mrl_jax.kernels.linear_softmax import Cut
 from mrl_jax.kernels.prefix import prefix_dots, prefix_norms
@@ -185,13 +186,9 @@ def nested_linear_cross_entropy(
     kernels, biases = ((kernel,), (bias,)) if shared else (tuple(kernel), tuple(bias))
     batch_axes = tuple(batch_axes)
     _check(z_bd, kernels, biases, labels_b, nesting, shared, mask_b)
-    for name, value, legal in (
-        ("form", form, get_args(Form)),
-        ("implementation", implementation, get_args(Implementation)),
-        ("normalize", normalize, ("none", "prefix")),
-    ):
-        if value not in legal:
-            raise ValueError(f"{name} must be one of {', '.join(legal)}; got {value!r}")
+    check_choice("form", form, get_args(Form))
+    check_choice("implementation", implementation, get_args(Implementation))
+    check_choice("normalize", normalize, ("none", "prefix"))
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
     if implementation == "pallas" and (form != "streamed" or mesh is not None):

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mrl_jax.errors import cut, shown
+from mrl_jax.errors import check_choice, cut, shown
 from mrl_jax.imported import by_path
 from mrl_jax.models.cnn import Cnn
 from mrl_jax.models.mlp import Mlp
@@ -84,11 +84,9 @@ def build(name: str, **options: Any) -> nn.Module:
     legal = [key for key in DEFAULTS if (takes_all or key in parameters) and key not in fixed]
     chosen = {}
     for key, value in options.items():
-        if key in _LEGAL and value not in _LEGAL[key]:
-            raise ValueError(
-                f"model {key} must be one of {', '.join(_LEGAL[key])}; got {shown(value)}"
-            )
-        if key not in _LEGAL and value < DEFAULTS[key]:
+        if key in _LEGAL:
+            check_choice(f"model {key}", value, _LEGAL[key])
+        elif value < DEFAULTS[key]:
             raise ValueError(f"model {key} must be >= {DEFAULTS[key]}, got {value}")
         if key == "depth" and value > MOST_LAYERS:
             raise ValueError(f"model depth must be at most {MOST_LAYERS}, got {value}")

@@ -10,6 +10,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from mrl_jax.kernels.chunks import cut_rows, join_rows
 from mrl_jax.kernels.pallas.tiles import KernelCall, Platform, backward_kernel, forward_kernel
 from mrl_jax.nesting import Nesting
 
@@ -62,16 +63,6 @@ def _backward(call: KernelCall, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     chunk = call.padded_rows // call.chunks
     kernel = _backward_call(call, chunk)
 
-    def cut(x, axis):
-        """[..., B, ...] -> [chunks, ..., chunk, ...]."""
-        shape = (*x.shape[:axis], call.chunks, chunk, *x.shape[axis + 1 :])
-        return jnp.moveaxis(x.reshape(shape), axis, 0)
-
-    def join(x, axis):
-        x = jnp.moveaxis(x, 0, axis)
-        x = x.reshape(*x.shape[:axis], call.padded_rows, *x.shape[axis + 2 :])
-        return lax.slice_in_dim(x, 0, call.rows, axis=axis)
-
     def step(of_columns, of_rows):
         a_rd, row_gr, lse_gr, dlse_gr = of_rows
         da_rd, dw_nd, drow_gr, dcol_gn, dbias_gn = kernel(
@@ -79,14 +70,15 @@ def _backward(call: KernelCall, *arrays: jax.Array) -> tuple[jax.Array, ...]:
         )
         return jax.tree.map(jnp.add, of_columns, (dw_nd, dcol_gn, dbias_gn)), (da_rd, drow_gr)
 
-    of_rows = (cut(a_bd, 0), cut(row_gb, 1), cut(lse_gb, 1), cut(dlse_gb, 1))
+    cuts = ((a_bd, 0), (row_gb, 1), (lse_gb, 1), (dlse_gb, 1))
+    of_rows = tuple(cut_rows(x, axis, chunk) for x, axis in cuts)
     zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (w_nd, col_gn, bias_gn))
     (dw_nd, dcol_gn, dbias_gn), (da_rd, drow_gr) = lax.scan(step, zeros, of_rows)
     width, columns = call.dims[-1], call.columns
     return (
-        join(da_rd, 0)[:, :width],
+        join_rows(da_rd, 0, call.rows)[:, :width],
         dw_nd[:columns, :width],
-        join(drow_gr, 1),
+        join_rows(drow_gr, 1, call.rows),
         dcol_gn[:, :columns],
         dbias_gn[:, :columns],
     )

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mrl_jax.errors import shown
+from mrl_jax.errors import check_choice
 
 Pooling = Literal["mean", "cls", "last"]
 
@@ -38,9 +38,7 @@ class SentenceEncoder(nn.Module):
 
     def setup(self):
         """Makes the projection; raises ValueError for an unknown pooling."""
-        if self.pooling not in get_args(Pooling):
-            legal = ", ".join(get_args(Pooling))
-            raise ValueError(f"pooling must be one of {legal}; got {shown(self.pooling)}")
+        check_choice("pooling", self.pooling, get_args(Pooling))
         if self.projection:
             self.project = nn.Dense(self.projection, use_bias=self.projection_bias)
 

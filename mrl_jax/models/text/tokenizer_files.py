@@ -93,17 +93,10 @@ class Read(NamedTuple):
 
 
 def read(path: pathlib.Path, *, settings: bool = True, lowercase: bool = False) -> Read:
-    """Reads a tokenizer.json, a WordPiece vocab.txt, or a folder with one of them.
+    """As `Tokenizer.load`, which has the arguments and errors.
 
-    Args:
-      path: of the file or folder.
-      settings: also read the files beside it: tokenizer_config.json, special_tokens_map.json,
-        added_tokens.json, and config.json if it names the class.
-      lowercase: lowercase the text first, whatever the files say.
-
-    Raises:
-      UsageError: there is no such file, or a setting is not supported.
-      DataError: a file is not what its name says, or contradicts another.
+    The settings are in tokenizer_config.json, special_tokens_map.json, added_tokens.json, and
+    config.json if it names the class.
     """
     if path.is_dir():
         found = [path / name for name in ("tokenizer.json", "vocab.txt")]

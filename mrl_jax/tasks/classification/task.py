@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mrl_jax.data.augment import Augmentation
-from mrl_jax.errors import UsageError, shown
+from mrl_jax.errors import UsageError, check_choice, shown
 from mrl_jax.heads import NestedHead
 from mrl_jax.kernels import nested_linear_cross_entropy
 from mrl_jax.losses import nested_cross_entropy
@@ -69,9 +69,7 @@ class Classification:
                     f"{key} must be one positive number or one per channel of images of shape "
                     f"{self.image_shape}, got {shown(value)}"
                 )
-        if self.loss_form not in get_args(LossForm):
-            legal = ", ".join(get_args(LossForm))
-            raise ValueError(f"loss must be one of {legal}; got {shown(self.loss_form)}")
+        check_choice("loss", self.loss_form, get_args(LossForm))
         if self.loss_form in ("blockwise", "streamed") and not self._divides:
             raise ValueError(
                 f"loss {shown(self.loss_form)} needs classes that divide over mesh tensor="

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mrl_jax.errors import cut, shown
+from mrl_jax.errors import check_choice, cut, shown
 from mrl_jax.losses import layers as layered
 from mrl_jax.losses import pairs
 from mrl_jax.losses.gradient_cache import embed_in_parts
@@ -85,9 +85,7 @@ class SentencePairs:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
         if self.micro_batch < 0:
             raise ValueError(f"micro_batch must be >= 0, got {self.micro_batch}")
-        if self.layers not in get_args(Layers):
-            legal = ", ".join(get_args(Layers))
-            raise ValueError(f"layers must be one of {legal}; got {shown(self.layers)}")
+        check_choice("layers", self.layers, get_args(Layers))
         if self.layers != "last" and self.encoder.layers < 2:
             raise ValueError(
                 f"layers {shown(self.layers)} needs an encoder of several layers, this has one"
