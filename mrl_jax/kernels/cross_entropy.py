@@ -185,12 +185,10 @@ def nested_linear_cross_entropy(
     shared = not isinstance(kernel, (list, tuple))
     kernels, biases = ((kernel,), (bias,)) if shared else (tuple(kernel), tuple(bias))
     batch_axes = tuple(batch_axes)
-    _check(z_bd, kernels, biases, labels_b, nesting, shared, mask_b)
+    _check(z_bd, kernels, biases, labels_b, nesting, shared, mask_b, label_smoothing)
     check_choice("form", form, get_args(Form))
     check_choice("implementation", implementation, get_args(Implementation))
     check_choice("normalize", normalize, ("none", "prefix"))
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
     if implementation == "pallas" and (form != "streamed" or mesh is not None):
         raise ValueError(
             "implementation 'pallas' has form 'streamed' only and takes no mesh; 'xla' has all"
@@ -232,7 +230,9 @@ def nested_linear_cross_entropy(
     return jnp.where(legal, loss, jnp.nan), jnp.where(legal, per_granularity_g, jnp.nan)
 
 
-def _check(z_bd, kernels, biases, labels_b, nesting: Nesting, shared: bool, mask_b) -> None:
+def _check(
+    z_bd, kernels, biases, labels_b, nesting: Nesting, shared: bool, mask_b, label_smoothing
+) -> None:
     if z_bd.ndim != 2 or z_bd.shape[1] < nesting.width:
         raise ValueError(f"embeddings must be [B, >= {nesting.width}], got {z_bd.shape}")
     if not jnp.issubdtype(z_bd.dtype, jnp.floating):
@@ -250,10 +250,20 @@ def _check(z_bd, kernels, biases, labels_b, nesting: Nesting, shared: bool, mask
                 f"kernel and bias of dim {m} must be [{m}, C] and [C], got {kernel.shape} and "
                 f"{bias.shape}"
             )
-    batch = z_bd.shape[0]
+    check_targets(z_bd.shape[0], labels_b, mask_b, label_smoothing)
+
+
+def check_targets(batch: int, labels_b, mask_b, label_smoothing: float) -> None:
+    """Refuses labels that are not [B] integers, a mask that is not [B], smoothing out of [0, 1).
+
+    Raises:
+      ValueError: says what would be legal.
+    """
     if labels_b.shape != (batch,) or not jnp.issubdtype(labels_b.dtype, jnp.integer):
         raise ValueError(
             f"labels must be [{batch}] integers, got {labels_b.shape} {labels_b.dtype}"
         )
     if mask_b is not None and mask_b.shape != (batch,):
         raise ValueError(f"mask must be [{batch}], got {mask_b.shape}")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")

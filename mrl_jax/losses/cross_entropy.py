@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from mrl_jax.kernels.cross_entropy import check_targets
 from mrl_jax.nesting import Nesting
 
 
@@ -38,16 +39,7 @@ def nested_cross_entropy(
     """
     if logits_gbc.ndim != 3 or logits_gbc.shape[0] != len(nesting):
         raise ValueError(f"logits must be [{len(nesting)}, B, C], got {logits_gbc.shape}")
-    batch = logits_gbc.shape[1]
-    if labels_b.shape != (batch,) or not jnp.issubdtype(labels_b.dtype, jnp.integer):
-        raise ValueError(
-            f"labels must be [{batch}] integers, got {labels_b.shape} {labels_b.dtype}"
-        )
-    if mask_b is not None and mask_b.shape != (batch,):
-        raise ValueError(f"mask must be [{batch}], got {mask_b.shape}")
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
-
+    check_targets(logits_gbc.shape[1], labels_b, mask_b, label_smoothing)
     logits_gbc = logits_gbc.astype(jnp.promote_types(logits_gbc.dtype, jnp.float32))
     normaliser_gb = jax.nn.logsumexp(logits_gbc, axis=-1)
     target_gb = jnp.take_along_axis(logits_gbc, labels_b[None, :, None], axis=-1)[..., 0]

@@ -50,31 +50,19 @@ def ids_mask(
     return keep_bn | jnp.eye(*keep_bn.shape, dtype=bool)
 
 
-def guide_similarities(
+def guided_mask(
     anchor_bd: jax.Array, positive_bd: jax.Array, negatives: Sequence[jax.Array] = ()
 ) -> jax.Array:
-    """Cosines of anchors with all columns, [B, N], from a guide's embeddings, [B, D] each."""
-    columns_nd = jnp.concatenate([positive_bd, *negatives])
-    return unit_length(anchor_bd) @ unit_length(columns_nd).T
+    """False where a guide finds a column nearer to the row's anchor than its positive is.
 
-
-def guided_mask(similarity_bn: jax.Array) -> jax.Array:
-    """False where, to a guide, a column is nearer to the row's anchor than its positive is.
-
-    Such a column is likely another right answer.
-
-    Args:
-      similarity_bn: [B, N], as `guide_similarities` gives them.
+    Such a column is likely another right answer. The embeddings [B, D] are the guide's.
 
     Returns:
-      [B, N] bool.
-
-    Raises:
-      ValueError: fewer columns than rows.
+      [B, N] bool, N = B (1 + number of hard negatives).
 
     Source: GISTEmbed, arXiv 2402.16829, section 3.
     """
-    if similarity_bn.ndim != 2 or similarity_bn.shape[1] < similarity_bn.shape[0]:
-        raise ValueError(f"similarity_bn must be [B, >= B], got {similarity_bn.shape}")
+    columns_nd = jnp.concatenate([positive_bd, *negatives])
+    similarity_bn = unit_length(anchor_bd) @ unit_length(columns_nd).T
     farther_bn = similarity_bn <= jnp.diagonal(similarity_bn)[:, None]
     return farther_bn | jnp.eye(*similarity_bn.shape, dtype=bool)

@@ -230,19 +230,9 @@ def _check_positive(name: str, value) -> None:
         raise ValueError(f"{name} must be > 0, got {value}")
 
 
-LOSSES = {
-    function.__name__: function
-    for function in (
-        info_nce,
-        cosent,
-        angle,
-        cosine_mse,
-        triplet,
-        distill_vectors,
-        distill_similarity,
-        distill_kl,
-    )
-}
+_OF_PAIRS = (info_nce, cosent, angle, cosine_mse, triplet)
+_OF_TEACHERS = (distill_vectors, distill_similarity, distill_kl)
+LOSSES = {function.__name__: function for function in (*_OF_PAIRS, *_OF_TEACHERS)}
 # What a loss may be given besides embeddings, by the name of its parameter.
 GIVEN = ("mask_b", "scores_b", "teacher_bd", "keep_bn", "nesting", "mesh")
 OPTIONS = ("temperature", "symmetric", "margin")  # the same, from the config

@@ -32,11 +32,7 @@ DEFAULTS = {
     "remat": False,
 }
 MOST_LAYERS = 100  # each is traced and compiled by itself
-_LEGAL = {
-    "stem": get_args(Stem),
-    "pool": get_args(Pool),
-    "dtype": ("float32", "bfloat16"),
-}
+_LEGAL = {"stem": get_args(Stem), "pool": get_args(Pool), "dtype": ("float32", "bfloat16")}
 
 _STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 _HEADS = {"ti": 3, "s": 6, "b": 12}

@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from mrl_jax.kernels.prefix import exact_dot
-from mrl_jax.nesting import Nesting
+from mrl_jax.nesting import Nesting, blocks_of
 from mrl_jax.search.device import candidates, placement
 from mrl_jax.search.device.placement import Array, Sharded, Split
 from mrl_jax.search.schedule import Metric
@@ -205,7 +205,7 @@ def _exists(split: Split, scan: Scan, t: jax.Array, row: jax.Array) -> jax.Array
 
 def ranges(dims: tuple[int, ...]) -> list[tuple[int, int]]:
     """The dims over which a product is made for each prefix: all, or those it adds."""
-    return [(0 if lo <= _SHORT else lo, hi) for lo, hi in Nesting(dims).blocks]
+    return [(0 if lo <= _SHORT else lo, hi) for lo, hi in blocks_of(dims)]
 
 
 def block_maxima(split: Split, scan: Scan, placed: Sharded, part_gdb, t: jax.Array) -> list:

@@ -12,7 +12,7 @@ from mrl_jax.errors import check_choice, cut, shown
 from mrl_jax.losses import layers as layered
 from mrl_jax.losses import pairs
 from mrl_jax.losses.gradient_cache import embed_in_parts
-from mrl_jax.losses.negatives import guide_similarities, guided_mask, ids_mask
+from mrl_jax.losses.negatives import guided_mask, ids_mask
 from mrl_jax.models.text import SentenceEncoder
 from mrl_jax.nesting import Nesting
 from mrl_jax.runtime.mesh import rows_split
@@ -214,7 +214,7 @@ class SentencePairs:
         mask_bn = ids_mask(batch[f"{anchor}_id"], batch[f"{positive}_id"], ids)
         if self.teacher_width:
             a_bd, b_bd, *others = (batch[f"{side}_teacher"] for side in self.sides)
-            mask_bn &= guided_mask(guide_similarities(a_bd, b_bd, others))
+            mask_bn &= guided_mask(a_bd, b_bd, others)
         return mask_bn
 
     def embed(
