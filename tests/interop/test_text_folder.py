@@ -416,7 +416,12 @@ _MARK_ID = "tokenizer.json", ["post_processor", "special_tokens", "[CLS]", "ids"
         ("modules.json", [0], None, "field 'type' is missing"),
         ("tokenizer.json", ["version"], "x" * 3000, r"not a tokenizer .{,210}$"),
         ("tokenizer.json", ["model", "unk_token"], "x", "cannot tokenise"),
-        ("tokenizer.json", ["post_processor", "single", 0, "SpecialToken", "id"], "x", "it lacks"),
+        (
+            "tokenizer.json",
+            ["post_processor", "single", 0, "SpecialToken", "id"],
+            "x",
+            "does not define it",
+        ),
         (*_MARK_ID, 2**31, "post_processor puts id 2147483648 around a text, but no token has it"),
         (*_MARK_ID, 100, "post_processor puts id 100 around a text, but no token has it"),
     ],
