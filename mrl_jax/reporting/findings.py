@@ -1,9 +1,10 @@
 """The sections about what evaluators left in files of their own, and about sets from elsewhere."""
 
 import math
-import statistics as means
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+import pandas as pd
 
 from mrl_jax import plots
 from mrl_jax.errors import DataError
@@ -268,16 +269,11 @@ def is_shift(methods: Sequence[Method], base: Series) -> bool:
     return base._replace(metric="top1") in tables.measured(methods, base)
 
 
-def _drops(shifted: Table, clean: Table) -> dict[str, dict[int, list[float]]]:
-    """(clean - shifted) / clean by label of a curve and by dim, for every seed."""
-    of_clean = {curve.label: curve.values for curve in clean.curves}
-    found: dict[str, dict[int, list[float]]] = {}
-    for curve in shifted.curves:
-        for dim, values in curve.values.items():
-            clean_values = of_clean.get(curve.label, {}).get(dim, {})
-            if lost := [1 - v / clean_values[s] for s, v in values.items() if clean_values.get(s)]:
-                found.setdefault(curve.label, {})[dim] = lost
-    return found
+def _drops(shifted: Table, clean: Table) -> pd.DataFrame:
+    """The column `lost`, (clean - shifted) / clean, by curve, dim and seed."""
+    both = shifted.frame.merge(clean.frame, on=["curve", "dim", "seed"], suffixes=("", "_clean"))
+    both = both[both.value_clean > 0]
+    return both.assign(lost=1 - both.value / both.value_clean)
 
 
 def _drop_intervals(methods: Sequence[Method], name: str) -> dict[tuple[str, int], str]:
@@ -298,35 +294,35 @@ def _drop_intervals(methods: Sequence[Method], name: str) -> dict[tuple[str, int
     return found
 
 
-def _drop_sheet(methods: Sequence[Method], name: str, drops: dict) -> Sheet:
+def _drop_sheet(methods: Sequence[Method], name: str, drops: pd.DataFrame) -> Sheet:
     intervals = _drop_intervals(methods, name)
-
-    def cell(label: str, dim: int) -> Cell:
-        if dim not in drops[label]:
-            return Cell()
-        summary = statistics.summarize(drops[label][dim])
-        shown = sheet.mean_cell(summary, summary.n)
-        return Cell(shown.text, intervals.get((label, dim), "") if summary.sd is None else "")
-
-    dims = sorted({dim for by_dim in drops.values() for dim in by_dim})
-    rows = (Row(str(dim), tuple(cell(label, dim) for label in drops)) for dim in dims)
+    labels, cells = list(drops.curve.unique()), {}
+    for key, lost in drops.groupby(["curve", "dim"]).lost:
+        below = intervals.get(key, "") if len(lost) == 1 else ""
+        shown = sheet.mean_cell(statistics.summarize(list(lost)), len(lost))
+        cells[key] = Cell(shown.text, below)
+    rows = (
+        Row(str(dim), tuple(cells.get((label, dim), Cell()) for label in labels))
+        for dim in sorted(drops.dim.unique())
+    )
     note = (
         "(clean − shifted) / clean in percent, clean being the examples of the same classes, asked "
         "in the same way; mean ± sample sd over seeds, of one seed the 95% interval over examples."
     )
     title = f"{name}: share of the clean accuracy that is lost"
-    return Sheet(title, ("dim", *drops), tuple(rows), note)
+    return Sheet(title, ("dim", *labels), tuple(rows), note)
 
 
-def _lost(table: Table, drops: dict[str, dict[int, list[float]]]) -> str:
+def _lost(table: Table, drops: pd.DataFrame) -> str:
+    """What the first nested method loses at its smallest and at its largest trained dim."""
     curve = charts.first_nested(table)
-    by_dim = drops.get(curve.label, {}) if curve else {}
-    dims = sorted(by_dim.keys() & curve.trained) if curve else []
-    parts = [
-        f"{percent(statistics.summarize(by_dim[dim]).mean)}% at {dim}"
-        for dim in dict.fromkeys(dims[:1] + dims[-1:])
-    ]
-    return f"{table.place} {listing(parts)} dims of {curve.label}" if parts else ""
+    own = drops[(drops.curve == curve.label) & drops.dim.isin(curve.trained)] if curve else []
+    if not len(own):
+        return ""
+    lost = own.groupby("dim").lost.mean()
+    ends = dict.fromkeys((lost.index[0], lost.index[-1]))
+    parts = [f"{percent(lost[dim])}% at {dim}" for dim in ends]
+    return f"{table.place} {listing(parts)} dims of {curve.label}"
 
 
 def shifts(methods: Sequence[Method], base: Series) -> Section | None:
@@ -341,7 +337,7 @@ def shifts(methods: Sequence[Method], base: Series) -> Section | None:
         folded += sheet.of_tables([t for t in built.values() if t is not clean])
         table = built[place._replace(metric="top1")]
         found.append((place.place, table))
-        if clean and (drops := _drops(table, clean)):
+        if clean and len(drops := _drops(table, clean)):
             shown.append(_drop_sheet(methods, place.place, drops))
             lost.append(_lost(table, drops))
     if not found:
@@ -357,13 +353,13 @@ def shifts(methods: Sequence[Method], base: Series) -> Section | None:
     return Section("Shifted test sets", lead, (figure,), tuple(shown), tuple(folded))
 
 
-def _mean_columns(file: File, key: str) -> list[float | None]:
-    """The mean over images of each entry of a list, without those that are null."""
-    images = file.get("images", list)
-    columns = zip(*(file.get(key, list, image) for image in images), strict=True)
+def _means(file: File, key: str) -> pd.Series:
+    """The mean over images of each entry of a list, NaN of entries that are null in all of them."""
+    rows = [file.get(key, list, image) for image in file.objects("images")]
+    if len({len(row) for row in rows}) != 1:
+        raise DataError(f"{file.where}: {key} must have as many numbers for every image")
     try:
-        kept = [[v for v in column if v is not None] for column in columns]
-        return [means.fmean(values) if values else None for values in kept]
+        return pd.DataFrame(rows).astype(float).mean()
     except (TypeError, ValueError) as error:
         raise DataError(f"{file.where}: {key} is damaged ({error})") from error
 
@@ -371,17 +367,18 @@ def _mean_columns(file: File, key: str) -> list[float | None]:
 def _maps(file: File) -> str:
     """How concentrated maps are, and how alike."""
     dims, n = file.get("dims", list), len(file.get("images", list))
-    share, alike = (_mean_columns(file, key) for key in ("top_share", "neighbour_correlation"))
-    if len(share) != len(dims) or not dims:
+    share, alike = _means(file, "top_share"), _means(file, "neighbour_correlation").mean()
+    if len(share) != len(dims):
         raise DataError(f"{file.where}: top_share must have a number for each of {len(dims)} dims")
+    first, last = share.iloc[0], share.iloc[-1]
     parts = []
-    if None not in (share[0], share[-1]):
+    if first == first and last == last:  # both are known
         parts.append(
-            f"the brightest fifth of the pixels holds {share[0]:.0%} of a map at {dims[0]} dims "
-            f"and {share[-1]:.0%} at {dims[-1]}"
+            f"the brightest fifth of the pixels holds {first:.0%} of a map at {dims[0]} dims and "
+            f"{last:.0%} at {dims[-1]}"
         )
-    if known := [value for value in alike if value is not None]:
-        parts.append(f"maps of neighbouring prefixes correlate by {means.fmean(known):.2f}")
+    if alike == alike:
+        parts.append(f"maps of neighbouring prefixes correlate by {alike:.2f}")
     images = f"Mean of {count(n, 'image')}, which illustrate and prove nothing: "
     return f"{images}{'; '.join(parts)}." if parts else ""
 
@@ -405,21 +402,19 @@ def attribution(methods: Sequence[Method], base: Series) -> Section | None:
 
 
 def _layer_sheet(method: Method, whole: Series, layers: Sequence[int]) -> tuple[Sheet, str]:
-    """A metric at layer x dim, and the fewest layers that are within one point."""
-    rows, near = [], []
-    by_layer = {
-        layer: method.measured(whole._replace(layer=layer)).groupby("dim").value.mean()
-        for layer in (*layers, None)
-    }
-    best = by_layer[None].iloc[-1] if len(by_layer[None]) else math.inf
-    dims = sorted({int(dim) for of_dim in by_layer.values() for dim in of_dim.index})
-    for layer, of_dim in by_layer.items():
-        cells = []
-        for dim in dims:
-            known = dim in of_dim.index
-            marked = known and of_dim[dim] >= best - sheet.WITHIN
-            cells.append(Cell(percent(of_dim[dim]), best=bool(marked)) if known else Cell())
-            near += [(layer, dim, of_dim[dim])] if marked and layer else []
+    """A metric at layer x dim, and the fewest layers that are within one point of all."""
+    frames = {layer: method.measured(whole._replace(layer=layer)) for layer in (*layers, None)}
+    means = {layer: frame.groupby("dim").value.mean() for layer, frame in frames.items()}
+    best = means[None].iloc[-1] if len(means[None]) else math.inf
+    dims = sorted({dim for frame in frames.values() for dim in frame.dim})
+    rows = []
+    for layer, of_dim in means.items():
+        cells = (
+            Cell(percent(of_dim[dim]), best=bool(of_dim[dim] >= best - sheet.WITHIN))
+            if dim in of_dim
+            else Cell()
+            for dim in dims
+        )
         rows.append(Row("all" if layer is None else str(layer), tuple(cells)))
     place = tables.SPLIT_NAMES.get(whole.place, whole.place)
     title = f"{tables.describe([method], whole.metric).title}, {place}: {method.label}"
@@ -427,10 +422,15 @@ def _layer_sheet(method: Method, whole: Series, layers: Sequence[int]) -> tuple[
     if {run.config.get("pairs.layers") for run in method.runs.values()} == {"last"}:
         note += f" {UNTRAINED}"
     said = f"{title} needs all layers to come within one point of {percent(best)}%."
-    if near:
-        layer, dim, value = near[0]
-        said = f"{title} reaches {percent(value)}% after {count(layer, 'layer')} at {dim} dims, "
-        said += f"within one point of the {percent(best)}% of all layers and dims."
+    near = (
+        (row, dim, cell) for row in rows[:-1] for dim, cell in zip(dims, row.cells, strict=True)
+    )
+    if found := next(((row.head, dim, cell.text) for row, dim, cell in near if cell.best), None):
+        layer, dim, value = found
+        said = (
+            f"{title} reaches {value}% after {count(int(layer), 'layer')} at {dim} dims, within "
+            f"one point of the {percent(best)}% of all layers and dims."
+        )
     return Sheet(f"{title} by layer and dim", ("layers", *map(str, dims)), tuple(rows), note), said
 
 

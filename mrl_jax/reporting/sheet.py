@@ -13,6 +13,7 @@ from mrl_jax.reporting.tables import NESTED, SIGNIFICANCE, Comparison, Curve, Ta
 from mrl_jax.reporting.text import HOLM, UNTRAINED, count, listing, percent, signed, spans
 
 WITHIN = 0.01  # "within one point"
+MOST_WINNERS = 3  # that a lead names
 _MARKS = {"better": text.BETTER, "worse": text.WORSE}
 _MARKS_HERE = {"better": text.BETTER_HERE, "worse": text.WORSE_HERE}
 
@@ -68,7 +69,7 @@ def _rests_on(comparisons: Sequence[Comparison]) -> str:
 def _about_comparisons(name: str, comparisons: Sequence[Comparison], groups: Sequence) -> str:
     """What differences are, and how many Holm's correction was made for, by group of them."""
     totals = " and ".join(str(sum(len(c.by_dim) for c in group)) for group in groups)
-    holm = f"; {HOLM} of {totals} compared dims" if any(c.has_verdicts for c in comparisons) else ""
+    holm = f"; Holm over {totals} compared" if any(c.has_verdicts for c in comparisons) else ""
     return f"{name}: points, {_rests_on(comparisons)}{holm}"
 
 
@@ -129,7 +130,9 @@ def _winners(table: Table) -> str:
     for dim in trained:
         for label in table.best(dim):
             wins.setdefault(label, []).append(dim)
-    return ", ".join(f"{label} at {spans(dims, trained)}" for label, dims in wins.items())
+    most = sorted(wins.items(), key=lambda item: -len(item[1]))
+    named = [f"{label} at {spans(dims, trained)}" for label, dims in most[:MOST_WINNERS]]
+    return ", ".join([*named, *["others elsewhere"] * (len(most) > MOST_WINNERS)])
 
 
 def _reach(table: Table, curve: Curve) -> str:
