@@ -36,14 +36,14 @@ from mrl_jax.data.images import decode, dimensions, fit_short_side
 from mrl_jax.data.remarks import Remarks
 from mrl_jax.errors import DataError, UsageError
 
-# TFDS calls the validation split so.
+# What TFDS calls the splits.
 _TFDS_NAMES = {"train": "train", "val": "validation", "test": "test"}
 _JPEG_QUALITY = 95
 _JPEG_LIMIT = 65_500
 
 
 def _stored(record, short_side: int) -> bytes:
-    """The image file as it is, or made smaller; opened either way."""
+    """The image file as it is, or made smaller; the image is opened either way."""
     if short_side and min(dimensions(record.data, record.where)) > short_side:
         file = io.BytesIO()
         image = Image.fromarray(fit_short_side(record.data, record.where, short_side))
