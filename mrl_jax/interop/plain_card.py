@@ -42,12 +42,7 @@ for row, ids in zip(tokens, found):
     row[: len(ids)] = ids
 lengths = np.array([len(ids) for ids in found], np.int32)
 """
-_VECTOR = """\
-import numpy as np
-
-vector = np.load("vectors.npy").astype(np.float32)
-"""
-_INPUTS = {"image": PIXELS, "tokens": _TEXT, "vector": _VECTOR}
+_INPUTS = {"image": PIXELS, "tokens": _TEXT}
 
 _ONNX = """\
 import onnxruntime
@@ -84,7 +79,7 @@ outputs["embedding"] = embedding[:, : about["dims"][-1]]
 def code(about: Mapping[str, Any]) -> str:
     """Python that reads the exported file and computes `outputs`; "" if there is no such code."""
     names = list(about["inputs"])
-    before = _INPUTS[names[0]]
+    before = _INPUTS.get(names[0]) or _arrays(about)
     if about["format"] == "onnx":
         feed = "{" + ", ".join(f'"{name}": {name}' for name in names) + "}"
         read = _ONNX.replace("{feed}", feed)
@@ -135,6 +130,15 @@ def card(about: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
+def _arrays(about: Mapping[str, Any]) -> str:
+    """Code that reads an array from a file for each input."""
+    lines = [
+        f'{name} = np.load("{name}.npy").astype(np.{entry["dtype"]})'
+        for name, entry in about["inputs"].items()
+    ]
+    return "\n".join(["import numpy as np\n", *lines, ""])
+
+
 def _parameters(about: Mapping[str, Any]) -> bool:
     return about["format"] == "safetensors"
 
@@ -143,8 +147,9 @@ def _packages(about: Mapping[str, Any]) -> str:
     if _parameters(about):
         return "The code needs mrl_jax with its extra `weights`."
     runtime = {"onnx": ["onnxruntime"], "stablehlo": ["jax", "flatbuffers"]}[about["format"]]
-    readers = {"image": ["pillow"], "tokens": ["tokenizers"], "vector": []}
-    return f"    pip install {' '.join([*runtime, 'numpy', *readers[next(iter(about['inputs']))]])}"
+    readers = {"image": ["pillow"], "tokens": ["tokenizers"]}
+    first = next(iter(about["inputs"]))
+    return f"    pip install {' '.join([*runtime, 'numpy', *readers.get(first, ())])}"
 
 
 def _of_images(about: Mapping[str, Any]) -> str:
