@@ -109,7 +109,7 @@ class _Candidates:
                 else int(np.searchsorted(self.cuts[-1], threshold, side="right")) - 1
             )
         self.cuts.append(np.array([0.0, 1.0]))
-        # Of how many cuts a confidence is above; cut 0 stops NaN, too.
+        # How many cuts a confidence is above; cut 0 stops NaN as well.
         self.level_gn = np.stack(
             [np.searchsorted(c, x) for c, x in zip(self.cuts, confidence_gn, strict=True)]
         ).clip(1)

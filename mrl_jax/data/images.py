@@ -118,7 +118,7 @@ def _shrink(picture: Image.Image, factor: float) -> int:
     times = max((k for k in (1, 2, 4, 8) if k <= factor), default=1)
     width, height = picture.size
     if times > 1:
-        # Only the JPEG decoder can, and not for every file; a side stays at least one pixel.
+        # Only the JPEG decoder can do so, not for every file; a side keeps at least one pixel.
         picture.draft("RGB", (max(1, width // times), max(1, height // times)))
     return next(
         k for k in (1, 2, 4, 8) if picture.size == (math.ceil(width / k), math.ceil(height / k))

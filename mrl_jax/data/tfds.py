@@ -104,7 +104,7 @@ def _pieces(builder: Any, part: str) -> Sequence[Any]:
 
 
 def _has_files(builder: Any, part: str) -> bool:
-    """Whether all files of a part are there; the list of splits names those that are not, too."""
+    """Whether all files of a part are there, which being listed as a split does not say."""
     return all(epath.Path(piece.filename).exists() for piece in _pieces(builder, part))
 
 

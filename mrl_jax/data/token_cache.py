@@ -151,7 +151,7 @@ def vectors_of(
 
     Args:
       texts: at least one.
-      embed: texts -> embeddings; asked once for every text.
+      embed: texts -> embeddings; called once for every text.
       cache: folder of `array_cache.stored`; "": the embeddings are in memory.
       source: identifies the texts and `embed` in the cache.
 

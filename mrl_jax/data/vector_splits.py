@@ -186,7 +186,7 @@ def load(path: str, files: Sequence[str], *, train: bool = True) -> VectorData:
 
 
 def row_digests(vectors: Vectors) -> np.ndarray:
-    """A number [N] uint64 for every row: equal rows have equal ones, others surely do not.
+    """A number [N] uint64 for every row; in practice only equal rows have equal numbers.
 
     Raises:
       DataError: NaN or infinity; names file and row.
