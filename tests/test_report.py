@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import sys
+import urllib.parse
 
 import commands
 import pytest
@@ -374,3 +375,22 @@ def test_the_command_waits_for_no_library_that_it_may_not_need():
     loaded = f"import sys, mrl_jax.report; print({heavy} & {{*sys.modules}})"
     done = commands.run([sys.executable, "-c", loaded])
     assert (done.returncode, done.stdout) == (0, "set()\n")
+
+
+def test_names_of_sets_and_classes_become_neither_paths_nor_markup(tmp_path):
+    evil = "../../up](x) <b>|"
+    results = make_results("separate", DIMS, 0)
+    entry = {"set": evil, "split": "", "metric": "ndcg10", "space": "trained", "layer": None}
+    results["results"] += [{**entry, "dim": d, "value": 0.5, "stderr": 0.1, "n": 9} for d in DIMS]
+    write_run(tmp_path / "a" / "b" / "run", results)
+    report.main([str(tmp_path / "a" / "b")])
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+    (plot,) = (tmp_path / "a" / "b").glob("*ndcg10_by_dim.png")
+    markdown = (tmp_path / "a" / "b" / "report.md").read_text()
+    (link,) = re.findall(r"\]\((\S*ndcg10_by_dim\.png)\)", markdown)
+    assert urllib.parse.unquote(link) == plot.name
+    assert "<b>" not in markdown
+    assert "b" not in Loads((tmp_path / "a" / "b" / "report.html").read_text()).tags
+    shown = next(line for line in markdown.splitlines() if line.startswith('## <a id="s3">'))
+    assert shown.endswith(r"../../up\](x) &lt;b&gt;\|: Retrieval, nDCG@10")

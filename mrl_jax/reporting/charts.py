@@ -8,7 +8,7 @@ from mrl_jax.plots import Chart, Line, Point
 from mrl_jax.reporting.tables import NESTED, SIGNIFICANCE, TRAINED, Comparison, Curve, Table
 
 MOST_LINES = 8
-# Which curves a chart keeps where there are more: random choices are the weakest rivals.
+# Which curves a chart keeps if it has no room for all; random choices are the weakest rivals.
 _PRIORITY = (*TRAINED, "ff_cut", "ff_pca", "ff_svd", "ff_probe", "ff_rotation", "ff_random")
 
 

@@ -81,7 +81,7 @@ def _warnings(study: Study, main: Sequence[Table]) -> list[str]:
 
 
 def _not_measured(runs: Sequence[Run]) -> list[str]:
-    """A line for each measure that the data did not allow, with the runs that lack it."""
+    """A line for each measure that could not be taken, with the runs that lack it."""
     missing: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         for name, reason in run.skipped.items():
@@ -115,7 +115,7 @@ def compose(study: Study) -> tuple[Document, list[Table]]:
     """
     found = methods.group(study.runs)
     tested = any(r.split == "test" and not r.set for run in study.runs for r in run.results)
-    # Data without a test split are told of by the other one, as ImageNet is used.
+    # Without a test split, the validation split is the main one, as is usual for ImageNet.
     parts, main = sections.of_study(found, "test" if tested else "val")
     of_val = (tables.build(found, Series(split="val", metric=name)) for name in VALIDATED)
     val = [table for table in of_val if table] if tested else []

@@ -1,4 +1,4 @@
-"""The sections about what evaluators left in files of their own, and about sets from elsewhere."""
+"""The sections about what evaluators wrote to files of their own, and about shifted test sets."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,11 +21,11 @@ from mrl_jax.store.json_files import field
 
 TRENDS = ("rises", "rises_then_dips", "dips_then_rises", "no_trend")  # of classes, with dims
 UNTRAINED = "Only the last layer was trained."
-CLEAN = "clean"  # the family of accuracies on the clean examples of a shifted set's classes
+CLEAN = "clean"  # the family of accuracies on clean examples of the classes of a shifted set
 
 
 class File(NamedTuple):
-    """What an evaluator left about one run: the content of a JSON file, and how errors call it."""
+    """What an evaluator wrote about one run: the content of a JSON file, and its name in errors."""
 
     method: Method
     seed: int
@@ -96,7 +96,7 @@ def _dims(value: float) -> str:
     return f"{value:.1f}"
 
 
-# What is told of a policy, with its column.
+# The numbers of a policy, each with its column.
 _POLICY = {
     "accuracy": ("accuracy, %", percent),
     "gain_on_full_width": ("− full width, points", signed),
@@ -105,17 +105,17 @@ _POLICY = {
     "full_width_by_expected_dim": ("times fewer", _dims),
     "cumulative_dim": ("dims of all prefixes tried", _dims),
 }
-# Curves of policies, with the key that tells their points apart.
+# Curves of policies, each with the key that names its points.
 CURVES = {
     "greedy": ("cap", "one by one, last dim"),
     "joint_for_greedy": ("cap", "jointly, at no more dims than one by one, last dim"),
     "joint": ("budget", "jointly, dims allowed"),
 }
-Policy = tuple[File, str, dict[str, Any]]  # of a policy, with its name
+Policy = tuple[File, str, dict[str, Any]]  # a policy with its name
 
 
 def _policies(title: str, points: Sequence[Policy], note: str = "") -> Sheet:
-    """What policies give, without the columns of which none of them tells."""
+    """The numbers of policies, in the columns that any of them fills."""
     told = {key: column for key, column in _POLICY.items() if any(key in p for _, _, p in points)}
     rows = []
     for file, name, point in points:
@@ -259,7 +259,7 @@ def agreements(methods: Sequence[Method], base: Series) -> Section | None:
 
 
 def sets(methods: Sequence[Method]) -> list[Series]:
-    """The sets that are no split of the data set, each as a series without a metric."""
+    """The sets that are not splits of the run's own data, as series without a metric."""
     found = {Series(set=s.set, split=s.split) for m in methods for s in m.series if s.set}
     return sorted(found)
 
@@ -277,7 +277,7 @@ def _drops(shifted: Table, clean: Table) -> pd.DataFrame:
 
 
 def _drop_intervals(methods: Sequence[Method], name: str) -> dict[tuple[str, int], str]:
-    """Of drops that one run tells of, the 95% interval over examples, by curve and dim."""
+    """The 95% intervals over examples of methods with a single run, by curve and dim."""
     found = {}
     for method in (m for m in methods if len(m.runs) == 1):
         (run,) = method.runs.values()
@@ -327,7 +327,7 @@ def _lost(table: Table, drops: pd.DataFrame) -> str:
 
 def shifts(methods: Sequence[Method], base: Series) -> Section | None:
     """Accuracy on every test set from elsewhere, by dim, and the share of the clean one lost."""
-    del base  # the sets stand beside whichever split is the main one
+    del base  # the shifted sets are the same for every split
     found, shown, folded, lost = [], [], [], []
     for place in sets(methods):
         if not is_shift(methods, place):
@@ -354,7 +354,7 @@ def shifts(methods: Sequence[Method], base: Series) -> Section | None:
 
 
 def _means(file: File, key: str) -> pd.Series:
-    """The mean over images of each entry of a list, NaN of entries that are null in all of them."""
+    """The mean over images of each entry of a list, NaN where it is null in all of them."""
     rows = [file.get(key, list, image) for image in file.objects("images")]
     if len({len(row) for row in rows}) != 1:
         raise DataError(f"{file.where}: {key} must have as many numbers for every image")
@@ -372,12 +372,12 @@ def _maps(file: File) -> str:
         raise DataError(f"{file.where}: top_share must have a number for each of {len(dims)} dims")
     first, last = share.iloc[0], share.iloc[-1]
     parts = []
-    if first == first and last == last:  # both are known
+    if share.notna().iloc[[0, -1]].all():
         parts.append(
             f"the brightest fifth of the pixels holds {first:.0%} of a map at {dims[0]} dims and "
             f"{last:.0%} at {dims[-1]}"
         )
-    if alike == alike:
+    if pd.notna(alike):
         parts.append(f"maps of neighbouring prefixes correlate by {alike:.2f}")
     images = f"Mean of {count(n, 'image')}, which illustrate and prove nothing: "
     return f"{images}{'; '.join(parts)}." if parts else ""
@@ -435,7 +435,7 @@ def _layer_sheet(method: Method, whole: Series, layers: Sequence[int]) -> tuple[
 
 
 def layers(methods: Sequence[Method], base: Series) -> Section | None:
-    """Encoders of which fewer layers are run: a measure at layer x dim, on all sets."""
+    """Encoders cut after fewer layers: a measure by layer and dim, on all sets."""
     found = []
     for place in (base, *sets(methods)):
         for method in methods:

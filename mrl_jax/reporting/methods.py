@@ -1,4 +1,4 @@
-"""What was trained: runs that differ by seed only are one method; methods get readable labels."""
+"""What was trained: runs that differ only by seed are one method, which gets a readable label."""
 
 import dataclasses
 import functools
@@ -17,8 +17,8 @@ from mrl_jax.record.artefacts import Units
 from mrl_jax.record.results import Result, Series
 from mrl_jax.record.runs import Run
 
-# Keys that name or carry out a run without changing what is trained, and those that the label
-# of a method tells anyway.
+# Keys that name a run or say how it is carried out without changing what is trained, and those
+# that the label of a method shows anyway.
 NOT_A_VARIANT = (
     *(key for key in carried_out_by() if not key.startswith("eval.")),
     *("name", "seed", "head.kind"),
@@ -70,7 +70,7 @@ class Method:
             for seed, run in sorted(self.runs.items())
             for result in run.results
         ]
-        # As objects, for pandas keeps no text that is not Unicode, and no whole number beside None.
+        # Other columns than of objects hold only Unicode, and no whole numbers beside None.
         frame = pd.DataFrame(rows, columns=COLUMNS, dtype=object)
         numbers = {"seed": int, "dim": int, "value": float, "stderr": float, "n": int}
         return frame.astype(numbers)
@@ -91,7 +91,7 @@ class Method:
         return list(self._by_series)
 
     def units(self, series: Series, dim: int) -> dict[int, Units]:
-        """By seed what a result is the mean of, where that is known.
+        """What a result is the mean of, by seed, where that is known.
 
         Raises:
           DataError: a file is damaged, or holds something else than the result is the mean of.
@@ -115,7 +115,7 @@ class Method:
 
 
 def _is_variant(key: str, kind: str) -> bool:
-    # A fixed run has one granularity: its label tells the dim, and a lone weight means nothing.
+    # A fixed run has one dim, which its label shows, and the weight of a single dim means nothing.
     if kind in ONE_DIM and key.startswith("nesting."):
         return False
     if kind == SLIM and key in ("model.width", "model.embedding_dim"):
@@ -128,7 +128,7 @@ def _as_text(value: Any) -> str:
 
 
 def _kinds(runs: Sequence[Run]) -> list[str]:
-    """The kind of every run, told from the others where they must be known: "slim".
+    """The kind of every run, where "slim" can only be told by comparing runs.
 
     A slim network is FF-m, m its full width, with a smaller model.width than the nested networks
     have; in a study without these, than the FF of most dims have.
@@ -136,7 +136,7 @@ def _kinds(runs: Sequence[Run]) -> list[str]:
     nested = [run for run in runs if run.kind != "fixed"]
     widest = max(run.dims[-1] for run in runs)
     standard = nested or [run for run in runs if run.dims[-1] == widest]
-    # 0 is the network's own width, which a width that is given is meant to be below.
+    # 0 stands for the full width of the network; a width that is given is meant to be smaller.
     widths = {run.config.get("model.width") or math.inf for run in standard}
 
     def slim(run: Run) -> bool:
@@ -149,7 +149,7 @@ def _kinds(runs: Sequence[Run]) -> list[str]:
 
 
 def _variants(runs: Sequence[Run], kinds: Sequence[str]) -> list[Variant]:
-    """For every run, its values of the keys that are not the same in all runs that have a say."""
+    """For every run, its values of the keys that differ between the runs to which they apply."""
     relevant = [
         {k: _as_text(v) for k, v in r.config.items() if _is_variant(k, kind)}
         for r, kind in zip(runs, kinds, strict=True)
@@ -173,7 +173,7 @@ def _read(runs: Sequence[Run]) -> list[dict[str, str]]:
         without = any(
             key in run.places and key not in own for own, run in zip(read, runs, strict=True)
         )
-        # The path of the data does not tell what they are.
+        # The path of the data does not say what the data are.
         if without and key != "data":
             for own, run in zip(read, runs, strict=True):
                 own |= {key: run.places[key]} if key in run.places else {}
@@ -191,13 +191,13 @@ def _with_read(runs: Sequence[Run], variants: Sequence[Variant]) -> list[Variant
         found, names = defaultdict(set), defaultdict(set)
         for run, of_run, variant in zip(runs, read, variants, strict=True):
             if key in of_run:
-                # Without the keys that only some kinds of methods have.
+                # Leaves out the keys that only some kinds of methods have.
                 shared = tuple(item for item in variant if not item[0].startswith(own))
                 found[shared].add(of_run[key])
                 names[of_run[key]].add(pathlib.PurePath(run.places.get(key, "")).name)
         if all(len(values) == 1 for values in found.values()):
             continue
-        # The name of a file or folder where that tells them apart, else a digest.
+        # The name of a file or folder if that tells them apart, else the digest.
         told = {min(files) for files in names.values() if len(files) == 1} - {""}
         length = next(n for n in (8, 16, 32, 64, 4096) if len({v[:n] for v in names}) == len(names))
         for i, of_run in enumerate(read):

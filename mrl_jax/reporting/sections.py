@@ -1,4 +1,4 @@
-"""The sections of a report: which measures stand together, in which order, and how."""
+"""The sections of a report: which measures are shown together, in which order, and how."""
 
 import dataclasses
 import re
@@ -18,7 +18,7 @@ FILES = {"top1": "accuracy_by_dim", "1nn": "nn_by_dim"}
 
 
 class Group(NamedTuple):
-    """Families of metrics that are told of together.
+    """Families of metrics that share a section.
 
     Attributes:
       main: pattern of the name of the one that is drawn, if it was measured.
@@ -30,7 +30,7 @@ class Group(NamedTuple):
     shown: bool = False
 
 
-# In the order of the report: metrics by dimension, and what evaluators left in files of their own.
+# In the order of the report: metrics by dimension, and what evaluators wrote to files.
 PARTS: tuple[Group | Callable[[Sequence[Method], Series], Section | None], ...] = (
     Group(("top",), "top1", True),
     Group(("neighbours",), "1nn", True),
@@ -53,11 +53,11 @@ PARTS: tuple[Group | Callable[[Sequence[Method], Series], Section | None], ...] 
     Group(("calibration",), "ece"),
     findings.attribution,
 )
-APART = ("agreement",)  # the family that `findings.agreements` tells of
+APART = ("agreement",)  # the family that `findings.agreements` shows
 
 
 def _searched(methods: Sequence[Method], place: str) -> int | None:
-    """How many vectors retrieval searched, where all runs that say so agree."""
+    """How many vectors retrieval searched, if all runs that say so agree."""
     found = {
         of_run.values.get("database")
         for of_run in findings.files(methods, "retrieval", place)
@@ -80,7 +80,7 @@ def _figure(methods: Sequence[Method], table: Table) -> Figure:
         caption += f" Projections and probes are of {listing(sorted(widest))}."
     if left_out := len(table.curves) - len(chart.lines):
         caption += f" {count(left_out, 'column')} of the table left out for room."
-    # The name of a set may hold what file names may not.
+    # The name of a set may hold characters that the name of a file may not.
     own = "" if series.place in tables.SPLIT_NAMES else f"{series.place}_"
     name = f"{own}{FILES.get(series.label, f'{series.label}_by_dim')}"
     file = f"{urllib.parse.quote(name, safe=' ', errors='surrogateescape')}.png"

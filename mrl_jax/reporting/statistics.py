@@ -105,7 +105,7 @@ def _mcnemar(difference_n: np.ndarray) -> Difference:
     discordant = first + second
     mean = (first - second) / examples
     if not discordant:
-        # So many examples may all agree although this share of all others does not.
+        # This many examples may all agree even if that share of all others does not.
         most = 1 - ((1 - LEVEL) / 2) ** (1 / examples)
         return Difference(mean, -most, most, 1.0, 1, examples)
     from scipy import special  # not scipy.stats, which alone takes a second to import

@@ -1,4 +1,4 @@
-"""Tables of a metric by dimension: which curves there are, their cells and what is compared."""
+"""Tables of a metric by dimension: their curves, and which of these are compared."""
 
 import dataclasses
 import functools
@@ -82,7 +82,7 @@ class Comparison:
     networks: dict[int, tuple[Difference, float]] = dataclasses.field(default_factory=dict)
 
     def dims(self, verdict: str, *, holm: bool = False, networks: bool = False) -> list[int]:
-        """The dims with a verdict, those where Holm's correction leaves it, or of `networks`."""
+        """The dims with a verdict: with `holm` those where the correction leaves it standing."""
         entries = (self.networks if networks else self.by_dim).items()
         found = [(dim, p) for dim, (d, p) in entries if d.verdict == verdict]
         return [dim for dim, p in found if p <= SIGNIFICANCE or not holm]
@@ -93,7 +93,7 @@ class Comparison:
         return any(d.low is not None for d, _ in (*self.by_dim.values(), *self.networks.values()))
 
     def shared_seeds(self, dim: int) -> list[int]:
-        """The seeds that are compared at a dim, if one of the two sides has more than these."""
+        """The seeds that are compared at a dim if one side has further ones, else []."""
         mine, other = self.curve.values[dim].keys(), self.against.values[dim].keys()
         return sorted(mine & other) if mine != other else []
 
@@ -128,7 +128,7 @@ class Table:
 
     @property
     def n_seeds(self) -> int:
-        """What most cells average over, the larger of two that are as frequent."""
+        """How many seeds most cells average over; of two equally frequent numbers, the larger."""
         seeds = self.frame.groupby(["curve", "dim"]).seed.nunique()
         return int(seeds.mode().max())
 
@@ -168,9 +168,9 @@ class Table:
 
 
 def measured(methods: Sequence[Method], base: Series) -> list[Series]:
-    """What was measured on the split or set of `base`, the most telling metrics first.
+    """What was measured on the split or set of `base`, the most important metrics first.
 
-    Spaces are no series of their own where the trained one was measured, nor are guests.
+    Other spaces are left out where the trained one was measured, and so are guests.
     """
     found = {
         series
@@ -185,7 +185,7 @@ def measured(methods: Sequence[Method], base: Series) -> list[Series]:
 
 
 def describe(methods: Sequence[Method], metric: str) -> Metric:
-    """How a metric is read, of one from outside the package as its runs say."""
+    """How a metric is read; the runs say so if it comes from outside the package."""
     rows = {name: row for m in methods for run in m.runs.values() for name, row in run.rows.items()}
     return metrics.describe(metric, rows)
 
@@ -230,7 +230,7 @@ def _derived_curves(family: Sequence[Method], series: Series) -> list[Curve]:
     width = widest.dims[-1]
     spaces = {series.of(series.metric, space): rival for space, rival in metrics.RIVALS.items()}
     if {*widest.measured(series).dim} - {width}:
-        # The metric itself tells of shorter prefixes, for which others have a measure of its own.
+        # This metric covers shorter prefixes itself; for others they are a space of their own.
         spaces = {(series if s.space == "cut" else s): rival for s, rival in spaces.items()}
     guests = metrics.GUESTS.get(series.metric, {})
     spaces |= {series.of(*guest): rival for guest, rival in guests.items()}
@@ -238,10 +238,10 @@ def _derived_curves(family: Sequence[Method], series: Series) -> list[Curve]:
     curves = []
     for source, rival in spaces.items():
         frame = widest.measured(source)
-        # Cosines of the whole change where the mean is taken off; guests are other measures.
+        # Subtracting the mean changes cosines even at full width; guests are other measures.
         other = source.metric != series.metric or (rival.centres and by_cosine)
         if not other and not {*frame.dim} - {width}:
-            continue  # at its full width alone it is FF-m once more
+            continue  # at full width alone, this is FF-m again
         same = frozenset() if other else frozenset({width} & {*frame.dim})
         curves.append(
             Curve(
