@@ -195,7 +195,7 @@ def test_a_run_keeps_the_folder_that_it_has(tmp_path):
     runs = expand(str(path), tmp_path)
     # An older release called folders otherwise, and had fewer keys.
     content = json.loads(configs.to_json(runs[1].config))
-    del content["adaptor"], content["log_every"]
+    del content["checkpoint"], content["log_every"]
     for name in ("run-0123abcd", "other-0123abcd"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(content))
