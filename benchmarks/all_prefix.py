@@ -163,22 +163,22 @@ def compiled_tile(dims: tuple[int, ...], rows: int, topology: str) -> dict[str, 
     """
     device = cost.topology_devices(topology)[0]
     mesh = jax.sharding.Mesh(np.array([device]), ("rows",))
-    layout = placement.Layout(dims, "cosine", rows, rows, mesh)
+    split = placement.Split(dims, "cosine", rows, rows, mesh)
     queries = exact.sizes_for(mesh).queries
-    plan = exact.make_plan(layout, dims, 10, queries)
+    scan = exact.make_scan(split, dims, 10, queries)
 
     def local(placed, query_bd):
         parts = [query_bd[:, lo:hi].T for lo, hi in exact.ranges(dims)]
-        return exact.block_maxima(layout, plan, placed, parts, jnp.int32(0))
+        return exact.block_maxima(split, scan, placed, parts, jnp.int32(0))
 
-    split = functools.partial(jax.NamedSharding, mesh)
+    on = functools.partial(jax.NamedSharding, mesh)
     shapes = (
         ((rows, dims[-1]), jax.P("rows")),
         ((len(dims), rows), jax.P(None, "rows")),
         ((queries, dims[-1]), jax.P()),
     )
-    arrays = [jax.ShapeDtypeStruct(s, jnp.float32, sharding=split(p)) for s, p in shapes]
-    program = jax.jit(lambda *x: placement.on_mesh(local, layout, placement.Sharded(*x[:2]), x[2]))
+    arrays = [jax.ShapeDtypeStruct(s, jnp.float32, sharding=on(p)) for s, p in shapes]
+    program = jax.jit(lambda *x: placement.on_mesh(local, split, placement.Sharded(*x[:2]), x[2]))
     costs = program.lower(*arrays).compile().cost_analysis()
     return {"device": device.device_kind, "flops": costs["flops"], "bytes": costs["bytes accessed"]}
 

@@ -90,6 +90,25 @@ def test_few_queries_need_a_second_look(metric, shift, monkeypatch):
     assert sum(looked[1:]) <= 4
 
 
+def test_where_thousands_of_rows_tie_all_are_compared_at_once(monkeypatch):
+    """And only at the dims where they tie; looking into ever more rows would take too long."""
+    looked, search = [], exact._search
+
+    def counted(placed, query_bd, split, scan, k):
+        looked.append(scan.dims)
+        return search(placed, query_bd, split, scan, k)
+
+    monkeypatch.setattr(exact, "_search", counted)
+    rng = np.random.default_rng(6)
+    z_nd, query_bd = (rng.standard_normal((n, 24)).astype("f4") for n in (3000, 16))
+    z_nd[:, :2], query_bd[:, :2] = rng.integers(0, 2, (3000, 2)), 1
+    row_gbk, _ = top_k(z_nd, query_bd, (2, 24), K, metric="inner")
+    for row_bk, dim in zip(row_gbk, (2, 24), strict=True):
+        expected_bk = best(scores(z_nd[:, :dim], query_bd[:, :dim], "inner"), K)
+        np.testing.assert_array_equal(row_bk, expected_bk)
+    assert looked == [(2, 24), (2,)]
+
+
 @pytest.mark.parametrize("dtype", [">f4", ">f8", ">f2", np.longdouble])
 def test_numbers_in_any_form(dtype):
     z_nd, query_bd = hard("one large dim")

@@ -1,5 +1,6 @@
 """Candidates: the few rows of a database that are scored for a query one by one, and the best."""
 
+import functools
 import math
 
 import jax
@@ -47,18 +48,28 @@ def sums(
       metric is not the cosine.
     """
 
-    def of_query(part_cd, query_d):
-        part_cd, query_d = part_cd.astype(jnp.float64), query_d.astype(jnp.float64)
-        if split.metric == "l2":
-            sum_c = -jnp.square(part_cd - query_d).sum(1)
-        else:
-            sum_c = (part_cd * query_d).sum(1)
-        squares_c = jnp.zeros_like(sum_c)
-        if split.metric == "cosine":
-            squares_c = jnp.square(part_cd).sum(1)
-        return sum_c, squares_c
-
+    of_query = functools.partial(_sums, split)
     return _of_each_query(of_query, database_nd, query_bd, row_bc, dims, at_most)
+
+
+def sums_of_all(
+    split: Split, database_nd: jax.Array, query_bd, start, count: int, dim: int
+) -> tuple[jax.Array, jax.Array]:
+    """`sums` over the first `dim` dims of `count` rows from `start` on: of all queries the same."""
+    corner = start, jnp.zeros_like(start)
+    part_cd = lax.dynamic_slice(database_nd, corner, (count, dim)).astype(jnp.float32)
+    return jax.vmap(lambda query_d: _sums(split, part_cd, query_d[None, :dim]))(query_bd)
+
+
+def _sums(split: Split, part_cd, query_1d) -> tuple[jax.Array, jax.Array]:
+    part_cd, query_1d = part_cd.astype(jnp.float64), query_1d.astype(jnp.float64)
+    if split.metric == "l2":
+        sum_c = -jnp.square(part_cd - query_1d).sum(1)
+    else:
+        sum_c = (part_cd * query_1d).sum(1)
+    if split.metric == "cosine":
+        return sum_c, jnp.square(part_cd).sum(1)
+    return sum_c, jnp.zeros_like(sum_c)
 
 
 def _of_each_query(

@@ -43,8 +43,8 @@ _SPARE_ROWS, _SPARE_BLOCKS = 24, 3
 # So many neighbouring blocks are one group when the largest maxima are looked for.
 _GROUP = 8
 # So many times more rows are looked into where rounding leaves open which are the best.
-_MORE = 4
-# Rather than this part of all rows, all are looked into: further passes would save little.
+_MORE = 16
+# Rather than this part of all rows, all are looked into: a further pass would save little.
 _LARGE_PART = 1 / 4
 # Products in float32 of shorter rows, or of prefixes of a smaller part of their query's length, may
 # lose digits.
@@ -90,9 +90,9 @@ def top_k(
 
     The result is that of float64, also far from the origin, of short vectors, and of rows that are
     nearly equal: maxima are products of float32 and only rule rows out. Where their rounding leaves
-    open which rows are the best, more rows are scored one by one. That takes longer, and very long
-    where thousands of rows tie, as those of hash codes or of one dim do. Who asks the same database
-    again should keep a `DeviceIndex` of it.
+    open which rows are the best, more rows are scored in float64: some at first, and all where
+    even those nearly tie, as rows of hash codes or of very few dims do by the thousands. Who
+    searches the same database again should keep a `DeviceIndex` of it.
 
     Args:
       database_nd: [N, >= m_G] floating point; computed with in float32. On a mesh the same on every
@@ -151,23 +151,31 @@ def _find(
 ):
     """Rows and scores [G, B, k] by looking into the best `many` rows, and whether all are legal.
 
-    Queries for which the rounding of float32 leaves open which rows are the best look into more.
+    Where the rounding of float32 leaves open which rows are the best, those queries look into more
+    rows at those dims alone; and if even these nearly tie, into all rows.
     """
     scan = make_scan(split, dims, many, len(query_bd))
-    row_gbk, score_gbk, legal, sure_b = _search(placed, query_bd, split, scan, k)
-    open_b = np.flatnonzero(np.asarray(sure_b) == 0)
-    if not legal or not len(open_b):
+    row_gbk, score_gbk, legal, sure_gb = _search(placed, query_bd, split, scan, k)
+    open_gb = np.asarray(sure_gb) == 0
+    if not legal or not open_gb.any():
         return row_gbk, score_gbk, legal
     row_gbk, score_gbk, query_bd = (np.array(x) for x in (row_gbk, score_gbk, query_bd))
-    many = _MORE * many if _MORE * many < _LARGE_PART * split.local else split.local
-    # Few sizes, so that few programs are compiled; as many numbers as maxima at most.
-    at_most = max(sizes_for(split.mesh).maxima // (len(dims) * (many + _SPARE_ROWS)), 1)
-    size = min(_MORE ** math.ceil(math.log(len(open_b), _MORE)), 2 ** int(math.log2(at_most)))
-    for start in range(0, len(open_b), size):
-        some_b = np.resize(open_b[start : start + size], size)
-        some_bd = placement.everywhere(query_bd[some_b], split.mesh)
-        found = _find(placed, split, some_bd, dims, k, many)
-        row_gbk[:, some_b], score_gbk[:, some_b] = map(np.asarray, found[:2])
+    open_g, more = np.flatnonzero(open_gb.any(1)), _MORE * k
+    if many == k and more < _LARGE_PART * split.local:
+        groups, find = [open_g], functools.partial(_find, k=k, many=more)
+    else:
+        groups, find = open_g[:, None], functools.partial(_search_all, k=k)
+    for some_g in groups:
+        some_dims = tuple(dims[g] for g in some_g)
+        open_b = np.flatnonzero(open_gb[some_g].any(0))
+        # Few sizes, so that few programs are compiled; as many numbers as maxima at most.
+        at_most = sizes_for(split.mesh).maxima // (len(some_g) * (more + _SPARE_ROWS))
+        size = min(4 ** math.ceil(math.log(len(open_b), 4)), 2 ** int(math.log2(max(at_most, 1))))
+        for start in range(0, len(open_b), size):
+            some_b = np.resize(open_b[start : start + size], size)
+            some_bd = placement.everywhere(query_bd[some_b], split.mesh)
+            found = find(placed, split, some_bd, some_dims)
+            row_gbk[np.ix_(some_g, some_b)], score_gbk[np.ix_(some_g, some_b)] = found[:2]
     return row_gbk, score_gbk, legal
 
 
@@ -368,7 +376,7 @@ def _floor(split: Split, scan: Scan, placed: Sharded, query_bd, score_gbk) -> ja
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _search(placed: Sharded, query_bd, split: Split, scan: Scan, k: int):
-    """Rows and scores [G, B, k], whether all queries are legal, and for which this is sure [B]."""
+    """Rows and scores [G, B, k], whether all queries are legal, and where this is sure [G, B]."""
 
     def local(placed, query_bd):
         rough_gbc, row_gbc, bound_gb = shortlist(split, scan, placed, query_bd)
@@ -384,14 +392,45 @@ def _search(placed: Sharded, query_bd, split: Split, scan: Scan, k: int):
             scores.append(candidates.scores(split, query_bd, *sums, m))
         score_gbf = jnp.where(rough_gbf == -jnp.inf, -jnp.inf, jnp.stack(scores))
         found = candidates.best(score_gbf, row_gbf, min(k, scan.finalists))
-        score_gbk, row_gbk = found[0], split.first() + found[1]
-        # Devices come in the order of their rows.
-        rows = split.mesh.axis_names
-        gathered = lax.all_gather((score_gbk, row_gbk), rows, axis=2, tiled=True)
-        score_gbk, row_gbk = candidates.best(*gathered, k)
+        score_gbk, row_gbk = _of_all_devices(split, *found, k)
         sure_gb = bound_gb < _floor(split, scan, placed, query_bd, score_gbk)
         sure_gb |= bound_gb == -jnp.inf
-        return score_gbk, row_gbk, lax.pmin(sure_gb.all(0).astype(jnp.int32), rows)
+        return score_gbk, row_gbk, lax.pmin(sure_gb.astype(jnp.int32), split.mesh.axis_names)
 
-    score_gbk, row_gbk, sure_b = placement.on_mesh(local, split, placed, query_bd)
-    return row_gbk, score_gbk, placement.legal_queries(query_bd, scan.dims), sure_b
+    score_gbk, row_gbk, sure_gb = placement.on_mesh(local, split, placed, query_bd)
+    return row_gbk, score_gbk, placement.legal_queries(query_bd, scan.dims), sure_gb
+
+
+def _of_all_devices(split: Split, score_bk, row_bk, k: int):
+    """Within `on_mesh`: the k best of what all devices found among their rows, [..., B, k]."""
+    # Devices come in the order of their rows.
+    mine, names = (score_bk, split.first() + row_bk), split.mesh.axis_names
+    return candidates.best(*lax.all_gather(mine, names, axis=score_bk.ndim - 1, tiled=True), k)
+
+
+@functools.partial(jax.jit, static_argnames=("split", "dims", "k"))
+def _search_all(placed: Sharded, split: Split, query_bd, dims: tuple[int], *, k: int):
+    """Rows and scores [1, B, k] by one prefix, with all rows compared in float64."""
+    tile, (dim,) = placement.LEAST_ROWS, dims
+
+    def local(placed, query_bd):
+        def of_tile(t, found):
+            start = jnp.minimum(t * tile, split.local - tile)
+            row_n = start + jnp.arange(tile, dtype=jnp.int32)
+            sums = candidates.sums_of_all(split, placed.database_nd, query_bd, start, tile, dim)
+            score_bn = candidates.scores(split, query_bd, *sums, dim)
+            new_n = (row_n >= t * tile) & (split.first() + row_n < split.rows)
+            score_bn = jnp.where(new_n, score_bn, -jnp.inf)
+            row_bn = jnp.broadcast_to(row_n, score_bn.shape)
+            # Few are sorted. Rows of earlier tiles come first and are smaller.
+            both = zip(found, candidates.best(score_bn, row_bn, min(k, tile)), strict=True)
+            return candidates.best(*(jnp.concatenate(x, 1) for x in both), k)
+
+        shape = len(query_bd), k
+        none = jnp.full(shape, -jnp.inf, jnp.float64), jnp.zeros(shape, jnp.int32)
+        tiles = -(-split.local // tile)
+        found = lax.fori_loop(jnp.int32(0), jnp.int32(tiles), of_tile, none)
+        return _of_all_devices(split, *found, k)
+
+    score_bk, row_bk = placement.on_mesh(local, split, placed, query_bd)
+    return row_bk[None], score_bk[None]
