@@ -200,7 +200,7 @@ def test_one_run(root, capsys):
     assert re.search(r"^ *4 +81\.00$", printed, re.MULTILINE)
     markdown = (root / "separate8-1" / "report.md").read_text()
     assert "MRL reaches 91.00% at 8 dims" in markdown
-    assert "accuracy, %, one seed" in markdown
+    assert "Cells: accuracy in percent, one seed" in markdown
 
 
 def test_data_without_a_test_split_is_reported_by_its_validation_split(root, tmp_path, capsys):

@@ -17,19 +17,20 @@ MARKS = {
     "a real difference",
     text.UNTRAINED: "dims at which nothing was trained",
     f"{text.BETTER} {text.WORSE}": "better or worse: the 95% interval leaves out zero",
-    text.HOLM: "still so at 5% after Holm's correction, made for the dims of FF-m and for all "
-    "other baselines together",
+    text.HOLM: "still significant at 5% after Holm's correction, made for the dims of FF-m and for "
+    "all other baselines together",
     f"{text.BETTER_HERE} {text.WORSE_HERE}": "better or worse for these trained networks alone, "
     "after Holm's correction; training again might change it",
-    "n = 2": "so many seeds, where they differ from the rest of the table",
-    "intervals": "over seeds, they speak of training again; over examples, episodes or streams, of "
-    "others of these; without one, a single pair of means or equal differences allow no verdict",
+    "n = 2": "the number of seeds, where it differs from the rest of the table",
+    "intervals": "over seeds, they say what training again may give; over examples, episodes or "
+    "streams, what others of these may; where there is none, one pair of means or differences that "
+    "are all equal allow no verdict",
     "a / b / c": "at how many trained dims the method is better, not clearly different and worse, "
     "after Holm's correction; below, the same for these trained networks alone",
     "figures": "filled markers are trained dims, hollow ones prefixes or projections that were not "
     "trained; bars are one sample standard deviation over seeds, in the lower panel 95% intervals, "
-    "filled where the difference remains after Holm's correction; thick bars there are of these "
-    "networks alone",
+    "filled where the difference remains after Holm's correction; thick bars there speak of "
+    "these networks alone",
 }
 
 

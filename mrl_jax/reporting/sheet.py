@@ -67,10 +67,12 @@ def _rests_on(comparisons: Sequence[Comparison]) -> str:
 
 
 def _about_comparisons(name: str, comparisons: Sequence[Comparison], groups: Sequence) -> str:
-    """What differences are, and how many Holm's correction was made for, by group of them."""
-    totals = " and ".join(str(sum(len(c.by_dim) for c in group)) for group in groups)
-    holm = f"; Holm over {totals} compared" if any(c.has_verdicts for c in comparisons) else ""
-    return f"{name}: points, {_rests_on(comparisons)}{holm}"
+    """What differences rest on, and over how many of them Holm's correction was made, by group."""
+    about = f"{name}: points, {_rests_on(comparisons)}"
+    if not any(comparison.has_verdicts for comparison in comparisons):
+        return about
+    totals = [count(sum(len(c.by_dim) for c in group), "difference") for group in groups]
+    return f"{about}; Holm's correction over {listing(totals)}"
 
 
 def _dim_row(table: Table, dim: int, cells: Sequence[Cell]) -> Row:
@@ -92,7 +94,8 @@ def of_table(table: Table) -> Sheet:
     unit = "examples" if table.about.unit == "streams" else table.about.unit
     examples = listing([f"{n:,}" for n in sorted(frame.n.unique())])
     parts = [
-        f"{table.about.noun}, %" + (f", mean ± sample sd of {n} seeds" if n > 1 else ", one seed"),
+        f"Cells: {table.about.noun} in percent"
+        + (f", mean ± sample sd of {n} seeds" if n > 1 else ", one seed"),
         f"{examples} {table.place} {unit}, standard error of a run "
         + (low if low == high else f"{low} to {high}"),
     ]

@@ -114,14 +114,14 @@ def test_frozen_vectors_are_a_column_for_each_data_set():
 
 def test_results_say_what_was_read(tmp_path):
     values = folders.make_results("separate", (2, 8), 0)
-    values["config"]["eval"] = {"sts": ["stsb=/a/b.tsv", "gone=/x"], "hierarchy": "/a/h.csv"}
+    values["config"]["task"] = "sentence_pairs"
+    values["config"]["eval"] = {"sts": ["stsb=/a/b.tsv", "gone=/x"]}
     row = {"dim": 2, "value": 0.5, "stderr": 0.1, "n": 9}
-    added = ("stsb", "", "spearman"), ("", "test", "superclass")
-    values["results"] += [folders.entry(*series, **row) for series in added]
+    values["results"].append(folders.entry("stsb", "", "spearman", **row))
     folders.write_run(tmp_path / "old", values)
     old = runs.read_run(tmp_path / "old", "old")
     assert old.read == {}
-    assert old.places == {"data": "", "hierarchy": "/a/h.csv", "sts.stsb": "/a/b.tsv"}
+    assert old.places == {"data": "", "sts.stsb": "/a/b.tsv"}
     values["read"] = {"sts.stsb": "0123"}
     folders.write_run(tmp_path / "new", values)
     assert runs.read_run(tmp_path / "new", "new").read == {"sts.stsb": "0123"}
@@ -129,6 +129,17 @@ def test_results_say_what_was_read(tmp_path):
     (tmp_path / "new" / "results.json").write_text(json.dumps(values))
     with pytest.raises(runs.DataError, match="field 'read' must hold texts"):
         runs.read_run(tmp_path / "new", "new")
+
+
+def test_a_hierarchy_is_read_where_superclasses_were_measured(tmp_path):
+    values = folders.make_results("separate", (2, 8), 0)
+    values["config"]["eval"] = {"hierarchy": "/a/h.csv"}
+    folders.write_run(tmp_path / "without", values)
+    assert runs.read_run(tmp_path / "without", "x").places == {"data": ""}
+    row = {"dim": 2, "value": 0.5, "stderr": 0.1, "n": 9}
+    values["results"].append(folders.entry("", "test", "superclass", **row))
+    folders.write_run(tmp_path / "with", values)
+    assert runs.read_run(tmp_path / "with", "x").places == {"data": "", "hierarchy": "/a/h.csv"}
 
 
 def test_the_standard_error_is_that_of_what_is_shown():
