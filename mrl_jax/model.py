@@ -70,7 +70,7 @@ def load(
     if step is not None:
         raise UsageError(f"step is of a run, {folder} holds {kind}")
     if kind == "an export":
-        return Model.of_export(folder)
+        return Model.of_export(folder, overrides)
     with extras.needed("text", "embedding texts"):
         from mrl_jax.interop.text_folder import read_text_folder
     known = (folder / SENTENCE_CONFIG).exists()
@@ -170,11 +170,11 @@ class Model:
         )
 
     @classmethod
-    def of_export(cls, folder: pathlib.Path) -> "Model":
-        """The model in a folder of stablehlo, onnx or safetensors.
+    def of_export(cls, folder: pathlib.Path, overrides: Sequence[str] = ()) -> "Model":
+        """The model in a folder of stablehlo, onnx or safetensors; `overrides` as of `load`.
 
         Raises:
-          UsageError: an export of an older release, or packages are missing.
+          UsageError: an export of an older release, overrides of a graph, or packages are missing.
           DataError: a file is missing or damaged.
         """
         about = json_files.read_object(folder / ABOUT)
@@ -187,8 +187,10 @@ class Model:
         try:
             form, path = about["format"], folder / about["file"]
             if form == "safetensors":
-                setup = experiment.of_run(folder)
+                setup = experiment.of_run(folder, overrides)
                 return cls.of_run(setup, *_parameters(path, setup.program.state))
+            if overrides:
+                raise UsageError(f"overrides are of a run, {folder} holds a graph")
             read = inputs_of(config.task).of_export(about, folder)
             nesting = Nesting(tuple(about["dims"]), config.nesting.weights or None)
             embed = {"stablehlo": _stablehlo, "onnx": _onnx}[form](path, tuple(read.spec))

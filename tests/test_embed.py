@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrl_jax import embed, trained
+from mrl_jax import embed, experiment
 from mrl_jax.embed import Job, Request
 from mrl_jax.errors import CheckpointError, DataError, NonFiniteError, UsageError
 from mrl_jax.evaluators.subject import Instruments, Subject
@@ -73,7 +73,7 @@ def wait_for(count, out, process):
 
 
 def test_vectors_of_evaluation(run, tmp_path, capsys):
-    _, setup, state = trained.restored(run)
+    setup, state = experiment.restored(run)
     tools = Instruments(setup.program.task, setup.program.mesh, 256, (8,))
     subject = Subject(tools, setup.dataset, *evaluated(state), seed=0)
     for split in ("train", "test"):
@@ -265,10 +265,10 @@ def test_refusals(run, photos, tmp_path):
 
 def test_not_a_number(run, tmp_path):
     folder = shutil.copytree(run, tmp_path / "run")
-    config, setup, state = trained.restored(folder)
+    setup, state = experiment.restored(folder)
     state["params"] = jax.tree.map(lambda x: x * 1e30, state["params"])
     state["step"] += 1
-    checkpoints = Checkpoints(folder / "ckpt", config.checkpoint.keep)
+    checkpoints = Checkpoints(folder / "ckpt", setup.config.checkpoint.keep)
     checkpoints.save(int(state["step"]), state, setup.remembered())
     checkpoints.close()
     out = tmp_path / "out"

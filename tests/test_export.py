@@ -13,7 +13,7 @@ import test_train_text
 from PIL import Image
 from safetensors.numpy import load_file
 
-from mrl_jax import Nesting, trained
+from mrl_jax import Nesting, experiment
 from mrl_jax.data.images import centre_square
 from mrl_jax.errors import DataError
 from mrl_jax.export import about_of, graph_of, scores_of
@@ -55,13 +55,13 @@ def export(run, out, form):
 
 def embedded(run, batch):
     """What the run's own code makes of a batch."""
-    _, setup, state = trained.restored(run)
+    setup, state = experiment.restored(run)
     task = dataclasses.replace(setup.program.task, mesh=None)
     return np.asarray(task.embed(*jax.device_get(evaluated(state)), batch))
 
 
 def text_batch(run):
-    _, setup, _ = trained.restored(run)
+    setup, _ = experiment.restored(run)
     tokens = setup.text_folder(None).tokenizer.encode(TEXTS, 30)
     return dict(zip(("tokens", "lengths"), pad(tokens, 30, len(TEXTS)), strict=True))
 
@@ -115,7 +115,7 @@ def photo(folder):
 
 def check_image_outputs(run, outputs, batch):
     """The outputs of an exported image network are those of the run."""
-    _, setup, state = trained.restored(run)
+    setup, state = experiment.restored(run)
     task = dataclasses.replace(setup.program.task, mesh=None)
     params = jax.device_get(evaluated(state)[0])
     z_bd = embedded(run, batch)
@@ -164,7 +164,7 @@ def test_graphs_give_the_embeddings_of_the_run(text_run, image_run, tmp_path, mo
             if run is image_run:
                 check_image_outputs(run, found, arrays)
     used = use(tmp_path / text_run.parent.name, monkeypatch)
-    _, setup, _ = trained.restored(text_run)
+    setup, _ = experiment.restored(text_run)
     rows = setup.text_folder(None).tokenizer.encode(["a text", "another one"], 64)
     batch = dict(zip(("tokens", "lengths"), pad(rows, 64, 2), strict=True))
     np.testing.assert_allclose(used["unit"], unit(embedded(text_run, batch)[:, :2]), atol=1e-5)
@@ -211,7 +211,7 @@ def test_the_packages_to_install_are_those_that_the_code_imports(form, kind):
 
 
 def test_what_is_said_of_texts_fits_the_graph(text_run):
-    _, setup, state = trained.restored(text_run)
+    setup, state = experiment.restored(text_run)
     for form, places in (("onnx", 64), ("stablehlo", "t")):
         about = about_of(setup, state, form)
         assert about["inputs"]["tokens"]["shape"] == ["b", places]
@@ -253,21 +253,21 @@ def test_exported_files_may_be_read_by_whom_the_umask_says(text_run, image_run, 
 def test_parameters_by_name(image_run, tmp_path):
     commands.succeed(export(image_run, tmp_path / "out", "safetensors"))
     tensors = load_file(tmp_path / "out" / "model.safetensors")
-    _, _, state = trained.restored(image_run)
+    _, state = experiment.restored(image_run)
     kernel = state["params"]["head"]["kernel_0004"]
     np.testing.assert_array_equal(tensors["params/head/kernel_0004"], kernel)
     assert len(tensors) == len(jax.tree.leaves(evaluated(state)))
 
 
 def test_what_graphs_are_made_of_ends_with_the_widest_trained_prefix(image_run):
-    _, setup, state = trained.restored(image_run)
+    setup, state = experiment.restored(image_run)
     task = setup.program.task  # which embeds in 8 dims
     head = dataclasses.replace(task.head, nesting=Nesting((2, 4)))
     narrow = dataclasses.replace(task, head=head)
     params = {name: x for name, x in state["params"]["head"].items() if "8" not in name}
     state = {**state, "params": {**state["params"], "head": params}}
-    program = dataclasses.replace(setup.program, task=narrow)
-    graph = graph_of(dataclasses.replace(setup, program=program), state)
+    setup.program = dataclasses.replace(setup.program, task=narrow)
+    graph = graph_of(setup, state)
     assert graph.inputs.spec == {"image": (("b", 8, 8, 1), np.uint8)}
     assert graph.outputs == ("embedding", "logits_2", "logits_4")
     image = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1)).astype(np.uint8)

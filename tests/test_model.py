@@ -12,7 +12,7 @@ import text_models
 from PIL import Image
 
 import mrl_jax
-from mrl_jax import cascade, experiment, export, trained
+from mrl_jax import cascade, experiment, export
 from mrl_jax import config as configs
 from mrl_jax.cascade import Policy
 from mrl_jax.data.images import centre_square
@@ -54,8 +54,9 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def states(data):
-    """(experiment, state) of a run of each task that begins."""
+def states(data, tmp_path_factory):
+    """(experiment, state) of a run of each task that has begun, and whose data are gone."""
+    runs = tmp_path_factory.mktemp("runs")
     common = {
         "nesting.dims": "2,4,12",
         "eval.dims": "2,4,12",
@@ -74,10 +75,16 @@ def states(data):
         overrides = [f"--config.{key}={value}" for key, value in (common | keys).items()]
         config = configs.load(str(commands.ROOT / "configs" / path), overrides)
         config = configs.override(config, [f"--config.data.path={data / config.task}"])
-        setup = experiment.from_config(config)
-        state = setup.program.init_state(setup.program.run_key(0))
-        found[config.task] = setup, state
-    return found
+        begun, folder = experiment.from_config(config), runs / config.task
+        folder.mkdir()
+        workdir.record_config(folder, config)
+        workdir.record_facts(folder, begun.facts, "", begun.kept)
+        found[config.task] = experiment.of_run(folder)
+    data.rename(data.with_name("elsewhere"))
+    return {
+        task: (setup, setup.program.init_state(setup.program.run_key(0)))
+        for task, setup in found.items()
+    }
 
 
 @pytest.fixture
@@ -85,7 +92,7 @@ def state_of(states, digits_run):
     """Gives (experiment, state) by the name of a task; of classification, trained."""
 
     def get(task):
-        return trained.restored(digits_run[0])[1:] if task == "classification" else states[task]
+        return experiment.restored(digits_run[0]) if task == "classification" else states[task]
 
     return get
 
@@ -93,6 +100,7 @@ def state_of(states, digits_run):
 def exported(setup, state, out, form):
     about = export.about_of(setup, state, form)
     files = {workdir.CONFIG: configs.to_json(setup.config)}
+    files[workdir.FACTS] = workdir.facts_text(setup.facts, None)
     export.write_plain(out, setup, state, about, files)
     return out
 
@@ -143,7 +151,7 @@ def test_onnx_is_loaded_as_well(state_of, tmp_path, task):
 def test_a_run_is_loaded_and_its_classifiers_judge_prefixes(digits_run, capsys):
     model = mrl_jax.load(digits_run[0])
     assert model.classes == tuple(map(str, range(10)))
-    _, setup, state = trained.restored(digits_run[0])
+    setup, state = experiment.restored(digits_run[0])
     task, params = setup.program.task, state["params"]
     z_nd = model.embed(DIGITS, normalize=False)
     logits_gnc = np.asarray(task.logits(params, z_nd, (2, 4, 8)))

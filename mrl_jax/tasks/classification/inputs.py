@@ -43,7 +43,7 @@ class Inputs(inputs.Inputs):
         del params
         options, classes = setup.config.data, tuple(setup.facts["classes"])
         spec = {"image": (("b", *setup.program.task.image_shape), np.dtype(np.uint8))}
-        return cls(spec, classes=tuple(classes), crop=options.eval_crop, threads=options.threads)
+        return cls(spec, classes=classes, crop=options.eval_crop, threads=options.threads)
 
     @classmethod
     def of_export(cls, about: Mapping[str, Any], folder: pathlib.Path) -> "Inputs":
