@@ -43,7 +43,7 @@ def check(path, name, head):
     config = default_config()
     setup = types.SimpleNamespace(
         program=types.SimpleNamespace(task=task),
-        dataset=types.SimpleNamespace(class_names=("ä", "b")),
+        facts={"classes": ["ä", "b"]},
         config=config,
     )
     state = {"params": params, "model_state": model_state}

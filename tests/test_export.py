@@ -200,7 +200,13 @@ def test_the_code_of_an_image_export_gives_the_predictions_of_the_run(
 @pytest.mark.parametrize("kind", ["image", "tokens", "vector"])
 @pytest.mark.parametrize("form", ["onnx", "stablehlo"])
 def test_the_packages_to_install_are_those_that_the_code_imports(form, kind):
-    about = {"run": "r", "file": "f", "format": form, "dims": [2], "inputs": {kind: {}}}
+    about = {
+        "run": "r",
+        "file": "f",
+        "format": form,
+        "dims": [2],
+        "inputs": {kind: {"dtype": "float32"}},
+    }
     text = plain_card.card(about)
     names = re.search("    pip install (.+)", text)[1]
     imported = set(re.findall(r"^(?:import|from) (\w+)", plain_card.code(about), re.MULTILINE))
@@ -296,7 +302,7 @@ def test_refusals(image_run, tmp_path):
         (b'{"schema": 1, "resul', "results.json: not valid JSON"),
         (b"", "results.json is empty"),
         (b"[" * 100_000, "brackets are nested"),
-        (b'{"schema": 1}', "results.json: field 'config.head.kind' is missing"),
+        (b'{"schema": 1}', "results.json: field 'results' is missing"),
     ],
 )
 def test_scores_that_are_damaged_are_refused(tmp_path, content, message):
