@@ -72,7 +72,7 @@ def connected(address: str | None, workers: Workers) -> Iterator[None]:
     Args:
       address: of a cluster, "auto" for the one of this machine; None starts one that has the CPUs
         and GPUs of this machine.
-      workers: that must fit: Ray would wait for ever for what the cluster has not.
+      workers: that must fit: Ray would wait for ever for what the cluster does not have.
 
     Raises:
       UsageError: Ray is not installed, no such cluster, or one that is too small; or processes of

@@ -23,7 +23,7 @@ from mrl_jax.store.vectors import Vectors, open_vectors
 
 _CHUNK = 4096  # queries read and asked at a time
 _EVALUATED = 2000  # queries at most
-_SHOWN = 5000  # rows from which on progress is
+_SHOWN = 5000  # rows from which progress is shown
 _NEIGHBOURS = outputs.holds_arrays("ids", "scores")
 _PLAN = outputs.holds_keys("schema", "plan", "frontier", "wanted")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -112,8 +112,7 @@ def query(arguments: argparse.Namespace) -> None:
     index, queries = _open(arguments)
     outputs.check_file(arguments.out, _NEIGHBOURS, (arguments.queries,))
     found_ids, scores, seconds = [], [], 0.0
-    # Few and many queries take paths of their own, which are loaded or compiled at first use: that
-    # is no part of the rate.
+    # Few and many queries take different paths, each compiled at first use, which should not count.
     for some in (1, DENSE_QUERIES):
         _search(index, queries.read(0, min(queries.rows, some)), arguments, threads=1)
     with tqdm(total=queries.rows, desc="queries", disable=not _progress(queries.rows)) as bar:
@@ -173,7 +172,7 @@ def delete(arguments: argparse.Namespace) -> None:
 
 
 def compact(arguments: argparse.Namespace) -> None:
-    """Makes one segment of all vectors that are not deleted."""
+    """Merges the segments of an index and drops deleted vectors."""
     index = Index.open(arguments.index)
     before = sum(index.bytes().values())
     index.compact(progress=_progress(index.rows))
@@ -189,7 +188,7 @@ def verify(arguments: argparse.Namespace) -> None:
 
 
 def _open(arguments: argparse.Namespace) -> tuple[Index, Vectors]:
-    """The index and queries that can be asked."""
+    """The index, and queries that it can answer."""
     index, queries = Index.open(arguments.index), open_vectors(arguments.queries)
     final = index.plan.schedule.final
     if not final <= queries.width <= index.width:
@@ -227,5 +226,5 @@ def _bytes(index: Index) -> str:
 
 
 def _progress(rows: int) -> bool:
-    """Bars are for terminals, and for what takes a while."""
+    """Whether to show a bar: on a terminal, for work that takes a while."""
     return rows >= _SHOWN and sys.stderr.isatty()

@@ -1,4 +1,4 @@
-"""What an index is made of and how it is asked; a plan file is this and what was measured of it."""
+"""How an index is built and searched; a plan file holds this and what was measured."""
 
 import dataclasses
 import pathlib
@@ -24,14 +24,14 @@ class Plan:
     Attributes:
       schedule: dims and numbers of candidates.
       metric: "cosine", "inner" or "l2", of every prefix.
-      code: of a dim: 4 bytes, 2 bytes, 2 bytes, 1 byte, or 1 bit. int8 and binary have a scale for
+      code: of a dim, in 4, 2, 2 or 1 bytes, or in 1 bit. int8 and binary have a scale for
         every row and stage.
       lists: 1 = no clusters.
-      list_dim: dims the clusters are of.
+      list_dim: dims that are clustered.
       probes: lists read for a query.
       factory: what `faiss.index_factory` makes of the dims of the only stage, e.g. "HNSW32" or
         "OPQ32,IVF1024,PQ32x4fs"; empty = our own scan.
-      parameters: how that index is asked, e.g. "nprobe=32" or "efSearch=200".
+      parameters: of searches of that index, e.g. "nprobe=32" or "efSearch=200".
 
     Raises:
       ValueError: values that do not go together.
@@ -72,7 +72,7 @@ class Plan:
         """The plan of a file's content.
 
         Raises:
-          ValueError: a key or value that is none.
+          ValueError: an unknown key or an illegal value.
         """
         if not isinstance(content, dict):
             raise ValueError(f"a plan is a JSON object, got {shown(content)}")
@@ -93,7 +93,7 @@ def read_plan(path: pathlib.Path) -> Plan:
     """The plan in a file that `mrl_jax.search plan` wrote.
 
     Raises:
-      DataError: it is not readable, or no plan.
+      DataError: it cannot be read, or is not a plan.
     """
     content = json_files.read(path)
     try:

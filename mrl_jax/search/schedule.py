@@ -53,10 +53,10 @@ class Schedule:
         return (*(stage.dim for stage in self.stages), self.final)
 
     def check(self, k: int, width: int) -> None:
-        """Whether k results can come of vectors of this width.
+        """Checks that a search of vectors of this width can give k results.
 
         Raises:
-          ValueError: they cannot.
+          ValueError: it cannot.
         """
         if k < 1 or (self.stages and k > self.stages[-1].keep):
             most = f"{self.stages[-1].keep}, which {self} keeps" if self.stages else "all rows"
@@ -65,7 +65,7 @@ class Schedule:
             raise ValueError(f"{self} needs {self.final} dims; the vectors have {width}")
 
     def multiply_adds(self, rows: int) -> int:
-        """Of one query: every candidate pays for the dims it was not yet compared by only."""
+        """Of one query: a candidate costs only the dims that it was not compared by before."""
         counts = (rows, *(stage.keep for stage in self.stages))
         blocks = (b - a for a, b in itertools.pairwise((0, *self.dims)))
         return sum(min(count, rows) * block for count, block in zip(counts, blocks, strict=True))
@@ -75,10 +75,10 @@ class Schedule:
 
     @classmethod
     def parse(cls, text: str) -> "Schedule":
-        """The schedule that reads as this text.
+        """The schedule that this text describes.
 
         Raises:
-          ValueError: it reads as none.
+          ValueError: it does not describe one.
         """
         *stages, final = (part.strip() for part in text.split(">"))
         if not re.fullmatch(r"\d+", final) or not all(re.fullmatch(r"\d+:\d+", s) for s in stages):

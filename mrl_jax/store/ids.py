@@ -1,4 +1,4 @@
-"""Ids of vectors: int64 numbers, each of them once."""
+"""Ids of vectors: int64 numbers that occur once."""
 
 import pathlib
 
@@ -15,10 +15,10 @@ def as_int64(ids_n: np.ndarray, where: object) -> np.ndarray:
 
     Args:
       ids_n: [N] of any type of whole numbers and any byte order.
-      where: they stand, for the message.
+      where: what holds them, for messages.
 
     Raises:
-      DataError: of another type or shape; or one is larger than `LARGEST`, names its row.
+      DataError: they are of another type or shape, or one exceeds `LARGEST` (names its row).
     """
     if ids_n.ndim != 1 or ids_n.dtype.kind not in "iu":
         raise DataError(
@@ -35,7 +35,7 @@ def read(path: pathlib.Path) -> np.ndarray:
     """The ids [N] int64 of an .npy file, in memory.
 
     Raises:
-      DataError: it is missing, no whole file, or as of `as_int64`.
+      DataError: it is missing or damaged, or see `as_int64`.
     """
     return np.array(as_int64(inputs.open_npy(path), path))
 

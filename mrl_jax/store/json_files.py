@@ -59,7 +59,7 @@ def parse(text: str | bytes, where: str, *, strict: bool = True) -> Any:
 
     Args:
       text: UTF-8 if it is bytes.
-      where: it stands, for the message.
+      where: where it stands, for messages.
       strict: also refuse NaN, Infinity and numbers too large for a float.
 
     Raises:

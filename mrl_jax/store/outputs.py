@@ -24,7 +24,7 @@ from mrl_jax.store import files, json_files
 # In a folder that is replaced as a whole: its subfolders, and the sha256 of all its other files.
 MANIFEST = "mrl_jax.files.json"
 
-_READER_S = 10  # for which a reader of a pipe is waited for
+_READER_S = 10  # seconds to wait for the reader of a pipe
 
 Own = Callable[[pathlib.Path], bool]
 

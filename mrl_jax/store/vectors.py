@@ -21,7 +21,7 @@ class _Part(Protocol):
     dtype: np.dtype
 
     def read(self, rows: slice | np.ndarray) -> np.ndarray:
-        """These rows, which rise."""
+        """These rows, in rising order."""
 
 
 class _Npy:
@@ -82,7 +82,7 @@ class _Parquet:
 
 
 class _Array:
-    """Vectors that are in memory already."""
+    """Vectors in memory."""
 
     def __init__(self, path: pathlib.Path, z_nd: np.ndarray):
         self.path, self._z_nd = path, z_nd
@@ -146,7 +146,7 @@ class Vectors:
         """Vectors of n rows drawn without replacement, in their order, [n, width] float32.
 
         Only what holds them is read, some rows at a time. The same rows for the same N, n and
-        seed. `width` is how many dims of each are kept, all where not given.
+        seed. `width` is how many dims of each are kept (None: all).
 
         Raises:
           ValueError: n is not 1 to N.
@@ -176,9 +176,9 @@ class Vectors:
         return z_nd
 
     def in_reach(self) -> "Vectors":
-        """The same with all rows quickly there, in whatever order they are asked for.
+        """The same vectors, of which any rows are read quickly in any order.
 
-        What is packed in Parquet is read into memory; .npy files are mapped as they are.
+        Parquet is unpacked into memory; .npy files are mapped as they are.
         """
         if not any(isinstance(part, _Parquet) for part in self._parts):
             return self

@@ -126,7 +126,7 @@ def members(group_bk: jax.Array, size: int) -> jax.Array:
 
 
 def pick(chosen_bk: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """What is at these places of arrays, each [..., k]."""
+    """The elements of arrays at these places, each [..., k]."""
     return tuple(jnp.take_along_axis(x_bc, chosen_bk, -1) for x_bc in arrays)
 
 

@@ -38,7 +38,7 @@ _CPU = Sizes(256, 1024, 2**26, 2**18)  # scores stay in the cache of a core
 _ACCELERATOR = Sizes(1024, 8192, 2**28, 2**28)
 # Up to here a product from the first dim on costs less than adding to the running one.
 _SHORT = 32
-# Rows, and blocks, that are looked into beyond k: maxima are rounded otherwise than final scores.
+# Rows and blocks looked into beyond k, because maxima and final scores are rounded differently.
 _SPARE_ROWS, _SPARE_BLOCKS = 24, 3
 # So many neighbouring blocks are one group when the largest maxima are looked for.
 _GROUP = 8
@@ -54,7 +54,7 @@ _LEAST = 2.0**-100
 
 
 class Scan(NamedTuple):
-    """What a compiled pass depends on beside its arrays and their split.
+    """What a compiled pass depends on besides its arrays and their `Split`.
 
     Every device goes through its rows in `spans` parts of `tiles` tiles of `tile` rows, and every
     tile consists of blocks of `block` rows. It looks into `keep` blocks and scores
@@ -85,7 +85,7 @@ def top_k(
     One pass serves all prefixes: the products over the first m_g dims are those over m_{g-1} dims
     plus one block product. Of the scores only the maxima of small blocks of rows are kept: the k
     best rows lie in the k blocks with the largest maxima. Rows of these blocks alone are scored
-    again and sorted. Beside its arguments (the database lies on the devices) and its result, a
+    again and sorted. Besides its arguments (the database lies on the devices) and its result, a
     search needs one number per row and prefix, and memory that grows with neither N nor B.
 
     The result is that of float64, also far from the origin, of short vectors, and of rows that are
@@ -110,7 +110,7 @@ def top_k(
       scores_gbk: [G, B, k] float32.
 
     Raises:
-      ValueError: shapes, dtypes, dims, k or a metric that cannot be; NaN or infinity, or vectors
+      ValueError: illegal shapes, dtypes, dims, k or metric; NaN or infinity, or vectors
         longer than 4e18.
     """
     dims = Nesting(tuple(dims)).dims
@@ -339,7 +339,7 @@ def shortlist(split: Split, scan: Scan, placed: Sharded, query_bd):
 
 
 def _rounding(dim: int) -> float:
-    """Of a float32 sum of so many products and what is added to it, in units of both lengths.
+    """The error of a float32 sum of `dim` products, and of what is added, relative to both lengths.
 
     Errors add up to at most `dim` roundings, and hardly ever to more than eight times the root of
     `dim` (Higham and Mary, SIAM J. Sci. Comput. 41, 2019).

@@ -94,7 +94,7 @@ def funnel(
     database, whatever the mesh, and every device compares those of them that it has. Beside its
     arguments and its result, a search needs one number per row and dim of the schedule, and memory
     that grows with neither N nor B. Of rows that the products of the first stage, in float32, do
-    not tell apart, any may go on; all that go on are compared as by `top_k`. Who asks the same
+    not tell apart, any may go on; all that go on are compared as by `top_k`. Who searches the same
     database again should keep a `DeviceIndex` of it.
 
     Args:
@@ -122,7 +122,7 @@ def funnel(
 
 
 class _Stages(NamedTuple):
-    """What a compiled search depends on beside its arrays and their split.
+    """What a compiled search depends on besides its arrays and their `Split`.
 
     `first` is the pass over all rows, of which the best `keeps[0]` go on; then these compare
     `dims[1]` dims, the best `keeps[1]` of them go on, and so forth.

@@ -44,13 +44,13 @@ def double(function: Callable) -> Callable:
 
 
 class Split(NamedTuple):
-    """What compiled searches depend on beside numbers.
+    """How a database is split over devices: what compiled searches depend on besides arrays.
 
     Attributes:
       dims: prefixes whose norms are known.
       metric: how rows are compared.
-      rows: how many there are; behind them are zeros.
-      local: how many every device has; the devices have them in order.
+      rows: of the database; the rows behind them are zeros.
+      local: rows of every device, in order.
       mesh: over all of whose devices the rows are split.
     """
 
@@ -87,7 +87,7 @@ def place(
     """Splits the rows over the devices of a mesh and measures their prefixes.
 
     Raises:
-      ValueError: shapes, dtypes, dims or a metric that cannot be; NaN or infinity, or vectors
+      ValueError: illegal shapes, dtypes, dims or metric; NaN or infinity, or vectors
         longer than 4e18.
     """
     dims = Nesting(tuple(dims)).dims
@@ -295,7 +295,7 @@ def in_chunks(
       mesh: where the search runs.
 
     Raises:
-      ValueError: queries that cannot be.
+      ValueError: illegal queries.
     """
     query_bd = checked("queries", query_bd, width)
     rows, scores, start = [], [], 0
@@ -304,7 +304,7 @@ def in_chunks(
             chunk_bd = np.asarray(query_bd[start : start + at_most, :width], np.float32)
         valid = len(chunk_bd)
         size = 1 << (valid - 1).bit_length()
-        # With the last one: it is as easily told from other rows as the queries are.
+        # Padded with the last query, which is as easily told from other rows as the others.
         chunk_bd = everywhere(np.pad(chunk_bd, ((0, size - valid), (0, 0)), "edge"), mesh)
         row_bk, score_bk, legal = search(chunk_bd)
         _check_numbers("a query", legal)

@@ -1,4 +1,4 @@
-"""Indexes of faiss, for a stage of the search that is left to it; its errors become ours."""
+"""Indexes of faiss, where a stage of the search is left to them; their errors become ours."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from mrl_jax.search.index import pages
 from mrl_jax.search.index.clusters import directions, faiss
 from mrl_jax.search.schedule import Metric
 
-_MORE = 8  # times as much is looked at where an index finds too few
+_MORE = 8  # times as many lists are looked into where an index finds too few rows
 
 
 @contextlib.contextmanager

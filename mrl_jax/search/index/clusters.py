@@ -108,7 +108,7 @@ def _scores(z_bd: np.ndarray, centroid_ld: np.ndarray, metric: Metric) -> np.nda
 
 
 def _best(score_bl: np.ndarray, probes: int) -> np.ndarray:
-    """Those with the largest scores, [B, probes] int64, in no order."""
+    """The lists with the largest scores, [B, probes] int64, in no order."""
     if probes == 1:
         return score_bl.argmax(1)[:, None]
     queries, lists = score_bl.shape

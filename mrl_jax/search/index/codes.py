@@ -1,4 +1,4 @@
-"""Codes of vectors' dims: what of a product a row takes up, in how many bytes."""
+"""Codes of vectors: how their dims are stored, and how codes are multiplied."""
 
 import ctypes
 import functools

@@ -19,7 +19,7 @@ from mrl_jax.search.plan import Plan
 from mrl_jax.search.schedule import Schedule
 
 _BLOCK = 512  # queries a thread works on at a time
-_LEAST_K = 10_000  # may be asked for of every index, however few vectors it has
+_LEAST_K = 10_000  # the least k that every index accepts, however few vectors it has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Snapshot:
         return nothing.changed(manifest)
 
     def changed(self, manifest: dict) -> "Snapshot":
-        """With the segments of another manifest; what is open here is not opened again.
+        """The snapshot of another manifest; segments that are open here are not opened again.
 
         Raises:
           DataError: as `read`.
@@ -237,12 +237,12 @@ class Index:
 
     @property
     def ids(self) -> np.ndarray:
-        """Of the vectors it finds, in the order they were given."""
+        """The ids of the vectors it finds, in the order they were given."""
         return np.concatenate([part.ids[part.alive] for part in self._now.segments])
 
     @property
     def vectors(self) -> Alive:
-        """Those it finds, in the order they were given, read when they are asked for."""
+        """The vectors it finds, in the order they were given, read on demand."""
         now = self._now
         return Alive(now.segments, now.width)
 
@@ -284,7 +284,7 @@ class Index:
             final dims; -inf where there is no id. Equal scores are in the order of rows.
 
         Raises:
-          ValueError: arguments that cannot be, NaN or infinity.
+          ValueError: illegal arguments, NaN or infinity.
           DataError: what faiss is to read is damaged.
         """
         now = self._now
@@ -337,7 +337,7 @@ class Index:
         Raises:
           UsageError: another command changes the index.
           DataError: an id that is not there, or the disk is full.
-          ValueError: what is no whole number.
+          ValueError: ids that are not whole numbers.
         """
         ids = np.asarray(ids)
         if ids.size and (ids.dtype.kind not in "iu" or not np.can_cast(ids.dtype, np.int64)):
@@ -357,7 +357,7 @@ class Index:
             self._commit(now, segments)
 
     def compact(self, *, progress=False) -> None:
-        """Makes one segment of all, without what was deleted. Clusters stay as they are.
+        """Merges all segments into one, without deleted rows. Clusters stay as they are.
 
         Raises:
           UsageError: another command changes the index.
@@ -390,7 +390,7 @@ class Index:
         """Alone with the index as it is on disk now, which another command may have changed."""
         with files.writing(self._folder), files.written(self._folder):
             manifest = files.read_manifest(self._folder)
-            # Of commands that were stopped; and of this one, if it fails or when it has replaced.
+            # Left by commands that were stopped; below, by this one.
             self._remove_left_overs(manifest)
             try:
                 if manifest != self._now.manifest:

@@ -255,11 +255,8 @@ def scan_lists(product, block, alive_n, bounds_l, list_bp, queries, keep, found)
                     product.dot(row, query, product.dims, products + 8 * j)
             for j in range(rows):
                 raw_n[j] = _raw(product.kind, int_n, float_n, double_n, j)
-            gain_r, norm_r, gain = (
-                block.gain_n[first:last],
-                block.norm_n[first:last],
-                queries.gain_b[b],
-            )
+            gain_r, norm_r = block.gain_n[first:last], block.norm_n[first:last]
+            gain = queries.gain_b[b]
             _scores(product.metric, raw_n[:rows], gain, gain_r, norm_r, score_n[:rows])
             _take(score_n[:rows], first, alive_n, keep, found, b)
 

@@ -1,4 +1,4 @@
-"""Threads of a search: ours share out the queries, libraries beneath them compute with one each."""
+"""Threads of a search: ours share the queries, and libraries compute with one thread in each."""
 
 import contextlib
 import functools
@@ -59,9 +59,8 @@ def _limited(libraries: tuple[threadpoolctl.LibController, ...]) -> Iterator[Non
 def one_each() -> Iterator[None]:
     """Meanwhile OpenMP, and mostly BLAS, compute with one thread for each of ours.
 
-    Theirs beside ours would be more than there are cores, and wait for each other. A forked process
-    needs it, too: OpenMP waits for ever for threads that a process had before it was forked, unless
-    it wants none.
+    With threads of their own there would be more threads than cores, waiting for each other. A
+    forked process needs this, too: OpenMP would wait for ever for threads that only its parent has.
 
     The limit of OpenMP is the calling thread's. That of BLAS is the whole process's, and OpenBLAS
     ignores all threads but one that set it. So one thread at a time limits it, and takes the limit

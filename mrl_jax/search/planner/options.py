@@ -24,7 +24,7 @@ FAMILIES = 6  # designs that are tried
 
 
 class Design(NamedTuple):
-    """What an index is written by: all of a plan but its effort."""
+    """What an index is built by: all of a plan but the effort of searches."""
 
     code: Code
     dims: tuple[int, ...]
@@ -33,7 +33,7 @@ class Design(NamedTuple):
 
 
 def design_of(plan: Plan) -> Design:
-    """Plans of one design can ask one index."""
+    """Plans of one design can share an index."""
     dims = tuple(stage.dim for stage in plan.schedule.stages)
     return Design(plan.code, dims, plan.lists, plan.list_dim)
 

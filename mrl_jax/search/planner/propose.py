@@ -88,7 +88,7 @@ class Point:
     """A plan and what is expected of it.
 
     Attributes:
-      plan: it.
+      plan: the plan itself.
       role: "exact", "paper" or "" for others.
       recall: mean over the queries held out.
       low, high: `LEVEL` prediction interval of the mean over as many other queries of their kind.

@@ -70,7 +70,7 @@ class Times(NamedTuple):
 
 
 def times(index: Index, query_bd: np.ndarray, k: int) -> Times:
-    """Of an index as its plan says."""
+    """Times of an index that is searched as its plan says."""
     ask = functools.partial(index.search, k=k)
     ask(query_bd[:1])  # compiles, and maps files
     return Times.of(batch_seconds(ask, query_bd), single_seconds(ask, query_bd))
@@ -85,7 +85,7 @@ class Tried(NamedTuple):
     """A plan that was asked.
 
     Attributes:
-      plan: it.
+      plan: the plan itself.
       row_bk: what it found, [B, k]; None where it had only a sample to search.
       times: of all N rows.
       row_bytes: of a row, beside its whole vector; centroids not counted.
