@@ -25,14 +25,17 @@ from mrl_jax.evaluators import (
     superclass,
 )
 from mrl_jax.evaluators.attempt import attempt
-from mrl_jax.evaluators.subject import Instruments, Subject
+from mrl_jax.evaluators.subject import Classifier, Instruments, Subject
+from mrl_jax.imported import by_path
 from mrl_jax.record.finding import Examples, Finding, refusals
-from mrl_jax.tasks.classification.task import Classification
 
 __all__ = ["MEASURES", "Evaluation", "Examples", "Finding", "Subject", "chosen"]
 
-# What a run may be asked for in eval.measures: (subject, split) -> Finding.
-MEASURES: dict[str, Callable[[Subject, str], Finding]] = {
+# A metric that `record.metrics` has no row for brings one in `Finding.rows`.
+Measure = Callable[[Subject, str], Finding]
+
+# What a run may be asked for in eval.measures.
+MEASURES: dict[str, Measure] = {
     "accuracy": classification.measure,
     "neighbours": retrieval.neighbours,
     "retrieval": retrieval.retrieval,
@@ -50,18 +53,28 @@ MEASURES: dict[str, Callable[[Subject, str], Finding]] = {
 }
 
 
-def chosen(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The measures of these names, in the order of `MEASURES`; "all" is all.
+def chosen(names: tuple[str, ...]) -> dict[str, Measure]:
+    """The measures of these names, in the order of `MEASURES`; "all" is all of that table.
+
+    An import path, "my_lab.measures:name", is a function from elsewhere, which comes after them.
 
     Raises:
-      ValueError: a name that is none, or no name.
+      ValueError: a name that is none, no function at an import path, or no name.
     """
     if not names:
         raise ValueError(f"at least one of {', '.join(MEASURES)} or all must be measured")
+    others = {}
     for name in names:
-        if name not in MEASURES and name != "all":
-            raise ValueError(f"measures are {', '.join(MEASURES)} or all; got {shown(name)}")
-    return tuple(name for name in MEASURES if name in names or "all" in names)
+        if ":" in name:
+            others[name] = by_path(name, "the measure")
+            if not callable(others[name]):
+                raise ValueError(f"{name} must be a function (subject, split) -> Finding")
+        elif name not in MEASURES and name != "all":
+            raise ValueError(
+                f"measures are {', '.join(MEASURES)}, all, or an import path such as "
+                f"my_lab.measures:name; got {shown(name)}"
+            )
+    return {n: of for n, of in MEASURES.items() if n in names or "all" in names} | others
 
 
 class Evaluation:
@@ -74,14 +87,14 @@ class Evaluation:
       dims: prefixes to measure; those beyond the trained width are left out.
       batch_size: examples per step, a multiple of what the mesh splits the batch into.
       seed: of random choices inside evaluators.
-      measures: names in `MEASURES`.
+      measures: see `chosen`.
       hierarchy: superclasses, or None.
       shifts: other test sets by name.
     """
 
     def __init__(
         self,
-        task: Classification,
+        task: Classifier,
         mesh: Mesh,
         dataset: Dataset,
         *,
@@ -131,7 +144,6 @@ class Evaluation:
         found = Finding()
         # In order, not as a set: processes must run the same collectives in the same order.
         for split in splits:
-            for name in self._measures:
-                measure = functools.partial(MEASURES[name], subject, split)
-                attempt(found, f"{split}/{name}", measure)
+            for name, measure in self._measures.items():
+                attempt(found, f"{split}/{name}", functools.partial(measure, subject, split))
         return found

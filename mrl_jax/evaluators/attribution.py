@@ -99,7 +99,7 @@ def measure(subject: Subject, split: str) -> Finding:
     examples = chosen_examples(right_gn, subject.seed)
     rows = [row for _, row in examples]
     arrays = {
-        "image": _images(subject.dataset.splits[split], rows),
+        "image": _images(subject.split(split), rows),
         "class_bg": predicted_gn[:, rows].T.astype(np.int32),
     }
     divisor = batch_divisor(subject.mesh.shape)

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from mrl_jax.evaluators.subject import Classifier
 from mrl_jax.models.features import with_features
 from mrl_jax.runtime.mesh import replicated
-from mrl_jax.tasks.classification.task import Classification
 
 TOP_SHARE = 0.2
 
 
 @functools.lru_cache(maxsize=4)
-def grad_cam(task: Classification, mesh: Mesh, dims: tuple[int, ...]) -> Callable:
+def grad_cam(task: Classifier, mesh: Mesh, dims: tuple[int, ...]) -> Callable:
     """The compiled function (params, model_state, batch) -> maps [G, B, H, W] in [0, 1].
 
     The gradient of a class's logit at each of the G `dims`, averaged over the last feature map,

@@ -1,20 +1,44 @@
 """What evaluators see of a trained run: embeddings, and what its head says of them."""
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mrl_jax.data import Dataset, padded_batches
+from mrl_jax.data import Dataset, Split, padded_batches
 from mrl_jax.data.hierarchy import Hierarchy
 from mrl_jax.data.shifts import Shift
+from mrl_jax.data.stream import Stream
 from mrl_jax.evaluators.spaces import Moments, Space, fit_spaces, moments
+from mrl_jax.heads import NestedHead
+from mrl_jax.nesting import Nesting
+from mrl_jax.record.finding import NO_TRAIN, Unmeasurable
 from mrl_jax.runtime.mesh import batch_sharding, replicated
 from mrl_jax.runtime.rows import in_batches
-from mrl_jax.tasks.classification.task import Classification
+
+
+class Classifier(Protocol):
+    """What is measured: a network that embeds images, and its head."""
+
+    head: NestedHead
+
+    @property
+    def nesting(self) -> Nesting:
+        """The granularities that are trained."""
+
+    def classifiable(self, dim: int) -> bool:
+        """Whether the head has a classifier for a prefix."""
+
+    def embed(self, params: Any, model_state: Any, batch: dict[str, jax.Array]) -> jax.Array:
+        """Embeddings [B, D] of a batch."""
+
+    def logits(self, params: Any, z_bd: jax.Array, dims: tuple[int, ...]) -> jax.Array:
+        """Of every prefix, [G, B, C]."""
 
 
 class Embedded(NamedTuple):
@@ -46,7 +70,7 @@ class Predictions(NamedTuple):
 class Instruments:
     """The compiled functions that measuring a task needs; they outlive a set of parameters."""
 
-    def __init__(self, task: Classification, mesh: Mesh, batch_size: int, dims: tuple[int, ...]):
+    def __init__(self, task: Classifier, mesh: Mesh, batch_size: int, dims: tuple[int, ...]):
         self.task, self.mesh, self.batch_size = task, mesh, batch_size
         self.sharding = batch_sharding(mesh)
         self.dims = tuple(m for m in dims if m <= task.nesting.width)
@@ -90,6 +114,9 @@ class Subject:
       params, model_state: as trained.
       hierarchy: superclasses, or None.
       shifts: other test sets of the same classes by name; legal where a split is.
+
+    Args:
+      embedded: what is known already, by split and whether images were mirrored.
     """
 
     def __init__(
@@ -102,22 +129,32 @@ class Subject:
         seed: int,
         hierarchy: Hierarchy | None = None,
         shifts: dict[str, Shift] | None = None,
+        embedded: Mapping[tuple[str, bool], Embedded] = MappingProxyType({}),
     ):
         self._instruments = instruments
         self.dims, self.classifiable = instruments.dims, instruments.classifiable
         self.task, self.mesh = instruments.task, instruments.mesh
         self.dataset, self.params, self.model_state = dataset, params, model_state
         self.seed, self.hierarchy, self.shifts = seed, hierarchy, shifts or {}
-        self._embedded: dict[tuple[str, bool], Embedded] = {}
+        self._embedded = dict(embedded)
         self._predictions: dict[tuple, Predictions] = {}
+
+    def split(self, name: str) -> Split | Stream:
+        """A split of the data set, or a shift.
+
+        Raises:
+          Unmeasurable: the train split is not there.
+        """
+        if name in self.shifts:
+            return self.shifts[name].split
+        if name == "train" and name not in self.dataset.splits:
+            raise Unmeasurable(NO_TRAIN)
+        return self.dataset.splits[name]
 
     def embedded(self, split: str, flip: bool = False) -> Embedded:
         """Embeddings and labels of a split or shift; `flip` mirrors the images first."""
         if (split, flip) not in self._embedded:
-            tools = self._instruments
-            source = (
-                self.shifts[split].split if split in self.shifts else self.dataset.splits[split]
-            )
+            tools, source = self._instruments, self.split(split)
             batches = source.padded(tools.batch_size, tools.sharding)
             embed = functools.partial(tools.embed, self.params, self.model_state, flip=flip)
             z_nd, label_n = in_batches(embed, batches, source.examples)

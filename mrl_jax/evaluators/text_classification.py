@@ -1,15 +1,17 @@
 """Classes of texts from their embeddings: logistic regression and nearest neighbours."""
 
-from collections.abc import Sequence
+import itertools
+import pathlib
+from typing import Any
 
 import numpy as np
 
-from mrl_jax.data.labelled_text import LabelledTexts
+from mrl_jax.data.labelled_text import LABELLED, LabelledTexts, read_labelled
 from mrl_jax.data.remarks import same_letters
-from mrl_jax.errors import shown
+from mrl_jax.data.text_files import find_files, first_columns
+from mrl_jax.errors import DataError, shown
 from mrl_jax.evaluators.ranking import majority, nearest
-from mrl_jax.evaluators.spaces import Space
-from mrl_jax.evaluators.text_common import Embed, embedded, in_spaces, itself, unit_rows
+from mrl_jax.evaluators.text_common import TextSubject, unit_rows
 from mrl_jax.record import metrics
 from mrl_jax.record.finding import Finding, Unmeasurable
 from mrl_jax.record.results import Series
@@ -18,13 +20,39 @@ VOTERS = 10
 _ITERATIONS = 1000
 
 
-def check(train: LabelledTexts, test: LabelledTexts) -> None:
+Data = tuple[LabelledTexts, LabelledTexts]  # to learn from, and to classify
+
+
+def read(path: pathlib.Path, name: str, config: Any) -> Data:
+    """The texts and labels of a folder's train and test files.
+
+    Raises:
+      DataError: no such folder or file, or a damaged one; names the line.
+    """
+    del name, config
+    files = find_files(str(path), ())
+    if "test" not in files:
+        raise DataError(f"{path} has no test split")
+    train, test = (read_labelled(files[split][0]) for split in ("train", "test"))
+    return train, test
+
+
+def unread(path: pathlib.Path, data: Data) -> list[str]:
+    """The columns that are not read."""
+    del data
+    files = itertools.chain(*find_files(str(path), ()).values())
+    columns = dict.fromkeys(column for file in files for column in first_columns(file))
+    return [column for column in columns if column not in LABELLED]
+
+
+def check(data: Data) -> None:
     """Refuses texts from which nothing can be learned or predicted.
 
     Raises:
       Unmeasurable: there are fewer than 2 classes or no test texts, or a test text has a class that
         no training text has.
     """
+    train, test = data
     classes = set(train.labels)
     if len(classes) < 2 or not test.texts:
         raise Unmeasurable(
@@ -38,28 +66,12 @@ def check(train: LabelledTexts, test: LabelledTexts) -> None:
         )
 
 
-def measure(
-    embed: Embed,
-    at: Series,
-    train: LabelledTexts,
-    test: LabelledTexts,
-    dims: Sequence[int],
-    *,
-    spaces: dict[str, Space] | None = None,
-) -> Finding:
+def measure(subject: TextSubject, at: Series, data: Data) -> Finding:
     """How many test texts get their class, from one embedding of every text.
 
     logreg: logistic regression of scikit-learn, as it comes, on prefixes at length 1.
     knn10: the most frequent class of the 10 nearest training texts by cosine (all, if
     there are fewer); of equally frequent ones the one with the nearest text.
-
-    Args:
-      embed: N texts -> [N, D], of any length.
-      at: whose texts they are.
-      train: what is learned from.
-      test: what is classified.
-      dims: prefixes; those wider than a space are left out.
-      spaces: as in `text_sts.measure`.
 
     Raises:
       Unmeasurable: see `check`.
@@ -67,15 +79,14 @@ def measure(
     """
     from sklearn.linear_model import LogisticRegression
 
-    check(train, test)
+    check(data)
+    train, test = data
     number = {label: i for i, label in enumerate(sorted(set(train.labels)))}
     train_label_n, label_n = (np.array([number[c] for c in s.labels]) for s in (train, test))
-    train_nd = embedded(embed, train.texts, f"training texts of {at.place}")
-    test_nd = embedded(embed, test.texts, f"test texts of {at.place}")
+    train_nd = subject.embedded(train.texts, f"training texts of {at.place}")
+    test_nd = subject.embedded(test.texts, f"test texts of {at.place}")
     found = Finding()
-    for space, there, (train_ne, test_ne) in in_spaces(
-        spaces or itself(train_nd.shape[1]), dims, train_nd, test_nd
-    ):
+    for space, there, (train_ne, test_ne) in subject.in_spaces(train_nd, test_nd):
         right = []
         for dim in there:
             model = LogisticRegression(max_iter=_ITERATIONS)

@@ -1,17 +1,34 @@
 """Whether clusters of embeddings are the classes of their texts."""
 
+import pathlib
 import warnings
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from mrl_jax.data.labelled_text import LabelledTexts
-from mrl_jax.evaluators.spaces import Space
-from mrl_jax.evaluators.text_common import Embed, embedded, in_spaces, itself, unit_rows
+from mrl_jax.data.labelled_text import LABELLED, LabelledTexts, read_labelled
+from mrl_jax.data.text_files import first_columns
+from mrl_jax.evaluators.text_common import TextSubject, unit_rows
 from mrl_jax.record.finding import Finding, Unmeasurable
 from mrl_jax.record.results import Series
 
 STARTS = 5
+
+
+def read(path: pathlib.Path, name: str, config: Any) -> LabelledTexts:
+    """The texts and labels of a file.
+
+    Raises:
+      DataError: no such file, or a damaged one; names the line.
+    """
+    del name, config
+    return read_labelled(path)
+
+
+def unread(path: pathlib.Path, data: LabelledTexts) -> list[str]:
+    """The columns that are not read."""
+    del data
+    return [column for column in first_columns(path) if column not in LABELLED]
 
 
 def check(data: LabelledTexts) -> None:
@@ -28,27 +45,11 @@ def check(data: LabelledTexts) -> None:
         )
 
 
-def measure(
-    embed: Embed,
-    at: Series,
-    data: LabelledTexts,
-    dims: Sequence[int],
-    *,
-    seed: int,
-    spaces: dict[str, Space] | None = None,
-) -> Finding:
+def measure(subject: TextSubject, at: Series, data: LabelledTexts) -> Finding:
     """v_measure of k-means with as many clusters as there are classes.
 
     The mean over `STARTS` starts of k-means on prefixes at length 1, the same starts' numbers at
     every prefix; the standard error says how far starts differ, not texts.
-
-    Args:
-      embed: N texts -> [N, D], of any length.
-      at: whose texts they are.
-      data: texts and their classes.
-      dims: prefixes; those wider than a space are left out.
-      seed: of the starts.
-      spaces: as in `text_sts.measure`.
 
     Raises:
       Unmeasurable: see `check`.
@@ -58,13 +59,13 @@ def measure(
 
     check(data)
     classes = len(set(data.labels))
-    z_nd = embedded(embed, data.texts, f"texts of {at.place}")
+    z_nd = subject.embedded(data.texts, f"texts of {at.place}")
     found = Finding()
-    for space, there, (x_ne,) in in_spaces(spaces or itself(z_nd.shape[1]), dims, z_nd):
+    for space, there, (x_ne,) in subject.in_spaces(z_nd):
         for dim in there:
             unit_nd = unit_rows(x_ne[:, :dim], at.place)
             values = [
-                v_measure_score(data.labels, _clusters(unit_nd, classes, seed + start))
+                v_measure_score(data.labels, _clusters(unit_nd, classes, subject.seed + start))
                 for start in range(STARTS)
             ]
             stderr = np.std(values, ddof=1) / np.sqrt(STARTS)

@@ -1,17 +1,20 @@
 """What all measurements of texts share: encode once, cut, then normalise; rivals; resampling."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
 from mrl_jax.errors import NonFiniteError
 from mrl_jax.evaluators.spaces import Moments, Space, fit_spaces, scatter
 from mrl_jax.record.metrics import TRAINED
 from mrl_jax.record.results import Series
 
-Embed = Callable[[list[str]], np.ndarray]
+# Texts, or whatever stands for them, and their role (see `models.text.prompts`) -> [N, D].
+Embed = Callable[[Sequence, str], np.ndarray]
 
+FITTED_ON = 20_000  # rows of the train split that PCA is fitted on
 RESAMPLES = 1000
 _AT_A_TIME = 2**20  # numbers of resampled examples
 
@@ -37,16 +40,37 @@ def itself(width: int) -> dict[str, Space]:
     return {TRAINED: Space(np.zeros(width), np.eye(width))}
 
 
-def embedded(embed: Embed, texts: Sequence[str], what: str) -> np.ndarray:
-    """Embeddings [N, D] float32 at length 1; every different text is embedded once.
+class TextSubject(NamedTuple):
+    """A model that embeds texts, and how it is to be measured.
 
-    Raises:
-      NonFiniteError: they hold NaN or an infinity.
+    Attributes:
+      embed: texts and their role -> embeddings [N, D], of any length.
+      dims: prefixes; those wider than a space are left out.
+      seed: of resamples and other random choices.
+      spaces: as from `rivals`; None = the embedding itself alone.
+      mesh: what is searched is split over all its devices.
     """
-    distinct = list(dict.fromkeys(texts))
-    number = {text: i for i, text in enumerate(distinct)}
-    z_nd = np.asarray(embed(distinct), np.float32)
-    return unit_rows(z_nd, what)[[number[text] for text in texts]]
+
+    embed: Embed
+    dims: tuple[int, ...]
+    seed: int = 0
+    spaces: Mapping[str, Space] | None = None
+    mesh: Mesh | None = None
+
+    def embedded(self, texts: Sequence, what: str, role: str = "default") -> np.ndarray:
+        """Embeddings [N, D] float32 at length 1; every different text is embedded once.
+
+        Raises:
+          NonFiniteError: they hold NaN or an infinity; named by `what` they are of.
+        """
+        distinct = list(dict.fromkeys(texts))
+        number = {text: i for i, text in enumerate(distinct)}
+        z_nd = np.asarray(self.embed(distinct, role), np.float32)
+        return unit_rows(z_nd, what)[[number[text] for text in texts]]
+
+    def in_spaces(self, *z: np.ndarray) -> Iterator[tuple[str, tuple[int, ...], list[np.ndarray]]]:
+        """Of every space its name, the prefixes that it has, and what embeddings are in it."""
+        return in_spaces(self.spaces or itself(z[0].shape[1]), self.dims, *z)
 
 
 def unit_rows(z_nd: np.ndarray, what: str) -> np.ndarray:
@@ -63,7 +87,7 @@ def unit_rows(z_nd: np.ndarray, what: str) -> np.ndarray:
 
 
 def in_spaces(
-    spaces: dict[str, Space], dims: Sequence[int], *z: np.ndarray
+    spaces: Mapping[str, Space], dims: Sequence[int], *z: np.ndarray
 ) -> Iterator[tuple[str, tuple[int, ...], list[np.ndarray]]]:
     """Of every space its name, the prefixes it has, and the coordinates of embeddings in it."""
     for name, space in spaces.items():

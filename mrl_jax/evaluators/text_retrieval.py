@@ -1,24 +1,17 @@
 """Finding documents for queries by exact search, at every prefix in one pass."""
 
-from collections.abc import Iterator, Sequence
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
-from jax.sharding import Mesh
 
+from mrl_jax.data import beir
 from mrl_jax.data.beir import Collection, grades_at
 from mrl_jax.evaluators.ranking import nearest
-from mrl_jax.evaluators.spaces import Space
-from mrl_jax.evaluators.text_common import (
-    RESAMPLES,
-    Embed,
-    embedded,
-    in_spaces,
-    interval,
-    itself,
-    resamples,
-)
+from mrl_jax.evaluators.text_common import RESAMPLES, TextSubject, interval, resamples
 from mrl_jax.record import metrics
-from mrl_jax.record.finding import Finding
+from mrl_jax.record.finding import Finding, digest_of
 from mrl_jax.record.metrics import TRAINED
 from mrl_jax.record.results import Series
 
@@ -26,18 +19,43 @@ CUTOFF = 10  # of nDCG and MRR, and of the first recall
 DEPTH = 100  # documents looked at
 
 
-def measure(
-    embed: Embed,
-    at: Series,
-    collection: Collection,
-    dims: Sequence[int],
-    *,
-    seed: int,
-    spaces: dict[str, Space] | None = None,
-    embed_queries: Embed | None = None,
-    ignore_identical_ids: bool = False,
-    mesh: Mesh | None = None,
-) -> Finding:
+MAIN = metrics.NDCG(CUTOFF)  # what is measured after fewer layers as well
+
+
+class Searched(NamedTuple):
+    """What is searched.
+
+    Attributes:
+      collection: as from `data.beir.load`.
+      ignore_identical_ids: no query is shown the document with its own id, for collections whose
+        queries are documents; if that document is judged relevant, it counts as not found.
+    """
+
+    collection: Collection
+    ignore_identical_ids: bool = False
+
+
+def read(path: pathlib.Path, name: str, config: Any) -> Searched:
+    """The collection in a folder, see `data.beir`.
+
+    Raises:
+      DataError: a file is missing or damaged; names the line.
+    """
+    return Searched(beir.load(path), name in config.eval.ignore_identical_ids)
+
+
+def unread(path: pathlib.Path, searched: Searched) -> list[str]:
+    """The columns that are not read."""
+    del searched
+    return beir.unread(path)
+
+
+def digest(searched: Searched) -> str:
+    """What tells the collection from others."""
+    return digest_of(searched.collection)
+
+
+def measure(subject: TextSubject, at: Series, searched: Searched) -> Finding:
     """Documents and queries are embedded once and compared by cosine at every prefix.
 
     ndcg10: gains are the grades, discounted by log2(1 + rank), over those of the best
@@ -50,30 +68,21 @@ def measure(
     The file of kind "retrieval" has the 95 % intervals of the retention, how many documents there
     are, and for how many queries a document was ignored.
 
-    Args:
-      embed: N texts -> [N, D], of any length.
-      at: whose numbers they are.
-      collection: as from `data.beir.load`.
-      dims: prefixes; those wider than a space are left out.
-      seed: of the resamples.
-      spaces: as in `text_sts.measure`.
-      embed_queries: where queries are embedded otherwise than documents (with another prompt).
-      ignore_identical_ids: no query is shown the document with its own id, for collections whose
-        queries are documents; if that document is judged relevant, it counts as not found.
-      mesh: documents are split over all its devices.
-
     Raises:
       NonFiniteError: the embeddings hold NaN or an infinity.
     """
-    z_nd = embedded(embed, collection.documents, f"documents of {at.place}")
-    z_bd = embedded(embed_queries or embed, collection.queries, f"queries of {at.place}")
+    collection, ignore_identical_ids = searched
+    z_nd = subject.embedded(collection.documents, f"documents of {at.place}", "document")
+    z_bd = subject.embedded(collection.queries, f"queries of {at.place}", "query")
     width, found = z_nd.shape[1], Finding()
     own_b = _own(collection) if ignore_identical_ids else np.full(len(z_bd), -1)
     ndcg = {}
-    for space, there, (x_nd, x_bd) in in_spaces(spaces or itself(width), dims, z_nd, z_bd):
+    for space, there, (x_nd, x_bd) in subject.in_spaces(z_nd, z_bd):
         # The full width, which retention compares with, from the same pass.
-        searched = tuple(sorted({*there, width})) if space == TRAINED else there
-        for dim, row_bk in zip(searched, _ranked(x_nd, x_bd, own_b, searched, mesh), strict=True):
+        compared = tuple(sorted({*there, width})) if space == TRAINED else there
+        for dim, row_bk in zip(
+            compared, _ranked(x_nd, x_bd, own_b, compared, subject.mesh), strict=True
+        ):
             values = dict(_values(collection, row_bk))
             ndcg[space, dim] = values[metrics.NDCG(CUTOFF)]
             if dim not in there:
@@ -82,9 +91,9 @@ def measure(
                 found.results.append(at.of(metric, space).mean(dim, value_b))
     whole_b = ndcg[TRAINED, width]
     n, intervals = len(whole_b), []
-    weights = list(resamples(n, seed))
+    weights = list(resamples(n, subject.seed))
     whole_r = _resampled(whole_b, weights)
-    wanted = [key for key in ndcg if key[1] in dims and whole_r.min() > 0]
+    wanted = [key for key in ndcg if key[1] in subject.dims and whole_r.min() > 0]
     for space, dim in wanted:
         series = at.of(metrics.NDCG_KEPT(CUTOFF), space)
         kept_r = _resampled(ndcg[space, dim], weights) / whole_r

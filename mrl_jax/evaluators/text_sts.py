@@ -1,34 +1,71 @@
 """How well cosines of two texts agree with people's scores of their similarity, at every prefix."""
 
+import pathlib
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from mrl_jax.data.text import TextSplit, read_split
+from mrl_jax.data.text_columns import parse_columns
+from mrl_jax.data.text_files import read_rows
 from mrl_jax.errors import DataError
 from mrl_jax.evaluators.ranking import tied
-from mrl_jax.evaluators.spaces import Space
-from mrl_jax.evaluators.text_common import (
-    RESAMPLES,
-    Embed,
-    embedded,
-    in_spaces,
-    interval,
-    itself,
-    resamples,
-    unit_rows,
-)
-from mrl_jax.record.finding import Finding, Unmeasurable
+from mrl_jax.evaluators.text_common import RESAMPLES, TextSubject, interval, resamples, unit_rows
+from mrl_jax.record.finding import Finding, Unmeasurable, digest_of
 from mrl_jax.record.metrics import TRAINED
 from mrl_jax.record.results import Series
 
+MAIN = "spearman"  # what is measured after fewer layers as well
 
-def check(pairs: tuple[Sequence, Sequence], score_n: np.ndarray) -> None:
+
+class Scored(NamedTuple):
+    """N texts, the N that they are compared with, scores [N] in any unit, and columns not read."""
+
+    first: Sequence
+    second: Sequence
+    score_n: np.ndarray
+    unread: tuple[str, ...] = ()
+
+
+def of_split(split: TextSplit) -> Scored:
+    """The pairs of a split and their scores."""
+    first, second = ([split.texts[i] for i in text_n] for text_n in split.pairs())
+    return Scored(first, second, split.score_n, split.unread)
+
+
+def read(path: pathlib.Path, name: str, config: Any) -> Scored:
+    """The pairs of a file and their scores.
+
+    Raises:
+      DataError: none in it, or pairs without a score; names file and line.
+    """
+    del name
+    split = read_split(read_rows(path), parse_columns(config.data.columns))
+    if split is None or split.kind != "scored":
+        raise DataError(f"{path}: needs pairs with a column score (sentence1, sentence2, score)")
+    return of_split(split)
+
+
+def unread(path: pathlib.Path, scored: Scored) -> Sequence[str]:
+    """The columns that are not read."""
+    del path
+    return scored.unread
+
+
+def digest(scored: Scored) -> str:
+    """What tells the pairs from others."""
+    return digest_of(scored[:3])
+
+
+def check(scored: Scored) -> None:
     """Refuses pairs and scores for which no correlation can be computed.
 
     Raises:
       Unmeasurable: there are fewer than 3 pairs, or all scores are equal.
       DataError: the sides differ in length, or scores are not finite.
     """
+    *pairs, score_n = scored[:3]
     n = len(score_n)
     if {len(side) for side in pairs} != {n}:
         sides = " and ".join(str(len(side)) for side in pairs)
@@ -43,16 +80,7 @@ def check(pairs: tuple[Sequence, Sequence], score_n: np.ndarray) -> None:
         raise Unmeasurable(f"all {n} scores are equal ({score_n[0]:g})")
 
 
-def measure(
-    embed: Embed,
-    at: Series,
-    pairs: tuple[Sequence[str], Sequence[str]],
-    score_n: np.ndarray,
-    dims: Sequence[int],
-    *,
-    seed: int,
-    spaces: dict[str, Space] | None = None,
-) -> Finding:
+def measure(subject: TextSubject, at: Series, scored: Scored) -> Finding:
     """Semantic textual similarity, from one embedding of every text.
 
     spearman and pearson correlate cosines of prefixes with scores; they are 0 if
@@ -62,32 +90,24 @@ def measure(
     bootstrap resamples of the pairs; retention takes both correlations from the same resample.
     The file of kind "sts" has the 95 % intervals.
 
-    Args:
-      embed: N texts -> [N, D], of any length.
-      at: whose numbers they are.
-      pairs: N texts and the N they are compared with.
-      score_n: [N], in any unit.
-      dims: prefixes; those wider than a space are left out.
-      seed: of the resamples.
-      spaces: as from `text_common.rivals`; only the embedding itself where not given.
-
     Raises:
       DataError, Unmeasurable: see `check`.
       NonFiniteError: the embeddings hold NaN or an infinity.
     """
+    first, second, score_n, _ = scored
     score_n = np.asarray(score_n, np.float64)
-    check(pairs, score_n)
+    check(scored)
     n = len(score_n)
-    z_nd = embedded(embed, [*pairs[0], *pairs[1]], at.place)
+    z_nd = subject.embedded([*first, *second], at.place)
     width = z_nd.shape[1]
     cosines: dict[tuple[str, int], np.ndarray] = {(TRAINED, width): _cosines(z_nd, n)}
     wanted = []
-    for space, there, (x_ne,) in in_spaces(spaces or itself(width), dims, z_nd):
+    for space, there, (x_ne,) in subject.in_spaces(z_nd):
         for dim in there:
             wanted.append((space, dim))
             cosines[space, dim] = _cosines(x_ne[:, :dim], n)
     values = _correlations(cosines, score_n, np.ones((1, n)))
-    parts = [_correlations(cosines, score_n, weight_rn) for weight_rn in resamples(n, seed)]
+    parts = [_correlations(cosines, score_n, weight_rn) for weight_rn in resamples(n, subject.seed)]
     sampled = {key: np.concatenate([part[key] for part in parts], 1) for key in cosines}
 
     found, intervals = Finding(), []

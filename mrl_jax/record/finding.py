@@ -13,6 +13,7 @@ from mrl_jax.record.metrics import Metric
 from mrl_jax.record.names import evaluation_file
 from mrl_jax.record.results import Result, Series
 
+NO_TRAIN = "needs the train split, which is not there"
 FILES_SCHEMA = 1  # of the JSON files beside results.json
 
 

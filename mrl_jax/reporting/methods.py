@@ -25,7 +25,7 @@ NOT_A_VARIANT = (
     # The measures that these add have names of their own, and test sets are compared by digest.
     *("eval.every", "eval.batch_size", "eval.measures", "eval.dims", "eval.layers"),
     *("eval.projections", "eval.hierarchy", "eval.shifts", "eval.sts", "eval.retrieval"),
-    *("eval.classification", "eval.clustering"),
+    *("eval.classification", "eval.clustering", "eval.sets"),
 )
 READ = "read."  # prefix of a variant's keys that are not config keys but say what was read
 SLIM = "slim"

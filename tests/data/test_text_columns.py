@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from mrl_jax import config as configs
 from mrl_jax.data import text
 from mrl_jax.data.text_columns import Columns, Roles, parse_columns
 from mrl_jax.data.text_files import first_columns, read_rows
 from mrl_jax.errors import DataError
-from mrl_jax.tasks.sentence_pairs.build import scored_pairs
+from mrl_jax.evaluators import text_sts
 
 
 def write(path, *rows):
@@ -116,11 +117,12 @@ def test_a_column_that_is_given_must_be_there(tmp_path):
     assert text.load(files=files, columns=["score=rating"]).splits["val"].kind == "pairs"
     # A set that is only measured may be called as the train split is.
     (tmp_path / "s.tsv").write_text("one\ttwo\tscore\na\tb\t1\n")
-    columns = parse_columns(["anchor=one", "positive=two"])
-    assert scored_pairs(tmp_path / "s.tsv", columns).kind == "scored"
+    config = configs.default_config()
     with pytest.raises(DataError) as error:
-        scored_pairs(tmp_path / "s.tsv")
+        text_sts.read(tmp_path / "s.tsv", "s", config)
     assert "data.columns" not in str(error.value)
+    config.data.columns = ("anchor=one", "positive=two")
+    assert text_sts.read(tmp_path / "s.tsv", "s", config).first == ["a"]
 
 
 LINES = "score\tsentence1\tsentence2\n5\ta man\ta guy\n0\ta dog\tä car\n"

@@ -8,6 +8,7 @@ import numpy as np
 from mrl_jax import NestedHead, Nesting
 from mrl_jax.data import Dataset, Split
 from mrl_jax.evaluators.subject import Embedded, Instruments, Subject
+from mrl_jax.evaluators.text_common import TextSubject
 from mrl_jax.models import build
 from mrl_jax.runtime.mesh import make_mesh
 from mrl_jax.tasks.classification.task import Classification
@@ -72,6 +73,7 @@ def subject_of(
     params=None,
     seed=0,
     mesh=None,
+    mirrored=None,
     **context,
 ):
     """A subject of which these are the embeddings: {split: (z [N, D], label [N])}."""
@@ -80,10 +82,15 @@ def subject_of(
         params, model_state = random_params(task)
     else:
         model_state = {}
+    known = {(name, False): Embedded(*of) for name, of in embedded.items()}
+    known |= {(name, True): Embedded(*of) for name, of in (mirrored or {}).items()}
     instruments = Instruments(task, mesh or make_mesh(), BATCH, measured or dims)
     sizes = {"train": 1, **{name: len(label) for name, (_, label) in embedded.items()}}
     dataset = random_dataset(sizes, classes)
-    subject = Subject(instruments, dataset, params, model_state, seed=seed, **context)
-    for name, (z_nd, label_n) in embedded.items():
-        subject._embedded[name, False] = Embedded(z_nd, label_n)
-    return subject
+    context |= {"seed": seed, "embedded": known}
+    return Subject(instruments, dataset, params, model_state, **context)
+
+
+def texts_by(embed, dims, **options):
+    """A subject that embeds texts, whatever they are there for, by a function of these alone."""
+    return TextSubject(lambda texts, role: embed(texts), dims, **options)

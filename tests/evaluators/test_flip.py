@@ -2,14 +2,12 @@ import numpy as np
 from evaluators.subjects import DIMS, clusters, subject_of
 
 from mrl_jax.evaluators import classification
-from mrl_jax.evaluators.subject import Embedded
 
 
 def test_logits_of_both_sides_are_averaged():
     z_nd, label_n = clusters(40, 8, seed=2)
     mirrored_nd, _ = clusters(40, 8, seed=3)
-    subject = subject_of({"val": (z_nd, label_n)})
-    subject._embedded["val", True] = Embedded(mirrored_nd, label_n)
+    subject = subject_of({"val": (z_nd, label_n)}, mirrored={"val": (mirrored_nd, label_n)})
     found = classification.mirrored(subject, "val")
     head = {name: np.asarray(p, np.float64) for name, p in subject.params["head"].items()}
     expected = []

@@ -28,10 +28,9 @@ def normalised(kind):
     task = task_of(kind, normalize="prefix")
     params, _ = random_params(task)
     instruments = Instruments(task, make_mesh(), BATCH, DIMS)
-    subject = Subject(instruments, random_dataset({"train": 1, "test": 1}), params, {}, seed=0)
-    for name, (z_nd, label_n) in data().items():
-        subject._embedded[name, False] = Embedded(z_nd, label_n)
-    return subject
+    known = {(name, False): Embedded(*of) for name, of in data().items()}
+    dataset = random_dataset({"train": 1, "test": 1})
+    return Subject(instruments, dataset, params, {}, seed=0, embedded=known)
 
 
 def values(finding):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import scipy.stats
+from evaluators.subjects import texts_by
 
 from mrl_jax.evaluators import matching, preservation, text_sts
 from mrl_jax.evaluators.class_means import nearest_is_own
@@ -34,7 +35,9 @@ def nearly_equal_pairs(n, equal, seed=0):
 def spearman(z_nd, score_n, dim=24):
     n = len(score_n)
     sides = range(n), range(n, 2 * n)
-    found = text_sts.measure(lambda rows: z_nd[rows], Series("s"), sides, score_n, (dim,), seed=0)
+    found = text_sts.measure(
+        texts_by(lambda rows: z_nd[rows], (dim,)), Series("s"), text_sts.Scored(*sides, score_n)
+    )
     return {r.name: r.value for r in found.results}["s/spearman"]
 
 

@@ -27,6 +27,11 @@ def subject(train=(150, 1), test=(41, 2), *, mesh=None, measured=DIMS):
         name: clusters(n, 8, spread=0.8, seed=seed)
         for name, (n, seed) in (("train", train), ("test", test))
     }
+    return embedded_as(embedded["train"], embedded["test"], mesh, measured)
+
+
+def embedded_as(train, test, mesh=None, measured=DIMS):
+    embedded = {"train": train, "test": test}
     return subject_of(embedded, measured=measured, seed=5, mesh=mesh or one_device())
 
 
@@ -140,18 +145,18 @@ def test_a_database_smaller_than_k():
 
 
 def test_recall_leaves_out_queries_of_a_class_without_examples():
-    of = subject()
-    (z_nd, label_n), query = of.embedded("train"), of.embedded("test")
+    whole = subject()
+    (z_nd, label_n), query = whole.embedded("train"), whole.embedded("test")
     other_n = (label_n + 1) % (label_n.max() + 1)
-    without_n = np.where(label_n == query.label_n[0], other_n, label_n)
-    of._embedded["train", False] = type(query)(z_nd, without_n)
+    train = z_nd, np.where(label_n == query.label_n[0], other_n, label_n)
+    of = embedded_as(train, query)
     check(of)
     counts = {r.name: r.n for r in retrieval.retrieval(of, "test").results}
     assert counts["test/r10"] == (query.label_n != query.label_n[0]).sum()
     assert counts["test/map10"] == counts["test/p10"] == 41
     # Without any such query, there is no recall.
-    of._embedded["test", False] = type(query)(query.z_nd[:1], query.label_n[:1])
-    finding = retrieval.retrieval(of, "test")
+    one = embedded_as(train, (query.z_nd[:1], query.label_n[:1]))
+    finding = retrieval.retrieval(one, "test")
     assert not [r for r in finding.results if r.name.startswith("test/r")]
     assert {(r.value, r.stderr, r.n) for r in finding.results} == {(0, 0, 1)}
 

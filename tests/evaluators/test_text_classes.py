@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from evaluators.subjects import texts_by
 from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import v_measure_score
@@ -40,7 +41,7 @@ def unit(z_nd, dim):
 
 def test_accuracies_are_those_of_scikit_learn_on_cut_and_scaled_vectors():
     embed, train, test = parts()
-    finding = text_classification.measure(embed, Series("topic"), train, test, DIMS)
+    finding = text_classification.measure(texts_by(embed, DIMS), Series("topic"), (train, test))
     found = {(r.name, r.dim): r.value for r in finding.results}
     for dim in DIMS:
         x, y = (unit(embed(s.texts), dim) for s in (train, test))
@@ -66,11 +67,9 @@ def test_votes_that_tie_go_to_the_nearest():
     table = {"a": [1, 0.1], "b": [1, 0.5], "c": [1, -0.5], "d": [1, 0.4], "q": [1, 0.1]}
     train = LabelledTexts(["a", "b", "c", "d"], ["x", "x", "y", "y"])
     found = text_classification.measure(
-        lambda texts: np.array([table[t] for t in texts]),
+        texts_by(lambda texts: np.array([table[t] for t in texts]), (2,)),
         Series("t"),
-        train,
-        LabelledTexts(["q"], ["x"]),
-        (2,),
+        (train, LabelledTexts(["q"], ["x"])),
     )
     assert next(r.value for r in found.results if r.name == "t/knn10") == 1
 
@@ -78,7 +77,9 @@ def test_votes_that_tie_go_to_the_nearest():
 def test_rivals_are_measured_beside():
     embed, train, test = parts()
     spaces = rivals(embed(train.texts), seed=0)
-    found = text_classification.measure(embed, Series("t"), train, test, DIMS, spaces=spaces)
+    found = text_classification.measure(
+        texts_by(embed, DIMS, spaces=spaces), Series("t"), (train, test)
+    )
     assert {r.name for r in found.results} == {
         f"t/{m}{s}" for m in ("logreg", "knn10") for s in ("", "_rotation", "_pca")
     }
@@ -88,7 +89,7 @@ def test_rivals_are_measured_beside():
 
 def test_v_measure_is_that_of_scikit_learn():
     embed, texts = data()
-    found = text_clustering.measure(embed, Series("topic"), texts, DIMS, seed=3)
+    found = text_clustering.measure(texts_by(embed, DIMS, seed=3), Series("topic"), texts)
     for result in found.results[1:]:  # of one dim there are but two different vectors
         x = unit(embed(texts.texts), result.dim)
         values = [
@@ -112,7 +113,9 @@ def test_v_measure_is_that_of_scikit_learn():
 def test_texts_that_cannot_be_classified_are_refused(train, test, message):
     with pytest.raises(DataError, match=message):
         text_classification.measure(
-            lambda t: np.eye(len(t)), Series("t"), LabelledTexts(*train), LabelledTexts(*test), (2,)
+            texts_by(lambda t: np.eye(len(t)), (2,)),
+            Series("t"),
+            (LabelledTexts(*train), LabelledTexts(*test)),
         )
 
 
@@ -120,9 +123,7 @@ def test_texts_that_cannot_be_classified_are_refused(train, test, message):
 def test_texts_that_cannot_be_clustered_are_refused(labels):
     with pytest.raises(DataError, match="needs at least 2 classes, and as many different texts"):
         text_clustering.measure(
-            lambda t: np.eye(len(t)),
+            texts_by(lambda t: np.eye(len(t)), (2,)),
             Series("t"),
             LabelledTexts(["a", "b", "b"], labels),
-            (2,),
-            seed=0,
         )

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from evaluators.subjects import texts_by
 
 from mrl_jax.errors import NonFiniteError
-from mrl_jax.evaluators.text_common import RESAMPLES, embedded, interval, resamples, rivals
+from mrl_jax.evaluators.text_common import RESAMPLES, interval, resamples, rivals
 from mrl_jax.record.results import Series
 
 WIDTH = 6
@@ -15,7 +16,7 @@ def test_every_different_text_is_embedded_once_and_scaled():
         seen.append(texts)
         return np.array([[len(t), 0.0, 1.0] for t in texts])
 
-    z_nd = embedded(embed, ["bb", "a", "bb", "ccc"], "texts")
+    z_nd = texts_by(embed, (2,)).embedded(["bb", "a", "bb", "ccc"], "texts")
     assert seen == [["bb", "a", "ccc"]]
     expected = np.array([[2, 0, 1], [1, 0, 1], [2, 0, 1], [3, 0, 1]])
     np.testing.assert_allclose(z_nd, expected / np.linalg.norm(expected, axis=1)[:, None], 1e-6)
@@ -55,4 +56,4 @@ def test_interval_is_the_middle_95_percent():
 
 def test_embeddings_that_are_not_finite_are_refused():
     with pytest.raises(NonFiniteError, match="1 of 2 embeddings of queries hold NaN"):
-        embedded(lambda texts: np.array([[1.0, np.nan], [1, 1]]), ["a", "b"], "queries")
+        texts_by(lambda t: np.array([[1.0, np.nan], [1, 1]]), (2,)).embedded(["a", "b"], "queries")

@@ -6,7 +6,9 @@ import text_models
 
 from mrl_jax.data import beir
 from mrl_jax.data import text as texts
-from mrl_jax.evaluators.text_layers import check_layers
+from mrl_jax.evaluators import text_retrieval, text_sts
+from mrl_jax.evaluators.text_retrieval import Searched
+from mrl_jax.evaluators.text_sets import TextSet, check_layers
 from mrl_jax.model import Model
 from mrl_jax.nesting import Nesting
 from mrl_jax.runtime import mesh as meshes
@@ -50,8 +52,10 @@ def found(tmp_path_factory):
         data,
         dims=DIMS,
         batch_size=32,
-        sts={"sts": scored.splits["train"]},
-        retrieval={"mine": collection},
+        sets=[
+            TextSet("sts", "sts", text_sts, path, text_sts.of_split(scored.splits["train"])),
+            TextSet("mine", "retrieval", text_retrieval, path, Searched(collection)),
+        ],
         layers=(1,),
     )
     return Model.of_text_folder(folder), evaluation.run(jax.device_put(folder.params), {}, ("val",))

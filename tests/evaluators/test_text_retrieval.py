@@ -3,11 +3,13 @@ import math
 
 import numpy as np
 import pytest
+from evaluators.subjects import texts_by
 from sklearn.metrics import average_precision_score, ndcg_score
 
 from mrl_jax.data.beir import Collection
-from mrl_jax.evaluators.text_common import resamples, rivals
-from mrl_jax.evaluators.text_retrieval import measure
+from mrl_jax.evaluators import text_retrieval
+from mrl_jax.evaluators.text_common import TextSubject, resamples, rivals
+from mrl_jax.evaluators.text_retrieval import Searched
 from mrl_jax.record.results import Series
 from mrl_jax.runtime import mesh as meshes
 
@@ -41,6 +43,11 @@ def collection(seed=0, shared=()):
 
 def embedder(table):
     return lambda texts: np.stack([table[text] for text in texts])
+
+
+def measure(embed, at, data, dims, *, ignore_identical_ids=False, **options):
+    searched = Searched(data, ignore_identical_ids)
+    return text_retrieval.measure(texts_by(embed, dims, **options), at, searched)
 
 
 def by_name(finding):
@@ -178,15 +185,13 @@ def test_queries_may_be_embedded_otherwise_and_rivals_are_beside():
     data, table, _ = collection()
     spaces = rivals(np.stack([table[d] for d in data.documents]), seed=0)
     embed = embedder(table)
+
+    def by_role(texts, role):
+        return embed([x.removeprefix("query: ") for x in texts] if role == "query" else texts)
+
     found = by_name(
-        measure(
-            embed,
-            Series("c"),
-            data,
-            (4, WIDTH),
-            seed=0,
-            spaces=spaces,
-            embed_queries=lambda t: embed([x.removeprefix("query: ") for x in t]),
+        text_retrieval.measure(
+            TextSubject(by_role, (4, WIDTH), spaces=spaces), Series("c"), Searched(data)
         )
     )
     plain = by_name(measure(embed, Series("c"), data, (4, WIDTH), seed=0))

@@ -3,11 +3,12 @@ import json
 import numpy as np
 import pytest
 import scipy.stats
+from evaluators.subjects import texts_by
 
 from mrl_jax.errors import DataError
 from mrl_jax.evaluators import text_sts
 from mrl_jax.evaluators.text_common import RESAMPLES, resamples, rivals
-from mrl_jax.evaluators.text_sts import measure
+from mrl_jax.evaluators.text_sts import Scored
 from mrl_jax.record.results import Series
 
 PAIRS, WIDTH = 60, 8
@@ -28,6 +29,10 @@ def data(seed=0, noise=1.0):
 def cosines(a, b, dim):
     a, b = (x[:, :dim] / np.linalg.norm(x[:, :dim], axis=1, keepdims=True) for x in (a, b))
     return (a * b).sum(1)
+
+
+def measure(embed, at, pairs, score_n, dims, **options):
+    return text_sts.measure(texts_by(embed, dims, **options), at, Scored(*pairs, score_n))
 
 
 def values(found):
@@ -121,7 +126,7 @@ def test_pairs_that_cannot_be_correlated_are_refused(pairs, scores, message):
 def test_interface_needs_one_call_of_the_network(monkeypatch):
     calls = []
     embed, pairs, score_n, _ = data()
-    text_sts.measure(
+    measure(
         lambda t: (calls.append(len(t)), embed(t))[1], Series("sts"), pairs, score_n, DIMS, seed=0
     )
     assert calls == [2 * PAIRS]

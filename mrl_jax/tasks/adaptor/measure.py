@@ -15,21 +15,18 @@ from mrl_jax.data.vector_splits import ScoredVectors, VectorData, VectorSplit
 from mrl_jax.evaluators import preservation, text_common, text_retrieval, text_sts
 from mrl_jax.evaluators.attempt import attempt
 from mrl_jax.evaluators.spaces import Space
-from mrl_jax.record.finding import Finding, Unmeasurable, digest_of, refusals
+from mrl_jax.record.finding import NO_TRAIN, Finding, Unmeasurable, digest_of, refusals
 from mrl_jax.record.metrics import TRAINED
 from mrl_jax.record.results import Series
 from mrl_jax.runtime.mesh import batch_sharding, replicated
 from mrl_jax.runtime.rows import in_batches
 from mrl_jax.tasks.adaptor.task import AdaptorTask
 
-# Vectors of the train split that PCA is fitted on.
-FITTED_ON = 20_000
-
 
 def fitted_on(data: VectorData, seed: int) -> np.ndarray:
     """Some of the train vectors, at length 1: what PCA is fitted on."""
     vectors = data.splits["train"].sides["vector"]
-    sample_nd = vectors.sample(min(FITTED_ON, vectors.rows), seed)
+    sample_nd = vectors.sample(min(text_common.FITTED_ON, vectors.rows), seed)
     return text_common.unit_rows(sample_nd, "the train split")
 
 
@@ -69,7 +66,14 @@ class AdaptorEvaluation:
 
     @functools.cached_property
     def _rivals(self) -> dict[str, Space]:
+        if self._unfitted:
+            return text_common.itself(self._data.width)
         return text_common.rivals(fitted_on(self._data, self._seed), self._seed)
+
+    @property
+    def _unfitted(self) -> dict[str, str]:
+        """What cannot be measured without a train split, see `Finding.skipped`."""
+        return {} if "train" in self._data.splits else {"projections": NO_TRAIN}
 
     def check(self, splits: tuple[str, ...]) -> dict[str, str]:
         """What cannot be measured on these data, and why, see `Finding.skipped`."""
@@ -80,8 +84,9 @@ class AdaptorEvaluation:
             if "positive" in split.sides:
                 checks[f"{name}/ndcg10"] = functools.partial(_collection, split.ids)
         for name, (a_nd, b_nd, score_n) in self._sts.items():
-            checks[name] = functools.partial(text_sts.check, (a_nd, b_nd), score_n)
-        return refusals(checks)
+            scored = text_sts.Scored(a_nd, b_nd, score_n)
+            checks[name] = functools.partial(text_sts.check, scored)
+        return refusals(checks) | self._unfitted
 
     def run(self, params: Any, model_state: Any, splits: tuple[str, ...]) -> Finding:
         """All that was asked for, on these splits."""
@@ -94,7 +99,7 @@ class AdaptorEvaluation:
             x_nd = in_batches(embed, batches, len(z_nd)).astype(np.float32, copy=False)
             return x_nd[:, : self._task.nesting.width]
 
-        found = Finding()
+        found = Finding(skipped=self._unfitted)
         for name in splits:
             split = self._data.splits[name]
             preserved = functools.partial(self._preserved, adapt, name, split)
@@ -106,7 +111,7 @@ class AdaptorEvaluation:
             found.read[f"sts.{name}"] = digest_of((a_nd, b_nd, score_n))
             rows = range(len(a_nd)), range(len(a_nd), 2 * len(a_nd))
             measure = functools.partial(
-                text_sts.measure, at=Series(name), pairs=rows, score_n=score_n, dims=self._dims
+                text_sts.measure, at=Series(name), scored=text_sts.Scored(*rows, score_n)
             )
             both_nd = np.concatenate([a_nd, b_nd])
             attempt(found, name, functools.partial(self._beside, measure, adapt, both_nd))
@@ -128,10 +133,7 @@ class AdaptorEvaluation:
         measure = functools.partial(
             text_retrieval.measure,
             at=Series(split=name),
-            collection=collection,
-            dims=self._dims,
-            ignore_identical_ids=True,
-            mesh=self._mesh,
+            searched=text_retrieval.Searched(collection, ignore_identical_ids=True),
         )
         return self._beside(measure, adapt, z_nd)
 
@@ -143,9 +145,12 @@ class AdaptorEvaluation:
         Measures of texts take row numbers for texts: to them a text is what an embedding is of.
         """
         adapted_nd = adapt(z_nd)
-        found = measure(lambda rows: adapted_nd[rows], seed=self._seed)
-        frozen = measure(lambda rows: z_nd[rows], seed=self._seed, spaces=self._rivals)
-        for result in frozen.results:
+        subject = text_common.TextSubject(
+            lambda rows, role: adapted_nd[rows], self._dims, self._seed, mesh=self._mesh
+        )
+        found = measure(subject)
+        frozen = subject._replace(embed=lambda rows, role: z_nd[rows], spaces=self._rivals)
+        for result in measure(frozen).results:
             found.results.append(result._replace(space=_of_frozen(result.space)))
         return found
 

@@ -13,16 +13,14 @@ from mrl_jax.data.loader import padded_batches
 from mrl_jax.data.masked import Sequences
 from mrl_jax.evaluators.attempt import attempt
 from mrl_jax.evaluators.spaces import Moments, Space, fit_spaces, scatter
-from mrl_jax.evaluators.text_common import itself
+from mrl_jax.evaluators.text_common import FITTED_ON, itself
 from mrl_jax.kernels import prefix_matmul
-from mrl_jax.record.finding import Finding, Unmeasurable
+from mrl_jax.record.finding import NO_TRAIN, Finding, Unmeasurable
 from mrl_jax.record.results import Series
 from mrl_jax.runtime.mesh import batch_sharding, replicated
 from mrl_jax.runtime.rows import in_batches
 from mrl_jax.tasks.masked_lm.task import MaskedLM
 
-# Predictions of the train split that PCA is fitted on.
-FITTED_ON = 20_000
 # Rows that are judged at a time: so many logits of all prefixes, which stay in a CPU's cache (a
 # third of the time of 2**24), and not fewer than keep other devices busy.
 _LOGITS, _ROWS = 2**20, 128
@@ -66,16 +64,20 @@ class MaskedEvaluation:
         self._layer = jax.jit(task.kernel_and_bias, out_shardings=replicated(mesh))
 
     def check(self, splits: tuple[str, ...]) -> dict[str, str]:
-        """Always {}: whether there is something to predict shows only when tokens are hidden."""
+        """What cannot be measured on these data, see `Finding.skipped`.
+
+        Whether there is something to predict shows only when tokens are hidden.
+        """
         del splits
-        return {}
+        missing = self._projections and "train" not in self._splits
+        return {"projections": NO_TRAIN} if missing else {}
 
     def run(self, params: Any, model_state: Any, splits: tuple[str, ...]) -> Finding:
         """All that was asked for, on these splits."""
         del model_state
         kernel_dv, bias_v = (np.asarray(part) for part in jax.device_get(self._layer(params)))
-        spaces, found = itself(self._width), Finding()
-        if self._projections:
+        spaces, found = itself(self._width), Finding(skipped=self.check(splits))
+        if self._projections and not found.skipped:
             train = self._splits["train"]
             count = max(1, FITTED_ON // train.masking.predictions)
             row_n = np.arange(0, train.examples, max(1, train.examples // count))[:count]

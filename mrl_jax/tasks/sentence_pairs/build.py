@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import pathlib
 from collections.abc import Callable, Iterator
@@ -14,16 +13,15 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mrl_jax.data import beir, named
 from mrl_jax.data import text as texts
-from mrl_jax.data.labelled_text import LABELLED, LabelledTexts, read_labelled
 from mrl_jax.data.strings import Strings
 from mrl_jax.data.text_batches import TrainTexts
-from mrl_jax.data.text_columns import Columns, parse_columns
-from mrl_jax.data.text_files import find_files, first_columns, read_rows
+from mrl_jax.data.text_columns import parse_columns
+from mrl_jax.data.text_files import find_files
 from mrl_jax.data.token_cache import tokens_of, vectors_of, vocabulary_of
-from mrl_jax.errors import DataError, UsageError, listed
-from mrl_jax.evaluators.text_layers import check_layers
+from mrl_jax.errors import UsageError, listed
+from mrl_jax.evaluators import text_sets
+from mrl_jax.evaluators.text_sets import check_layers
 from mrl_jax.interop.text_folder import UNLIMITED, TextFolder, read_text_folder
 from mrl_jax.losses import pairs
 from mrl_jax.models.text import prompts
@@ -108,9 +106,7 @@ def check(config: ConfigDict) -> None:
                 f"micro_batch {p.micro_batch} does not divide the batch_size {config.batch_size}"
             )
     parse_columns(config.data.columns, config.data.drop)
-    taken = set(named.SPLITS)
-    for kind in ("sts", "retrieval", "classification", "clustering"):
-        named.paths(f"eval.{kind}", config.eval[kind], taken)
+    text_sets.listed(config)
 
 
 def assumed_facts(config: ConfigDict) -> tuple[dict[str, Any], bool]:
@@ -393,26 +389,16 @@ def measures(
       DataError: a set is missing or damaged.
     """
     del facts
-    e, taken, found = config.eval, set(named.SPLITS), data.encoder
+    e, found = config.eval, data.encoder
     with config_errors("eval.layers"):
         layers = check_layers(e.layers, program.task.encoder.layers)
-    readers = {
-        "sts": functools.partial(scored_pairs, columns=parse_columns(config.data.columns)),
-        "retrieval": beir.load,
-        "classification": labelled_folder,
-        "clustering": read_labelled,
-    }
-    paths = {kind: named.paths(f"eval.{kind}", e[kind], taken) for kind in readers}
-    sets = {
-        kind: {name: read(path) for name, path in paths[kind].items()}
-        for kind, read in readers.items()
-    }
-    alike = e.ignore_identical_ids
+    sets, alike = text_sets.opened(config), e.ignore_identical_ids
+    searched = [one.name for one in sets if one.key == "retrieval"]
     for name in alike:
-        if name not in sets["retrieval"]:
+        if name not in searched:
             raise UsageError(
                 f"config.eval.ignore_identical_ids: {name} is not a set of eval.retrieval "
-                f"({listed(sets['retrieval']) or 'there are none'})"
+                f"({listed(searched) or 'there are none'})"
             )
     hidden = [f"{name}: no query is shown the document with its own id" for name in alike]
     evaluation = SentenceEvaluation(
@@ -424,47 +410,12 @@ def measures(
         dims=common.evaluated_dims(config, program.task.nesting),
         batch_size=e.batch_size,
         seed=config.seed,
-        **sets,
-        ignore_identical_ids=alike,
+        sets=sets,
         projections=e.projections,
         layers=layers,
     )
-    evaluation.notes = [*hidden, *_unread(paths, sets)]
+    unread = [
+        f"{one.name}: columns that are not read: {listed(one.unread)}" for one in sets if one.unread
+    ]
+    evaluation.notes = [*hidden, *unread]
     return evaluation
-
-
-def _unread(paths: dict[str, dict[str, pathlib.Path]], sets: dict[str, Any]) -> list[str]:
-    """A line for each set of `eval` that has columns that are not read."""
-    found = {name: split.unread for name, split in sets["sts"].items()}
-    found |= {name: beir.unread(path) for name, path in paths["retrieval"].items()}
-    labelled = {name: [path] for name, path in paths["clustering"].items()}
-    for name, path in paths["classification"].items():
-        labelled[name] = itertools.chain(*find_files(str(path), ()).values())
-    for name, files in labelled.items():
-        columns = dict.fromkeys(column for file in files for column in first_columns(file))
-        found[name] = [column for column in columns if column not in LABELLED]
-    return [f"{name}: columns that are not read: {listed(c)}" for name, c in found.items() if c]
-
-
-def labelled_folder(path: pathlib.Path) -> tuple[LabelledTexts, LabelledTexts]:
-    """The texts and labels of a folder's train and test files.
-
-    Raises:
-      DataError: no such folder or file, or a damaged one; names the line.
-    """
-    files = find_files(str(path), ())
-    if "test" not in files:
-        raise DataError(f"{path} has no test split")
-    return tuple(read_labelled(files[split][0]) for split in ("train", "test"))
-
-
-def scored_pairs(path: pathlib.Path, columns: Columns | None = None) -> texts.TextSplit:
-    """The pairs of a file and their scores; `columns` gives the names of its columns.
-
-    Raises:
-      DataError: none in it, or pairs without a score; names file and line.
-    """
-    split = texts.read_split(read_rows(path), columns or Columns())
-    if split is None or split.kind != "scored":
-        raise DataError(f"{path}: needs pairs with a column score (sentence1, sentence2, score)")
-    return split

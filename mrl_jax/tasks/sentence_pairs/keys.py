@@ -67,6 +67,13 @@ KEYS = {
     ),
     "eval.clustering": _sets('files of a text and its label, each "NAME=FILE"'),
     "eval.retrieval": _sets('folders with corpus, queries and qrels, each "NAME=FOLDER"'),
+    "eval.sets": Key(
+        (),
+        'sets of another kind, each "NAME=KIND:PATH", where the kind may be the import path of a '
+        "module that reads and measures such sets; see evaluators/text_sets.py",
+        items="words",
+        resume=True,
+    ),
     "eval.ignore_identical_ids": Key(
         (),
         "sets of eval.retrieval in which no query is shown the document with its own id, as in "

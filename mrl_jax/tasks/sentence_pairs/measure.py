@@ -9,31 +9,22 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mrl_jax.data.beir import Collection
-from mrl_jax.data.labelled_text import LabelledTexts
 from mrl_jax.data.loader import put
 from mrl_jax.data.text import TextData, TextSplit
-from mrl_jax.evaluators import (
-    matching,
-    text_classification,
-    text_clustering,
-    text_common,
-    text_layers,
-    text_retrieval,
-    text_sts,
-)
+from mrl_jax.evaluators import matching, text_common, text_sets, text_sts
 from mrl_jax.evaluators.attempt import attempt
+from mrl_jax.evaluators.spaces import Space
+from mrl_jax.evaluators.text_common import FITTED_ON, Embed, TextSubject
+from mrl_jax.evaluators.text_sets import TextSet
 from mrl_jax.models.text.prompts import Role, by_role
 from mrl_jax.models.text.tokenizer import Tokenizer, pad, padded_length
-from mrl_jax.record.finding import Finding, digest_of, refusals
+from mrl_jax.record.finding import NO_TRAIN, Finding, refusals
 from mrl_jax.record.results import Series
 from mrl_jax.runtime.mesh import batch_sharding, replicated
 from mrl_jax.runtime.rows import gathered
 from mrl_jax.tasks.sentence_pairs.task import SentencePairs
 
 NO_PROMPTS = MappingProxyType(by_role({}, ""))
-# Texts of the train split that PCA is fitted on.
-FITTED_ON = 20_000
 
 
 class SentenceEvaluation:
@@ -51,13 +42,9 @@ class SentenceEvaluation:
       batch_size: texts per step, a multiple of what the mesh splits the batch into.
       prompts: what is put before a text, by the role of the text, see `models.text.prompts`.
       seed: of random choices inside evaluators.
-      sts: further sets of scored pairs by name.
-      retrieval: collections by name.
-      ignore_identical_ids: names of collections, see `text_retrieval.measure`.
-      classification: labelled texts to learn from, and to be told, by name.
-      clustering: labelled texts by name.
+      sets: what is measured beside the splits, see `text_sets`.
       projections: measure PCA and a rotation of the whole embedding as well.
-      layers: measure splits, sts and retrieval after these as well, see `text_layers`.
+      layers: measure the main metrics after these layers as well.
     """
 
     def __init__(
@@ -71,37 +58,20 @@ class SentenceEvaluation:
         batch_size: int,
         prompts: Mapping[Role, str] = NO_PROMPTS,
         seed: int = 0,
-        sts: Mapping[str, TextSplit] = MappingProxyType({}),
-        retrieval: Mapping[str, Collection] = MappingProxyType({}),
-        classification: Mapping[str, tuple[LabelledTexts, LabelledTexts]] = MappingProxyType({}),
-        clustering: Mapping[str, LabelledTexts] = MappingProxyType({}),
-        ignore_identical_ids: tuple[str, ...] = (),
+        sets: Sequence[TextSet] = (),
         projections: bool = False,
         layers: tuple[int, ...] = (),
     ):
         self._task, self._mesh, self._tokenizer, self._data = task, mesh, tokenizer, data
         self._dims = tuple(m for m in dims if m <= task.nesting.width)
         self._batch_size, self._prompts, self._seed = batch_size, prompts, seed
-        self._sts, self._retrieval, self._projections = sts, retrieval, projections
-        self._classification, self._clustering = classification, clustering
-        self._layers, self._ignore_identical_ids = layers, ignore_identical_ids
+        self._sets, self._projections, self._layers = sets, projections, layers
         self._embed = jax.jit(task.embed, static_argnames="depth", out_shardings=replicated(mesh))
 
     @functools.cached_property
     def _read(self) -> dict[str, str]:
-        """Digests of the sets that have names of their own, see `Finding`."""
-        scored = {name: (*_sides(split), split.score_n) for name, split in self._sts.items()}
-        kinds = {
-            "sts": scored,
-            "retrieval": self._retrieval,
-            "classification": self._classification,
-            "clustering": self._clustering,
-        }
-        return {
-            f"{kind}.{name}": digest_of(content)
-            for kind, sets in kinds.items()
-            for name, content in sets.items()
-        }
+        """Digests of the sets, see `Finding`."""
+        return {f"{one.key}.{one.name}": one.digest for one in self._sets}
 
     def check(self, splits: tuple[str, ...]) -> dict[str, str]:
         """What cannot be measured on these data, and why, see `Finding.skipped`."""
@@ -109,24 +79,17 @@ class SentenceEvaluation:
         for name in splits:
             split = self._data.splits[name]
             if split.kind == "scored":
-                check = functools.partial(text_sts.check, split.pairs(), split.score_n)
-                checks[f"{name}/spearman"] = check
+                scored = text_sts.of_split(split)
+                checks[f"{name}/{text_sts.MAIN}"] = functools.partial(text_sts.check, scored)
             else:
                 checks[f"{name}/match"] = functools.partial(matching.check, *_ids(split))
-        for name, split in self._sts.items():
-            checks[name] = functools.partial(text_sts.check, split.pairs(), split.score_n)
-        for name, parts in self._classification.items():
-            checks[name] = functools.partial(text_classification.check, *parts)
-        for name, texts in self._clustering.items():
-            checks[name] = functools.partial(text_clustering.check, texts)
-        return refusals(checks)
+        checks |= {one.name: one.check for one in self._sets}
+        return refusals(checks) | self._unfitted
 
     def run(self, params: Any, model_state: Any, splits: tuple[str, ...]) -> Finding:
         """All that was asked for, on these splits."""
 
-        def embed(
-            texts: Sequence[str], depth: int | None = None, role: Role = "default"
-        ) -> np.ndarray:
+        def embed(texts: Sequence[str], role: Role, depth: int | None = None) -> np.ndarray:
             """The trained dims of texts with their prompt, after so many layers."""
             z_nd = embed_texts(
                 functools.partial(self._embed, params, model_state, depth=depth),
@@ -140,84 +103,84 @@ class SentenceEvaluation:
 
         prompts = dict(self._prompts) if any(self._prompts.values()) else {}
         found = Finding(read=dict(self._read), prompts=prompts)
-        options: dict[str, Any] = {"seed": self._seed}
-        if self._projections:
-            texts = self._data.splits["train"].texts
-            fitted = texts[:: max(1, len(texts) // FITTED_ON)][:FITTED_ON]
-            # Where pairs are a query and a document, documents are what is searched.
-            role = "document" if _is_asked(self._data.splits["train"]) else "default"
-            options["spaces"] = text_common.rivals(embed(fitted, role=role), self._seed)
-        found.add(self._at_depth(embed, splits, options))
-        for name, (train, test) in self._classification.items():
-            told = functools.partial(text_classification.measure, embed, Series(name), train, test)
-            spaces = options.get("spaces")
-            attempt(found, name, functools.partial(told, self._dims, spaces=spaces))
-        for name, texts in self._clustering.items():
-            clustered = functools.partial(
-                text_clustering.measure, embed, Series(name), texts, self._dims
-            )
-            attempt(found, name, functools.partial(clustered, **options))
+        found.skipped.update(self._unfitted)
+        subject = TextSubject(embed, self._dims, self._seed, mesh=self._mesh)
+        rivals = self._rivals(embed) if self._projections and not self._unfitted else None
+        self._add(found, subject._replace(spaces=rivals), splits)
         for layer in self._layers:
             at_layer = functools.partial(embed, depth=layer)
-            measured = self._at_depth(at_layer, splits, {"seed": self._seed}, layer)
-            found.add(text_layers.main_numbers(measured))
+            self._add(found, subject._replace(embed=at_layer), splits, layer)
         return found
 
-    def _at_depth(
-        self, embed: Callable, splits: tuple[str, ...], options: dict, layer: int | None = None
-    ) -> Finding:
-        """Splits, scored pairs and collections."""
-        found = Finding()
+    @property
+    def _unfitted(self) -> dict[str, str]:
+        """What cannot be measured without a train split, see `Finding.skipped`."""
+        missing = self._projections and "train" not in self._data.splits
+        return {"projections": NO_TRAIN} if missing else {}
+
+    def _rivals(self, embed: Embed) -> dict[str, Space]:
+        train = self._data.splits["train"]
+        fitted = train.texts[:: max(1, len(train.texts) // FITTED_ON)][:FITTED_ON]
+        # Where pairs are a query and a document, documents are what is searched.
+        role = "document" if _is_asked(train) else "default"
+        return text_common.rivals(embed(fitted, role), self._seed)
+
+    def _add(
+        self,
+        found: Finding,
+        subject: TextSubject,
+        splits: tuple[str, ...],
+        layer: int | None = None,
+    ) -> None:
+        """Measures all; after a layer the main metrics alone."""
+
+        def add(name: str, at: Series, main: str | None, measure: Callable[..., Finding]) -> None:
+            at_layer = at._replace(layer=layer)
+            if layer is None:
+                attempt(found, name, lambda: measure(at_layer))
+            elif main:
+                attempt(found, name, lambda: text_sets.of_metric(measure(at_layer), main))
+
         for name in splits:
-            split, at = self._data.splits[name], Series(split=name, layer=layer)
+            split, at = self._data.splits[name], Series(split=name)
             if split.kind == "scored":
-                scored = functools.partial(self._scored, embed, at, split, options)
-                attempt(found, f"{name}/spearman", scored)
+                scored = text_sts.of_split(split)
+                measure = functools.partial(_of_split, subject, scored)
+                add(f"{name}/{text_sts.MAIN}", at, text_sts.MAIN, measure)
             else:
-                matched = functools.partial(self._matched, embed, at, split)
-                attempt(found, f"{name}/match", matched)
-        for name, split in self._sts.items():
-            at = Series(name, layer=layer)
-            attempt(found, name, functools.partial(self._scored, embed, at, split, options))
-        for name, collection in self._retrieval.items():
-            at = Series(name, layer=layer)
-            documents = functools.partial(embed, role="document")
-            queries = functools.partial(embed, role="query")
-            retrieved = functools.partial(text_retrieval.measure, documents, at, collection)
-            ignored = name in self._ignore_identical_ids
-            about = {"mesh": self._mesh, "ignore_identical_ids": ignored, **options}
-            told = functools.partial(retrieved, self._dims, embed_queries=queries, **about)
-            attempt(found, name, told)
-        return found
+                measure = functools.partial(self._matched, subject, split)
+                add(f"{name}/match", at, "match", measure)
+        for one in self._sets:
+            measure = functools.partial(_measured, one, subject)
+            add(one.name, Series(one.name), one.main, measure)
 
-    def _scored(self, embed, at: Series, split: TextSplit, options: dict) -> Finding:
-        return text_sts.measure(embed, at, _sides(split), split.score_n, self._dims, **options)
-
-    def _matched(self, embed, at: Series, split: TextSplit) -> Finding:
+    def _matched(self, subject: TextSubject, split: TextSplit, at: Series) -> Finding:
         matching.check(*_ids(split))
         a_n, b_n = split.pairs()
         a, b = ("query", "document") if _is_asked(split) else ("default", "default")
         if self._prompts[a] == self._prompts[b]:
-            z_td = embed(split.texts, role=a)
+            z_td = subject.embed(split.texts, a)
             z_ad, z_bd = z_td[a_n], z_td[b_n]
         else:
             z_ad, z_bd = (
-                embed([split.texts[i] for i in text_n], role=role)
+                subject.embed([split.texts[i] for i in text_n], role)
                 for text_n, role in ((a_n, a), (b_n, b))
             )
         return matching.measure(z_ad, z_bd, *_ids(split), at, self._dims)
+
+
+def _of_split(subject: TextSubject, scored: text_sts.Scored, at: Series) -> Finding:
+    return text_sts.measure(subject, at, scored)
+
+
+def _measured(one: TextSet, subject: TextSubject, at: Series) -> Finding:
+    return one.kind.measure(subject, at, one.data)
 
 
 def _ids(split: TextSplit) -> tuple[np.ndarray, np.ndarray]:
     """The ids of the two texts of every pair: texts with equal ids are never told apart."""
     a_n, b_n = split.pairs()
     return split.same_t[a_n], split.same_t[b_n]
-
-
-def _sides(split: TextSplit) -> tuple[list[str], list[str]]:
-    """The first and the second text of every row."""
-    first, second = ([split.texts[i] for i in text_n] for text_n in split.pairs())
-    return first, second
 
 
 def _is_asked(split: TextSplit) -> bool:
