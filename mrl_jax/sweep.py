@@ -15,7 +15,6 @@ if __name__ == "__main__":
 import concurrent.futures
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import queue
@@ -37,13 +36,11 @@ from mrl_jax import experiment
 from mrl_jax.config import tasks
 from mrl_jax.errors import EXIT_PREEMPTED, DataError, Preempted, UsageError, shown
 from mrl_jax.record import folder as workdir
-from mrl_jax.record import results
-from mrl_jax.record.runs import is_run, read_sweep
+from mrl_jax.record.names import SWEEP
+from mrl_jax.record.runs import is_run, read_sweep, write_sweep
 from mrl_jax.runtime import preemption
 from mrl_jax.runtime.phases import clock
 from mrl_jax.runtime.slots import Slot, slots
-
-SCHEMA = 1
 
 
 class RunsFailed(UsageError):
@@ -194,12 +191,11 @@ def _folder_of(
 
 def _write_index(root: pathlib.Path, config: str, runs: Sequence[Job]) -> None:
     """Writes sweep.json; runs that it listed before stay listed while their folders exist."""
-    path = root / "sweep.json"
+    path = root / SWEEP
     earlier = read_sweep(path) if path.exists() else {}
     entries = {r.folder: {"dir": r.folder, "arg": r.arg, "overrides": r.overrides} for r in runs}
     kept = [e for dir, e in earlier.items() if dir not in entries and is_run(root / dir)]
-    index = {"schema": SCHEMA, "config": config, "runs": [*kept, *entries.values()]}
-    results.write_text(path, json.dumps(index, indent=1) + "\n")
+    write_sweep(path, config, [*kept, *entries.values()])
 
 
 def _pin(child: subprocess.Popen, cores: Collection[int]) -> None:

@@ -66,7 +66,7 @@ class Training:
             if restored:
                 say(f"resuming from step {self.begin}")
             self.writer = MetricWriter(
-                folder,
+                folder / workdir.METRICS,
                 self.begin,
                 active=jax.process_index() == 0,
                 measured_anew=self.begin == config.steps,

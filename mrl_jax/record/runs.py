@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from types import NoneType
@@ -13,7 +14,7 @@ from mrl_jax.record import metrics, schema1
 from mrl_jax.record.artefacts import Artefacts
 from mrl_jax.record.metrics import Metric
 from mrl_jax.record.names import CONFIG, DONE, EVALUATION, RESULTS, SWEEP
-from mrl_jax.record.results import SCHEMA, Result, Series
+from mrl_jax.record.results import SCHEMA, Result, Series, write_text
 from mrl_jax.store import json_files
 from mrl_jax.store.json_files import field
 
@@ -197,6 +198,12 @@ def read_sweep(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     if not runs:
         raise DataError(f"{path}: lists no runs")
     return runs
+
+
+def write_sweep(path: pathlib.Path, config: str, runs: Sequence[dict[str, Any]]) -> None:
+    """Writes the sweep.json of runs of a config file; `dir` of a run is its folder."""
+    values = {"schema": SWEEP_SCHEMA, "config": config, "runs": runs}
+    write_text(path, json.dumps(values, indent=1) + "\n")
 
 
 def read_study(root: pathlib.Path) -> Study:

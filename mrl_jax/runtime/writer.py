@@ -80,26 +80,25 @@ class MetricWriter:
     """
 
     def __init__(
-        self, workdir: pathlib.Path, resumed_step: int, *, active: bool, measured_anew: bool = False
+        self, path: pathlib.Path, resumed_step: int, *, active: bool, measured_anew: bool = False
     ):
         """Opens the files.
 
         Args:
-          workdir: folder of the run.
+          path: of metrics.jsonl; the folder tensorboard is made beside it.
           resumed_step: of the restored state, 0 for a fresh run.
           active: this is the first process.
           measured_anew: the measurement after `resumed_step` will be repeated.
         """
         self.measured = False
         self._lines = self._events = None
-        self._workdir = workdir
+        self._folder = path.parent
         if not active:
             return
         with self._write_errors():
-            path = workdir / "metrics.jsonl"
             self.measured = _resume(path, resumed_step, measured_anew=measured_anew)
             self._lines = path.open("a")
-            folder = workdir / "tensorboard"
+            folder = path.parent / "tensorboard"
             folder.mkdir(exist_ok=True)
             self._events = EventsWriter(str(folder / "events"))
             # TensorBoard hides what earlier files hold from this step on.
@@ -141,5 +140,5 @@ class MetricWriter:
             yield
         except OSError as error:
             raise CheckpointError(
-                f"cannot write metrics to {self._workdir}: {error.strerror}"
+                f"cannot write metrics to {self._folder}: {error.strerror}"
             ) from error

@@ -117,7 +117,7 @@ def test_a_column_that_is_given_must_be_there(tmp_path):
     assert text.load(files=files, columns=["score=rating"]).splits["val"].kind == "pairs"
     # A set that is only measured may be called as the train split is.
     (tmp_path / "s.tsv").write_text("one\ttwo\tscore\na\tb\t1\n")
-    config = configs.default_config()
+    config = configs.default_config("sentence_pairs")
     with pytest.raises(DataError) as error:
         text_sts.read(tmp_path / "s.tsv", "s", config)
     assert "data.columns" not in str(error.value)

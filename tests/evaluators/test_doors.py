@@ -139,7 +139,7 @@ def test_a_kind_of_set_from_elsewhere(module, tmp_path):
     ],
 )
 def test_sets_that_cannot_be_meant_are_refused(entry, message):
-    config = configs.default_config()
+    config = configs.default_config("sentence_pairs")
     config.eval.sets = (entry,)
     with pytest.raises(UsageError, match=re.escape(message)):
         text_sets.listed(config)
