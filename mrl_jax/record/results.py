@@ -15,6 +15,7 @@ import numpy as np
 from mrl_jax import printing
 from mrl_jax.record import metrics
 from mrl_jax.record.metrics import TRAINED, Metric
+from mrl_jax.store.files import write_text
 
 SCHEMA = 2
 COLUMNS = 6  # of a printed table
@@ -188,13 +189,6 @@ def headline(results: Sequence[Result]) -> list[Result]:
         for r in results
         if metrics.describe(r.metric).headline and r.space == TRAINED and r.layer is None
     ]
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that it is there whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def table(results: Sequence[Result]) -> str:

@@ -14,8 +14,9 @@ from mrl_jax.record import metrics, schema1
 from mrl_jax.record.artefacts import Artefacts
 from mrl_jax.record.metrics import Metric
 from mrl_jax.record.names import CONFIG, DONE, EVALUATION, RESULTS, SWEEP
-from mrl_jax.record.results import SCHEMA, Result, Series, write_text
+from mrl_jax.record.results import SCHEMA, Result, Series
 from mrl_jax.store import json_files
+from mrl_jax.store.files import write_text
 from mrl_jax.store.json_files import field
 
 SWEEP_SCHEMA = 1
