@@ -31,11 +31,12 @@ from mrl_jax import errors, experiment
 from mrl_jax.data.named import SPLITS
 from mrl_jax.errors import UsageError
 from mrl_jax.model import Model, inputs_of
-from mrl_jax.record import folder, results
+from mrl_jax.record import folder
 from mrl_jax.runtime import agreement, distributed
 from mrl_jax.runtime.forks import check_not_forked
 from mrl_jax.runtime.step import evaluated
 from mrl_jax.store import shards, tables
+from mrl_jax.store.files import write_text
 from mrl_jax.store.shards import Format, Manifest, Shard
 
 
@@ -223,7 +224,7 @@ def begin(folder: pathlib.Path, plan: Manifest, names: tuple[str, ...] | None) -
             plan = plan.with_shard(index, sha256)
     plan.write(folder)
     if names and plan.format == "npy":
-        results.write_text(folder / shards.NAMES, "".join(f"{name}\n" for name in names))
+        write_text(folder / shards.NAMES, "".join(f"{name}\n" for name in names))
     return plan
 
 

@@ -32,6 +32,7 @@ from mrl_jax.runtime.checkpoint import Checkpoints
 from mrl_jax.runtime.phases import Phases, Rate, clock
 from mrl_jax.runtime.step import check_finite
 from mrl_jax.runtime.writer import MetricWriter
+from mrl_jax.store.files import write_text
 
 
 def say(text: str) -> None:
@@ -228,7 +229,7 @@ class Training:
                 data=self.experiment.dataset.fingerprint(),
             )
             if not found.unread:
-                results.write_text(self.folder / workdir.DONE, f"step {self.config.steps}\n")
+                write_text(self.folder / workdir.DONE, f"step {self.config.steps}\n")
         say(results.table(results.headline(found.results)))
         for line in results.not_measured(found.skipped):
             say(line)
