@@ -1,7 +1,7 @@
 import jax
 import numpy as np
 import pytest
-from test_masked import LENGTH, RATE, WORDS
+from data.test_masked import LENGTH, RATE, WORDS
 
 from mrl_jax.data.masked import Documents, tokenise
 from mrl_jax.models.text import Bert
