@@ -4,7 +4,7 @@
 fixed-feature baseline) and `losses` weighs them into one loss. `kernels` has the losses of large
 problems, at the cost of the longest prefix; `nested` lifts any other loss on embeddings, such as
 those of `losses.pairs`. The commands `mrl_jax.train`, `evaluate`, `sweep` and `report` join them
-into a run: data, mesh, checkpoints, metrics, plots.
+into a run: data, mesh, checkpoints, metrics, plots. `load` opens a trained model.
 """
 
 import importlib

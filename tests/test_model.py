@@ -48,7 +48,8 @@ def data(tmp_path_factory):
         (base / "masked_lm" / f"{split}.txt").write_text("\n".join(sentences))
     tokenizer = Tokenizer.train(sentences, 80)
     encoder = SentenceEncoder(Bert(tokenizer.vocab_size, 12, 1, 2, 24, max_positions=16))
-    folder = TextFolder(encoder, text_models.random_params(encoder), tokenizer, 16)
+    params = text_models.random_params(encoder)
+    folder = TextFolder(encoder, params, tokenizer, 16, normalize=True)
     write_sentence_folder(base / "encoder", folder)
     return base
 
