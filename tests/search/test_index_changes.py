@@ -291,8 +291,8 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: ")
     assert line.endswith(
-        ".lock cannot be locked (Function not implemented): nothing keeps another command from the "
-        "same folder"
+        ".lock cannot be locked (Function not implemented): nothing keeps another "
+        "command out of the same folder"
     )
 
 
