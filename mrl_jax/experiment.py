@@ -114,7 +114,7 @@ class Builder(Protocol):
         """The measurements. Default: none."""
 
     # Of tasks of text alone: the trained encoder with its tokenizer, as others read it.
-    text_folder: Callable[[Facts, pathlib.Path, Any, Any], Any] | None = None
+    text_folder: Callable[["Experiment", Any], Any] | None = None
 
 
 class _Nothing:
@@ -206,8 +206,7 @@ class Experiment:
         """Of text, a function of trained parameters on the host that gives an
         `interop.text_folder.TextFolder`; None of anything else."""
         made = self._build("text_folder")
-        nesting = self.program.task.nesting
-        return functools.partial(made, self.facts, self.folder, nesting) if made else None
+        return functools.partial(made, self) if made else None
 
     @property
     def notes(self) -> list[str]:

@@ -10,7 +10,7 @@ import test_train
 from jax import export as jax_export
 
 from mrl_jax import config as configs
-from mrl_jax import dry_run, embed, experiment, export, trained
+from mrl_jax import dry_run, embed, experiment, export
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.nesting import Nesting
 from mrl_jax.runtime.step import evaluated
@@ -120,7 +120,7 @@ def test_rivals_are_those_of_the_frozen_vectors(finished, folder):
 
 def test_nearest_answers_are_found_by_brute_force(finished, folder):
     workdir, _ = finished
-    _, setup, state = trained.restored(workdir)
+    setup, state = experiment.restored(workdir)
     z, y = (
         unit(adapt(setup, state, np.load(path))[:, :4])
         for path in (folder / "val.npy", folder / "val_positives.npy")
@@ -181,7 +181,7 @@ def rotated(tmp_path_factory, folder):
 def test_a_trained_rotation_keeps_all_cosines_of_whole_vectors(rotated, folder):
     workdir, output = rotated
     assert "starts from the principal axes" in output
-    _, setup, state = trained.restored(workdir)
+    setup, state = experiment.restored(workdir)
     assert np.abs(state["params"]["skew"]).max() > 0.01
     x = np.load(folder / "test.npy")
     z = adapt(setup, state, x)
@@ -198,7 +198,7 @@ def test_vectors_are_adapted_into_a_folder_that_can_be_searched(finished, folder
     for source, out in ((tmp_path / "new.npy", "new"), ("test", "test"), (tmp_path / "new", "two")):
         embed.main([*map(str, (*where, source, "--out", tmp_path / out, "--shard_rows", 16))])
     assert "30 vectors of 12 dims, step 60; 2 of 2 shards written" in capsys.readouterr().out
-    _, setup, state = trained.restored(workdir)
+    setup, state = experiment.restored(workdir)
     for x, out in ((new, "new"), (np.load(folder / "test.npy"), "test")):
         expected = adapt(setup, state, x)
         found = open_vectors(tmp_path / out)
@@ -219,7 +219,7 @@ def test_an_adaptor_is_exported(request, tmp_path, run):
     content = (tmp_path / "out" / "embed.stablehlo").read_bytes()
     x = vectors(7, 3).astype(np.float32)
     found = jax_export.deserialize(bytearray(content)).call(x)["embedding"]
-    _, setup, state = trained.restored(workdir)
+    setup, state = experiment.restored(workdir)
     np.testing.assert_allclose(found, adapt(setup, state, x), rtol=1e-5, atol=1e-5)
 
 

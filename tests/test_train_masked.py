@@ -11,7 +11,7 @@ import test_train
 import text_models
 
 from mrl_jax import config as configs
-from mrl_jax import dry_run, evaluate, experiment, export, report, trained
+from mrl_jax import dry_run, evaluate, experiment, export, report
 from mrl_jax.errors import UsageError
 from mrl_jax.interop.sentence_folder import write_sentence_folder
 from mrl_jax.interop.text_folder import TextFolder, read_text_folder
@@ -170,7 +170,7 @@ def test_the_encoder_becomes_a_folder_to_start_from(finished, place, tmp_path):
     form = ("--format", "sentence_transformers")
     export.main(["--workdir", str(finished[0]), "--out", str(out), *form])
     folder = read_text_folder(out)
-    _, setup, state = trained.restored(finished[0])
+    setup, state = experiment.restored(finished[0])
     expected = np.asarray(state["params"]["backbone"]["tokens"]["embedding"])
     np.testing.assert_array_equal(folder.params["backbone"]["tokens"]["embedding"], expected)
     assert folder.trained_dims == ()
@@ -186,7 +186,7 @@ def test_what_is_embedded_leaves_for_other_programs(finished, tmp_path):
     export.main(["--workdir", str(finished[0]), "--out", str(out), "--format", "stablehlo"])
     called = jax.export.deserialize(bytearray((out / "embed.stablehlo").read_bytes())).call
     tokens, lengths = np.full((3, 7), 9, np.int32), np.array([7, 4, 1], np.int32)
-    _, setup, state = trained.restored(finished[0])
+    setup, state = experiment.restored(finished[0])
     expected = setup.program.task.embed(
         state["params"], {}, {"tokens": np.tile(tokens, (8, 1)), "lengths": np.tile(lengths, 8)}
     )

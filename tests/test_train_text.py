@@ -11,7 +11,7 @@ import test_train
 import text_models
 
 from mrl_jax import config as configs
-from mrl_jax import experiment, trained
+from mrl_jax import experiment
 from mrl_jax.errors import CheckpointError, DataError, UsageError
 from mrl_jax.interop.sentence_folder import write_sentence_folder
 from mrl_jax.models.text.tokenizer import Tokenizer
@@ -240,7 +240,7 @@ def test_the_tokenizer_of_a_run_is_kept_and_read_from_its_folder(finished, folde
     kept = Tokenizer.load(finished[0] / "tokenizer.json", marks=False)
     assert kept.raw.to_str() == made.raw.to_str()
     shutil.copytree(finished[0], tmp_path / "run")
-    _, setup, _ = trained.restored(tmp_path / "run")
+    setup, _ = experiment.restored(tmp_path / "run")
     assert setup.dataset.tokenizer.raw.to_str() == kept.raw.to_str()
     other = Tokenizer.train(["other texts"] * 3, 120, marks=False)
     (tmp_path / "run" / "tokenizer.json").write_text(other.to_json())
@@ -248,10 +248,10 @@ def test_the_tokenizer_of_a_run_is_kept_and_read_from_its_folder(finished, folde
     assert setup.dataset.tokenizer.raw.to_str() == other.raw.to_str()
     assert setup.program.task.encoder.backbone.vocab_size == other.vocab_size
     with pytest.raises(CheckpointError, match="trained on other data"):
-        trained.restored(tmp_path / "run")
+        experiment.restored(tmp_path / "run")
     (tmp_path / "run" / "tokenizer.json").write_text("{")
     with pytest.raises(DataError, match=r"run/tokenizer.json: not a tokenizer"):
-        trained.restored(tmp_path / "run")
+        experiment.restored(tmp_path / "run")
 
 
 def test_the_tokenizer_that_is_kept_goes_before_files_that_may_have_changed(

@@ -109,6 +109,13 @@ def of_facts(facts: dict[str, Any], dropout: float = 0.0) -> TextEncoder:
     )
 
 
+def trained_folder(setup: Any, params: Any, dims: tuple[int, ...]) -> TextFolder:
+    """The encoder of an `experiment.Experiment` with trained parameters and its tokenizer."""
+    found = of_facts(setup.facts["encoder"])
+    tokenizer = kept_tokenizer(setup.folder, found.marks) or setup.dataset.tokenizer
+    return found.folder(params, tokenizer, dims)
+
+
 def kept_tokenizer(folder: pathlib.Path | None, marks: bool) -> Tokenizer | None:
     """The tokenizer that a run started with; None before its start."""
     kept = folder and folder / TOKENIZER

@@ -21,7 +21,7 @@ from mrl_jax.interop.masked_head import read_masked_head
 from mrl_jax.interop.text_folder import TextFolder
 from mrl_jax.models.text import Bert, SentenceEncoder
 from mrl_jax.models.text.tokenizer import Tokenizer
-from mrl_jax.nesting import Nesting, parse_dims
+from mrl_jax.nesting import parse_dims
 from mrl_jax.record.folder import TOKENIZER
 from mrl_jax.runtime.program import Program
 from mrl_jax.tasks import common, text_encoder
@@ -101,17 +101,12 @@ def kept(data: Documents) -> dict[str, str]:
     return {TOKENIZER: data.tokenizer.to_json()}
 
 
-def text_folder(
-    facts: dict[str, Any], folder: pathlib.Path, nesting: Nesting, params: Any
-) -> TextFolder:
+def text_folder(setup: Any, params: Any) -> TextFolder:
     """The trained encoder with its tokenizer: the mean of its hidden states is the embedding.
 
     Their prefixes were not trained, those of what the output layer reads were.
     """
-    del nesting
-    found = text_encoder.of_facts(facts["encoder"])
-    tokenizer = text_encoder.kept_tokenizer(folder, found.marks)
-    return found.folder({"backbone": params["backbone"]}, tokenizer, ())
+    return text_encoder.trained_folder(setup, {"backbone": params["backbone"]}, ())
 
 
 def make_task(config: ConfigDict, facts: dict[str, Any], mesh: Mesh | None) -> MaskedLM:

@@ -26,7 +26,7 @@ from mrl_jax.interop.text_folder import UNLIMITED, TextFolder, read_text_folder
 from mrl_jax.losses import pairs
 from mrl_jax.models.text import prompts
 from mrl_jax.models.text.tokenizer import Tokenizer
-from mrl_jax.nesting import Nesting, parse_dims
+from mrl_jax.nesting import parse_dims
 from mrl_jax.record.folder import TOKENIZER
 from mrl_jax.runtime.program import Program
 from mrl_jax.tasks import common, text_encoder
@@ -136,12 +136,9 @@ def kept(data: Texts) -> dict[str, str]:
     return {TOKENIZER: data.tokenizer.to_json()}
 
 
-def text_folder(
-    facts: dict[str, Any], folder: pathlib.Path, nesting: Nesting, params: Any
-) -> TextFolder:
+def text_folder(setup: Any, params: Any) -> TextFolder:
     """The trained encoder with its tokenizer."""
-    found = text_encoder.of_facts(facts["encoder"])
-    return found.folder(params, text_encoder.kept_tokenizer(folder, found.marks), nesting.dims)
+    return text_encoder.trained_folder(setup, params, setup.program.task.nesting.dims)
 
 
 def make_task(config: ConfigDict, facts: dict[str, Any], mesh: Mesh | None) -> SentencePairs:
