@@ -30,10 +30,11 @@ def numbers(folder):
 
 def test_its_config_says_what_it_said():
     written = configs.flatten(json.loads((OLDER / "config.json").read_text()))
-    # What is there stays as it is; "adaptor.start" and others came later.
+    # What its task reads stays as it is; the keys of all tasks were in every config.
     read = configs.flatten(json.loads(configs.to_json(workdir.read_config(OLDER))))
-    assert {key: read[key] for key in written} == written
-    assert {"adaptor.start", "text.mask_rate", "eval.layers"} <= read.keys() - written.keys()
+    assert {key: written[key] for key in read if key in written}.items() <= read.items()
+    assert workdir.unknown_keys(OLDER) == ""
+    assert {"data.columns", "pairs.loss"} <= written.keys() - read.keys()
 
 
 # By the cosine of two dims a tenth of the queries have several rows within the rounding of float32,
@@ -57,4 +58,3 @@ def test_it_is_exported(run, tmp_path):
 def test_it_is_compared_with_runs_of_today(run):
     before, now = read_run(OLDER, "older"), read_run(run, "measured again")
     assert before.config == now.config
-    assert before.config["adaptor.start"] == "identity"

@@ -75,7 +75,7 @@ def test_the_tokenizer_that_is_kept_goes_before_the_encoders(place, tmp_path):
     Tokenizer.train(["abc apple"] * 3, 40).save(tmp_path / "encoder", 16)
     config = load(place, f"--config.text.encoder={tmp_path / 'encoder'}")
     kept, changed = (experiment.from_config(config, run) for run in (tmp_path, None))
-    assert kept.tokenizer.raw.to_str() == first.raw.to_str()
+    assert kept.dataset.tokenizer.raw.to_str() == first.raw.to_str()
     assert kept.dataset.fingerprint() == experiment.from_config(load(place)).dataset.fingerprint()
     assert kept.dataset.fingerprint() != changed.dataset.fingerprint()
 
@@ -237,7 +237,7 @@ def test_an_output_layer_is_read_with_the_encoder(place, tmp_path):
     text_models.bert_folder(other, layers=1)
     with_head(other, 32, words, left_out=("bias",))
     with pytest.raises(UsageError, match="no tensor for head/bias"):
-        experiment.from_config(load(place, f"--config.text.encoder={other}")).check()
+        _ = experiment.from_config(load(place, f"--config.text.encoder={other}")).start
 
 
 def test_what_a_step_costs_is_told_without_texts(place):
@@ -286,9 +286,8 @@ def test_experiments_that_cannot_run_say_why(place, overrides, message):
 
 
 def test_sentence_pairs_do_not_hide_tokens():
-    config = configs.load("configs/static_sentence.py:mrl", ["--config.text.mask_rate=0.5"])
     with pytest.raises(UsageError, match=r"mask_rate: task sentence_pairs does not"):
-        experiment.from_config(config).check()
+        configs.load("configs/static_sentence.py:mrl", ["--config.text.mask_rate=0.5"])
 
 
 def test_arguments_of_the_config_file():

@@ -236,19 +236,21 @@ def test_the_same_texts_give_the_same_vocabulary():
 
 
 def test_the_tokenizer_of_a_run_is_kept_and_read_from_its_folder(finished, folder, tmp_path):
-    made = experiment.from_config(load(folder)).tokenizer
+    made = experiment.from_config(load(folder)).dataset.tokenizer
     kept = Tokenizer.load(finished[0] / "tokenizer.json", marks=False)
     assert kept.raw.to_str() == made.raw.to_str()
     shutil.copytree(finished[0], tmp_path / "run")
     setup, _ = experiment.restored(tmp_path / "run")
     assert setup.dataset.tokenizer.raw.to_str() == kept.raw.to_str()
+    # Older releases kept the tokenizer and no facts.
+    (tmp_path / "run" / "facts.json").unlink()
     other = Tokenizer.train(["other texts"] * 3, 120, marks=False)
     (tmp_path / "run" / "tokenizer.json").write_text(other.to_json())
     setup = experiment.from_config(load(folder), tmp_path / "run")
     assert setup.dataset.tokenizer.raw.to_str() == other.raw.to_str()
     assert setup.program.task.encoder.backbone.vocab_size == other.vocab_size
     with pytest.raises(CheckpointError, match="trained on other data"):
-        experiment.restored(tmp_path / "run")
+        experiment.restored(tmp_path / "run", measured=True)
     (tmp_path / "run" / "tokenizer.json").write_text("{")
     with pytest.raises(DataError, match=r"run/tokenizer.json: not a tokenizer"):
         experiment.restored(tmp_path / "run")
@@ -326,7 +328,10 @@ def test_the_length_is_the_folders_unless_it_is_said(folder, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["task=translation"], "config.task must be one of classification, sentence_pairs"),
+        (
+            ["task=adaptor"],
+            "config.task is sentence_pairs: the config file decides, by default_con",
+        ),
         (["model.name=mlp"], "config.model.name: task sentence_pairs does not read it"),
         (["data.flip=True"], "config.data.flip: task sentence_pairs does not read it"),
         (["head.kind=shared"], "config.head.kind of sentence_pairs is separate"),
@@ -352,9 +357,8 @@ def test_experiments_that_cannot_run_say_why(folder, overrides, message):
 
 
 def test_images_do_not_read_the_keys_of_texts():
-    config = configs.load("configs/digits.py:mrl", ["--config.pairs.margin=0.5"])
     with pytest.raises(UsageError, match=r"pairs\.margin: task classification"):
-        experiment.from_config(config).check()
+        configs.load("configs/digits.py:mrl", ["--config.pairs.margin=0.5"])
 
 
 def test_embedding_a_text_run_is_refused(finished, tmp_path):

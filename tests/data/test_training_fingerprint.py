@@ -18,8 +18,9 @@ SMALL = ("model.name=mlp", "model.width=8", "model.depth=1", "model.embedding_di
 SMALL = (*SMALL, "nesting.dims=(4,8)")
 
 
-def set_up(*keys):
-    return experiment.from_config(override(default_config(), [f"--config.{key}" for key in keys]))
+def set_up(*keys, task="classification"):
+    config = override(default_config(task), [f"--config.{key}" for key in keys])
+    return experiment.from_config(config)
 
 
 def noise(path, seed):
@@ -155,7 +156,7 @@ def test_texts_vectors_and_documents(tmp_path):
             ("masked_lm", (f"data.path={tmp_path}/words", "text.encoder=bert_tiny", *text)),
             ("adaptor", (f"data.path={tmp_path}/vectors",)),
         ):
-            setup = set_up(f"task={task}", *small, *keys)
+            setup = set_up(*small, *keys, task=task)
             notes[task] = [line for line in setup.notes if "not read" in line]
             dataset = setup.dataset
             yield dataset.training_fingerprint(), dataset.fingerprint()
@@ -188,9 +189,9 @@ def test_a_split_of_texts_that_leads_nowhere_is_no_missing_split(tmp_path):
     (tmp_path / "test.jsonl").symlink_to("/mnt/not_mounted/test.jsonl")
     words = tmp_path.with_name("tokenizer.json")
     text_models.tokenizer(marks=False).raw.save(str(words))
-    keys = ("task=sentence_pairs", "text.width=64", f"text.tokenizer={words}")
+    keys = ("text.width=64", f"text.tokenizer={words}")
     keys += (f"data.path={tmp_path}", "optimizer.decay_mask=.*", 'sharding=((".*","replicate"),)')
     with pytest.raises(DataError, match=r"cannot read .*test.jsonl: No such file .*a link to"):
-        set_up(*keys)
+        set_up(*keys, task="sentence_pairs")
     (tmp_path / "test.jsonl").unlink()
-    assert sorted(set_up(*keys).dataset.splits) == ["train", "val"]
+    assert sorted(set_up(*keys, task="sentence_pairs").dataset.splits) == ["train", "val"]

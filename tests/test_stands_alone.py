@@ -1,0 +1,172 @@
+"""A run needs no training data: they are moved away before everything else is done with it."""
+
+import json
+import shutil
+
+import commands
+import numpy as np
+import pytest
+import test_train_adaptor
+import test_train_masked
+import test_train_text
+import text_models
+from PIL import Image
+
+import mrl_jax
+from mrl_jax import cascade
+from mrl_jax.cascade import Policy
+from mrl_jax.record.runs import read_run
+
+TEXTS = text_models.SENTENCES[:3]
+FORMS = ("safetensors", "stablehlo", pytest.param("onnx", marks=pytest.mark.slow))
+
+
+def images(base):
+    """Photographs of two classes, of which the test split has one."""
+    rng = np.random.default_rng(0)
+    for split, classes in (("train", "ab"), ("val", "ab"), ("test", "b")):
+        for name in classes:
+            (base / split / name).mkdir(parents=True)
+            for i in range(6):
+                pixels = rng.integers(0, 128, (16, 16, 3)) + 127 * (name == "a")
+                Image.fromarray(pixels.astype(np.uint8)).save(base / split / name / f"{i}.png")
+    config = commands.ROOT / "configs/image_folder.py:mrl"
+    keys = (f"--config.data.path={base}", "--config.data.image_size=16", "--config.eval.every=0")
+    argv = ("--config", config, "--workdir", base.with_name("run"), *commands.SMALL, *keys)
+    return commands.command("mrl_jax.train", *argv, "--config.steps=9")
+
+
+def texts(base):
+    base.mkdir()
+    lines = "".join(json.dumps(row) + "\n" for row in test_train_text.groups()[:12])
+    for split in ("train", "val"):
+        (base / f"{split}.jsonl").write_text(lines)
+    test = ["sentence1\tsentence2\tscore", "a man\ta dog\t1", "a cat\ta cat\t5", "a\tan egg\t2"]
+    (base / "test.tsv").write_text("\n".join(test))
+    shutil.copy(base / "test.tsv", base.with_name("sts.tsv"))
+    argv = test_train_text.train(base.with_name("run"), base, "--config.steps=9")
+    return [*argv, f"--config.eval.sts=own={base.with_name('sts.tsv')}"]
+
+
+def vectors(base):
+    base.mkdir()
+    for seed, name in enumerate(("train", "val")):
+        np.save(base / f"{name}.npy", test_train_adaptor.vectors(40, seed).astype(np.float32))
+    argv = test_train_adaptor.train(base.with_name("run"), base, "--config.steps=9")
+    return [word for word in argv if "eval.sts" not in word]
+
+
+def documents(base):
+    base.mkdir()
+    for split in ("train", "val"):
+        (base / f"{split}.txt").write_text("apple bread cherry date egg fig grape\n" * 20)
+    where = (
+        "--config",
+        f"{test_train_masked.CONFIG}:mrl_e,small",
+        "--workdir",
+        base.parent / "run",
+    )
+    keys = {
+        **{"data.path": base, "text.encoder": "bert_tiny", "text.max_length": 12},
+        **{"nesting.dims": "2,4,16", "eval.dims": "2,4,16", "batch_size": 16, "steps": 9},
+        **{"eval.batch_size": 16, "optimizer.warmup_steps": 2},
+    }
+    return commands.command(
+        "mrl_jax.train", *where, *(f"--config.{key}={value}" for key, value in keys.items())
+    )
+
+
+PHOTOS = np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3)).astype(np.uint8)
+VECTORS = np.random.default_rng(1).normal(size=(3, 12)).astype(np.float32)
+TASKS = {
+    "classification": (images, PHOTOS),
+    "sentence_pairs": (texts, TEXTS),
+    "adaptor": (vectors, VECTORS),
+    "masked_lm": (documents, TEXTS),
+}
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def alone(request, tmp_path_factory):
+    """A finished run whose data are not where they were, things to embed, and the data."""
+    prepare, items = TASKS[request.param]
+    base = tmp_path_factory.mktemp(request.param)
+    commands.here(prepare(base / "data"))
+    (base / "data").rename(base / "elsewhere")
+    return base / "run", items, base / "elsewhere"
+
+
+def test_it_is_opened_and_embeds(alone):
+    run, items, _ = alone
+    model = mrl_jax.load(run)
+    assert model.embed(items).shape == (3, model.nesting.width)
+    if model.classes:
+        assert model.classes == ("a", "b")
+        z_nd = model.embed(items, normalize=False)
+        assert model.logits(z_nd).shape == (3, 2)
+        found = cascade.infer(model.task, model.params, z_nd, Policy((2, 8), (1.0, 0.0)))
+        assert len(found.predicted_n) == 3
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_it_is_exported(alone, tmp_path, form):
+    run, items, _ = alone
+    argv = ("--workdir", run, "--out", tmp_path / "out", "--format", form)
+    commands.here(commands.command("mrl_jax.export", *argv))
+    expected = mrl_jax.load(run).embed(items)
+    np.testing.assert_allclose(mrl_jax.load(tmp_path / "out").embed(items), expected, atol=1e-4)
+
+
+def test_texts_become_a_folder_of_sentence_transformers(alone, tmp_path):
+    run, items, _ = alone
+    argv = ("--workdir", run, "--out", tmp_path / "out", "--format", "sentence_transformers")
+    command = commands.command("mrl_jax.export", *argv)
+    if items is not TEXTS:
+        assert "is of text" in commands.refused(command, 2)
+        return
+    commands.here(command)
+    assert mrl_jax.load(tmp_path / "out").embed(items).shape[0] == 3
+
+
+def test_it_is_reported_and_its_step_is_costed(alone, tmp_path):
+    run, _, _ = alone
+    commands.here(commands.command("mrl_jax.report", run, "--out", tmp_path))
+    assert (tmp_path / "report.html").exists()
+    dry_run = commands.command("mrl_jax.train", "--dry_run", "--workdir", run)
+    assert "FLOP per example" in commands.here(dry_run)
+
+
+def test_given_items_are_embedded_into_a_folder(alone, tmp_path):
+    run, items, _ = alone
+    if items is TEXTS:
+        pytest.skip("the command embeds images and vectors")
+    source = tmp_path / "items.npy"
+    if items is PHOTOS:
+        source = tmp_path / "photos"
+        source.mkdir()
+        for number, image in enumerate(items):
+            Image.fromarray(image).save(source / f"{number}.png")
+    else:
+        np.save(source, items)
+    argv = ("--workdir", run, "--input", source, "--out", tmp_path / "out")
+    assert "3 vectors" in commands.here(commands.command("mrl_jax.embed", *argv))
+    of_split = ("--workdir", run, "--input", "val", "--out", tmp_path / "other")
+    line = commands.refused(commands.command("mrl_jax.embed", *of_split), 3)
+    assert str(run.with_name("data")) in line
+
+
+def test_it_is_evaluated_with_what_it_measures_alone(alone, tmp_path):
+    run, items, elsewhere = alone
+    before = {(r.name, r.dim): r.value for r in read_run(run, "run").results}
+    again = shutil.copytree(run, tmp_path / "run")
+    data = shutil.copytree(elsewhere, tmp_path / "data")
+    for path in data.glob("train*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    argv = ("--workdir", again, f"--config.data.path={data}")
+    commands.here(commands.command("mrl_jax.evaluate", *argv))
+    after = read_run(again, "run")
+    found = {(r.name, r.dim): r.value for r in after.results}
+    assert found.items() <= before.items()
+    assert found
+    lost = before.keys() - found.keys()
+    assert bool(lost) == any("train split" in reason for reason in after.skipped.values())
