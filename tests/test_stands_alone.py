@@ -105,7 +105,7 @@ def test_it_is_opened_and_embeds(alone):
         z_nd = model.embed(items, normalize=False)
         assert model.logits(z_nd).shape == (3, 2)
         found = cascade.infer(model.task, model.params, z_nd, Policy((2, 8), (1.0, 0.0)))
-        assert len(found.predicted_n) == 3
+        assert len(found.predicted_b) == 3
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -156,7 +156,7 @@ def test_given_items_are_embedded_into_a_folder(alone, tmp_path):
 
 
 def test_it_is_evaluated_with_what_it_measures_alone(alone, tmp_path):
-    run, items, elsewhere = alone
+    run, _, elsewhere = alone
     before = {(r.name, r.dim): r.value for r in read_run(run, "run").results}
     again = shutil.copytree(run, tmp_path / "run")
     data = shutil.copytree(elsewhere, tmp_path / "data")

@@ -132,7 +132,8 @@ def measures(
         seed=config.seed,
         sts={name: vectors.read_scored(path, facts["width"]) for name, path in paths.items()},
     )
-    places = vectors.find_vectors(config.data.path, config.data.files)
+    here = "train" in data.splits
+    places = vectors.find_vectors(config.data.path, config.data.files, train=here)
     lines = common.unread({part: [place] for part, place in places.items()}, config)
     evaluation.notes = [data.summary(), *lines]
     return evaluation
