@@ -117,10 +117,10 @@ def _classes(label_n: np.ndarray, right_gn: np.ndarray, classes: int) -> dict:
 
 
 def measure(subject: Subject, split: str) -> Finding:
-    """ "{split}/oracle" and "{split}/vote" of the trained granularities, at the full width.
+    """Metrics oracle and vote of the trained granularities, at the full width.
 
-    "{split}_agreement.json" holds the rest: `oracle`, `pairs`, and for each class its accuracy at
-    every granularity and the `trends`. Dims that were measured but not trained have no say; of a
+    The file of kind "agreement" holds the rest: `oracle`, `pairs`, and for each class its accuracy
+    at every granularity and the `trends`. Dims that were measured but not trained have no say; of a
     fixed head, with its one granularity, oracle and vote are its accuracy.
     """
     found, predictions = Finding(), subject.predictions(split)

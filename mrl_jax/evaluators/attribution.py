@@ -84,7 +84,7 @@ def _picture(class_names, dims, image_bhwc, map_gbhw, images) -> bytes:
 def measure(subject: Subject, split: str) -> Finding:
     """What the predicted class of a few images rests on, prefix by prefix; no results, two files.
 
-    "{split}_attribution.png" is the picture. "{split}_attribution.json" says of each image whether
+    The picture of kind "attribution" shows them. The file of that kind says of each image whether
     its maps are focused (`top_share`, per dim) and whether they stay in place
     (`neighbour_correlation`, per pair of neighbouring dims); null where that is not defined.
 

@@ -65,7 +65,7 @@ def reliability(predictions: Predictions, seed: int) -> dict[str, list]:
 
 
 def measure(subject: Subject, split: str) -> Finding:
-    """ "{split}/ece" at every classifiable dim, and the table behind it in a file.
+    """Metric ece at every classifiable dim, and the table behind it in the file "calibration".
 
     Raises:
       NonFiniteError: a confidence is NaN.

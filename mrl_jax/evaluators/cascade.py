@@ -45,8 +45,8 @@ def measure(subject: Subject, split: str) -> Finding:
     the two splits exists, or both hold the same images, the measured split is divided. Nothing is
     measured on "val" if there is a "test", or if only one measured dim was trained.
 
-    "{split}_cascade.json" has the content of `cascade.study.study`, and what was fitted on;
-    "{split}_cascade_policy.json" is the recommended policy, as `Policy.load` reads it.
+    The file of kind "cascade" has the content of `cascade.study.study`, and what was fitted on;
+    That of kind "cascade_policy" is the recommended policy, as `Policy.load` reads it.
 
     Raises:
       Unmeasurable: a single example cannot be divided.

@@ -56,8 +56,7 @@ def fit(found: Moments, space: Space) -> Probe:
 def measure(subject: Subject, split: str) -> Finding:
     """Accuracy of probes fitted on the train split, in the embedding and its untrained rivals.
 
-    "{split}/probe" of the first m dims; "{split}/probe_random", "probe_rotation", "probe_pca" and
-    "probe_svd" of the first m coordinates of those spaces.
+    Metric probe of the first m dims, or of the first m coordinates of the other spaces.
     """
     found = Finding()
     for space, basis in subject.spaces.items():

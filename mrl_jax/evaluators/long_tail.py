@@ -76,7 +76,7 @@ def standard_error(accuracy_s: np.ndarray, part_n: np.ndarray) -> float:
 
 
 def measure(subject: Subject, split: str) -> Finding:
-    """Accuracy on `split` by group, "{split}/tail_novel_tail" and so on; mean of ten streams.
+    """Accuracy on `split` by group, tail_novel_tail and so on; the mean of ten streams.
 
     Streams are drawn from the train split, see `draw`. Every class has a mean: a novel class of the
     examples the stream showed, a pretrain class of all its training examples. All of them compete
@@ -94,7 +94,7 @@ def measure(subject: Subject, split: str) -> Finding:
 
     Classes without an example in both splits are left out.
 
-    The file "{split}_long_tail.json" holds the accuracy of every stream by metric and dim, and in
+    The file of kind "long_tail" holds the accuracy of every stream by metric and dim, and in
     "draws" a digest of the streams: where two runs' are equal, they are compared in pairs.
 
     Raises:

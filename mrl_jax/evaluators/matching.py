@@ -29,7 +29,7 @@ def measure(
     at: Series,
     dims: tuple[int, ...],
 ) -> Finding:
-    """ "{split}/match": of N pairs, how often the nearest b of an a, by cosine, is its own.
+    """Metric match: of N pairs, how often the nearest b of an a, by cosine, is its own.
 
     A b that may not be told apart from the pair (an equal id, or an a of an equal id) does not
     compete. Any other b counts as nearer unless it is farther than the own b by more than rounding:

@@ -1,7 +1,7 @@
 """What the full-width head says of an embedding of which only m coordinates are kept.
 
 The rivals that need no training at all: the paper's "SVD" in Table 1 is the head cut to rank m
-(arXiv 2205.13147, appendix D), which is keeping m coordinates of "_svd".
+(arXiv 2205.13147, appendix D), which is keeping m coordinates of "svd".
 """
 
 import functools
@@ -76,9 +76,9 @@ def right(
 def measure(subject: Subject, split: str) -> Finding:
     """The full-width head's accuracy with m coordinates kept and the mean in place of the others.
 
-    "{split}/top1_cut" keeps the first m dims and has zeros after them, "top1_random" m random
-    dims, "top1_rotation", "top1_pca" and "top1_svd" the first m coordinates of those spaces. Of a
-    shared or fixed head "top1_cut" is "top1". A head that normalises normalises what is left.
+    Metric top1. The space "cut" keeps the first m dims and has zeros after them, "random" keeps m
+    random dims, and "rotation", "pca" and "svd" the first m coordinates of those spaces. Of a shared
+    or fixed head "cut" is the trained space. A head that normalises normalises what is left.
     """
     found = Finding()
     query = subject.embedded(split)

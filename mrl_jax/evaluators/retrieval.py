@@ -26,7 +26,7 @@ RIVAL_CUTOFFS = (10,)
 def neighbours(subject: Subject, split: str) -> Finding:
     """Whether the nearest training example is of the same class.
 
-    "{split}/1nn" in the embedding, "{split}/1nn_pca" and so on in its rivals, see `fit_spaces`.
+    Metric 1nn in the embedding and in its rivals, see `fit_spaces`.
     """
     found, label_n = Finding(), subject.embedded(split).label_n
     for space, dims, label_gnk in _nearest(subject, split, dict.fromkeys(SPACES, 1)):
@@ -37,14 +37,14 @@ def neighbours(subject: Subject, split: str) -> Finding:
 def retrieval(subject: Subject, split: str) -> Finding:
     """What the nearest training examples are, best first; those of the query's class are relevant.
 
-    "{split}/knn20": the class of most of the 20 nearest is right; of classes with equally many, the
-    one with the nearest example is taken. "{split}/map10", 25, 50, 100: over the ranks i = 1 ... k
+    knn20: the class of most of the 20 nearest is right; of classes with equally many, the
+    one with the nearest example is taken. map10, 25, 50, 100: over the ranks i = 1 ... k
     that hold a relevant example, the share of relevant ones among the first i, summed and divided
     by k (not by the number of relevant ones: the reference's "corrected" mAP). "p10" ...: relevant
     ones among the first k. "r10" ...: the share of all relevant ones that are among the first k;
     queries whose class has no training example have none and are left out, as their `n` says. The
     rivals have knn20 and map10. Where the train split is smaller than k, k is its size.
-    "{split}_retrieval.json" says how many vectors were searched.
+    The file of kind "retrieval" says how many vectors were searched.
     """
     found, (_, label_n) = Finding(), subject.embedded(split)
     relevant_n = _class_sizes(subject.embedded("train").label_n, label_n)

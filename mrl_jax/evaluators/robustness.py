@@ -19,8 +19,8 @@ def measure(subject: Subject, split: str) -> Finding:
     the published numbers of ImageNet-A and -R. The clean examples it is compared with are those of
     its classes, and asked in the same way.
 
-    "{shift}/top1" and "{shift}/top5" (of more than five classes) at every classifiable dim, and
-    "{shift}/top1_clean" where the split has examples of the classes. "{split}_robustness.json"
+    Metrics top1 and top5 (of more than five classes) at every classifiable dim, and
+    top1_clean where the split has examples of the classes. The file of kind "robustness"
     adds the relative drop (clean - shift) / clean with a 95 % interval for two independent samples
     of examples (of the ratio, Katz et al., Biometrics 1978; it knows nothing of other seeds).
     """

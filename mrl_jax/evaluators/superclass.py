@@ -21,14 +21,14 @@ def check(hierarchy: Hierarchy | None, label_n: np.ndarray) -> None:
 def measure(subject: Subject, split: str) -> Finding:
     """Accuracy of the superclass of the predicted class at every classifiable dim.
 
-    "{split}/superclass": over the examples whose class has a superclass. A prediction of a class
+    superclass: over the examples whose class has a superclass. A prediction of a class
     that has none is wrong.
 
-    "{split}/superclass_reject", where some classes have none: over all examples, with "none" as one
+    superclass_reject, where some classes have none: over all examples, with "none" as one
     more superclass; 30 superclasses and this one are the paper's 31 ways. As many classes may have
     none, it is easier to be right.
 
-    NaN logits are wrong. "{split}_superclass.json" has every superclass by itself. Without a
+    NaN logits are wrong. The file of kind "superclass" has every superclass by itself. Without a
     hierarchy the finding is empty.
     """
     found = Finding()
