@@ -77,8 +77,9 @@ def measure(subject: Subject, split: str) -> Finding:
     """The full-width head's accuracy with m coordinates kept and the mean in place of the others.
 
     Metric top1. The space "cut" keeps the first m dims and has zeros after them, "random" keeps m
-    random dims, and "rotation", "pca" and "svd" the first m coordinates of those spaces. Of a shared
-    or fixed head "cut" is the trained space. A head that normalises normalises what is left.
+    random dims, and "rotation", "pca" and "svd" the first m coordinates of those spaces. Of a
+    shared or fixed head "cut" is the trained space. A head that normalises does so with what is
+    left.
     """
     found = Finding()
     query = subject.embedded(split)
