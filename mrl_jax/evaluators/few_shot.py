@@ -109,8 +109,8 @@ def measure(subject: Subject, split: str) -> Finding:
     others are classified; all are of `split`, as in the paper, which takes both from ImageNetV2.
     ncm_allway_5shot: all classes at once; left out where there are no more than 10, as it would be
     the same. With C < 10 classes it is ncm_{C}way_5shot. The spaces "pca" and "random" are
-    untrained rivals. Classes with a single example take no part. k shots are left out if the smallest of the
-    other classes has no more than k examples, so that all numbers of a split are about the same
+    untrained rivals. Classes with a single example take no part. k shots are left out if
+    the smallest of the other classes has no more than k examples, so that all are about the same
     classes; `Finding.skipped` names what was left out.
 
     The file of kind "few_shot" holds the accuracy of every episode by metric and dim, and in
