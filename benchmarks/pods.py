@@ -18,6 +18,7 @@ import jax
 from benchmarks import harness
 from mrl_jax import config as configs
 from mrl_jax import experiment
+from mrl_jax.config import tasks
 from mrl_jax.runtime import cost
 
 PER_CHIP, SIZE, CLASSES = 64, 224, 1000
@@ -43,7 +44,7 @@ def measure(model: str, chips: int, head: str) -> dict[str, Any]:
     devices = cost.topology_devices(SLICES[chips])[:chips]
     mesh = experiment.make_mesh(c, devices)
     facts = {"classes": [*map(str, range(CLASSES))], "image_shape": [SIZE, SIZE, 3]}
-    program = experiment.make_program(c, facts, mesh)
+    program = experiment.make_program(c, facts, mesh, tasks.builder(c.task))
     compiled = program.compile(program.largest_batch)
     memory = compiled.memory_analysis()
     params = sum(leaf.size for leaf in jax.tree.leaves(program.state["params"]))

@@ -24,6 +24,7 @@ import numpy as np
 from benchmarks import harness, report
 from mrl_jax import Nesting, experiment
 from mrl_jax import config as configs
+from mrl_jax.config import tasks
 from mrl_jax.nesting import halvings, powers_of_two
 from mrl_jax.runtime import mesh as meshes
 
@@ -102,7 +103,8 @@ def _jax_case(setting: Setting, head: str, dtype: str) -> Callable[[], harness.S
         c.optimizer.learning_rate = 1e-3 if residual else 1e-4
         mesh = meshes.make_mesh(devices=jax.devices()[:1])
         classes, shape = [*map(str, range(setting.classes))], [setting.size, setting.size, 3]
-        program = experiment.make_program(c, {"classes": classes, "image_shape": shape}, mesh)
+        facts, build = {"classes": classes, "image_shape": shape}, tasks.builder(c.task)
+        program = experiment.make_program(c, facts, mesh, build)
         compiled = program.compile(program.largest_batch)
         key = program.run_key(0)
         image, label = batch_of(setting)

@@ -54,14 +54,8 @@ def main(argv: Sequence[str]) -> None:
         ):
             found = setup.evaluate(state)
         if first:
-            workdir.record_finding(
-                folder,
-                found,
-                config=config,
-                command=f"python -m mrl_jax.evaluate {shlex.join(argv)}",
-                step=int(state["step"]),
-                data=setup.dataset.fingerprint(),
-            )
+            command = f"python -m mrl_jax.evaluate {shlex.join(argv)}"
+            setup.record(found, command, int(state["step"]))
             print("\n".join([results.table(found.results), *results.not_measured(found.skipped)]))
             print(f"step {int(state['step'])}; results in {folder / workdir.RESULTS}")
         if found.unread:

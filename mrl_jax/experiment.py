@@ -10,7 +10,6 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any, Protocol
 
 import jax
@@ -127,29 +126,6 @@ class _Nothing:
         return Finding()
 
 
-_DEFAULTS: dict[str, Any] = {
-    "MODEL_KEYS": "task",
-    "check": lambda config: None,
-    "assumed_facts": lambda config: None,
-    "kept": lambda data: {},
-    "start": lambda config, facts, program, data: None,
-    "measures": lambda config, facts, program, data: _Nothing(),
-    "text_folder": False,
-}
-
-
-def _of(module: ModuleType, name: str) -> Any:
-    found = getattr(module, name, _DEFAULTS.get(name))
-    if found is None:
-        raise UsageError(f"config.task: {module.__name__} does not define {name}, as a task must")
-    return found
-
-
-def builder(task: str) -> Callable[[str], Any]:
-    """The functions of a task's `Builder` by name, with the defaults for those that it lacks."""
-    return functools.partial(_of, tasks.part(task, "build"))
-
-
 class Experiment:
     """A run: its program, and its data and measurements, which are opened when they are used.
 
@@ -164,13 +140,13 @@ class Experiment:
         self,
         config: ConfigDict,
         facts: Facts,
-        mesh: Mesh,
+        program: Program,
+        build: Builder,
         folder: pathlib.Path | None = None,
         data: Data | None = None,
     ):
         self.config, self.facts, self.folder = config, facts, folder
-        self._build = builder(config.task)
-        self.program = make_program(config, facts, mesh)
+        self.program, self._build = program, build
         if data is not None:
             self.dataset = data
 
@@ -181,37 +157,69 @@ class Experiment:
         Raises:
           DataError: missing or inconsistent, or not those of the run.
         """
-        data = self._build("open_data")(self.config, self.facts, self.folder, False)
+        data = self._build.open_data(self.config, self.facts, self.folder, False)
         if "train" in data.splits:
-            check_facts(self.facts, as_json(self._build("facts")(self.config, data)), data.name)
+            check_facts(self.facts, as_json(self._build.facts(self.config, data)), data.name)
         return data
 
     @functools.cached_property
     def evaluation(self) -> Measured:
         """The evaluators."""
-        return self._build("measures")(self.config, self.facts, self.program, self.dataset)
+        make = self._build.measures
+        return make(self.config, self.facts, self.program, self.dataset) if make else _Nothing()
 
     @functools.cached_property
     def kept(self) -> dict[str, str]:
         """Files that belong into the folder of the run, by name."""
-        return self._build("kept")(self.dataset)
+        return self._build.kept(self.dataset)
 
     @property
     def start(self) -> Start | None:
         """What puts pretrained values into a fresh state, and where they come from."""
-        return self._build("start")(self.config, self.facts, self.program, self.dataset)
+        return self._build.start(self.config, self.facts, self.program, self.dataset)
 
     @property
     def text_folder(self) -> Callable[[Any], Any] | None:
         """Of text, a function of trained parameters on the host that gives an
         `interop.text_folder.TextFolder`; None of anything else."""
-        made = self._build("text_folder")
+        made = self._build.text_folder
         return functools.partial(made, self) if made else None
 
     @property
     def notes(self) -> list[str]:
         """Lines on the data, for the log."""
         return [*getattr(self.dataset, "notes", ()), *getattr(self.evaluation, "notes", ())]
+
+    def check_memory(self, train: bool = False) -> None:
+        """Refuses a model that does not fit into the memory of the devices, beside a batch.
+
+        Args:
+          train: also beside a batch of the training.
+
+        Raises:
+          UsageError: says how much is needed, and which config keys to change.
+        """
+        sizes = {"evaluation batch": self.config.eval.batch_size}
+        for name, size in {**sizes, **({"batch": self.config.batch_size} if train else {})}.items():
+            held = {**self.program.state, name: self.program.batch_of(size)}
+            memory.check(held, self.program.mesh)
+
+    def record_start(self) -> None:
+        """Writes into the run's folder what every command needs of it from now on."""
+        run_folder.record_config(self.folder, self.config)
+        data = self.dataset.training_fingerprint()
+        run_folder.record_facts(self.folder, self.facts, data, self.kept)
+
+    def record(self, found: Finding, command: str, step: int) -> None:
+        """Writes results.json and the folder `evaluation` of the run: what a command found."""
+        run_folder.record_finding(
+            self.folder,
+            found,
+            config=self.config,
+            command=command,
+            step=step,
+            data=self.dataset.fingerprint(),
+        )
 
     def remembered(self) -> dict[str, Any]:
         """What a checkpoint remembers; a restoring run must have the same, or adopts it."""
@@ -301,16 +309,30 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def check_config(config: ConfigDict) -> None:
-    """Refuses numbers that are out of range, and unusable JAX settings.
+def check_config(config: ConfigDict, devices: int | None) -> None:
+    """Refuses numbers that are out of range or do not fit so many devices (None: any number).
 
     Raises:
-      UsageError: names the first such key or setting.
+      UsageError: names the first such key, or an unusable setting of JAX.
     """
     numerics.check()
     configs.check(config)
     with config_errors("sharding"):
         meshes.check_rules(config.sharding)
+    if devices is None:
+        return
+    with config_errors("mesh"):
+        divisor = meshes.batch_divisor(meshes.axis_sizes(devices, **config.mesh))
+    accumulate = config.optimizer.accumulate
+    for key, size, parts in (
+        ("batch_size", config.batch_size, divisor * accumulate),
+        ("eval.batch_size", config.eval.batch_size, divisor),
+    ):
+        if size % parts:
+            raise UsageError(
+                f"config.{key} {size} is not divisible by the {parts} parts that it is split into"
+                f" (mesh data x fsdp{' x optimizer.accumulate' * (parts > divisor)})"
+            )
 
 
 def check(config: ConfigDict, devices: int | None) -> None:
@@ -324,14 +346,12 @@ def check(config: ConfigDict, devices: int | None) -> None:
       UsageError: names the config key and what would be legal.
       DataError: a damaged model folder or tokenizer.
     """
-    check_config(config)
-    build = builder(config.task)
-    build("check")(config)
-    if assumed := build("assumed_facts")(config):
+    check_config(config, devices)
+    build = tasks.builder(config.task)
+    build.check(config)
+    if assumed := build.assumed_facts(config):
         # Rules for parameters must fit their names, on whatever devices.
-        _ = make_program(config, assumed[0], meshes.make_mesh(devices=jax.devices()[:1])).state
-    if devices is not None:
-        check_mesh(config, devices)
+        make_program(config, assumed[0], meshes.make_mesh(devices=jax.devices()[:1]), build)
 
 
 def check_paths(config: ConfigDict) -> None:
@@ -363,25 +383,20 @@ def from_config(config: ConfigDict, folder: pathlib.Path | None = None) -> Exper
         there and compared with the data.
 
     Raises:
-      UsageError: names the config key and what would be legal; also if the model or a batch does
-        not fit into the memory of the devices.
+      UsageError: names the config key and what would be legal.
       DataError: data missing or inconsistent, or with other facts than the run began with.
     """
-    check_config(config)
-    build, mesh = builder(config.task), make_mesh(config)
-    build("check")(config)
+    mesh, build = make_mesh(config), tasks.builder(config.task)
+    build.check(config)
     recorded = run_folder.read_facts(folder) if folder else None
     # What is wrong with the model should show before minutes are spent on reading data.
-    if assumed := build("assumed_facts")(config):
-        build("make_task")(config, recorded or assumed[0], None)
-    data = build("open_data")(config, recorded, folder, True)
-    facts = as_json(build("facts")(config, data))
+    if assumed := build.assumed_facts(config):
+        build.make_task(config, recorded or assumed[0], None)
+    data = build.open_data(config, recorded, folder, True)
+    facts = as_json(build.facts(config, data))
     if recorded is not None:
         check_facts(recorded, facts, data.name)
-    setup = Experiment(config, facts, mesh, folder, data)
-    measured = setup.program.batch_of(config.eval.batch_size)
-    memory.check({**setup.program.state, "evaluation batch": measured}, mesh)
-    return setup
+    return Experiment(config, facts, make_program(config, facts, mesh, build), build, folder, data)
 
 
 def of_run(folder: pathlib.Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -402,12 +417,12 @@ def of_run(folder: pathlib.Path, overrides: Sequence[str] = ()) -> Experiment:
     for change in configs.differences(trained, config):
         if not change.startswith("eval."):
             raise UsageError(f"{change}: the run in {folder} was trained otherwise")
-    check_config(config)
     facts = run_folder.read_facts(folder)
     if facts is None:
         return from_config(config, folder)
-    builder(config.task)("check")(config)
-    return Experiment(config, facts, make_mesh(config), folder)
+    build = tasks.builder(config.task)
+    program = make_program(config, facts, make_mesh(config), build)
+    return Experiment(config, facts, program, build, folder)
 
 
 def restored(
@@ -430,6 +445,7 @@ def restored(
       CheckpointError: no checkpoint, a damaged one, or one of another run.
     """
     setup = of_run(folder, overrides)
+    setup.check_memory()
     place = folder / run_folder.CHECKPOINTS
     checkpoints = Checkpoints(place, setup.config.checkpoint.keep, read_only=True)
     use = setup.adopt_and_check if measured else setup.adopt
@@ -453,50 +469,30 @@ def program_of(
       UsageError: names the config key, and what would be legal.
       DataError: data missing or inconsistent.
     """
-    check_config(config)
-    build, mesh = builder(config.task), make_mesh(config, devices)
-    build("check")(config)
+    mesh, build = make_mesh(config, devices), tasks.builder(config.task)
+    build.check(config)
     facts = run_folder.read_facts(folder) if folder else None
     if facts is None:
-        facts, sure = build("assumed_facts")(config) or ({}, False)
+        facts, sure = build.assumed_facts(config) or ({}, False)
         if not sure:
-            facts = build("facts")(config, build("open_data")(config, None, folder, True))
-    return make_program(config, as_json(facts), mesh)
+            data = build.open_data(config, None, folder, True)
+            facts = build.facts(config, data)
+    return make_program(config, as_json(facts), mesh, build)
 
 
 def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of a config over these devices (all of them); raises as `check_mesh`."""
-    check_mesh(config, jax.device_count() if devices is None else len(devices))
+    """The mesh of a config over these devices (all of them); raises as `check_config`."""
+    check_config(config, jax.device_count() if devices is None else len(devices))
     return meshes.make_mesh(**config.mesh, devices=devices)
 
 
-def check_mesh(config: ConfigDict, devices: int) -> None:
-    """Checks the mesh of a config, and its batch sizes, against the number of devices.
-
-    Raises:
-      UsageError: sizes that do not fit.
-    """
-    with config_errors("mesh"):
-        divisor = meshes.batch_divisor(meshes.axis_sizes(devices, **config.mesh))
-    accumulate = config.optimizer.accumulate
-    for key, size, parts in (
-        ("batch_size", config.batch_size, divisor * accumulate),
-        ("eval.batch_size", config.eval.batch_size, divisor),
-    ):
-        if size % parts:
-            raise UsageError(
-                f"config.{key} {size} is not divisible by the {parts} parts that it is split into"
-                f" (mesh data x fsdp{' x optimizer.accumulate' * (parts > divisor)})"
-            )
-
-
-def make_program(config: ConfigDict, facts: Facts, mesh: Mesh) -> Program:
+def make_program(config: ConfigDict, facts: Facts, mesh: Mesh, build: Builder) -> Program:
     """The program of a config and facts; nothing is compiled or allocated.
 
     Raises:
       UsageError: names the config key and what would be legal.
     """
-    build, o = builder(config.task), config.optimizer
+    o = config.optimizer
     with config_errors("optimizer"):
         rate = optimizers.schedule(o.schedule, o.learning_rate, o.warmup_steps, config.steps)
         optimizer = optimizers.make_optimizer(
@@ -507,8 +503,8 @@ def make_program(config: ConfigDict, facts: Facts, mesh: Mesh) -> Program:
             nesterov=o.nesterov,
             clip_norm=o.clip_norm,
         )
-    task = build("make_task")(config, facts, mesh)
-    with config_errors(build("MODEL_KEYS")):
+    task = build.make_task(config, facts, mesh)
+    with config_errors(build.MODEL_KEYS):
         abstract = jax.eval_shape(
             lambda key: steps.init_state(task, optimizer, key, ema=o.ema_decay > 0),
             jax.random.key(0),

@@ -18,10 +18,9 @@ from typing import Any
 
 import jax
 from clu import parameter_overview
-from ml_collections import ConfigDict
 
 from mrl_jax import config as configs
-from mrl_jax import dry_run, experiment, printing
+from mrl_jax import dry_run, experiment
 from mrl_jax.errors import Preempted
 from mrl_jax.experiment import Experiment
 from mrl_jax.record import folder as workdir
@@ -44,19 +43,13 @@ def say(text: str) -> None:
 class Training:
     """One run from its restored or fresh state to its last step."""
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        setup: Experiment,
-        folder: pathlib.Path,
-        *,
-        phases: Phases,
-    ):
-        self.config, self.experiment, self.folder, self.phases = config, setup, folder, phases
+    def __init__(self, setup: Experiment, folder: pathlib.Path, phases: Phases):
+        config = self.config = setup.config
+        self.experiment, self.folder, self.phases = setup, folder, phases
         self.pending: tuple[int, dict[str, jax.Array]] | None = None
         self.stopping = False
         self.program = setup.program
-        memory.check({**self.program.state, "batch": self.program.largest_batch}, self.program.mesh)
+        setup.check_memory(train=True)
         with phases("start"):
             self.checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, config.checkpoint.keep)
             # Before the key: the facts of a checkpoint may change how keys are made.
@@ -220,14 +213,7 @@ class Training:
         self.writer.write(self.config.steps, results.by_name(found.results))
         self.checkpoints.close()
         if jax.process_index() == 0:
-            workdir.record_finding(
-                self.folder,
-                found,
-                config=self.config,
-                command=command,
-                step=self.config.steps,
-                data=self.experiment.dataset.fingerprint(),
-            )
+            self.experiment.record(found, command, self.config.steps)
             if not found.unread:
                 write_text(self.folder / workdir.DONE, f"step {self.config.steps}\n")
         say(results.table(results.headline(found.results)))
@@ -259,18 +245,16 @@ def main(argv: Sequence[str]) -> None:
         "--help_config", action="store_true", help="print every key of --config with its meaning"
     )
     arguments, overrides = parser.parse_known_args(argv)
-    if arguments.dry_run and arguments.workdir and not arguments.config:
-        setup = experiment.of_run(arguments.workdir, overrides)
-        print(dry_run.report(setup.config, arguments.topology, arguments.workdir))
-        return
-    if not arguments.config:
+    run = arguments.workdir if arguments.dry_run and not arguments.config else None
+    if not (run or arguments.config):
         parser.error("the following arguments are required: --config")
-    config = configs.load(arguments.config, overrides)
+    config = experiment.of_run(run, overrides).config if run else None
+    config = config or configs.load(arguments.config, overrides)
     if arguments.help_config:
-        print(printing.wrapped(("key", "value", "meaning"), configs.key_table(config)))
+        print(configs.key_table(config))
         return
     if arguments.dry_run:
-        print(dry_run.report(config, arguments.topology))
+        print(dry_run.report(config, arguments.topology, run))
         return
     if arguments.topology:
         parser.error("--topology needs --dry_run")
@@ -298,13 +282,11 @@ def main(argv: Sequence[str]) -> None:
             say(line)
         watched = watchdog.watching(phases, config.hang_minutes, preemption.wanted)
         with memory.exhausted(), watched:
-            training = Training(config, setup, folder, phases=phases)
+            training = Training(setup, folder, phases)
             try:
                 # Only now: a run that cannot even start does not claim the folder.
                 if first:
-                    workdir.record_config(folder, config)
-                    data = setup.dataset.training_fingerprint()
-                    workdir.record_facts(folder, setup.facts, data, setup.kept)
+                    setup.record_start()
                 training.run()
                 training.finish(f"python -m mrl_jax.train {shlex.join(argv)}")
             finally:

@@ -369,9 +369,9 @@ def test_every_key_has_a_meaning_and_a_legal_default():
         configs.check(configs.default_config(task))
         for name, key in tasks.keys(task).items():
             assert len(key.meaning) > 10, name
-    rows = configs.key_table(load("--config.steps=7"))
-    assert ("steps", "7", "optimiser steps in all; >= 1") in rows
-    assert not any(name.startswith(("text.", "adaptor.")) for name, _, _ in rows)
+    table = configs.key_table(load("--config.steps=7"))
+    assert re.search("^steps +7 +optimiser steps in all; >= 1$", table, re.MULTILINE)
+    assert not re.search(r"^(text|adaptor)\.", table, re.MULTILINE)
 
 
 def test_keys_are_few():

@@ -25,6 +25,7 @@ from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 from ml_collections.config_dict import RequiredValueError
 
+from mrl_jax import printing
 from mrl_jax.config import tasks
 from mrl_jax.config.keys import Key
 from mrl_jax.errors import UsageError, shown
@@ -60,13 +61,13 @@ def defaults(task: str) -> dict[str, Any]:
     return {name: key.default for name, key in tasks.keys(task).items()}
 
 
-def key_table(config: ConfigDict) -> list[tuple[str, str, str]]:
+def key_table(config: ConfigDict) -> str:
     """Every key of a config, its value, and what it means, its range and whether it may change."""
     values, rows = flatten(config), []
     for name, key in tasks.keys(config.task).items():
         notes = [key.meaning, key.range, "may change on resume" * key.resume]
         rows.append((name, repr(values[name]), "; ".join(filter(None, notes))))
-    return rows
+    return printing.wrapped(("key", "value", "meaning"), rows)
 
 
 def check(config: ConfigDict) -> None:

@@ -3,7 +3,8 @@
 import contextlib
 import functools
 import importlib
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 from mrl_jax import extras
 from mrl_jax.config.keys import COMMON, Key
@@ -12,6 +13,17 @@ from mrl_jax.imported import by_path
 
 # By name, the extra that a task needs, if any.
 TASKS = {"classification": "", "sentence_pairs": "text", "masked_lm": "text", "adaptor": ""}
+
+
+_DEFAULTS = {
+    "MODEL_KEYS": "task",
+    "check": lambda config: None,
+    "assumed_facts": lambda config: None,
+    "kept": lambda data: {},
+    "start": lambda config, facts, program, data: None,
+    "measures": None,
+    "text_folder": None,
+}
 
 
 def part(task: str, name: str) -> ModuleType:
@@ -30,6 +42,19 @@ def part(task: str, name: str) -> ModuleType:
             f"as my_lab.toy; got {shown(task)}"
         )
     return by_path(task, "config.task")
+
+
+def builder(task: str) -> Any:
+    """What builds a run of a task, see `experiment.Builder`: its module, completed by the defaults.
+
+    Raises:
+      UsageError: see `part`; or the module lacks something that has no default.
+    """
+    module = part(task, "build")
+    for name in ("open_data", "facts", "make_task"):
+        if not hasattr(module, name):
+            raise UsageError(f"config.task: {task} does not define {name}, as a task must")
+    return SimpleNamespace(**{**_DEFAULTS, **vars(module)})
 
 
 @functools.cache

@@ -527,6 +527,7 @@ def test_without_safetensors_the_import_says_what_to_install(monkeypatch):
 
 def test_training_starts_from_weights_and_keeps_what_they_do_not_have(tmp_path):
     from mrl_jax import config as configs
+    from mrl_jax.config import tasks
     from mrl_jax.experiment import make_mesh, make_program
     from mrl_jax.tasks.classification import build
 
@@ -537,7 +538,7 @@ def test_training_starts_from_weights_and_keeps_what_they_do_not_have(tmp_path):
     c.mesh.data, c.mesh.fsdp = 2, 4
     mesh = make_mesh(c)
     facts = {"classes": [*"abcdefgh"], "image_shape": [8, 8, 3]}
-    program = make_program(c, facts, mesh)
+    program = make_program(c, facts, mesh, tasks.builder(c.task))
     shapes = program.state
     state = jax.tree.map(lambda s: jax.device_put(np.full(s.shape, 7, s.dtype), s.sharding), shapes)
     tensors = reference.resnet_state((2, 2, 2, 2), False, 4, stem=3)
