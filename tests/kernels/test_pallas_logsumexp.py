@@ -104,7 +104,7 @@ def test_rows_in_several_chunks(monkeypatch):
     monkeypatch.setattr(tiles, "TPU_CHUNK_BYTES", 2 * 4 * 256 * 128)
     dims = (2, 6, 13)
     arrays, dlse = operands(dims, 1100, 40)
-    assert tiles.Plan(dims, "tpu", True, 1100, 40).chunks == 3
+    assert tiles.KernelCall(dims, "tpu", True, 1100, 40).chunks == 3
     found = value_and_gradients(dims, arrays, dlse, interpret="tpu")
     close(found, oracle(dims, arrays, dlse), 1e-5)
 
@@ -113,12 +113,12 @@ def test_tpu_simulator_with_memory_that_starts_as_nan():
     dims, rows, columns = (2, 6, 130), 300, 600
     arrays, dlse = operands(dims, rows, columns)
     simulator = pltpu.InterpretParams(uninitialized_memory="nan")
-    plan = tiles.Plan(dims, "tpu", simulator, rows, columns)
+    call = tiles.KernelCall(dims, "tpu", simulator, rows, columns)
 
     @jax.jit
     def run(*arrays):
-        lse = logsumexp._forward(plan, *arrays[:-1])
-        return lse, logsumexp._backward(plan, *arrays[:-1], lse, arrays[-1])
+        lse = logsumexp._forward(call, *arrays[:-1])
+        return lse, logsumexp._backward(call, *arrays[:-1], lse, arrays[-1])
 
     lse, gradients = run(*map(np.float32, (*arrays, dlse)))
     close((lse, gradients), oracle(dims, arrays, dlse), 1e-5)
