@@ -84,11 +84,13 @@ class Builder(Protocol):
     def check(self, config: ConfigDict) -> None:
         """Refuses what can be refused before data are read. Default: nothing."""
 
-    def assumed_facts(self, config: ConfigDict) -> tuple[Facts, bool] | None:
+    def assumed_facts(
+        self, config: ConfigDict, folder: pathlib.Path | None
+    ) -> tuple[Facts, bool] | None:
         """The facts as far as the config says them, and whether they are surely those of the data.
 
-        What is unknown is assumed, so that the rest can be checked before data are read.
-        Default: None, nothing can be said.
+        What is unknown is assumed, so that the rest can be checked before data are read. `folder`
+        is that of a run of an older release, which kept no facts. Default: None, nothing is known.
         """
 
     def open_data(
@@ -349,7 +351,7 @@ def check(config: ConfigDict, devices: int | None) -> None:
     check_config(config, devices)
     build = tasks.builder(config.task)
     build.check(config)
-    if assumed := build.assumed_facts(config):
+    if assumed := build.assumed_facts(config, None):
         # Rules for parameters must fit their names, on whatever devices.
         make_program(config, assumed[0], meshes.make_mesh(devices=jax.devices()[:1]), build)
 
@@ -390,8 +392,8 @@ def from_config(config: ConfigDict, folder: pathlib.Path | None = None) -> Exper
     build.check(config)
     recorded = run_folder.read_facts(folder) if folder else None
     # What is wrong with the model should show before minutes are spent on reading data.
-    if assumed := build.assumed_facts(config):
-        build.make_task(config, recorded or assumed[0], None)
+    if likely := recorded or (build.assumed_facts(config, folder) or [None])[0]:
+        build.make_task(config, likely, None)
     data = build.open_data(config, recorded, folder, True)
     facts = as_json(build.facts(config, data))
     if recorded is not None:
@@ -473,7 +475,7 @@ def program_of(
     build.check(config)
     facts = run_folder.read_facts(folder) if folder else None
     if facts is None:
-        facts, sure = build.assumed_facts(config) or ({}, False)
+        facts, sure = build.assumed_facts(config, folder) or ({}, False)
         if not sure:
             data = build.open_data(config, None, folder, True)
             facts = build.facts(config, data)

@@ -73,14 +73,22 @@ def test_a_backbone_from_outside_the_package_is_trained_as_that_in_the_table_is(
 def test_a_run_leaves_what_it_promises(digits_run):
     workdir, output = digits_run
     assert {p.name for p in workdir.iterdir()} >= {
-        *("config.json", "metrics.jsonl", "results.json", "DONE", "ckpt", "tensorboard"),
+        *(
+            "config.json",
+            "facts.json",
+            "metrics.jsonl",
+            "results.json",
+            "DONE",
+            "ckpt",
+            "tensorboard",
+        ),
     }
     assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
     assert sorted(p.name for p in (workdir / "ckpt").iterdir()) == ["50", "60"]
     for part in ("head/kernel_0008", "examples/s", "ETA 0:00", "compile", "test/top1"):
         assert part in output
     content = results_of(workdir)
-    assert content["schema"] == 1
+    assert content["schema"] == 2
     assert content["run"] == "digits:mrl"
     assert content["config"]["nesting"]["dims"] == [2, 4, 8]
     assert {"commit", "versions", "command", "device"} <= content.keys()

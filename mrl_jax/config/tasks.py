@@ -18,7 +18,7 @@ TASKS = {"classification": "", "sentence_pairs": "text", "masked_lm": "text", "a
 _DEFAULTS = {
     "MODEL_KEYS": "task",
     "check": lambda config: None,
-    "assumed_facts": lambda config: None,
+    "assumed_facts": lambda config, folder: None,
     "kept": lambda data: {},
     "start": lambda config, facts, program, data: None,
     "measures": None,

@@ -52,7 +52,7 @@ def check(config: ConfigDict) -> None:
     named.paths("eval.sts", config.eval.sts, set(named.SPLITS))
 
 
-def assumed_facts(config: ConfigDict) -> tuple[dict[str, Any], bool]:
+def assumed_facts(config: ConfigDict, folder: pathlib.Path | None) -> tuple[dict[str, Any], bool]:
     """Vectors as wide as the nesting, the narrowest that are possible, with positives."""
     return {"width": max(config.nesting.dims), "ranked": True}, False
 

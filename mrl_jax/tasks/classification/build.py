@@ -38,7 +38,7 @@ def check(config: ConfigDict) -> None:
     named.paths("eval.shifts", config.eval.shifts, set(named.SPLITS))
 
 
-def assumed_facts(config: ConfigDict) -> tuple[dict[str, Any], bool]:
+def assumed_facts(config: ConfigDict, folder: pathlib.Path | None) -> tuple[dict[str, Any], bool]:
     """Two classes if the config does not count them, and RGB images as large as any in training."""
     size = max((pixels for _, pixels in config.data.resolutions), default=config.data.image_size)
     classes = config.data.classes

@@ -86,9 +86,9 @@ def _of_config(
     return TextEncoder(module, found.marks, found.max_length, {}, "", False), tokenizer, folder
 
 
-def assumed_facts(config: ConfigDict) -> tuple[dict[str, Any], bool]:
+def assumed_facts(config: ConfigDict, folder: pathlib.Path | None) -> tuple[dict[str, Any], bool]:
     """A vocabulary as large as it may be, which is what a step costs at most."""
-    return {"encoder": _of_config(config)[0].facts()}, True
+    return {"encoder": _of_config(config, folder)[0].facts()}, True
 
 
 def facts(config: ConfigDict, data: Documents) -> dict[str, Any]:

@@ -109,11 +109,11 @@ def check(config: ConfigDict) -> None:
     text_sets.listed(config)
 
 
-def assumed_facts(config: ConfigDict) -> tuple[dict[str, Any], bool]:
+def assumed_facts(config: ConfigDict, folder: pathlib.Path | None) -> tuple[dict[str, Any], bool]:
     """Texts that have exactly what the loss needs, and a vocabulary as large as it may be."""
     needs = pairs.find(config.pairs.loss).needs
     return {
-        "encoder": _of_config(config)[0].facts(),
+        "encoder": _of_config(config, folder)[0].facts(),
         "sides": ["anchor", "positive", *["negative_0"] * (needs == "negatives")],
         "scored": needs == "score",
         "teacher_width": int(needs == "teacher"),
