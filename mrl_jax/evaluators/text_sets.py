@@ -12,8 +12,9 @@ and, where it needs them,
     unread(path, data)          names the columns of a file that are not read
     MAIN                        the metric that is measured after fewer layers as well
 
-`eval.sets` names the set, the kind and the path: "mine=my_lab.evaluator:texts.tsv". The sets of the
-kinds in `KINDS` may also be given in the key of the kind, "eval.sts", as "NAME=PATH".
+`eval.sets` names the set, the kind and the path: "mine=my_lab.evaluator:texts.tsv". The kinds of
+`KINDS` go by their names there. Where the config has a key of a kind's name, such as "eval.sts",
+that key takes sets as well, each "NAME=PATH".
 """
 
 import pathlib
@@ -72,7 +73,7 @@ def listed(config: Any) -> list[TextSet]:
       UsageError: a name that is taken, or a kind that is none.
     """
     e, taken, found = config.eval, set(named.SPLITS), []
-    for key, kind in KINDS.items():
+    for key, kind in ((key, kind) for key, kind in KINDS.items() if key in e):
         places = named.paths(f"eval.{key}", e[key], taken)
         found += [TextSet(name, key, kind, path) for name, path in places.items()]
     for name, place in named.paths("eval.sets", e.sets, taken).items():

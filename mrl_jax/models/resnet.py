@@ -133,7 +133,8 @@ class ResNet(nn.Module):
     @property
     def out_dim(self) -> int:
         """Width of the embeddings."""
-        return self.embedding_dim or self.width * 8 * (4 if self.bottleneck else 1)
+        block = Bottleneck if self.bottleneck else BasicBlock
+        return self.embedding_dim or self.width * 2 ** (len(self.stages) - 1) * block.expansion
 
     @nn.compact
     def __call__(self, x_bhwc: jax.Array, train: bool = False) -> jax.Array:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mrl_jax.errors import DataError
+from mrl_jax.errors import DataError, UsageError, shown
+from mrl_jax.record import metrics
 from mrl_jax.record.metrics import Metric
 from mrl_jax.record.names import evaluation_file
 from mrl_jax.record.results import Result, Series
@@ -71,7 +72,7 @@ class Finding:
       name of the set, if any: "hierarchy", "sts.stsb". Runs with equal digests measured the same.
     prompts: what was put before texts, by `prompts.Role`; {} if nothing was.
     skipped: why something could not be measured, by "{split}/{measure}" or the name of a set.
-    unread: errors for data that could not be read, which a person has to repair.
+    unread: errors that a person has to mend: data that could not be read, a name that was taken.
     """
 
     results: list[Result] = dataclasses.field(default_factory=list)
@@ -81,10 +82,26 @@ class Finding:
     read: dict[str, str] = dataclasses.field(default_factory=dict)
     prompts: dict[str, str] = dataclasses.field(default_factory=dict)
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
-    unread: list[DataError] = dataclasses.field(default_factory=list)
+    unread: list[DataError | UsageError] = dataclasses.field(default_factory=list)
 
     def add(self, other: "Finding") -> None:
-        """Takes in what another measurement found."""
+        """Takes in what another measurement found.
+
+        Raises:
+          UsageError: it describes a metric anew, or measures again what has been measured.
+        """
+        for name, row in other.rows.items():
+            if metrics.row(name) or self.rows.get(name, row) != row:
+                raise UsageError(
+                    f"there is a metric {shown(name)} already: give yours another name"
+                )
+        measured = {(result.series, result.dim) for result in self.results}
+        for result in other.results:
+            if (result.series, result.dim) in measured:
+                raise UsageError(
+                    f"{result.name} at dim {result.dim} is measured already: give your metric "
+                    "another name"
+                )
         for field in dataclasses.fields(self):
             mine, new = getattr(self, field.name), getattr(other, field.name)
             mine.extend(new) if isinstance(mine, list) else mine.update(new)

@@ -1,5 +1,6 @@
 """Measures and kinds of sets that live outside the package, named by import path."""
 
+import importlib
 import json
 import pathlib
 import re
@@ -11,11 +12,12 @@ from evaluators.subjects import random_dataset, random_params, task_of
 from mrl_jax import config as configs
 from mrl_jax import experiment
 from mrl_jax.errors import UsageError
-from mrl_jax.evaluators import MEASURES, Evaluation, chosen, text_sets
+from mrl_jax.evaluators import MEASURES, chosen, text_sets
 from mrl_jax.record import folder as run_folder
 from mrl_jax.record.metrics import Metric
 from mrl_jax.record.runs import read_run
 from mrl_jax.runtime.mesh import make_mesh
+from mrl_jax.tasks.classification.measure import ClassificationEvaluation
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 NORMS = """
@@ -33,6 +35,24 @@ def lengths(subject, split):
         length_n = np.linalg.norm(z_nd[:, :dim], axis=1)
         found.results.append(Series("", split, "mean_length").mean(dim, length_n))
     return found
+
+
+def renamed(found, metric):
+    found.rows.clear()
+    found.results[:] = [result._replace(metric=metric) for result in found.results]
+    return found
+
+
+def top1(subject, split):
+    return renamed(lengths(subject, split), "top1")
+
+
+def described(subject, split):
+    return Finding(rows={"ndcg7": Metric("Mine", "length")})
+
+
+def otherwise(subject, split):
+    return Finding(rows={"mean_length": Metric("Mine", "length")})
 
 
 number = 3
@@ -75,7 +95,9 @@ def test_a_measure_from_elsewhere_is_measured_recorded_and_read(module, tmp_path
     task = task_of("shared")
     names = ("accuracy", "norms_of_a_lab:lengths")
     options = {"dims": (3, 8), "batch_size": 8, "seed": 0, "measures": names}
-    evaluation = Evaluation(task, make_mesh(), random_dataset({"train": 9, "val": 5}), **options)
+    evaluation = ClassificationEvaluation(
+        task, make_mesh(), random_dataset({"train": 9, "val": 5}), **options
+    )
     assert evaluation.check(("val",)) == {}
     found = evaluation.run(*random_params(task), ("val",))
     assert [r.dim for r in found.results if r.metric == "mean_length"] == [3, 8]
@@ -85,6 +107,29 @@ def test_a_measure_from_elsewhere_is_measured_recorded_and_read(module, tmp_path
     assert run.rows == {"mean_length": Metric("Mean length", "length", True, high=None)}
     assert {r.value for r in run.results} == {r.value for r in found.results}
     assert max(r.value for r in run.results if r.metric == "mean_length") > 0
+
+
+def test_a_metric_under_a_name_that_is_taken_is_refused_and_the_others_are_kept(module):
+    module("takers_of_names", NORMS)
+    task = task_of("shared")
+    own = [f"takers_of_names:{name}" for name in ("lengths", "top1", "described", "otherwise")]
+    options = {"dims": (3, 8), "batch_size": 8, "seed": 0, "measures": ("accuracy", *own)}
+    dataset = random_dataset({"val": 5, "test": 5})
+    evaluation = ClassificationEvaluation(task, make_mesh(), dataset, **options)
+    found = evaluation.run(*random_params(task), ("val", "test"))
+    taken = "there is a metric {!r} already: give yours another name"
+    assert found.skipped == {
+        f"{split}/{name}": reason
+        for split in ("val", "test")
+        for name, reason in (
+            (own[1], f"{split}/top1 at dim 3 is measured already: give your metric another name"),
+            (own[2], taken.format("ndcg7")),
+            (own[3], taken.format("mean_length")),
+        )
+    }
+    assert [str(error) for error in found.unread] == list(found.skipped.values())
+    assert {r.metric for r in found.results} == {"top1", "top5", "mean_length"}
+    assert max(r.value for r in found.results if r.metric == "top1") <= 1
 
 
 def test_measures_come_in_the_order_of_the_table_and_own_ones_last(module):
@@ -129,6 +174,17 @@ def test_a_kind_of_set_from_elsewhere(module, tmp_path):
     assert found.rows["spread"].title == "Spread"
 
 
+def test_a_kind_with_a_row_needs_no_config_key(module, tmp_path, monkeypatch):
+    module("letters_of_a_row", LETTERS)
+    kinds = {**text_sets.KINDS, "letters": importlib.import_module("letters_of_a_row")}
+    monkeypatch.setattr(text_sets, "KINDS", kinds)
+    (tmp_path / "s.json").write_text('["a", "b"]')
+    (one,) = text_sets.opened(
+        small(tmp_path, f"eval.sets=mine=letters:{tmp_path / 's.json'}").config
+    )
+    assert (one.name, one.kind, one.data) == ("mine", kinds["letters"], ["a", "b"])
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
@@ -149,7 +205,7 @@ def test_a_measure_without_the_train_split_says_so():
     task = task_of("shared")
     names = ("accuracy", "neighbours", "probes")
     options = {"dims": (3, 8), "batch_size": 8, "seed": 0, "measures": names}
-    evaluation = Evaluation(task, make_mesh(), random_dataset({"val": 5}), **options)
+    evaluation = ClassificationEvaluation(task, make_mesh(), random_dataset({"val": 5}), **options)
     found = evaluation.run(*random_params(task), ("val",))
     reason = "needs the train split, which is not there"
     assert found.skipped == {"val/neighbours": reason, "val/probes": reason}

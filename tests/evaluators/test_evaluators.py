@@ -13,8 +13,9 @@ from evaluators.subjects import (
     task_of,
 )
 
-from mrl_jax.evaluators import MEASURES, Evaluation, chosen, classification
+from mrl_jax.evaluators import MEASURES, chosen, classification
 from mrl_jax.runtime.mesh import make_mesh
+from mrl_jax.tasks.classification.measure import ClassificationEvaluation
 
 
 @pytest.mark.parametrize("kind", ["separate", "shared", "fixed"])
@@ -77,7 +78,7 @@ def test_all_evaluators_on_a_mesh(sizes):
     splits = dataset.splits
     task = task_of("shared")
     params, model_state = random_params(task)
-    evaluation = Evaluation(
+    evaluation = ClassificationEvaluation(
         task, make_mesh(*sizes), dataset, dims=(1, 2, 3, 8, 99), batch_size=8, seed=0
     )
     results = evaluation.run(params, model_state, ("val", "test")).results

@@ -190,6 +190,7 @@ def test_options_reach_the_network():
     assert model.out_dim == 64
     assert build("vit_b8", pool="cls", remat=True).pool == "cls"
     assert build("resnet50", embedding_dim=128).out_dim == 128
+    assert ResNet((1, 1), bottleneck=True, width=8).out_dim == 8 * 2 * 4
     for name in BACKBONES:
         build(name, **{**DEFAULTS, "embedding_dim": 7})
 

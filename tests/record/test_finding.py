@@ -11,11 +11,11 @@ from mrl_jax import config as configs
 from mrl_jax import experiment
 from mrl_jax.data.vector_splits import read_scored
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.evaluators import Evaluation
 from mrl_jax.evaluators.attempt import attempt
 from mrl_jax.record.finding import Finding, Unmeasurable, digest_of
 from mrl_jax.record.results import Series
 from mrl_jax.runtime.mesh import make_mesh
+from mrl_jax.tasks.classification.measure import ClassificationEvaluation
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
@@ -46,7 +46,7 @@ def test_a_check_says_what_the_measurement_will():
     dataset = random_dataset({"train": 4, "val": 1})
     asked = ("accuracy", "cascade", "few_shot", "long_tail")
     options = {"dims": (3, 8), "batch_size": 8, "seed": 0, "measures": asked}
-    evaluation = Evaluation(task, make_mesh(), dataset, **options)
+    evaluation = ClassificationEvaluation(task, make_mesh(), dataset, **options)
     reasons = evaluation.check(("val",))
     assert list(reasons) == ["val/cascade", "val/few_shot", "val/long_tail"]
     assert reasons["val/cascade"] == "needs at least 2 examples to fit and test on, got 1"

@@ -15,12 +15,13 @@ from mrl_jax.data import hierarchy, named
 from mrl_jax.data.remarks import Remarks
 from mrl_jax.data.shifts import open_shift
 from mrl_jax.errors import UsageError
-from mrl_jax.evaluators import Evaluation, chosen
+from mrl_jax.evaluators import chosen
 from mrl_jax.heads import NestedHead
 from mrl_jax.models.resnet import ResNet
 from mrl_jax.nesting import parse_dims
 from mrl_jax.runtime.program import Program
 from mrl_jax.tasks import common
+from mrl_jax.tasks.classification.measure import ClassificationEvaluation
 from mrl_jax.tasks.classification.task import Classification
 from mrl_jax.tasks.common import config_errors
 
@@ -159,7 +160,7 @@ def start(
 
 def measures(
     config: ConfigDict, facts: dict[str, Any], program: Program, dataset: data.Dataset
-) -> Evaluation:
+) -> ClassificationEvaluation:
     """The measurements.
 
     Raises:
@@ -181,7 +182,7 @@ def measures(
         )
         for name, path in folders.items()
     }
-    evaluation = Evaluation(
+    evaluation = ClassificationEvaluation(
         program.task,
         program.mesh,
         dataset,
