@@ -45,7 +45,7 @@ def part(task: str, name: str) -> ModuleType:
 
 
 def builder(task: str) -> Any:
-    """What builds a run of a task, see `experiment.Builder`: its module, completed by the defaults.
+    """A task's `tasks.protocols.Builder`: its module, completed by the defaults.
 
     Raises:
       UsageError: see `part`; or the module lacks something that has no default.
