@@ -171,6 +171,8 @@ class Experiment:
         if "train" not in self.dataset.splits:
             return
         then, now = saved.get("data"), self.dataset.training_fingerprint()
+        if now is None:
+            return
         # Checkpoints of older releases remember all splits.
         if then != now and then != self.dataset.fingerprint():
             raise CheckpointError(
@@ -211,7 +213,7 @@ def check_facts(then: Facts, now: Facts, name: str) -> None:
     Raises:
       DataError: names the first fact that differs.
     """
-    for key in then.keys() | now.keys():
+    for key in sorted(then.keys() | now.keys()):
         if then.get(key) != now.get(key):
             raise DataError(
                 f"{name}: {key} is {_brief(now.get(key))}, the run began with "

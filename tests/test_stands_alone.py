@@ -15,6 +15,7 @@ from PIL import Image
 import mrl_jax
 from mrl_jax import cascade
 from mrl_jax.cascade import Policy
+from mrl_jax.interop.sentence_folder import write_sentence_folder
 from mrl_jax.record.runs import read_run
 
 TEXTS = text_models.SENTENCES[:3]
@@ -170,3 +171,15 @@ def test_it_is_evaluated_with_what_it_measures_alone(alone, tmp_path):
     assert found
     lost = before.keys() - found.keys()
     assert bool(lost) == any("train split" in reason for reason in after.skipped.values())
+
+
+def test_a_taught_run_is_evaluated_without_its_teacher(tmp_path):
+    encoder = text_models.bert()
+    write_sentence_folder(tmp_path / "teacher", encoder)
+    argv = texts(tmp_path / "data")
+    own = ("--config.pairs.loss=distill_similarity", f"--config.pairs.teacher={tmp_path}/teacher")
+    commands.here([*argv, *own])
+    before = read_run(tmp_path / "run", "run").results
+    (tmp_path / "teacher").rename(tmp_path / "elsewhere")
+    commands.here(commands.command("mrl_jax.evaluate", "--workdir", tmp_path / "run"))
+    assert read_run(tmp_path / "run", "run").results == before

@@ -51,7 +51,8 @@ class Texts:
       reading: what the token ids depend on besides the texts.
       notes: lines for the log.
       teacher_width: dims of the teacher's vectors, 0 without one.
-      teacher: hex digits over the teacher, see `_taught_by`; "" without one.
+      teacher: hex digits over the teacher, see `_taught_by`; "" without one, None of one that is
+        not there.
       start: the folder that training starts from; None of a fresh encoder.
     """
 
@@ -62,7 +63,7 @@ class Texts:
     reading: str
     notes: list[str]
     teacher_width: int = 0
-    teacher: str = ""
+    teacher: str | None = ""
     start: TextFolder | None = None
 
     @property
@@ -75,8 +76,9 @@ class Texts:
         return hashlib.sha256(f"{self.data.digest} {self.reading}".encode()).hexdigest()[:16]
 
     def training_fingerprint(self) -> str | None:
-        """Sixteen hex digits over the training texts, and how they are read; None without them."""
-        if "train" not in self.splits:
+        """Sixteen hex digits over the training texts, and how they are read and taught; None where
+        one of these is not there."""
+        if "train" not in self.splits or self.teacher is None:
             return None
         read = f"{self.data.splits['train'].digest} {self.reading} {self.teacher}"
         return hashlib.sha256(read.encode()).hexdigest()[:16]
@@ -215,7 +217,9 @@ def open_data(
             data, data.splits, found, tokenizer, "", [data.summary(), *_notes(found, None), *lines]
         )
     _check_scores(config, split)
-    teacher = read_text_folder(config.pairs.teacher) if config.pairs.teacher else None
+    # What is only measured needs no teacher.
+    gone = not train and not pathlib.Path(config.pairs.teacher).exists()
+    teacher = read_text_folder(config.pairs.teacher) if config.pairs.teacher and not gone else None
     if tokenizer is None:
         tokenizer = vocabulary_of(
             split.texts,
@@ -232,8 +236,8 @@ def open_data(
         tokenizer,
         _read_as(found, tokenizer, split),
         [data.summary(), *_notes(found, teacher), *lines],
-        teacher.encoder.out_dim if teacher else 0,
-        _taught_by(teacher, split) if teacher else "",
+        facts["teacher_width"] if gone else teacher.encoder.out_dim if teacher else 0,
+        None if gone else _taught_by(teacher, split) if teacher else "",
         start,
     )
 
