@@ -41,16 +41,7 @@ from mrl_jax.store.shards import Format, Manifest, Shard
 
 
 class Request(NamedTuple):
-    """Which vectors are wanted.
-
-    Attributes:
-      workdir: folder of a trained run.
-      source: one of its splits, or a folder of images; for an adaptor, vectors.
-      dim: length of the prefix that is kept; None = all dims.
-      normalize: to unit length, after cutting; a vector of zeros stays one.
-      overrides: "--config.key=value" strings of keys that do not change the model.
-      step: of the checkpoint; None = the newest.
-    """
+    """Which vectors are wanted: see `add_arguments`, and `model.load` for the overrides."""
 
     workdir: pathlib.Path
     source: str
@@ -69,21 +60,14 @@ def add_arguments(parser: cli.ArgumentParser) -> None:
     parser.add_argument("--dim", type=int, help="keep this prefix only (default: all dims)")
     parser.add_argument("--format", choices=get_args(Format), default="npy", help="of the shards")
     parser.add_argument("--shard_rows", type=int, default=65536, help="vectors per shard")
-    parser.add_argument(
-        "--normalize", action="store_true", help="to unit length, after cutting to --dim"
-    )
+    of_length_1 = "to unit length, after cutting to --dim; zeros stay zeros"
+    parser.add_argument("--normalize", action="store_true", help=of_length_1)
 
 
 def request(arguments, overrides: Sequence[str]) -> Request:
     """What the arguments of `add_arguments` ask for."""
-    return Request(
-        arguments.workdir,
-        arguments.input,
-        arguments.dim,
-        arguments.normalize,
-        tuple(overrides),
-        arguments.step,
-    )
+    a = arguments
+    return Request(a.workdir, a.input, a.dim, a.normalize, tuple(overrides), a.step)
 
 
 class Job:
@@ -124,8 +108,8 @@ class Job:
             source = f"split {request.source} {setup.dataset.fingerprint(request.source)}"
         elif not pathlib.Path(request.source).exists():
             raise UsageError(
-                f"--input must be a split ({', '.join(SPLITS)}) or a folder of "
-                f"images, or vectors; got {request.source!r}"
+                f"--input must be a split ({', '.join(SPLITS)}) or a folder of images, or vectors; "
+                f"got {request.source!r}"
             )
         else:
             self.rows = self._model.inputs.open(request.source)
@@ -160,13 +144,11 @@ class Job:
             raise UsageError(f"--shard_rows must be >= 1, got {shard_rows}")
         if form == "parquet":
             tables.parquet()
-        sizes = (
-            min(shard_rows, self.rows.count - first)
-            for first in range(0, self.rows.count, shard_rows)
-        )
-        return Manifest(self.dim, form, tuple(Shard(n, {}) for n in sizes), self.made_from)
+        count = self.rows.count
+        parts = [Shard(min(shard_rows, count - i), {}) for i in range(0, count, shard_rows)]
+        return Manifest(self.dim, form, tuple(parts), self.made_from)
 
-    def write_files(
+    def write(
         self, folder: pathlib.Path, manifest: Manifest, index: int, z_nd: np.ndarray
     ) -> dict[str, str]:
         """Writes one shard's vectors with their ids and names; gives the sha256 of its files."""
@@ -175,21 +157,9 @@ class Job:
         ids_n = self.ids[first:last]
         return shards.write_shard(folder, manifest, index, ids_n, z_nd, names)
 
-    def write(
-        self, folder: pathlib.Path, manifest: Manifest, index: int, z_nd: np.ndarray
-    ) -> Manifest:
-        """Writes one shard's files, then the manifest that says so, and gives it."""
-        manifest = manifest.with_shard(index, self.write_files(folder, manifest, index, z_nd))
-        manifest.write(folder)
-        return manifest
-
 
 def check_place(folder: pathlib.Path) -> None:
-    """Refuses a folder that holds something else than vectors; changes nothing there.
-
-    Raises:
-      UsageError: names what it holds.
-    """
+    """Refuses a folder that holds something else than vectors; changes nothing there."""
     if not folder.is_dir() or (folder / shards.MANIFEST).exists():
         return
     own = {".lock", f"{shards.MANIFEST}.tmp"}  # of a call that was stopped at its start
@@ -213,7 +183,12 @@ def begin(folder: pathlib.Path, plan: Manifest, names: tuple[str, ...] | None) -
     check_place(folder)
     if (folder / shards.MANIFEST).exists():
         old = shards.read_manifest(folder)
-        changed = _changes(old, plan)
+        before, now = _facts(old), _facts(plan)
+        changed = [
+            f"{key}: {before.get(key)} -> {now.get(key)}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
+        ]
         if changed:
             raise UsageError(
                 f"{folder} holds other vectors ({'; '.join(changed[:3])}): "
@@ -228,22 +203,9 @@ def begin(folder: pathlib.Path, plan: Manifest, names: tuple[str, ...] | None) -
     return plan
 
 
-def _changes(old: Manifest, new: Manifest) -> list[str]:
-    def facts(manifest: Manifest) -> dict[str, Any]:
-        rows = tuple(shard.rows for shard in manifest.shards)
-        return {
-            **manifest.made_from,
-            "format": manifest.format,
-            "rows": manifest.rows,
-            "shard_rows": rows[0],
-        }
-
-    before, now = facts(old), facts(new)
-    return [
-        f"{key}: {before.get(key)} -> {now.get(key)}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
+def _facts(manifest: Manifest) -> dict[str, Any]:
+    shape = {"rows": manifest.rows, "shard_rows": manifest.shards[0].rows}
+    return {**manifest.made_from, "format": manifest.format, **shape}
 
 
 def summary(folder: pathlib.Path, manifest: Manifest, written: int) -> str:
@@ -272,6 +234,12 @@ def main(argv: Sequence[str]) -> None:
     manifest = job.plan(arguments.format, arguments.shard_rows)
     if job.notes and first:
         print("\n".join(job.notes))
+
+    def finish(manifest, index, z_nd):
+        manifest = manifest.with_shard(index, job.write(out, manifest, index, z_nd))
+        manifest.write(out)
+        return manifest
+
     with contextlib.ExitStack() as stack:
         _on_first(lambda: check_place(out))  # no lock is left in a foreign folder
         _on_first(lambda: stack.enter_context(folder.locked(out)))
@@ -283,7 +251,7 @@ def main(argv: Sequence[str]) -> None:
         with tqdm(desc="embedding", total=rows, unit="row", disable=quiet) as bar:
             for index in todo:
                 z_nd = job.embed(*manifest.span(index), bar.update)
-                write = functools.partial(job.write, out, manifest, index, z_nd)
+                write = functools.partial(finish, manifest, index, z_nd)
                 manifest = _on_first(write) or manifest
     if first:
         print(summary(out, manifest, len(todo)))
@@ -312,10 +280,9 @@ def _on_first(work: Callable[[], Any]) -> Any:
 
 def _agreed(wanted: Sequence[bool]) -> list[int]:
     """Which shards are wanted: the first process has looked at the files, the others follow."""
-    wanted_s = np.array(wanted)
     if jax.process_count() > 1:
-        wanted_s = multihost_utils.broadcast_one_to_all(wanted_s)
-    return np.flatnonzero(wanted_s).tolist()
+        wanted = multihost_utils.broadcast_one_to_all(np.array(wanted))
+    return np.flatnonzero(wanted).tolist()
 
 
 if __name__ == "__main__":

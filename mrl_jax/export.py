@@ -11,10 +11,10 @@ Takes the newest checkpoint of a run. FORMAT is one of
 
 `mrl_jax.load(PLACE)` opens every one of them. A graph gives `embedding` and, for images, `logits_8`
 and so on: the scores of the classes by each trained prefix. Embeddings come out whole and not
-scaled: cut a prefix, then scale it to unit length. Each folder has a README.md, with code for all
-graphs and for parameters of images, and about.json: for images the names of the classes and what is
-done to an image, for text the prompts. It also holds the run's config.json and facts.json, and for
-a text model tokenizer.json.
+scaled: cut a prefix, then scale it to unit length. Each folder also has README.md, with code for
+all graphs and for parameters of images; about.json, which names the classes and says what is done
+to an image, or holds the prompts of texts; the run's config.json and facts.json; and for texts
+tokenizer.json.
 """
 
 from mrl_jax import cli, extras
@@ -54,7 +54,6 @@ with extras.needed("export", "exporting"):
     from mrl_jax.interop.plain_card import card
     from mrl_jax.interop.sentence_folder import check_sentence_folder, write_sentence_folder
 
-FORMATS = ("sentence_transformers", "stablehlo", "onnx", "safetensors")
 PLATFORMS = ("cpu", "cuda", "tpu")
 OPSET = 21  # of ONNX, which ONNX Runtime reads from 1.20 on
 # How far ONNX Runtime may be from JAX, as a share of the largest number: rounding is far below it.
@@ -62,13 +61,9 @@ TOLERANCE = 1e-3
 
 
 class Graph(NamedTuple):
-    """What a run computes, as a function of arrays.
+    """What a run computes: of the arrays in `inputs.spec`, those in `outputs`, float32.
 
-    Attributes:
-      compute: arrays -> {"embedding": [b, D], ...} float32, by `outputs`. D is the widest trained
-        prefix.
-      inputs: what is read, see `tasks.inputs.Inputs`.
-      outputs: names, in order.
+    The embedding [b, D] ends with the widest trained prefix.
     """
 
     compute: Callable[..., dict[str, jax.Array]]
@@ -77,8 +72,7 @@ class Graph(NamedTuple):
 
 
 def graph_of(setup: Experiment, state: Any, *, exact: bool = False) -> Graph:
-    """The graph of a run; `exact`: with all products in float32, whatever it was trained in."""
-    # What is handed on runs on one device, whatever the run was trained on.
+    """The graph of a run, for one device; `exact`: with all products in float32."""
     task = alone(setup.program.task)
     backbone = getattr(task, "backbone", None)
     if exact and hasattr(backbone, "dtype"):
@@ -93,8 +87,9 @@ def graph_of(setup: Experiment, state: Any, *, exact: bool = False) -> Graph:
     return Graph(compute, inputs, inputs.outputs(task))
 
 
-def write_stablehlo(folder: pathlib.Path, setup: Experiment, state: Any, about: dict) -> None:
+def as_stablehlo(setup: Experiment, state: Any, about: dict) -> bytes:
     """The graph as `jax.export` serialises it, which JAX promises to read for 6 months."""
+    del about
     graph = graph_of(setup, state)
     # A transformer has no positions for more tokens.
     scope = export.SymbolicScope([f"{name} <= {n}" for name, n in graph.inputs.most.items()])
@@ -106,15 +101,13 @@ def write_stablehlo(folder: pathlib.Path, setup: Experiment, state: Any, about: 
     ]
     exported = export.export(jax.jit(graph.compute), platforms=PLATFORMS)(*arguments)
     with extras.needed("export", "format stablehlo"):
-        content = exported.serialize()
-    (folder / about["file"]).write_bytes(content)
+        return bytes(exported.serialize())
 
 
-def write_onnx(folder: pathlib.Path, setup: Experiment, state: Any, about: dict) -> None:
-    """The graph as ONNX, inputs and outputs by name: of text, padded to `max_length` tokens.
+def as_onnx(setup: Experiment, state: Any, about: dict) -> bytes:
+    """The graph as ONNX, with what about.json holds; texts are padded to `max_length` tokens.
 
-    The file also holds what about.json does. Before it is written ONNX checks all of its shapes,
-    and ONNX Runtime computes what the run does.
+    ONNX checks all of its shapes, and ONNX Runtime that it computes what the run does.
 
     Raises:
       UsageError: packages are missing, or the network cannot be written as ONNX.
@@ -155,19 +148,19 @@ def write_onnx(folder: pathlib.Path, setup: Experiment, state: Any, about: dict)
         onnx.checker.check_model(model, full_check=True)
         content = {key: v if isinstance(v, str) else json.dumps(v) for key, v in about.items()}
         onnx.helper.set_model_props(model, content)
-        path = folder / about["file"]
-        path.write_bytes(model.SerializeToString())
-        check_numbers(path, graph)
-    except (UsageError, OSError):
+        found = model.SerializeToString()
+        check_numbers(found, graph)
+    except UsageError:
         raise
     except Exception as error:  # three packages raise dozens of kinds
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UsageError(
             f"this network cannot be written as ONNX ({reason}); legal: --format stablehlo"
         ) from error
+    return found
 
 
-def check_numbers(path: pathlib.Path, graph: Graph) -> None:
+def check_numbers(content: bytes, graph: Graph) -> None:
     """Refuses an ONNX file that computes something else than the run.
 
     Raises:
@@ -175,7 +168,7 @@ def check_numbers(path: pathlib.Path, graph: Graph) -> None:
     """
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path)
+    session = onnxruntime.InferenceSession(content)
     feed = graph.inputs.example(np.random.default_rng(0))
     theirs = session.run(list(graph.outputs), feed)
     ours = jax.device_get(jax.jit(graph.compute)(*feed.values()))
@@ -188,25 +181,23 @@ def check_numbers(path: pathlib.Path, graph: Graph) -> None:
             )
 
 
-def write_safetensors(folder: pathlib.Path, setup: Experiment, state: Any, about: dict) -> None:
+def as_safetensors(setup: Experiment, state: Any, about: dict) -> bytes:
     """All parameters and model state under "params/..." and "model_state/..."."""
     from safetensors.numpy import save
 
-    params, model_state = jax.device_get(evaluated(state))
-    tree = {"params": params, "model_state": model_state}
-    tensors = {
-        name: np.ascontiguousarray(value)
-        for name, value in traverse_util.flatten_dict(tree, sep="/").items()
-    }
-    # Not `save_file`, whose files nobody else may read.
-    (folder / about["file"]).write_bytes(save(tensors, metadata={"format": "mrl_jax"}))
+    del setup, about
+    tree = dict(zip(("params", "model_state"), jax.device_get(evaluated(state)), strict=True))
+    tensors = traverse_util.flatten_dict(tree, sep="/")
+    tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    return save(tensors, metadata={"format": "mrl_jax"})
 
 
-WRITERS = {
-    "stablehlo": (write_stablehlo, "embed.stablehlo"),
-    "onnx": (write_onnx, "embed.onnx"),
-    "safetensors": (write_safetensors, "model.safetensors"),
+PLAIN = {
+    "stablehlo": (as_stablehlo, "embed.stablehlo"),
+    "onnx": (as_onnx, "embed.onnx"),
+    "safetensors": (as_safetensors, "model.safetensors"),
 }
+FORMATS = ("sentence_transformers", *PLAIN)
 
 
 def about_of(setup: Experiment, state: Any, form: str) -> dict[str, Any]:
@@ -219,7 +210,7 @@ def about_of(setup: Experiment, state: Any, form: str) -> dict[str, Any]:
         "commit": result_files.commit(),
         "dims": list(setup.program.task.nesting.dims),
         "format": form,
-        "file": WRITERS[form][1],
+        "file": PLAIN[form][1],
         "inputs": {
             name: {"shape": [sizes.get(d, d) for d in shape], "dtype": np.dtype(dtype).name}
             for name, (shape, dtype) in graph.inputs.spec.items()
@@ -232,9 +223,7 @@ def about_of(setup: Experiment, state: Any, form: str) -> dict[str, Any]:
 def write_plain(
     out: pathlib.Path, setup: Experiment, state: Any, about: dict, of_run: dict[str, str]
 ) -> None:
-    """A folder of one of `WRITERS`, which appears when it is whole.
-
-    `of_run` are files of the run that it also gets, by name.
+    """A folder of a format in `PLAIN`, which appears when it is whole, with files `of_run`.
 
     Raises:
       UsageError: something is there, packages are missing, or the network cannot be written so.
@@ -242,12 +231,11 @@ def write_plain(
     """
     try:
         with outputs.made(out) as new:
-            WRITERS[about["format"]][0](new, setup, state, about)
+            (new / about["file"]).write_bytes(PLAIN[about["format"]][0](setup, state, about))
             inputs_of(setup.config.task).of_run(setup, evaluated(state)[0]).save(new)
-            for name, content in of_run.items():
+            texts = {ABOUT: json.dumps(about, indent=1) + "\n", "README.md": card(about)}
+            for name, content in {**of_run, **texts}.items():
                 (new / name).write_text(content, "utf-8")
-            (new / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
-            (new / "README.md").write_text(card(about), "utf-8")
     except OSError as error:
         raise DataError(f"cannot write {out}: {error.strerror}") from error
 
@@ -258,11 +246,10 @@ def scores_of(folder: pathlib.Path) -> dict[str, dict[int, float]]:
     Raises:
       DataError: it is damaged.
     """
-    if not (folder / workdir.RESULTS).exists():
-        return {}
     scores: dict[str, dict[int, float]] = {}
-    for result in read_run(folder, folder.name).results:
-        scores.setdefault(result.name, {})[result.dim] = result.value
+    if (folder / workdir.RESULTS).exists():
+        for result in read_run(folder, folder.name).results:
+            scores.setdefault(result.name, {})[result.dim] = result.value
     return scores
 
 
@@ -280,25 +267,20 @@ def main(argv: Sequence[str]) -> None:
     else:
         outputs.check_new(out)
     setup, state = experiment.restored(arguments.workdir, overrides, arguments.step)
-    config = setup.config
-    task = setup.program.task
-    width = task.nesting.width
+    width, task = setup.program.task.nesting.width, setup.config.task
+    config = configs.to_json(setup.config) + "\n"
     if form == "sentence_transformers":
         if setup.text_folder is None:
-            raise UsageError(
-                f"format {form} is of text, {arguments.workdir} has task {config.task}"
-            )
+            raise UsageError(f"format {form} is of text, {arguments.workdir} has task {task}")
         folder = setup.text_folder(jax.device_get(evaluated(state)[0]))
         scores = scores_of(arguments.workdir)
         if not folder.trained_dims:
             # What was nested is not in the folder: its scores would be misread.
             width, scores = folder.encoder.out_dim, {}
-        files = {SENTENCE_CONFIG: configs.to_json(config) + "\n"}
-        write_sentence_folder(out, folder, scores=scores, files=files)
+        write_sentence_folder(out, folder, scores=scores, files={SENTENCE_CONFIG: config})
     else:
-        of_run = {workdir.CONFIG: configs.to_json(config) + "\n"}
-        data = workdir.trained_on(arguments.workdir)
-        of_run[workdir.FACTS] = workdir.facts_text(setup.facts, data)
+        facts = workdir.facts_text(setup.facts, workdir.trained_on(arguments.workdir))
+        of_run = {workdir.CONFIG: config, workdir.FACTS: facts}
         write_plain(out, setup, state, about_of(setup, state, form), of_run)
     print(f"step {int(state['step'])}, {width} dims, as {form} in {out}")
 

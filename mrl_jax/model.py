@@ -1,12 +1,13 @@
 """A trained model: `mrl_jax.load(path)` opens a run or what `mrl_jax.export` wrote."""
 
+import contextlib
 import functools
 import inspect
 import operator
 import os
 import pathlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -47,8 +48,8 @@ def load(
     """Opens a trained model.
 
     Args:
-      path: the folder of a run, one that `mrl_jax.export` wrote, in any format, or one of a text
-        encoder that transformers or sentence-transformers saved.
+      path: the folder of a run, of an export in any format, or of a text encoder that transformers
+        or sentence-transformers saved.
       step: of a run, an older checkpoint; None: the newest.
       overrides: of a run or of safetensors, "--config.key=value" strings of keys that do not change
         the model, such as --config.mesh.tensor=1.
@@ -64,7 +65,7 @@ def load(
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder: give that of a run or of an export")
     kind = _kind(folder)
-    if kind == "run":
+    if kind == "a run":
         setup, state = experiment.restored(folder, overrides, step)
         return Model.of_run(setup, *evaluated(state))
     if step is not None:
@@ -83,11 +84,10 @@ def _kind(folder: pathlib.Path) -> str:
         return "an export"
     if (folder / "modules.json").exists():
         return "a text encoder"
-    try:
-        content = json_files.read_object(folder / "config.json")
-    except DataError:
-        return "run"  # whose reader says what is wrong
-    return "a text encoder" if "model_type" in content else "run"
+    with contextlib.suppress(DataError):  # the reader of a run says what is wrong
+        if "model_type" in json_files.read_object(folder / "config.json"):
+            return "a text encoder"
+    return "a run"
 
 
 class Model:
@@ -133,27 +133,18 @@ class Model:
         """The model of a run with trained parameters, on the devices of its mesh."""
         task, mesh = setup.program.task, setup.program.mesh
         read = inputs_of(setup.config.task).of_run(setup, params)
+        sharding, options = None, {}
         if read.spread:
-            sharding, options = (
-                meshes.batch_sharding(mesh),
-                {"out_shardings": meshes.replicated(mesh)},
-            )
+            sharding = meshes.batch_sharding(mesh)
+            options["out_shardings"] = meshes.replicated(mesh)
         else:
-            task, sharding, options = alone(task), None, {}
+            task = alone(task)
             params, model_state = jax.device_put(jax.device_get((params, model_state)))
         if "depth" in inspect.signature(task.embed).parameters:
             options["static_argnames"] = "depth"
         embed = functools.partial(jax.jit(task.embed, **options), params, model_state)
-        return cls(
-            embed,
-            read,
-            width=task.nesting.width,
-            nesting=task.nesting,
-            config=setup.config,
-            task=task,
-            params=params,
-            sharding=sharding,
-        )
+        trained = {"config": setup.config, "task": task, "params": params, "sharding": sharding}
+        return cls(embed, read, width=task.nesting.width, nesting=task.nesting, **trained)
 
     @classmethod
     def of_text_folder(cls, folder: Any, config: ConfigDict | None = None) -> "Model":
@@ -193,7 +184,7 @@ class Model:
                 raise UsageError(f"overrides are of a run, {folder} holds a graph")
             read = inputs_of(config.task).of_export(about, folder)
             nesting = Nesting(tuple(about["dims"]), config.nesting.weights or None)
-            embed = {"stablehlo": _stablehlo, "onnx": _onnx}[form](path, tuple(read.spec))
+            embed = _graph(form, path, tuple(read.spec))
         except UsageError:
             raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -248,39 +239,17 @@ class Model:
         rows = self.inputs.open(items, **asked)
         for line in rows.notes:
             warnings.warn(line, stacklevel=2)
-        unit = self.inputs.unit
         # A bar for what takes long, on a terminal.
-        quiet = None if jax.process_index() == 0 else True
-        with tqdm(desc="embedding", total=rows.count, unit=unit, disable=quiet, delay=2) as bar:
-            return self.embed_rows(
-                rows, 0, rows.count, dim=dim, normalize=normalize, progress=bar.update
-            )
+        bar = {"total": rows.count, "unit": self.inputs.unit, "delay": 2}
+        with tqdm(desc="embedding", disable=None if jax.process_index() == 0 else True, **bar) as b:
+            return self.embed_rows(rows, 0, rows.count, dim, normalize=normalize, progress=b.update)
 
-    def embed_rows(
-        self,
-        rows: Rows,
-        first: int,
-        last: int,
-        *,
-        dim: int,
-        normalize: bool,
-        progress: Callable[[int], Any] = lambda rows: None,
-    ) -> np.ndarray:
-        """As `embed`, of some of the rows that `inputs.open` gives; `progress` counts them."""
+    def embed_rows(self, rows: Rows, first: int, last: int, dim: int, **options: Any) -> np.ndarray:
+        """As `embed`, of some of the rows that `inputs.open` gives; `options` as of `embedded`."""
         check_not_forked()
-        return embedded(
-            self._embed,
-            rows,
-            dim,
-            first,
-            last,
-            self._batch_size,
-            self._sharding,
-            unit=self.inputs.unit,
-            normalize=normalize,
-            scaled=self.inputs.scaled,
-            progress=progress,
-        )
+        options |= {"unit": self.inputs.unit, "scaled": self.inputs.scaled}
+        span = (first, last, self._batch_size, self._sharding)
+        return embedded(self._embed, rows, dim, *span, **options)
 
     def check_dim(self, dim: int | None) -> int:
         """The dims that are asked for; None stands for those that are usual.
@@ -374,32 +343,35 @@ def _parameters(path: pathlib.Path, state: Any) -> tuple[Any, Any]:
     return tree["params"], tree.get("model_state", {})
 
 
-def _stablehlo(path: pathlib.Path, names: tuple[str, ...]) -> Embed:
-    content = _content(path)
-    with extras.needed("export", "format stablehlo"):
-        import flatbuffers  # noqa: F401 (`deserialize` needs it)
+def _graph(form: str, path: pathlib.Path, names: Sequence[str]) -> Embed:
+    """What embeds a batch of arrays with these names, in the order of the graph in a file."""
+    start = {"stablehlo": _stablehlo, "onnx": _onnx}[form]
     try:
-        call = jax.jit(export.deserialize(bytearray(content)).call)
-    except Exception as error:  # flatbuffers, MLIR and jax.export each have their kinds
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        with extras.needed("export", f"format {form}"):
+            return start(content, names)
+    except UsageError:
+        raise
+    except Exception as error:  # each package has kinds of its own
         raise DataError(f"{path} is damaged: {str(error).partition(chr(10))[0]}") from error
+
+
+def _stablehlo(content: bytes, names: Sequence[str]) -> Embed:
+    import flatbuffers  # noqa: F401 (`deserialize` needs it)
+
+    call = jax.jit(export.deserialize(bytearray(content)).call)
     return lambda batch: call(*(batch[name] for name in names))["embedding"]
 
 
-def _onnx(path: pathlib.Path, names: tuple[str, ...]) -> Embed:
-    content = _content(path)
-    with extras.needed("export", "format onnx"):
-        import onnxruntime
-    try:
-        session = onnxruntime.InferenceSession(content)
-    except Exception as error:  # protobuf and ONNX Runtime each have their kinds
-        raise DataError(f"{path} is damaged: {str(error).partition(chr(10))[0]}") from error
-    return lambda batch: session.run(
-        ["embedding"], {name: np.asarray(batch[name]) for name in names}
-    )[0]
+def _onnx(content: bytes, names: Sequence[str]) -> Embed:
+    import onnxruntime
 
+    session = onnxruntime.InferenceSession(content)
 
-def _content(path: pathlib.Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    def embed(batch):
+        return session.run(["embedding"], {name: np.asarray(batch[name]) for name in names})[0]
+
+    return embed

@@ -136,7 +136,7 @@ def _as_text(value: Any) -> str:
 
 def _check(config: ConfigDict, devices: int | None, checked: set[str]) -> None:
     """Refuses a run that cannot work; runs that differ only in their seed share a model check."""
-    experiment.check_config(config)
+    experiment.check_config(config, devices)
     values = {k: v for k, v in configs.flatten(config).items() if k not in ("seed", "name")}
     if repr(values) not in checked:
         experiment.check(config, devices)

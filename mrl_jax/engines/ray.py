@@ -1,9 +1,9 @@
 """Bulk embedding and exact search by the workers of a Ray cluster, shard by shard (Ray Data).
 
-Every worker keeps what it needs for all shards that it gets: a restored model, or the queries.
-Vectors go from files to files, so all nodes need the same folders; through Ray go shard numbers,
-checksums and the k best rows. A shard that a dying worker had is done again by another one, and
-what comes out is what one process computes, bit for bit.
+A worker keeps the restored model or the queries for all of its shards. Vectors go from files to
+files, so all nodes need the same folders; through Ray go shard numbers, checksums and the k best
+rows. What a dying worker was doing another one does again; results are those of one process, bit
+for bit.
 """
 
 import argparse
@@ -87,14 +87,10 @@ def connected(address: str | None, workers: Workers) -> Iterator[None]:
         raise UsageError(f"Ray cannot be used here: {coordinator.NO_LOOPBACK}")
     with _quiet() as ray:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # plans, and failures once more
+        quiet = {"log_to_driver": False, "logging_level": "error"}
         here = {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
         try:
-            ray.init(
-                address=address or "local",
-                log_to_driver=False,
-                logging_level="error",
-                **({} if address else here),
-            )
+            ray.init(address or "local", **quiet, **({} if address else here))
         except Exception as error:  # of any kind, also where a busy machine is too slow for it
             where = f"join the Ray cluster {address}" if address else "start a Ray cluster"
             raise UsageError(f"cannot {where}: {error}") from error
@@ -164,7 +160,7 @@ def _plan(request: Request, form: Format, shard_rows: int) -> tuple[Manifest, An
     try:
         job = Job(request)
         return job.plan(form, shard_rows), job.rows.names, "\n".join(job.notes)
-    except USER_ERRORS as error:
+    except USER_ERRORS as error:  # Ray would wrap it
         return error, None, ""
 
 
@@ -177,7 +173,7 @@ def _shard_writer(request: Request, out: pathlib.Path, manifest: Manifest):
         )
 
     def write(index):
-        return job.write_files(out, manifest, index, job.embed(*manifest.span(index)))
+        return job.write(out, manifest, index, job.embed(*manifest.span(index)))
 
     return write
 
@@ -207,8 +203,7 @@ def embed(
         todo = [i for i, shard in enumerate(manifest.shards) if not shard.sha256]
         make = functools.partial(_shard_writer, request, out, manifest)
         rows = sum(manifest.shards[index].rows for index in todo)
-        # disable=None: shown on a terminal only.
-        with tqdm(desc="embedding", total=rows, unit="img", disable=None) as bar:
+        with tqdm(desc="embedding", total=rows, unit="row", disable=None) as bar:
             for index, sha256 in _for_each(todo, make, workers):
                 manifest = manifest.with_shard(index, sha256)
                 manifest.write(out)

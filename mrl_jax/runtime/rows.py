@@ -82,8 +82,8 @@ class Rows:
 
     Attributes:
       count: N.
-      read: rows first to last - 1 in batches of so many, on devices as a sharding says; each with
-        the numbers of its rows, counted from `first`.
+      read: (first, last, batch size, sharding) to batches of rows first to last - 1, each with the
+        numbers of its rows, counted from `first`.
       names: of the rows, where they have any.
       ids: [N] int64; None: 0 to N - 1.
       source: gives a text that tells them from all others.

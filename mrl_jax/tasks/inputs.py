@@ -43,20 +43,22 @@ class Inputs:
     def of_run(cls, setup: Any, params: Any) -> "Inputs":
         """Those of a run: an `experiment.Experiment` with trained parameters on the host."""
         del params
-        shapes = setup.program.task.batch_spec(1).items()
-        return cls(
-            {
-                name: (("b", *shape.shape[1:]), np.dtype(shape.dtype))
-                for name, shape in shapes
-                if name not in ("label", "mask")
-            }
-        )
+        spec = {
+            name: (("b", *array.shape[1:]), np.dtype(array.dtype))
+            for name, array in setup.program.task.batch_spec(1).items()
+            if name not in ("label", "mask")
+        }
+        return cls(spec)
 
     @classmethod
-    def of_export(cls, about: Mapping[str, Any], folder: pathlib.Path) -> "Inputs":
-        """Those of an exported folder, whose about.json says this."""
+    def of_export(cls, about: Mapping[str, Any], folder: pathlib.Path, **more: Any) -> "Inputs":
+        """Those of an exported folder, whose about.json says this; `more` are other attributes."""
         del folder
-        return cls(spec_of(about))
+        spec = {
+            name: (tuple(entry["shape"]), np.dtype(entry["dtype"]))
+            for name, entry in about["inputs"].items()
+        }
+        return cls(spec, **more)
 
     def about(self, setup: Any, form: str) -> dict[str, Any]:
         """What about.json says of a run that is exported in a format, beside what all say."""
@@ -116,14 +118,6 @@ class Inputs:
             return {"embedding": z_bd.astype(jnp.float32)}
 
         return compute
-
-
-def spec_of(about: Mapping[str, Any]) -> Spec:
-    """The arrays that an exported graph reads."""
-    return {
-        name: (tuple(entry["shape"]), np.dtype(entry["dtype"]))
-        for name, entry in about["inputs"].items()
-    }
 
 
 def listed_kinds(items: Any) -> str:

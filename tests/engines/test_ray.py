@@ -150,7 +150,7 @@ def test_embeds_as_one_process_does_while_a_worker_dies(cluster, tmp_path):
     assert contents(both) == contents(one)
     # What is wrong is found by a worker, and is the line that the other command prints.
     line = fail("embed.py", cluster, "--workers", 1, *arguments(both), "--dim", 9)
-    assert line == "error: --dim must be 1 to 8, got 9\n"
+    assert line == "error: dim must be 1 to 8, got 9\n"
 
 
 @pytest.mark.slow

@@ -48,9 +48,8 @@ class Inputs(inputs.Inputs):
     @classmethod
     def of_export(cls, about: Mapping[str, Any], folder: pathlib.Path) -> "Inputs":
         """Those of an exported folder, whose about.json says this."""
-        del folder
-        crop = about["preprocessing"]["crop_share"]
-        return cls(inputs.spec_of(about), classes=tuple(about["classes"]), crop=crop)
+        classes, crop = tuple(about["classes"]), about["preprocessing"]["crop_share"]
+        return super().of_export(about, folder, classes=classes, crop=crop)
 
     def about(self, setup: Any, form: str) -> dict[str, Any]:
         """Classes, network and what is done to an image file, for about.json."""

@@ -44,10 +44,10 @@ def batches(
       lengths_n: tokens of each text.
       longest: what the model can take.
       budget: tokens of a batch, padding included.
-      fixed: length that all batches have; None: what their texts need.
+      fixed: length T that all batches have; None: what their texts need.
 
     Yields:
-      (rows, T): numbers of texts, at most max(1, budget // T) of them, and the padded length.
+      (rows, T): numbers of max(1, budget // T) texts or fewer, and their padded length.
     """
     order_n = np.argsort(-lengths_n, kind="stable")
     first = 0
@@ -105,8 +105,9 @@ class Inputs(inputs.Inputs):
     def of_export(cls, about: Mapping[str, Any], folder: pathlib.Path) -> "Inputs":
         """Those of an exported folder, whose about.json says this."""
         path, length = folder / "tokenizer.json", about["max_length"]
-        return cls(
-            inputs.spec_of(about),
+        return super().of_export(
+            about,
+            folder,
             most={"t": length},
             scaled=about["scaled"],
             tokenizer=Tokenizer.load(path, marks=about["marks"], settings=False),
@@ -135,10 +136,8 @@ class Inputs(inputs.Inputs):
         """Two made texts, the longest there can be and one half as long."""
         longest = self.max_length
         tokens_bt = rng.integers(0, self.tokenizer.vocab_size, (2, longest)).astype(np.int32)
-        return {
-            "tokens": tokens_bt,
-            "lengths": np.array([longest, max(1, longest // 2)], np.int32),
-        }
+        lengths_b = np.array([longest, max(1, longest // 2)], np.int32)
+        return {"tokens": tokens_bt, "lengths": lengths_b}
 
     def open(
         self,
@@ -162,55 +161,29 @@ class Inputs(inputs.Inputs):
             raise UsageError(f"batch_tokens must be >= 1, got {batch_tokens}")
         budget = TOKENS_CPU if jax.default_backend() == "cpu" else TOKENS
         budget = batch_tokens or (TOKENS_TABLE if self.table else budget)
-        fixed = self.spec["tokens"][0][1]
-        read = functools.partial(
-            _read,
-            self.tokenizer,
-            texts,
-            self._prompt(prompt_name),
-            self.max_length,
-            budget,
-            fixed if isinstance(fixed, int) else None,
-            self.table,
-        )
-        return Texts(len(texts), read, depth=depth, budget=budget)
-
-    def _prompt(self, name: str | None) -> str:
-        name = self.default_prompt if name is None else name
+        name = self.default_prompt if prompt_name is None else prompt_name
         if name and name not in self.prompts:
             legal = ", ".join(self.prompts) or "none, the model has no prompts"
             raise UsageError(f"no prompt {shown(name)}; legal: {legal}")
-        return self.prompts[name] if name else ""
+        prompt, size = self.prompts[name] if name else "", self.spec["tokens"][0][1]
+        fixed = size if isinstance(size, int) else None
 
+        def read(first, last, *_):
+            for start in range(first, last, WINDOW):
+                window = [prompt + text for text in texts[start : min(start + WINDOW, last)]]
+                tokens = self.tokenizer.encode(window, self.max_length)
+                lengths_n = np.array([len(ids_t) for ids_t in tokens])
+                for row_b, length in batches(lengths_n, self.max_length, budget, fixed):
+                    # A text that is longer than the budget is a batch by itself.
+                    if self.table and length > budget:
+                        batch = {"long": tokens[row_b[0]]}
+                    else:
+                        # The last batch is made a power of two, or each size would be compiled.
+                        rows = min(max(1, budget // length), 1 << (len(row_b) - 1).bit_length())
+                        batch = _batch([tokens[row] for row in row_b], length, rows)
+                    yield start - first + row_b, batch
 
-def _read(
-    tokenizer: Tokenizer,
-    texts: Sequence[str],
-    prompt: str,
-    longest: int,
-    budget: int,
-    fixed: int | None,
-    table: bool,
-    first: int,
-    last: int,
-    *_: Any,
-) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """See `Rows.read`; batches are as large as the budget of tokens says.
-
-    A text that is longer than that is a batch by itself: of a table, its ids as "long".
-    """
-    for start in range(first, last, WINDOW):
-        window = [prompt + text for text in texts[start : min(start + WINDOW, last)]]
-        tokens = tokenizer.encode(window, longest)
-        lengths_n = np.array([len(ids_t) for ids_t in tokens])
-        for row_b, length in batches(lengths_n, longest, budget, fixed):
-            number_b = start - first + row_b
-            if table and length > budget:
-                yield number_b, {"long": tokens[row_b[0]]}
-                continue
-            # The last batch is made a power of two, or each size would be compiled.
-            size = min(max(1, budget // length), 1 << (len(row_b) - 1).bit_length())
-            yield number_b, _batch([tokens[row] for row in row_b], length, size)
+        return Texts(len(texts), read, depth=depth, budget=budget)
 
 
 def _batch(tokens: Sequence[np.ndarray], length: int, rows: int) -> dict[str, np.ndarray]:
@@ -219,12 +192,7 @@ def _batch(tokens: Sequence[np.ndarray], length: int, rows: int) -> dict[str, np
 
 @dataclasses.dataclass(frozen=True)
 class Texts(Rows):
-    """Texts that are to be embedded.
-
-    Attributes:
-      depth: layers to run; None: all.
-      budget: tokens of a batch.
-    """
+    """Texts that are to be embedded by `depth` layers (None: all), `budget` tokens at a time."""
 
     depth: int | None = None
     budget: int = TOKENS
