@@ -33,8 +33,8 @@ class Theme:
 
 
 # On light and on dark pages; shape and dashes say the same as the colour, for those who see or
-# print no colours.
-_ROLES = {
+# print no colours. Of more lines than a chart has room for the first stay.
+ROLES = {
     "mrl": ("#0072b2", "#56b4e9", "o"),
     "mrl_e": ("#00805b", "#2fc49b", "s"),
     "ff": ("#c94f00", "#ff8a47", "D"),
@@ -43,14 +43,14 @@ _ROLES = {
     "ff_pca": ("#b0568c", "#e08fc0", "^"),
     "ff_svd": ("#8a4b2d", "#d39a76", ">"),
     "ff_probe": ("#4d6a8f", "#9db7d8", "X"),
-    "ff_random": ("#6b7280", "#9aa3ad", "<"),
     "ff_rotation": ("#8f8f5a", "#bdbd85", "d"),
+    "ff_random": ("#6b7280", "#9aa3ad", "<"),
 }
 LIGHT = Theme(
-    "#ffffff", "#24292f", "#d8dde3", {role: light for role, (light, _, _) in _ROLES.items()}
+    "#ffffff", "#24292f", "#d8dde3", {role: light for role, (light, _, _) in ROLES.items()}
 )
-DARK = Theme("#14171a", "#d9dee3", "#363c43", {role: dark for role, (_, dark, _) in _ROLES.items()})
-MARKERS = {role: marker for role, (_, _, marker) in _ROLES.items()}
+DARK = Theme("#14171a", "#d9dee3", "#363c43", {role: dark for role, (_, dark, _) in ROLES.items()})
+MARKERS = {role: marker for role, (_, _, marker) in ROLES.items()}
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
 

@@ -530,10 +530,16 @@ def _differences(old: Mapping[str, Any], new: ConfigDict, also: Collection[str])
     ]
 
 
-def carried_out_by() -> frozenset[str]:
-    """The keys of all tasks here that say how a run is carried out, not what it computes."""
+def compare_alike() -> frozenset[str]:
+    """The keys of all tasks here in which runs may differ while their numbers still compare.
+
+    They say how a run is carried out, or what is measured of it: metrics have names of their own,
+    and test sets are compared by digest.
+    """
     keys = (item for task in tasks.TASKS for item in tasks.keys(task).items())
-    return frozenset(name for name, key in keys if key.resume)
+    return frozenset(
+        name for name, k in keys if (k.resume or name.startswith("eval.")) and not k.asks
+    )
 
 
 def _trains(name: str, key: Key) -> bool:

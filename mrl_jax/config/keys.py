@@ -21,6 +21,8 @@ class Key(NamedTuple):
         what it computes (beyond rounding).
       items: what a tuple holds. "words" need no quotes on the command line.
       path: the value is a path, or each word is "NAME=PATH", which must exist.
+      asks: of a key of `eval`: it changes what is asked of the same data, so that numbers of runs
+        that differ in it do not compare.
     """
 
     default: Any
@@ -31,6 +33,7 @@ class Key(NamedTuple):
     resume: bool = False
     items: Items = "numbers"
     path: bool = False
+    asks: bool = False
 
     @property
     def range(self) -> str:

@@ -57,6 +57,18 @@ def builder(task: str) -> Any:
     return SimpleNamespace(**{**_DEFAULTS, **vars(module)})
 
 
+def keeps_inputs(task: str) -> bool:
+    """Whether vectors that go in are measured beside what is trained.
+
+    The untrained spaces among the results of such a task are of these vectors. Its module of keys
+    says so; of a task that is not at hand, nothing is known.
+    """
+    try:
+        return getattr(part(task, "keys"), "KEEPS_INPUTS", False)
+    except UsageError:
+        return False
+
+
 @functools.cache
 def keys(task: str) -> dict[str, Key]:
     """All config keys of a task, the common ones first; raises as `part`."""

@@ -1,7 +1,6 @@
 """Reading finished runs: one run folder, a sweep, or any folder that holds run folders."""
 
 import dataclasses
-import functools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from mrl_jax.record import metrics, schema1
 from mrl_jax.record.artefacts import Artefacts
 from mrl_jax.record.metrics import Metric
 from mrl_jax.record.names import CONFIG, DONE, EVALUATION, RESULTS, SWEEP
-from mrl_jax.record.results import SCHEMA, Result, Series
+from mrl_jax.record.results import SCHEMA, Result
 from mrl_jax.store import json_files
 from mrl_jax.store.files import write_text
 from mrl_jax.store.json_files import field
@@ -56,17 +55,6 @@ class Run:
     read: dict[str, str] = dataclasses.field(default_factory=dict)
     places: dict[str, str] = dataclasses.field(default_factory=dict)
     rows: dict[str, Metric] = dataclasses.field(default_factory=dict)
-
-    @functools.cached_property
-    def _by_series(self) -> dict[Series, list[Result]]:
-        by_series = {}
-        for result in self.results:
-            by_series.setdefault(result.series, []).append(result)
-        return by_series
-
-    def measured(self, series: Series) -> list[Result]:
-        """The results of a series, in the order of the file."""
-        return self._by_series.get(series, [])
 
 
 @dataclasses.dataclass(frozen=True)

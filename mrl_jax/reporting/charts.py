@@ -4,20 +4,17 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
-from mrl_jax.plots import Chart, Line, Point
-from mrl_jax.reporting.tables import NESTED, SIGNIFICANCE, TRAINED, Comparison, Curve, Table
+from mrl_jax.plots import ROLES, Chart, Line, Point
+from mrl_jax.reporting.tables import NESTED, TRAINED, Comparison, Curve, Table
 
 MOST_LINES = 8
-# Which curves a chart keeps if it has no room for all; random choices are the weakest rivals.
-_PRIORITY = (*TRAINED, "ff_cut", "ff_pca", "ff_svd", "ff_probe", "ff_rotation", "ff_random")
 
 
 def shown(table: Table) -> list[Curve]:
     """The curves a chart has room for; all that were trained, however many."""
-    trained = [curve for curve in table.curves if curve.role in TRAINED]
-    rest = [curve for curve in table.curves if curve.role not in TRAINED]
-    rest.sort(key=lambda curve: _PRIORITY.index(curve.role))
-    kept = trained + rest[: max(0, MOST_LINES - len(trained))]
+    ordered = sorted(table.curves, key=lambda curve: [*ROLES].index(curve.role))
+    trained = sum(curve.role in TRAINED for curve in ordered)
+    kept = ordered[: max(MOST_LINES, trained)]
     return [curve for curve in table.curves if curve in kept]
 
 
@@ -39,12 +36,10 @@ def line(curve: Curve, label: str = "", dashes: int = 0, scale: float = 1) -> Li
 def _differences(comparison: Comparison, dashes: int, scale: float) -> Line:
     """Filled where the difference remains after Holm's correction; inside, these networks alone."""
     points = []
-    for dim, (difference, p) in comparison.by_dim.items():
-        low, high = difference.low, difference.high
-        networks = difference.networks
-        inner = (networks.low, networks.high) if networks and networks.low is not None else None
-        filled = p <= SIGNIFICANCE and low is not None
-        points.append(Point(scale * dim, difference.mean, low, high, filled, inner))
+    for dim, d in comparison.by_dim.items():
+        here = d.networks
+        inner = (here.low, here.high) if here and here.low is not None else None
+        points.append(Point(scale * dim, d.mean, d.low, d.high, d.stands, inner))
     return Line(comparison.label, comparison.curve.role, tuple(points), dashes)
 
 
@@ -75,7 +70,7 @@ def overlay(title: str, named: Sequence[tuple[str, Table]]) -> Chart:
     FF-m is dashed, and left out where there are too many tables.
     """
     lines, dims = [], set()
-    for role, (name, table) in zip(itertools.cycle(TRAINED + _PRIORITY[4:]), named, strict=False):
+    for role, (name, table) in zip(itertools.cycle(ROLES), named, strict=False):
         curves = [first_nested(table), next((c for c in table.curves if c.role == "ff"), None)]
         for curve, dashes in zip(curves, (0, 1), strict=True):
             if curve and not (dashes and 2 * len(named) > MOST_LINES + 2):
@@ -83,9 +78,3 @@ def overlay(title: str, named: Sequence[tuple[str, Table]]) -> Chart:
                 lines.append(dataclasses.replace(line(curve, label, dashes), role=role))
                 dims |= curve.trained & curve.values.keys()
     return Chart(title, "dims m", tuple(lines), tuple(sorted(dims)))
-
-
-def solid(named: Sequence[tuple[str, Table]]) -> str:
-    """Which method the solid lines of `overlay` are."""
-    labels = {curve.label for _, table in named if (curve := first_nested(table))}
-    return " and ".join(sorted(labels)) or "none"

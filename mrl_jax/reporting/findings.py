@@ -344,9 +344,10 @@ def shifts(methods: Sequence[Method], base: Series) -> Section | None:
         return None
     lead = "; ".join(part for part in lost if part)
     chart = charts.overlay("Accuracy on shifted test sets, %", found)
+    solid = {curve.label for _, table in found if (curve := charts.first_nested(table))}
     caption = (
         "Linear top-1 on test sets from elsewhere by number of dims kept. Solid: "
-        f"{charts.solid(found)}; dashed: FF-m."
+        f"{listing(sorted(solid))}; dashed: FF-m."
     )
     figure = Figure("shifts_by_dim.png", caption, plots.drawing(chart))
     lead = f"Share of the clean accuracy that is lost: {lead}." if lead else ""

@@ -7,26 +7,17 @@ import math
 import pathlib
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import pandas as pd
 
-from mrl_jax.config import carried_out_by
+from mrl_jax.config import compare_alike
 from mrl_jax.errors import DataError
 from mrl_jax.record.artefacts import Units
 from mrl_jax.record.results import Result, Series
 from mrl_jax.record.runs import Run
 
-# Keys that name a run or say how it is carried out without changing what is trained, and those
-# that the label of a method shows anyway.
-NOT_A_VARIANT = (
-    *(key for key in carried_out_by() if not key.startswith("eval.")),
-    *("name", "seed", "head.kind"),
-    # The measures that these add have names of their own, and test sets are compared by digest.
-    *("eval.every", "eval.batch_size", "eval.measures", "eval.dims", "eval.layers"),
-    *("eval.projections", "eval.hierarchy", "eval.shifts", "eval.sts", "eval.retrieval"),
-    *("eval.classification", "eval.clustering", "eval.sets"),
-)
+# The last three name a run, or are in the label of a method anyway.
+NOT_A_VARIANT = {*compare_alike(), "name", "seed", "head.kind"}
 READ = "read."  # prefix of a variant's keys that are not config keys but say what was read
 SLIM = "slim"
 ONE_DIM = ("fixed", SLIM)
@@ -96,20 +87,20 @@ class Method:
         Raises:
           DataError: a file is damaged, or holds something else than the result is the mean of.
         """
-        found = {}
-        for seed, run in sorted(self.runs.items()):
+        found, rows = {}, self.measured(series)
+        rows = rows[rows.dim == dim]
+        for seed, value in zip(rows.seed, rows.value, strict=True):
+            run = self.runs[seed]
             units = run.artefacts.units(series, dim)
             if units is None or not run.data:
                 continue
             mean, n = units.value_n.mean(), len(units.value_n)
-            for r in run.measured(series):
-                # Means of draws are written with six digits.
-                if r.dim == dim and abs(r.value - mean) > 1e-5:
-                    raise DataError(
-                        f"{run.artefacts.folder}: {r.name} at {dim} dims is {r.value:.6g} "
-                        f"in results.json, but the mean of {n} {units.noun} here is {mean:.6g}: "
-                        "evaluate the run again"
-                    )
+            if abs(value - mean) > 1e-5:  # means of draws are written with six digits
+                raise DataError(
+                    f"{run.artefacts.folder}: {series.name} at {dim} dims is {value:.6g} in "
+                    f"results.json, but the mean of {n} {units.noun} here is {mean:.6g}: evaluate "
+                    "the run again"
+                )
             found[seed] = units._replace(key=f"{run.data} {units.key}")
         return found
 
@@ -120,11 +111,7 @@ def _is_variant(key: str, kind: str) -> bool:
         return False
     if kind == SLIM and key in ("model.width", "model.embedding_dim"):
         return False
-    return not any(key == k or key.startswith(k + ".") for k in NOT_A_VARIANT)
-
-
-def _as_text(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
+    return key not in NOT_A_VARIANT
 
 
 def _kinds(runs: Sequence[Run]) -> list[str]:
@@ -133,8 +120,8 @@ def _kinds(runs: Sequence[Run]) -> list[str]:
     A slim network is FF-m, m its full width, with a smaller model.width than the nested networks
     have; in a study without these, than the FF of most dims have.
     """
-    nested = [run for run in runs if run.kind != "fixed"]
     widest = max(run.dims[-1] for run in runs)
+    nested = [run for run in runs if run.kind != "fixed"]
     standard = nested or [run for run in runs if run.dims[-1] == widest]
     # 0 stands for the full width of the network; a width that is given is meant to be smaller.
     widths = {run.config.get("model.width") or math.inf for run in standard}
@@ -151,7 +138,7 @@ def _kinds(runs: Sequence[Run]) -> list[str]:
 def _variants(runs: Sequence[Run], kinds: Sequence[str]) -> list[Variant]:
     """For every run, its values of the keys that differ between the runs to which they apply."""
     relevant = [
-        {k: _as_text(v) for k, v in r.config.items() if _is_variant(k, kind)}
+        {k: json.dumps(v, sort_keys=True) for k, v in r.config.items() if _is_variant(k, kind)}
         for r, kind in zip(runs, kinds, strict=True)
     ]
     varying = []
@@ -242,10 +229,8 @@ def group(runs: Sequence[Run]) -> list[Method]:
     methods: dict[tuple, Method] = {}
     for run, kind, variant in zip(runs, kinds, variants, strict=True):
         dims = run.dims if kind in ONE_DIM else ()  # nested dims are part of the variant
-        key = (kind, dims, variant)
-        if key not in methods:
-            methods[key] = Method(kind, run.dims, variant, suffix(variant, variants), {})
-        method = methods[key]
+        new = Method(kind, run.dims, variant, suffix(variant, variants), {})
+        method = methods.setdefault((kind, dims, variant), new)
         if run.seed in method.runs:
             raise DataError(
                 f"runs {method.runs[run.seed].folder} and {run.folder} are the same method "

@@ -9,7 +9,7 @@ from mrl_jax import printing
 from mrl_jax.reporting import text
 from mrl_jax.reporting.content import Cell, Row, Sheet
 from mrl_jax.reporting.statistics import Summary
-from mrl_jax.reporting.tables import NESTED, SIGNIFICANCE, Comparison, Curve, Table
+from mrl_jax.reporting.tables import NESTED, Comparison, Curve, Table
 from mrl_jax.reporting.text import HOLM, UNTRAINED, count, listing, percent, signed, spans
 
 WITHIN = 0.01  # "within one point"
@@ -28,23 +28,21 @@ def mean_cell(summary: Summary | None, usual_n: int, best: bool = False) -> Cell
 
 
 def _difference_cell(comparison: Comparison, dim: int, usual_n: int) -> Cell:
-    if dim not in comparison.by_dim:
+    difference = comparison.by_dim.get(dim)
+    if not difference:
         return Cell()
-    difference, p = comparison.by_dim[dim]
     number = signed(difference.mean)
     if difference.low is not None:
         number += f" [{signed(difference.low)}, {signed(difference.high)}]"
-    marks = _MARKS.get(difference.verdict, "")
-    if marks and p <= SIGNIFICANCE:
-        marks += f" {HOLM}"
-    below = [marks] if marks else []
-    below += [
-        mark
-        for verdict, mark in _MARKS_HERE.items()
-        if dim in comparison.dims(verdict, holm=True, networks=True)
-        and difference.verdict != verdict
-    ]
-    if seeds := comparison.shared_seeds(dim):
+    below = []
+    if mark := _MARKS.get(difference.verdict):
+        below.append(f"{mark} {HOLM}" if difference.stands else mark)
+    here = difference.networks
+    if here and here.stands and here.verdict != difference.verdict:
+        below.append(_MARKS_HERE[here.verdict])
+    mine, its = (curve.values[dim].keys() for curve in (comparison.curve, comparison.against))
+    if mine != its:
+        seeds = sorted(mine & its)
         below.append(f"{'seed' if len(seeds) == 1 else 'seeds'} {listing(seeds)} only")
     elif difference.n != usual_n:
         below.append(f"n = {difference.n}")
@@ -53,7 +51,7 @@ def _difference_cell(comparison: Comparison, dim: int, usual_n: int) -> Cell:
 
 def _rests_on(comparisons: Sequence[Comparison]) -> str:
     """What intervals are over, as in "3 seeds and 400 examples"."""
-    differences = [difference for c in comparisons for difference, _ in c.by_dim.values()]
+    differences = [difference for c in comparisons for difference in c.by_dim.values()]
     units = sorted({c.unit for c in comparisons if c.unit})
     seeds = count(max(d.n for d in differences), "seed")
     if not units:
@@ -154,13 +152,13 @@ def _reach(table: Table, curve: Curve) -> str:
 
 def _against(comparison: Comparison) -> str:
     """By how much MRL differs from FF-m, and where the difference is real."""
-    means = [difference.mean for difference, _ in comparison.by_dim.values()]
+    means = [difference.mean for difference in comparison.by_dim.values()]
     ends = list(dict.fromkeys((signed(min(means)), signed(max(means)))))
     if not comparison.has_verdicts:
         verdicts = "no test of one seed" if comparison.one_seed else "the same in every seed"
     else:
-        found = {v: comparison.dims(v, holm=True) for v in _MARKS}
-        here = {v: {*comparison.dims(v, holm=True, networks=True)} - {*found[v]} for v in _MARKS}
+        found = {v: comparison.dims(v) for v in _MARKS}
+        here = {v: {*comparison.dims(v, networks=True)} - {*found[v]} for v in _MARKS}
         parts = [
             f"{verdict}{mark} at {spans(sorted(dims), [*comparison.by_dim])}"
             for mark, of_mark in ((f" {HOLM}", found), (" for these networks alone", here))
@@ -187,9 +185,7 @@ def _verdicts(comparison: Comparison) -> Cell:
     """At how many dims it is better, not clearly different and worse; below, these networks."""
 
     def counts(networks: bool) -> str:
-        better, worse = (
-            len(comparison.dims(verdict, holm=True, networks=networks)) for verdict in _MARKS
-        )
+        better, worse = (len(comparison.dims(v, networks=networks)) for v in _MARKS)
         return f"{better} / {len(comparison.by_dim) - better - worse} / {worse}"
 
     again, here = counts(networks=False), counts(networks=True)

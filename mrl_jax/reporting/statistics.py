@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,8 +12,7 @@ LEVEL = 0.95
 NO_SPREAD = 1e-12
 
 
-@dataclasses.dataclass(frozen=True)
-class Summary:
+class Summary(NamedTuple):
     """Mean and sample standard deviation (None for one value) of `n` values."""
 
     mean: float
@@ -26,7 +26,7 @@ def summarize(values: Sequence[float]) -> Summary:
     return Summary(float(np.mean(values)), sd, len(values))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Difference:
     """A mean paired difference, its 95% interval and two-sided p value.
 
@@ -41,6 +41,7 @@ class Difference:
         it speaks of other units and these networks, with more seeds of both.
       lower_is_better: as of an error.
       networks: with several seeds and units, the same difference for these networks alone.
+      adjusted_p: p after Holm's correction, once it is made.
     """
 
     mean: float
@@ -51,6 +52,7 @@ class Difference:
     units: int = 0
     lower_is_better: bool = False
     networks: "Difference | None" = None
+    adjusted_p: float = 1.0
 
     @property
     def verdict(self) -> str:
@@ -60,6 +62,11 @@ class Difference:
         if self.low <= 0 <= self.high:
             return "no clear difference"
         return "worse" if (self.low > 0) == self.lower_is_better else "better"
+
+    @property
+    def stands(self) -> bool:
+        """Whether it is significant after Holm's correction."""
+        return self.adjusted_p <= 1 - LEVEL
 
 
 def _interval(mean: float, variances: Sequence[tuple[float, int]], n: int, units: int = 0):
@@ -87,11 +94,8 @@ def _interval(mean: float, variances: Sequence[tuple[float, int]], n: int, units
 
 
 def _over_seeds(difference_s: np.ndarray) -> Difference:
-    summary = summarize(difference_s)
-    if summary.sd is None:
-        return Difference(summary.mean, None, None, 1.0, summary.n)
-    n = summary.n
-    return _interval(summary.mean, [(summary.sd**2 / n, n - 1)], n)
+    mean, sd, n = summarize(difference_s)
+    return _interval(mean, [] if sd is None else [(sd**2 / n, n - 1)], n)
 
 
 def _mcnemar(difference_n: np.ndarray) -> Difference:
@@ -131,11 +135,10 @@ def _over_both(difference_sn: np.ndarray) -> Difference:
     if seeds == 1:
         return networks
     of_seeds = (float(difference_sn.mean(1).var(ddof=1)) / seeds, seeds - 1)
-    if of_seeds[0] < NO_SPREAD**2:
-        found = Difference(mean, None, None, 1.0, seeds, units)
-    else:
-        found = _interval(mean, [of_seeds, of_units], seeds, units)
-    return dataclasses.replace(found, networks=networks)
+    spread = of_seeds[0] >= NO_SPREAD**2
+    found = _interval(mean, [of_seeds, of_units] if spread else [], seeds, units)
+    found.networks = networks
+    return found
 
 
 def paired_difference(
@@ -166,10 +169,9 @@ def paired_difference(
         found = _mcnemar(difference_sn[0]) if one else _over_both(difference_sn)
     else:
         found = _over_seeds(np.array([a[seed] - b[seed] for seed in seeds]))
-    if found.networks:
-        networks = dataclasses.replace(found.networks, lower_is_better=lower_is_better)
-        found = dataclasses.replace(found, networks=networks)
-    return dataclasses.replace(found, lower_is_better=lower_is_better)
+    for each in filter(None, (found, found.networks)):
+        each.lower_is_better = lower_is_better
+    return found
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

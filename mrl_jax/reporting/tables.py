@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
+from mrl_jax.config import tasks
 from mrl_jax.record import metrics
 from mrl_jax.record.artefacts import Units
 from mrl_jax.record.metrics import Metric
@@ -16,14 +18,8 @@ from mrl_jax.reporting.methods import Method
 from mrl_jax.reporting.statistics import Difference, Summary
 
 SPLIT_NAMES = {"val": "validation", "test": "test"}
-SIGNIFICANCE = 1 - statistics.LEVEL
 ROLES = {"separate": "mrl", "shared": "mrl_e", "fixed": "ff", methods_lib.SLIM: "slim"}
 NESTED, TRAINED = ("mrl", "mrl_e"), ("mrl", "mrl_e", "ff", "slim")
-
-
-def _unknown(dim: int) -> Mapping[int, Units]:
-    del dim
-    return {}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,7 +41,7 @@ class Curve:
     variant: methods_lib.Variant
     trained: frozenset[int]
     frame: pd.DataFrame
-    units: Callable[[int], Mapping[int, Units]] = _unknown
+    units: Callable[[int], Mapping[int, Units]] = lambda dim: {}
     same: frozenset[int] = frozenset()
     short: str = ""
 
@@ -53,10 +49,7 @@ class Curve:
     def values(self) -> dict[int, dict[int, float]]:
         """{dim: {seed: value}}."""
         by_dim = self.frame.groupby("dim")
-        return {
-            int(dim): {int(seed): float(v) for seed, v in zip(rows.seed, rows.value, strict=True)}
-            for dim, rows in by_dim
-        }
+        return {dim: dict(zip(rows.seed, rows.value, strict=True)) for dim, rows in by_dim}
 
     def summary(self, dim: int) -> Summary | None:
         """Mean and spread over seeds at `dim`; None where nothing was measured."""
@@ -66,41 +59,37 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A nested method against a baseline, dim by dim: the difference and Holm's p value.
+    """A nested method against a baseline, dim by dim.
 
-    Attributes:
-      unit: what the two were compared on one by one, "examples" say; "" where only means are known.
-      networks: the same for these networks alone, where the intervals of `by_dim` speak of
-        training again as well.
+    `unit` is what the two were compared on one by one, "examples" say; "" where only means are
+    known.
     """
 
     curve: Curve
     against: Curve
     label: str
-    by_dim: dict[int, tuple[Difference, float]]
+    by_dim: dict[int, Difference]
     unit: str = ""
-    networks: dict[int, tuple[Difference, float]] = dataclasses.field(default_factory=dict)
 
-    def dims(self, verdict: str, *, holm: bool = False, networks: bool = False) -> list[int]:
-        """The dims with a verdict: with `holm` those where the correction leaves it standing."""
-        entries = (self.networks if networks else self.by_dim).items()
-        found = [(dim, p) for dim, (d, p) in entries if d.verdict == verdict]
-        return [dim for dim, p in found if p <= SIGNIFICANCE or not holm]
+    @property
+    def networks(self) -> dict[int, Difference]:
+        """For these networks alone, where those of `by_dim` speak of training again as well."""
+        return {dim: d.networks for dim, d in self.by_dim.items() if d.networks}
+
+    def dims(self, verdict: str, *, networks: bool = False) -> list[int]:
+        """The dims with a verdict that stands after Holm's correction."""
+        found = (self.networks if networks else self.by_dim).items()
+        return [dim for dim, d in found if d.verdict == verdict and d.stands]
 
     @property
     def has_verdicts(self) -> bool:
         """Whether there is an interval at any dim."""
-        return any(d.low is not None for d, _ in (*self.by_dim.values(), *self.networks.values()))
-
-    def shared_seeds(self, dim: int) -> list[int]:
-        """The seeds that are compared at a dim if one side has further ones, else []."""
-        mine, other = self.curve.values[dim].keys(), self.against.values[dim].keys()
-        return sorted(mine & other) if mine != other else []
+        return any(d.low is not None for d in (*self.by_dim.values(), *self.networks.values()))
 
     @property
     def one_seed(self) -> bool:
         """Whether it rests on one pair of networks at every dim."""
-        return all(difference.n == 1 for difference, _ in self.by_dim.values())
+        return all(difference.n == 1 for difference in self.by_dim.values())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -153,11 +142,11 @@ class Table:
         Only curves that were measured on the same data are rivals.
         """
         sign = -1 if self.about.lower_is_better else 1
-        contests: dict[methods_lib.Variant, dict[str, float]] = {}
+        contests: dict[methods_lib.Variant, dict[str, float]] = defaultdict(dict)
         for curve in self.curves:
             if dim in curve.values and dim not in curve.same:
-                contest = contests.setdefault(methods_lib.read_of(curve.variant), {})
-                contest[curve.label] = sign * curve.summary(dim).mean
+                mean = sign * curve.summary(dim).mean
+                contests[methods_lib.read_of(curve.variant)][curve.label] = mean
         return [
             label
             for means in contests.values()
@@ -172,12 +161,7 @@ def measured(methods: Sequence[Method], base: Series) -> list[Series]:
 
     Other spaces are left out where the trained one was measured, and so are guests.
     """
-    found = {
-        series
-        for method in methods
-        for series in method.series
-        if (series.set, series.split, series.layer) == (base.set, base.split, base.layer)
-    }
+    found = {s for m in methods for s in m.series if s.of("") == base.of("")}
     guests = {base.of(*guest) for of_metric in metrics.GUESTS.values() for guest in of_metric}
     own = {series for series in found - guests if series.space == metrics.TRAINED}
     alone = {s for s in found - guests if s.space != metrics.TRAINED and s.of(s.metric) not in own}
@@ -197,16 +181,16 @@ def _own_curve(method: Method, series: Series) -> Curve:
         method.variant,
         frozenset(method.dims),
         method.measured(series),
-        lambda dim: method.units(series, dim),
+        functools.partial(method.units, series),
     )
 
 
 def _families(methods: Sequence[Method], kind: str) -> list[list[Method]]:
     """The methods of one dim each (FF or Slim) of each variant, by dim."""
-    families: dict[methods_lib.Variant, list[Method]] = {}
+    families: dict[methods_lib.Variant, list[Method]] = defaultdict(list)
     for method in methods:
         if method.kind == kind:
-            families.setdefault(method.variant, []).append(method)
+            families[method.variant].append(method)
     return list(families.values())
 
 
@@ -250,7 +234,7 @@ def _derived_curves(family: Sequence[Method], series: Series) -> list[Curve]:
                 widest.variant,
                 same,
                 frame,
-                lambda dim, source=source: widest.units(source, dim),
+                functools.partial(widest.units, source),
                 same,
                 rival.label + widest.suffix,
             )
@@ -262,7 +246,7 @@ def _frozen_curves(methods: Sequence[Method], series: Series) -> list[Curve]:
     """What vectors give without an adaptor, once for each set of vectors."""
     first: dict[methods_lib.Variant, Method] = {}
     for method in methods:
-        if all(run.config.get("task") == "adaptor" for run in method.runs.values()):
+        if all(tasks.keeps_inputs(run.config.get("task", "")) for run in method.runs.values()):
             first.setdefault(methods_lib.read_of(method.variant), method)
     return [
         Curve(
@@ -280,10 +264,7 @@ def _frozen_curves(methods: Sequence[Method], series: Series) -> list[Curve]:
 
 
 def compare(curve: Curve, against: Curve, label: str, lower_is_better: bool) -> Comparison | None:
-    """`curve - against` at the dims that `curve` was trained at; None where they share none.
-
-    The p values are those of each dim alone, see `corrected`.
-    """
+    """`curve - against` at the dims that `curve` was trained at; None where they share none."""
     by_dim, unit = {}, ""
     for dim in sorted(curve.values.keys() & against.values.keys()):
         # A prefix that was never trained is no contest for a model trained at that dim.
@@ -298,23 +279,19 @@ def compare(curve: Curve, against: Curve, label: str, lower_is_better: bool) -> 
             lower_is_better=lower_is_better,
         )
         if difference:
-            by_dim[dim] = (difference, difference.p)
+            by_dim[dim] = difference
             unit = mine[shared[0]].noun if difference.units else unit
-    networks = {dim: (d.networks, d.networks.p) for dim, (d, _) in by_dim.items() if d.networks}
-    return Comparison(curve, against, label, by_dim, unit, networks) if by_dim else None
+    return Comparison(curve, against, label, by_dim, unit) if by_dim else None
 
 
 def corrected(comparisons: Sequence[Comparison | None]) -> tuple[Comparison, ...]:
-    """The same comparisons with Holm's correction for all of them together."""
-    found = [comparison for comparison in comparisons if comparison]
-
-    def adjusted(part: str) -> list[dict[int, tuple[Difference, float]]]:
-        every = [getattr(comparison, part) for comparison in found]
-        p = iter(statistics.holm([d.p for by_dim in every for d, _ in by_dim.values()]))
-        return [{dim: (d, next(p)) for dim, (d, _) in by_dim.items()} for by_dim in every]
-
-    parts = zip(found, adjusted("by_dim"), adjusted("networks"), strict=True)
-    return tuple(dataclasses.replace(c, by_dim=d, networks=networks) for c, d, networks in parts)
+    """The comparisons that there are, after Holm's correction for all of them together."""
+    found = tuple(filter(None, comparisons))
+    for part in ("by_dim", "networks"):
+        every = [d for comparison in found for d in getattr(comparison, part).values()]
+        for difference, p in zip(every, statistics.holm([d.p for d in every]), strict=True):
+            difference.adjusted_p = p
+    return found
 
 
 def _comparisons(

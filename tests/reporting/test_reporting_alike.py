@@ -38,7 +38,7 @@ def test_two_data_sets_are_two_columns():
     }
     table = tables.build(methods.group(found), series("test", "top1"))
     # Each is compared with the baseline on its own data, and wins or loses there.
-    means = {c.curve.label: c.by_dim[8][0].mean for c in table.comparisons}
+    means = {c.curve.label: c.by_dim[8].mean for c in table.comparisons}
     assert means == pytest.approx({"MRL, data=easy": -0.05, "MRL, data=noise": 0.2})
     assert {*table.best(8)} == {"MRL, data=noise", "FF-m, data=easy"}
 
@@ -182,7 +182,7 @@ def test_of_unequal_seeds_those_that_pair_are_named(judged, tmp_path):
         fixed = make_run("fixed", (2,), 1, top1(d2=0.6))
     table = tables.build(methods.group([*nested, fixed]), series("test", "top1"))
     (comparison,) = table.comparisons
-    assert comparison.by_dim[2][0].mean == pytest.approx(0.3)
+    assert comparison.by_dim[2].mean == pytest.approx(0.3)
     row = sheet.of_table(table).rows[0]
     assert row.cells[0].text.startswith("70.00 ±")
     assert row.cells[-1].below == ("▲ ‡, seed 1 only" if judged else "seed 1 only")

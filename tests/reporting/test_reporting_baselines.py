@@ -86,9 +86,9 @@ def judged_pair(tmp_path, *, seeds=(0,), data=("d1", "d1"), only_mrl=12, only_ff
 def test_one_seed_is_judged_by_the_examples(tmp_path):
     table = tables.build(methods.group(judged_pair(tmp_path)), series("test", "top1"))
     (comparison,) = table.comparisons
-    difference, p = comparison.by_dim[2]
+    difference = comparison.by_dim[2]
     # 14 examples differ, 12 of them for MRL: p = 2 (1 + 14 + 91) / 2^14.
-    assert p == pytest.approx(2 * 106 / 2**14)
+    assert difference.adjusted_p == pytest.approx(2 * 106 / 2**14)
     assert (difference.n, difference.units, comparison.unit) == (1, 100, "examples")
     cell = cells(sheet.of_table(table), 2)["MRL − FF"]
     assert (cell.text[:6], cell.below) == ("+10.00", "▲ ‡")
@@ -99,7 +99,7 @@ def test_one_seed_is_judged_by_the_examples(tmp_path):
 
 def test_several_seeds_are_judged_by_seeds_and_examples(tmp_path):
     table = tables.build(methods.group(judged_pair(tmp_path, seeds=(0, 1))), series("test", "top1"))
-    difference, _ = table.comparisons[0].by_dim[2]
+    difference = table.comparisons[0].by_dim[2]
     assert (difference.n, difference.units) == (2, 100)
     assert difference.verdict == "same in every seed"  # which is no evidence of anything
     assert "95% intervals over 2 seeds and 100 examples" in sheet.of_table(table).note
@@ -109,7 +109,7 @@ def test_unknown_examples_are_never_paired(tmp_path):
     table = tables.build(
         methods.group(judged_pair(tmp_path, data=("", ""))), series("test", "top1")
     )
-    difference, _ = table.comparisons[0].by_dim[2]
+    difference = table.comparisons[0].by_dim[2]
     assert (difference.units, difference.verdict) == (0, "one seed")
 
 

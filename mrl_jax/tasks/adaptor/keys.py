@@ -2,6 +2,7 @@
 
 from mrl_jax.config.keys import Key
 
+KEEPS_INPUTS = True
 KEYS = {
     "data.path": Key(
         "",

@@ -80,6 +80,7 @@ KEYS = {
         "ArguAna, whose queries are documents",
         items="words",
         resume=True,
+        asks=True,
     ),
     **text_keys.PROJECTIONS,
     "eval.layers": Key((), "measure after these layers as well, as (1, 2, 3)", resume=True),
