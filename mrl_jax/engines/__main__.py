@@ -1,8 +1,8 @@
 """Hands vectors over: `python -m mrl_jax.engines postgres|milvus load|query ...`, or `parquet`.
 
-Vectors are a .npy or .parquet file [N, D], or a folder that `mrl_jax.embed` wrote. A schedule is
-written like "64:400 > 2048", or stands in a plan (`mrl_jax.search plan`) with the metric and code
-that it was measured for; a load says what of a plan the engine does not have. Secrets belong in
+Vectors are a .npy or .parquet file [N, D], or a folder that `mrl_jax.embed` wrote. A schedule reads
+like "64:400 > 2048", or comes from a plan (`mrl_jax.search plan`) with the metric and code that it
+was measured for; a load says what of the plan the engine does not have. Secrets belong in
 PGPASSWORD or ~/.pgpass, and in MILVUS_TOKEN.
 """
 
@@ -13,14 +13,11 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
-import io
 import os
 import pathlib
 import time
 from collections.abc import Collection, Sequence
 from typing import get_args
-
-import numpy as np
 
 from mrl_jax.engines import parquet
 from mrl_jax.errors import DataError, UsageError
@@ -81,12 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _wanted(args) -> Plan:
-    """What is asked for: a plan, or the schedule and metric of the command line.
-
-    Raises:
-      UsageError: text that is no schedule; or the plan's metric is not that of the command line.
-      DataError: a plan that cannot be read.
-    """
+    """What is asked for: a plan, or the schedule and metric of the command line."""
     if args.plan is None:
         try:
             return Plan(Schedule.parse(args.schedule), args.metric or "cosine")
@@ -148,7 +140,7 @@ def _milvus(args):
             token = os.environ.get("MILVUS_TOKEN", "")
             client = milvus.pymilvus.MilvusClient(args.uri, token=token)
         except (ValueError, milvus.pymilvus.exceptions.ConnectionConfigException):
-            # As above.
+            # Here, too, the text may hold a password.
             raise UsageError(
                 "--uri is no address of Milvus; legal is http://USER:PASSWORD@HOST:PORT or FILE.db"
             ) from None
@@ -168,9 +160,7 @@ def _query(engine, at, args, plan: Plan) -> None:
         at, args.name, queries_bd, args.k, plan.schedule, metric=metric
     )
     seconds = time.perf_counter() - start
-    content = io.BytesIO()
-    np.savez(content, ids=ids_bk, scores=scores_bk)
-    outputs.write_file(args.out, content.getvalue(), _NEIGHBOURS)
+    outputs.write_arrays(args.out, _NEIGHBOURS, ids=ids_bk, scores=scores_bk)
     print(f"{len(ids_bk)} queries, {len(ids_bk) / seconds:.1f} a second: {args.out}")
 
 

@@ -1,5 +1,6 @@
 """Checks of what goes into an engine, the same for all of them."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import get_args
 
@@ -25,8 +26,8 @@ def checked_blocks(chunks: Iterable[Chunk], schedule: Schedule) -> tuple[int, It
 
     Raises:
       UsageError: the schedule needs more dims.
-      DataError: no rows, ids or vectors of another form, NaN or infinity. The iterator raises it,
-        too.
+      DataError: no rows, ids or vectors of another form, NaN or infinity; the iterator raises it
+        as well.
     """
     blocks = _blocks(chunks)
     first = next(blocks, None)
@@ -35,12 +36,7 @@ def checked_blocks(chunks: Iterable[Chunk], schedule: Schedule) -> tuple[int, It
     width = first[1].shape[1]
     if schedule.final > width:
         raise UsageError(f"{schedule} needs {schedule.final} dims; the vectors have {width}")
-
-    def all_blocks():
-        yield first
-        yield from blocks
-
-    return width, all_blocks()
+    return width, itertools.chain([first], blocks)
 
 
 def _blocks(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
@@ -57,13 +53,18 @@ def _blocks(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         rows = max(_BLOCK_BYTES // (4 * width), 1)
         for start in range(0, len(ids_n), rows):
             block_n = ids_n[start : start + rows]
-            with np.errstate(over="ignore"):  # beyond float32 is infinity, which is refused
-                block_nd = np.asarray(z_nd[start : start + rows], np.float32)
-            finite_n = np.isfinite(block_nd).all(1)
+            block_nd, finite_n = _as_float32(z_nd[start : start + rows])
             if not finite_n.all():
                 bad = block_n[finite_n.argmin()]
                 raise DataError(f"the vector with id {bad} holds NaN or infinity (as float32)")
             yield block_n, block_nd
+
+
+def _as_float32(z_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same as float32, and which rows hold only numbers; beyond float32 there is infinity."""
+    with np.errstate(over="ignore"):
+        z_nd = np.asarray(z_nd, np.float32)
+    return z_nd, np.isfinite(z_nd).all(1)
 
 
 def checked_queries(queries_bd: np.ndarray, k: int, schedule: Schedule, width: int) -> np.ndarray:
@@ -78,27 +79,17 @@ def checked_queries(queries_bd: np.ndarray, k: int, schedule: Schedule, width: i
     except ValueError as error:
         raise UsageError(str(error)) from error
     shape, dtype = queries_bd.shape, queries_bd.dtype
-    if (
-        len(shape) != 2
-        or shape[0] < 1
-        or shape[1] != width
-        or not np.issubdtype(dtype, np.floating)
-    ):
+    is_matrix = len(shape) == 2 and shape[0] >= 1 and shape[1] == width
+    if not is_matrix or not np.issubdtype(dtype, np.floating):
         raise UsageError(f"queries must be [>= 1, {width}] floating point, got {dtype} {shape}")
-    with np.errstate(over="ignore"):
-        queries_bd = np.asarray(queries_bd, np.float32)
-    finite_b = np.isfinite(queries_bd).all(1)
+    queries_bd, finite_b = _as_float32(queries_bd)
     if not finite_b.all():
         raise DataError(f"query {finite_b.argmin()} holds NaN or infinity (as float32)")
     return queries_bd
 
 
 def check_metric(where: str, has: str, wanted: str | None) -> None:
-    """Refuses a search by another metric than the vectors were loaded for.
-
-    Raises:
-      UsageError: `wanted` is not `has`, nor None, which stands for any.
-    """
+    """UsageError for a search by another metric than the vectors were loaded for; None is any."""
     if wanted not in (None, has):
         check_choice("metric", wanted)
         raise UsageError(
@@ -107,10 +98,6 @@ def check_metric(where: str, has: str, wanted: str | None) -> None:
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...] = get_args(Metric)) -> None:
-    """Whether an argument is one of its legal values; those of `metric` if not said.
-
-    Raises:
-      UsageError: it is not.
-    """
+    """UsageError if an argument is not one of its legal values, by default those of `metric`."""
     if value not in choices:
         raise UsageError(f"{name} must be one of {', '.join(choices)}; got {value!r}")

@@ -36,10 +36,10 @@ def load(
     index: Index | None = None,
     metric: Metric = "cosine",
 ) -> int:
-    """Makes a collection of vectors and the prefixes that the schedule compares.
+    """Makes a collection of vectors and their prefixes, and gives the number of rows.
 
-    It is built under the name COLLECTION_loading and renamed when it is whole: whatever breaks off
-    a load leaves no collection of the name asked for, and the next load begins anew.
+    It is built under the name COLLECTION_loading and renamed when it is whole: a load that breaks
+    off leaves no collection of the name asked for, and the next load begins anew.
 
     Args:
       client: of any Milvus.
@@ -48,16 +48,13 @@ def load(
         [(ids_n, z_nd)]. Ids are distinct.
       schedule: every dim it names becomes a field: prefix_64, ..., and `vector` for all of them.
         Milvus allows 4 such fields unless its configuration says otherwise.
-      index: of the shortest prefix; None: HNSW, or FLAT where the schedule has no stages, as it is
-        exact then. The others are FLAT, as they only rank what they are given.
+      index: of the shortest prefix; None: HNSW, or FLAT for a schedule without stages, which is
+        exact. The other prefixes have FLAT, as they only rank what they are given.
       metric: of all comparisons.
-
-    Returns:
-      How many rows were loaded.
 
     Raises:
       UsageError: arguments that do not fit.
-      DataError: the collection exists, or ids or vectors that cannot be loaded.
+      DataError: the collection exists, or the ids or vectors cannot be loaded.
     """
     arrays.check_choice("metric", metric)
     index = index or ("HNSW" if schedule.stages else "FLAT")
@@ -74,19 +71,14 @@ def load(
     schema.add_field("id", pymilvus.DataType.INT64, is_primary=True)
     for dim, field in fields.items():
         schema.add_field(field, pymilvus.DataType.FLOAT_VECTOR, dim=dim)
-    # Who loads and then searches finds all; others do a moment later.
+    # Whoever loads and then searches finds all rows; others do a moment later.
     client.create_collection(staging, schema=schema, consistency_level="Session")
     rows = _insert(client, staging, blocks, fields)
     indexes = client.prepare_index_params()
     for dim, field in fields.items():
         kind = index if dim == schedule.dims[0] else "FLAT"
-        indexes.add_index(
-            field,
-            index_type=kind,
-            index_name=field,
-            metric_type=_METRICS[metric],
-            params=_build(kind, rows),
-        )
+        how = {"metric_type": _METRICS[metric], "params": _build(kind, rows)}
+        indexes.add_index(field, index_type=kind, index_name=field, **how)
     client.create_index(staging, indexes, sync=False)
     _await_indexes(client, staging, fields.values())
     client.rename_collection(staging, collection)
@@ -105,8 +97,8 @@ def search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k best rows for every query; the metric is the collection's.
 
-    The first stage is one search for many queries, every later one a search among the ids that the
-    stage before has kept. The k vectors that are left come along, and scores are computed of them.
+    The first stage is one search for many queries; every later one searches, for one query, the ids
+    that the stage before has kept. The k vectors that are left are fetched, and scored here.
 
     Args:
       client: of the Milvus that has the collection.
@@ -122,7 +114,7 @@ def search(
         Euclidean distance, by the schedule's final dims.
 
     Raises:
-      UsageError: queries, k, a schedule or metric that do not fit the collection.
+      UsageError: queries, k, schedule or metric do not fit the collection.
       DataError: no such collection, or fewer than k rows in it; NaN or infinity.
     """
     fields = _fields(client, collection)
@@ -163,14 +155,13 @@ def search(
                 raise DataError(
                     f"collection {collection} gave {len(hits)} rows where k = {k} were asked for"
                 )
-            ids_bk[b], scores_bk[b] = _scored(
-                hits, fields[schedule.final], queries_bd[b, : schedule.final], its_metric
-            )
+            query_d, field = queries_bd[b, : schedule.final], fields[schedule.final]
+            ids_bk[b], scores_bk[b] = _scored(hits, field, query_d, its_metric)
     return ids_bk, scores_bk
 
 
 def _insert(client, name: str, blocks: Iterable[arrays.Chunk], fields: dict[int, str]) -> int:
-    """Inserts all rows. Milvus would take an id twice: all ids are kept here to see to that."""
+    """Inserts all rows. Milvus takes an id twice, so all ids are kept here and compared."""
     all_ids = []
     for ids_n, z_nd in blocks:
         rows = zip(ids_n.tolist(), z_nd, strict=True)
@@ -206,9 +197,9 @@ def _build(index: str, rows: int) -> dict[str, int]:
 
 
 def _effort(index: dict[str, Any], keep: int) -> dict[str, int]:
-    """How far the first stage looks: at as many candidates as it keeps, or an eighth of all lists.
+    """How far the first stage looks: as many candidates as it keeps, or an eighth of all lists.
 
-    32 lists at least: of few, a larger part is needed.
+    It looks into at least 32 lists, since of few lists a larger share is needed.
     """
     if index["index_type"] == "HNSW":
         return {"ef": max(keep, 64)}
@@ -232,15 +223,12 @@ def _fields(client, collection: str) -> dict[int, str]:
 def _scored(hits: list, field: str, query_d: np.ndarray, metric: str):
     """Ids and scores of what was found, best first.
 
-    The engine's own distances are not taken: for "l2" Milvus gives squares, Milvus Lite roots.
+    The engine's own distances will not do: for "l2" Milvus gives squares, Milvus Lite roots.
     """
     ids_k = np.array([hit["id"] for hit in hits], np.int64)
     z_kd = np.array([hit["entity"][field] for hit in hits], np.float64)
     query_d = query_d.astype(np.float64)
-    if metric == "l2":
-        scores_k = -np.square(z_kd - query_d).sum(1)
-    else:
-        scores_k = z_kd @ query_d
+    scores_k = -np.square(z_kd - query_d).sum(1) if metric == "l2" else z_kd @ query_d
     if metric == "cosine":
         norms_k = np.linalg.norm(z_kd, axis=1) * np.linalg.norm(query_d)
         scores_k /= np.maximum(norms_k, 1e-24)

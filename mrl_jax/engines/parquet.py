@@ -1,5 +1,6 @@
 """Parquet files that other engines load: ids, vectors, and the prefixes that they index."""
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Iterable
@@ -20,24 +21,22 @@ def export(
     *,
     metric: Metric = "cosine",
 ) -> int:
-    """Writes a folder of Parquet files, whole or not at all.
+    """Writes a folder of Parquet files, whole or not at all, and gives the number of rows.
 
-    Columns: `id` int64, `vector` with all dims, and `prefix_64` and so on for every dim the
-    schedule compares before, lists of one length of float32. Prefixes are not scaled: engines do
-    that where cosine is asked for. The schema's metadata has the schedule and the metric under
+    Columns: `id` int64; `vector` with all dims and, for every other dim of the schedule,
+    `prefix_64` and so on, fixed-size lists of float32. Prefixes are not scaled: engines do that
+    where cosine is asked for. The schema's metadata has the schedule and the metric under
     "mrl_jax", as JSON.
 
     Args:
-      folder: where; must not exist.
+      folder: must not exist.
       chunks: (ids_n, z_nd) in any number.
-      schedule: which prefixes.
+      schedule: says which prefixes.
       metric: by which they are to be compared.
 
-    Returns:
-      How many rows were written.
-
     Raises:
-      UsageError: the folder exists, or a schedule of more dims than there are; no pyarrow.
+      UsageError: the folder exists, the schedule has more dims than the vectors, or there is no
+        pyarrow.
       DataError: ids or vectors of another form, an id that comes twice, NaN or infinity.
     """
     pq = tables.parquet()
@@ -49,30 +48,25 @@ def export(
     kinds = {name: pa.list_(pa.float32(), dim) for name, dim in dims.items()}
     about = json.dumps({"schedule": str(schedule), "metric": metric})
     columns = pa.schema({"id": pa.int64(), **kinds}, {"mrl_jax": about})
-    rows, files, writer, all_ids = 0, 0, None, []
+    rows, files, all_ids = 0, 0, []
     rows_per_file = max(_FILE_BYTES // (4 * sum(dims.values())), 1)
-    with outputs.made(folder) as new:
-        try:
-            for ids_n, z_nd in blocks:
-                if writer is None or rows >= files * rows_per_file:
-                    if writer is not None:
-                        writer.close()
-                    path = new / f"part-{files:05d}.parquet"
-                    # Floats hardly get smaller by compression or a dictionary.
-                    writer = pq.ParquetWriter(
-                        path, columns, compression="none", use_dictionary=False
-                    )
-                    files += 1
-                arrays_c = [
-                    pa.FixedSizeListArray.from_arrays(pa.array(z_nd[:, :dim].ravel()), dim)
-                    for dim in dims.values()
-                ]
-                table = pa.Table.from_arrays([pa.array(ids_n), *arrays_c], schema=columns)
-                writer.write_table(table)
-                rows += len(ids_n)
-                all_ids.append(ids_n)
-        finally:
-            if writer is not None:
-                writer.close()
+    # Floats hardly get smaller by compression or a dictionary.
+    options = {"compression": "none", "use_dictionary": False}
+    with outputs.made(folder) as new, contextlib.ExitStack() as open_file:
+        for ids_n, z_nd in blocks:
+            if rows >= files * rows_per_file:
+                open_file.close()
+                path = new / f"part-{files:05d}.parquet"
+                writer = open_file.enter_context(pq.ParquetWriter(path, columns, **options))
+                files += 1
+            arrays_c = [
+                pa.FixedSizeListArray.from_arrays(pa.array(z_nd[:, :dim].ravel()), dim)
+                for dim in dims.values()
+            ]
+            table = pa.Table.from_arrays([pa.array(ids_n), *arrays_c], schema=columns)
+            writer.write_table(table)
+            rows += len(ids_n)
+            all_ids.append(ids_n)
+        open_file.close()
         ids.check_unique(np.concatenate(all_ids), "the vectors")
     return rows

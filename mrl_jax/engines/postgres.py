@@ -1,9 +1,8 @@
 """PostgreSQL with pgvector >= 0.7: shortlist by an index on a prefix and re-rank in one statement.
 
-The table has two columns, `id` and `vector`, so that a prefix costs no column of its own: an HNSW
-index holds the first stage's prefix of every vector, computed once when it is built. All functions
-take a connection of psycopg 3, in any state; within a transaction of the caller they are part of
-it.
+The table has two columns, `id` and `vector`. A prefix needs no column of its own: an HNSW index
+holds the first stage's prefix of every vector, computed when it is built. All functions take a
+connection of psycopg 3, in any state, and join a transaction that the caller has begun.
 """
 
 import json
@@ -47,10 +46,10 @@ def load(
     code: Code = "vector",
     metric: Metric = "cosine",
 ) -> int:
-    """Makes a table of vectors and an index of their first dims: all of it, or nothing.
+    """Makes a table of vectors and an index of their first dims, and gives the number of rows.
 
-    Everything happens in one transaction, so whatever breaks off a load leaves no trace, and it can
-    be called again. A large graph is built much sooner where it fits into the server's
+    Everything happens in one transaction, so a load that breaks off leaves no trace and can be
+    called again. A large graph is built much sooner if it fits into the server's
     `maintenance_work_mem`.
 
     Args:
@@ -60,17 +59,14 @@ def load(
         [(ids_n, z_nd)]. Ids are distinct.
       schedule: its first stage's prefix is indexed, the others need no index. Without stages there
         is no index. A search may have another schedule with the same first prefix.
-      code: of the prefixes in the index: float32, float16, or signs, which compare by Hamming
+      code: of the prefixes in the index: float32, float16, or signs, which are compared by Hamming
         distance whatever the metric is.
       metric: of both comparisons. A vector whose prefix is zero is found by "cosine" only if there
         is no index.
 
-    Returns:
-      How many rows were loaded.
-
     Raises:
       UsageError: arguments that do not fit; pgvector is absent or too old.
-      DataError: the table exists, or ids or vectors that cannot be loaded.
+      DataError: the table exists, or the ids or vectors cannot be loaded.
     """
     arrays.check_choice("metric", metric)
     arrays.check_choice("code", code, get_args(Code))
@@ -80,11 +76,9 @@ def load(
     try:
         with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
             _check_version(cursor.execute(_EXTENSION).fetchone()[0])
-            cursor.execute(
-                sql.SQL(
-                    "CREATE TABLE {} (id bigint PRIMARY KEY, vector vector({}) NOT NULL)"
-                ).format(name, sql.Literal(width))
-            )
+            columns = "id bigint PRIMARY KEY, vector vector({}) NOT NULL"
+            create = sql.SQL(f"CREATE TABLE {{}} ({columns})")
+            cursor.execute(create.format(name, sql.Literal(width)))
             into = sql.SQL("COPY {} (id, vector) FROM STDIN (FORMAT binary)").format(name)
             with cursor.copy(into) as copy:
                 copy.write(_COPY_START)
@@ -122,8 +116,8 @@ def search(
     """The k best rows for every query, by one statement each; metric and code are the table's.
 
     A shortlist of K rows comes from the index, whose search keeps K candidates (`hnsw.ef_search`;
-    from pgvector 0.8 on it goes on where K is more than 1,000), the later stages rank all they are
-    given. Statements are sent without waiting for the answers of those before.
+    beyond 1,000 it goes on, which needs pgvector 0.8); the later stages rank all that they are
+    given. Statements are sent without waiting for the answers to those before.
 
     Args:
       connection: to the database.
@@ -139,7 +133,7 @@ def search(
         Euclidean distance, by the schedule's final dims.
 
     Raises:
-      UsageError: queries, k, a schedule or metric that do not fit the table.
+      UsageError: queries, k, schedule or metric do not fit the table.
       DataError: no such table, or fewer than k rows in it; NaN or infinity.
     """
     with (
@@ -170,11 +164,10 @@ def search(
         raise DataError(f"table {table} gave {fewest} rows where k = {k} were asked for")
     ids_bk = np.array([[row[0] for row in rows] for rows in found], np.int64)
     distance_bk = np.array([[row[1] for row in rows] for rows in found])
-    scores_bk = {
-        "cosine": lambda d: 1 - d,
-        "inner": np.negative,
-        "l2": lambda d: -np.square(d),
-    }[its_metric](distance_bk)
+    if its_metric == "l2":
+        scores_bk = -np.square(distance_bk)
+    else:
+        scores_bk = 1 - distance_bk if its_metric == "cosine" else -distance_bk
     return ids_bk, scores_bk.astype(np.float32)
 
 
@@ -230,7 +223,7 @@ def _describe(cursor, table: str) -> tuple[int, str, str, int | None, tuple[int,
 
 
 def _settings(keep: int, version: tuple[int, ...]) -> tuple[str, list[str]]:
-    """A statement that makes the index give so many rows, and be used however small the table."""
+    """A statement that makes the index give so many rows, and be used even for a small table."""
     settings = {"enable_seqscan": "off", "hnsw.ef_search": str(min(keep, _MOST_EF))}
     if version >= (0, 8):
         settings["hnsw.iterative_scan"] = "relaxed_order"
@@ -260,7 +253,7 @@ def _text(query_d: np.ndarray) -> str:
 
 
 def _prefix(vector: sql.Composable, dim: int, code: str) -> sql.Composable:
-    """The first dims of a vector in a code; the index and the search must say it alike."""
+    """The first dims of a vector in a code; index and search must write it in the same way."""
     form = {
         "vector": "subvector({0}, 1, {1})::vector({1})",
         "halfvec": "subvector({0}, 1, {1})::halfvec({1})",

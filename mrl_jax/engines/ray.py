@@ -31,11 +31,11 @@ from mrl_jax.search.schedule import Metric
 from mrl_jax.store.shards import Format, Manifest
 from mrl_jax.store.vectors import open_vectors
 
-_STORE_BYTES = 2**28  # of a cluster of this machine: no vectors go through it
+_STORE_BYTES = 2**28  # of a cluster on this machine: no vectors go through it
 
 
 class Workers(NamedTuple):
-    """How many processes work at the same time, and what Ray sets aside for each."""
+    """How many processes work at the same time, and what Ray reserves for each."""
 
     count: int
     cpus: float = 1.0
@@ -43,7 +43,7 @@ class Workers(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say where and by how many processes."""
+    """The arguments that say where to work, and with how many processes."""
     parser.add_argument("--workers", type=int, required=True, help="processes")
     parser.add_argument("--cpus", type=float, default=1.0, help="CPUs of each")
     parser.add_argument("--gpus", type=float, default=0.0, help="GPUs of each")
@@ -57,7 +57,7 @@ def workers(arguments: argparse.Namespace) -> Workers:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[Any]:
-    """The module ray, whose own code uses what others have deprecated."""
+    """The module ray, whose own code calls deprecated functions of other libraries."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with extras.needed("engines", "Ray"):
@@ -70,13 +70,13 @@ def connected(address: str | None, workers: Workers) -> Iterator[None]:
     """Joins a running cluster, or starts one on this machine, and leaves or ends it afterwards.
 
     Args:
-      address: of a cluster, "auto" for the one of this machine; None starts one that has the CPUs
-        and GPUs of this machine.
+      address: of a cluster, "auto" for the one of this machine; None starts one with the CPUs and
+        GPUs of this machine.
       workers: that must fit: Ray would wait for ever for what the cluster does not have.
 
     Raises:
-      UsageError: Ray is not installed, no such cluster, or one that is too small; or processes of
-        this machine cannot reach each other.
+      UsageError: Ray is not installed; there is no such cluster, or it is too small; or processes
+        of this machine cannot reach each other.
     """
     if workers.count < 1 or workers.cpus <= 0 or workers.gpus < 0:
         raise UsageError(
@@ -115,7 +115,7 @@ def _room(node: dict[str, float], workers: Workers) -> int:
 
 
 class _Worker:
-    """Makes its function when it is first needed, and calls it for one item after another."""
+    """Makes its function at the first item, and calls it for one item after another."""
 
     def __init__(self, make: Callable[[], Callable[[int], Any]]):
         self._make, self._function = make, None
@@ -132,12 +132,12 @@ class _Worker:
 def _for_each(
     items: Sequence[int], make: Callable[[], Callable[[int], Any]], workers: Workers
 ) -> Iterator[tuple[int, Any]]:
-    """(item, result) as they get done: `make()` in every worker gives the function of an item."""
+    """(item, result) as they are done: in every worker `make()` gives the function of an item."""
     if not items:
         return
     with _quiet() as ray:
         ray.data.DataContext.get_current().enable_progress_bars = False
-        # A block per item. They lie in memory: tasks that read would need CPUs besides the workers.
+        # A block per item, in memory: tasks that read would need CPUs beside those of the workers.
         found = ray.data.from_items(
             [{"item": item} for item in items], override_num_blocks=len(items)
         ).map_batches(
@@ -156,7 +156,7 @@ def _for_each(
 
 
 def _plan(request: Request, form: Format, shard_rows: int) -> tuple[Manifest, Any, str]:
-    """Runs on a worker's machine: the one that commands may have no accelerator."""
+    """Runs on a worker's machine, as this one may have no accelerator."""
     try:
         job = Job(request)
         return job.plan(form, shard_rows), job.rows.names, "\n".join(job.notes)
@@ -181,11 +181,7 @@ def _shard_writer(request: Request, out: pathlib.Path, manifest: Manifest):
 def embed(
     request: Request, out: pathlib.Path, form: Format, shard_rows: int, workers: Workers
 ) -> str:
-    """What `mrl_jax.embed` does, with the shards spread over workers; gives its last line.
-
-    Raises:
-      UsageError, CheckpointError, DataError, NonFiniteError: as there.
-    """
+    """What `mrl_jax.embed` does, with the shards spread over workers; gives its last line."""
     request = request._replace(workdir=request.workdir.absolute())
     if pathlib.Path(request.source).exists():
         request = request._replace(source=str(pathlib.Path(request.source).absolute()))
@@ -227,11 +223,7 @@ def top_k(
     metric: Metric = "cosine",
     shard_rows: int = 65536,
 ) -> Found:
-    """`on_disk.top_k_on_disk` with the shards spread over workers, bit for bit the same.
-
-    Raises:
-      ValueError, DataError: as there.
-    """
+    """`on_disk.top_k_on_disk` with the shards spread over workers, bit for bit the same."""
     path, ids = path.absolute(), ids.absolute() if ids else None
     rows = open_vectors(path, ids).rows
     on_disk.check_k(k, rows)

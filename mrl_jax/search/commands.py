@@ -1,7 +1,6 @@
 """What the commands of `python -m mrl_jax.search` do."""
 
 import argparse
-import io
 import json
 import re
 import shlex
@@ -72,11 +71,9 @@ def plan(arguments: argparse.Namespace) -> None:
     outputs.write_file(out, (json.dumps(content, indent=1) + "\n").encode(), _PLAN)
     outputs.write_file(plot, drawn, lambda _: had_plan)
     print(frontier.table(proposal, wanted.k))
-    sampled = (
-        ""
-        if proposal.sample_rows == proposal.rows
-        else (f"ranks and times from {proposal.sample_rows:,} rows, for {proposal.rows:,}; ")
-    )
+    sampled = ""
+    if proposal.sample_rows != proposal.rows:
+        sampled = f"ranks and times from {proposal.sample_rows:,} rows, for {proposal.rows:,}; "
     print(
         f"recall of the {wanted.k} exact nearest by {wanted.metric} (deciding a class by the "
         f"nearest one needs less); {sampled}{proposal.tuned_on} queries to tune on, "
@@ -95,10 +92,7 @@ def plan(arguments: argparse.Namespace) -> None:
 def build(arguments: argparse.Namespace) -> None:
     """Writes an index."""
     vectors = open_vectors(arguments.vectors, arguments.ids)
-    if arguments.plan is None:
-        how = Plan(Schedule.exact(vectors.width))
-    else:
-        how = read_plan(arguments.plan)
+    how = read_plan(arguments.plan) if arguments.plan else Plan(Schedule.exact(vectors.width))
     outputs.check_new(arguments.out)
     start = time.perf_counter()
     index = Index.build(arguments.out, vectors, how, progress=_progress(vectors.rows))
@@ -112,7 +106,7 @@ def query(arguments: argparse.Namespace) -> None:
     index, queries = _open(arguments)
     outputs.check_file(arguments.out, _NEIGHBOURS, (arguments.queries,))
     found_ids, scores, seconds = [], [], 0.0
-    # Few and many queries take different paths, each compiled at first use, which should not count.
+    # Few and many queries take different paths. Each is compiled at first use, which is not timed.
     for some in (1, DENSE_QUERIES):
         _search(index, queries.read(0, min(queries.rows, some)), arguments, threads=1)
     with tqdm(total=queries.rows, desc="queries", disable=not _progress(queries.rows)) as bar:
@@ -123,9 +117,8 @@ def query(arguments: argparse.Namespace) -> None:
             found_ids.append(found[0])
             scores.append(found[1])
             bar.update(len(query_bd))
-    content = io.BytesIO()
-    np.savez(content, ids=np.concatenate(found_ids), scores=np.concatenate(scores))
-    outputs.write_file(arguments.out, content.getvalue(), _NEIGHBOURS)
+    found = {"ids": np.concatenate(found_ids), "scores": np.concatenate(scores)}
+    outputs.write_arrays(arguments.out, _NEIGHBOURS, **found)
     print(f"{queries.rows:,} queries, {queries.rows / seconds:,.1f} a second: {arguments.out}")
 
 
@@ -167,8 +160,7 @@ def delete(arguments: argparse.Namespace) -> None:
     index = Index.open(arguments.index)
     before = index.rows
     index.delete(ids.read(arguments.ids))
-    gone = before - index.rows
-    print(f"{gone:,} vectors deleted, {index.rows:,} left: {arguments.index}")
+    print(f"{before - index.rows:,} vectors deleted, {index.rows:,} left: {arguments.index}")
 
 
 def compact(arguments: argparse.Namespace) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 from mrl_jax.errors import DataError, shown
 from mrl_jax.store import inputs
 
-MOST_BYTES = 1 << 28  # of a file; the largest tokenizers have a tenth of it
+MOST_BYTES = 1 << 28  # of a file; the largest tokenizers take a tenth of it
 DEEPEST = 100  # brackets within brackets
-_MOST_DIGITS = 300  # of a whole number: what has no more fits a float
+_MOST_DIGITS = 300  # of a whole number: one with no more fits a float
 
 
 class MissingError(DataError):

@@ -7,6 +7,7 @@ replaced atomically: a command that is killed midway leaves the old result whole
 import contextlib
 import ctypes
 import errno
+import io
 import json
 import os
 import pathlib
@@ -17,6 +18,8 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
 
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.store import files, json_files
@@ -61,13 +64,13 @@ def check_file(path: pathlib.Path, own: Own, inputs: Sequence[object] = ()) -> N
     Pipes, terminals and /dev/null are written to, and symbolic links are followed.
 
     Args:
-      path: named by the user; the folder that it lies in is created.
+      path: named by the user; its folder is created.
       own: recognises files that the command wrote earlier, which may be replaced.
       inputs: paths that the command reads.
 
     Raises:
       UsageError: the path is a folder, another device, a socket, an input or any other file that
-        this command did not write, or the folder that it lies in is not writable.
+        this command did not write; or its folder is not writable.
     """
     with _said(path):
         if _descriptor(path) is not None:
@@ -97,23 +100,26 @@ def write_file(path: pathlib.Path, content: bytes, own: Own) -> None:
     """Writes a file that passed `check_file` atomically: completely or not at all.
 
     Raises:
-      UsageError: see `check_file`, or the file cannot be written, or nobody reads the pipe.
+      UsageError: see `check_file`; or the file cannot be written, or nobody reads the pipe.
     """
     check_file(path, own)
     with _said(path):
-        number = _descriptor(path)
-        if number is not None:
-            sys.stdout.flush()
-            with os.fdopen(os.dup(number), "wb") as stream:
-                stream.write(content)
+        number, target = _descriptor(path), _target(path)
+        if number is None and not _is_stream(target):
+            with files.whole(target, f".{os.getpid()}.tmp") as part:
+                part.write_bytes(content)
             return
-        target = _target(path)
-        if _is_stream(target):
-            with os.fdopen(_opened(target), "wb") as stream:
-                stream.write(content)
-            return
-        with files.whole(target, f".{os.getpid()}.tmp") as part:
-            part.write_bytes(content)
+        sys.stdout.flush()
+        number = _opened(target) if number is None else os.dup(number)
+        with os.fdopen(number, "wb") as stream:
+            stream.write(content)
+
+
+def write_arrays(path: pathlib.Path, own: Own, **arrays: np.ndarray) -> None:
+    """`write_file` of an .npz file."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    write_file(path, content.getvalue(), own)
 
 
 def check_new(folder: pathlib.Path) -> None:

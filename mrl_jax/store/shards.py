@@ -6,7 +6,7 @@
 - `names.txt` beside .npy shards whose vectors have names: line i is the name of id i, from 0;
 - `manifest.json`: rows, width, what the vectors were made from, and every shard's rows and sha256.
 
-A shard that has no checksum yet is unfinished. Files appear under their names when they are whole.
+A shard without checksums is unfinished. Files appear under their names once they are whole.
 """
 
 import dataclasses
@@ -144,19 +144,14 @@ def write_shard(
     Returns:
       The sha256 of every file, for `Manifest.with_shard`.
     """
-
-    def write_npy(path, array):
-        with path.open("wb") as file:  # np.save appends .npy to names that lack it
-            np.save(file, array, allow_pickle=False)
-
-    if manifest.format == "parquet":
-        contents = [(_write_parquet, (ids_n, z_nd, names))]
-    else:
-        contents = [(write_npy, (z_nd,)), (write_npy, (ids_n,))]
     sha256 = {}
-    for name, (write, arrays) in zip(manifest.files(index), contents, strict=True):
+    for name, array in zip(manifest.files(index), (z_nd, ids_n), strict=False):
         with files.whole(folder / name) as part:
-            write(part, *arrays)
+            if manifest.format == "parquet":
+                _write_parquet(part, ids_n, z_nd, names)
+            else:
+                with part.open("wb") as file:  # np.save appends .npy to names that lack it
+                    np.save(file, array, allow_pickle=False)
             sha256[name] = files.sha256(part)
     return sha256
 
@@ -181,7 +176,7 @@ def _write_parquet(path, ids_n, z_nd, names) -> None:
 
 
 def intact(folder: pathlib.Path, manifest: Manifest, index: int) -> bool:
-    """Whether a shard is finished and its files are, byte by byte, as they were written."""
+    """Whether a shard is finished and every byte of its files is as it was written."""
     expected = manifest.shards[index].sha256
     try:
         return bool(expected) and expected == {

@@ -51,7 +51,7 @@ def opened(path: pathlib.Path, **options: Any) -> Iterator[Any]:
 def read(path: pathlib.Path, with_ids: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
     """The vectors [N, D] of a file and, where it has a column id, their ids [N] int64.
 
-    Vectors are the only column of lists of floating point numbers, or that called vector.
+    Vectors are the only column of lists of floating point numbers, or the one called vector.
 
     Raises:
       UsageError: pyarrow is not installed.
@@ -160,7 +160,7 @@ def is_vector(kind: Any) -> bool:
 
 
 def _rows_at_a_time(file: Any) -> int:
-    """Not so many that their numbers take more memory than the vectors themselves."""
+    """So few that their numbers take no more memory than the vectors themselves."""
     rows = max(file.metadata.num_rows, 1)
     numbers = sum(
         file.metadata.row_group(group).column(column).num_values

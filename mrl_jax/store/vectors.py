@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -12,36 +12,32 @@ from mrl_jax.store import ids, inputs, shards, tables
 _SAMPLED = 8192  # rows of a sample in memory at a time beside what is kept of them
 
 
-class _Part(Protocol):
-    """One file of vectors [rows, width]."""
+class _Array:
+    """The vectors [rows, width] of a file, in memory or mapped."""
 
-    path: pathlib.Path
-    rows: int
-    width: int
-    dtype: np.dtype
+    def __init__(self, path: pathlib.Path, z_nd: np.ndarray):
+        self.path, self._z_nd = path, z_nd
+        (self.rows, self.width), self.dtype = z_nd.shape, z_nd.dtype
 
     def read(self, rows: slice | np.ndarray) -> np.ndarray:
         """These rows, in rising order."""
+        return self._z_nd[rows]
 
 
-class _Npy:
-    def __init__(self, path: pathlib.Path):
-        self.path = path
-        self._map_nd = inputs.open_npy(path)
-        if self._map_nd.ndim != 2:
-            raise DataError(f"{path} must hold [rows, dims], its shape is {self._map_nd.shape}")
-        self.rows, self.width = self._map_nd.shape
-        self.dtype = self._map_nd.dtype
-        if not np.issubdtype(self.dtype, np.floating):
-            raise DataError(f"{path} must hold floating point numbers, it holds {self.dtype}")
-        if not self._map_nd.size:
-            raise DataError(f"{path} is empty: {self.rows} rows of {self.width} dims")
-
-    def read(self, rows: slice | np.ndarray) -> np.ndarray:
-        return self._map_nd[rows]
+def _npy(path: pathlib.Path) -> _Array:
+    z_nd = inputs.open_npy(path)
+    if z_nd.ndim != 2:
+        raise DataError(f"{path} must hold [rows, dims], its shape is {z_nd.shape}")
+    if not np.issubdtype(z_nd.dtype, np.floating):
+        raise DataError(f"{path} must hold floating point numbers, it holds {z_nd.dtype}")
+    if not z_nd.size:
+        raise DataError(f"{path} is empty: {len(z_nd)} rows of {z_nd.shape[1]} dims")
+    return _Array(path, z_nd)
 
 
 class _Parquet:
+    """The vectors of a Parquet shard, read by row groups."""
+
     def __init__(self, path: pathlib.Path, cache: dict[Any, np.ndarray]):
         self.path, self._cache = path, cache
         with tables.opened(path) as file:
@@ -60,6 +56,7 @@ class _Parquet:
         self._start_g = np.cumsum([0, *sizes])
 
     def read(self, rows: slice | np.ndarray) -> np.ndarray:
+        """These rows, in rising order."""
         row_n = np.arange(self.rows)[rows]
         edges = np.searchsorted(row_n, self._start_g)
         found = [
@@ -70,7 +67,7 @@ class _Parquet:
         return np.concatenate(found)
 
     def _group(self, g: int) -> np.ndarray:
-        """One row group; the last one read, of all files together, is kept."""
+        """One row group; of all files together, the last one read is kept."""
         if (self.path, g) not in self._cache:
             self._cache.clear()
             options = {"metadata": self._metadata, "page_checksum_verification": True}
@@ -81,15 +78,7 @@ class _Parquet:
         return self._cache[self.path, g]
 
 
-class _Array:
-    """Vectors in memory."""
-
-    def __init__(self, path: pathlib.Path, z_nd: np.ndarray):
-        self.path, self._z_nd = path, z_nd
-        (self.rows, self.width), self.dtype = z_nd.shape, z_nd.dtype
-
-    def read(self, rows: slice | np.ndarray) -> np.ndarray:
-        return self._z_nd[rows]
+_Part = _Array | _Parquet
 
 
 def _read_ids(path: pathlib.Path, rows: int) -> np.ndarray:
@@ -132,9 +121,9 @@ class Vectors:
         return np.concatenate(found) if len(found) > 1 else found[0]
 
     def chunks(self, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """All vectors in order as (ids [rows], vectors [rows, width] float32); the last has fewer.
+        """All vectors in order as (ids [rows], vectors [rows, width] float32), one chunk in memory.
 
-        Only one chunk is in memory; raises as `read`.
+        The last chunk may have fewer rows; raises as `read`.
         """
         if rows < 1:
             raise ValueError(f"a chunk must have at least 1 row, got {rows}")
@@ -145,8 +134,8 @@ class Vectors:
     def sample(self, n: int, seed: int, width: int | None = None) -> np.ndarray:
         """Vectors of n rows drawn without replacement, in their order, [n, width] float32.
 
-        Only what holds them is read, some rows at a time. The same rows for the same N, n and
-        seed. `width` is how many dims of each are kept (None: all).
+        The same N, n and seed give the same rows, and only what holds them is read. `width` is
+        how many dims of each are kept (None: all).
 
         Raises:
           ValueError: n is not 1 to N.
@@ -205,7 +194,7 @@ def _open_folder(folder: pathlib.Path) -> Vectors:
             raise DataError(
                 f"{files[0]} is unfinished: call mrl_jax.embed again as before to go on"
             )
-        part = _Parquet(*files, cache) if manifest.format == "parquet" else _Npy(files[0])
+        part = _Parquet(*files, cache) if manifest.format == "parquet" else _npy(files[0])
         if (part.rows, part.width, part.dtype) != (shard.rows, manifest.width, np.float32):
             raise DataError(
                 f"{files[0]} holds {part.rows} x {part.width} {part.dtype}, "
@@ -228,8 +217,8 @@ def open_vectors(path: pathlib.Path | str, ids_path: pathlib.Path | str | None =
         None: the column id of Parquet, or the row numbers from 0.
 
     Raises:
-      UsageError: ids for a folder, which holds its own; Parquet without pyarrow.
-      DataError: anything missing, unfinished, cut short, empty or not as said; names the file.
+      UsageError: ids for a folder, which holds its own; or Parquet without pyarrow.
+      DataError: anything missing, unfinished, cut short, empty or not as described; names the file.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -240,7 +229,7 @@ def open_vectors(path: pathlib.Path | str, ids_path: pathlib.Path | str | None =
         z_nd, ids_n = tables.read(path, with_ids=ids_path is None)
         part = _Array(path, z_nd)
     else:
-        part, ids_n = _Npy(path), None
+        part, ids_n = _npy(path), None
     if ids_path is not None:
         ids_n = _read_ids(pathlib.Path(ids_path), part.rows)
     if ids_n is None:

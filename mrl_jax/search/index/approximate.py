@@ -1,10 +1,10 @@
-"""Indexes of faiss, where a stage of the search is left to them; their errors become ours."""
+"""Indexes of faiss, where a plan leaves a stage of the search to them; their errors become ours."""
 
 import contextlib
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -14,12 +14,12 @@ from mrl_jax.search.index import pages
 from mrl_jax.search.index.clusters import directions, faiss
 from mrl_jax.search.schedule import Metric
 
-_MORE = 8  # times as many lists are looked into where an index finds too few rows
+_MORE = 8  # times as many lists are looked into if an index finds too few rows
 
 
 @contextlib.contextmanager
 def _said_by_faiss(what: str) -> Iterator[None]:
-    """An error of faiss becomes a UsageError, without the place in its code."""
+    """An error of faiss becomes a UsageError that does not quote faiss's code."""
     try:
         yield
     except RuntimeError as error:
@@ -35,10 +35,10 @@ def compared(z_nd: np.ndarray, metric: Metric) -> np.ndarray:
 
 @with_openmp
 def train(z_nd: np.ndarray, factory: str, parameters: str, metric: Metric):
-    """An empty index of faiss, trained on examples [N, d], that takes rows and parameters.
+    """An empty index of faiss, trained on examples [N, d], which takes rows and these parameters.
 
     Raises:
-      UsageError: faiss makes none of this, or not of so few examples.
+      UsageError: faiss cannot make it, or not of so few examples.
     """
     kind = faiss().METRIC_L2 if metric == "l2" else faiss().METRIC_INNER_PRODUCT
     z_nd = compared(z_nd, metric)
@@ -66,33 +66,21 @@ def _ask(index, parameters: str) -> None:
 
 def _search(index, query_bd: np.ndarray, asked: int, parameters: str, told=None) -> np.ndarray:
     """The rows [B, asked] that an index finds, which was asked by these parameters."""
-    # Some of their values, such as to look into no list, are refused only here.
+    # Some values, such as 0 lists to look into, are refused only here.
     with _said_by_faiss(f"search by the parameters {parameters!r}"):
         return index.search(query_bd, asked, params=told)[1]
 
 
 def write(index, path: pathlib.Path) -> None:
-    """Writes an index of faiss; OSError where it cannot (faiss itself overlooks a full disk)."""
+    """Writes an index of faiss; OSError if it cannot (faiss itself overlooks a full disk)."""
     with path.open("wb") as file:
         faiss().write_index(index, faiss().PyCallbackIOWriter(file.write))
-
-
-def _reader(content: np.ndarray) -> Callable[[int], bytes]:
-    """Gives so many further bytes at each call, as files do, without a copy of all of them."""
-    at = 0
-
-    def read(size: int) -> bytes:
-        nonlocal at
-        at += size
-        return content[at - size : at].tobytes()
-
-    return read
 
 
 def _takes_mask(index) -> bool:
     """Whether an index of faiss can be told which rows it may find, and finds the best of them.
 
-    Graphs can be told, but stop when enough rows are nearer, whether or not they may be found.
+    Graphs can be told, but stop once enough rows are nearer, whether or not they may be found.
     """
     library, index = faiss(), faiss().downcast_index(index)
     if isinstance(index, library.IndexPreTransform):
@@ -103,13 +91,13 @@ def _takes_mask(index) -> bool:
 
 
 def _told(index, asked: int, allowed_n: np.ndarray | None, effort: int):
-    """Parameters by which an index of faiss brings so many rows; None where it needs none.
+    """Parameters by which an index of faiss gives as many rows as asked for; None if it needs none.
 
     Args:
       index: of faiss, possibly made of several.
       asked: rows it is asked for.
       allowed_n: [N] which rows it may find; None: all.
-      effort: so many times the lists it looks into by itself.
+      effort: so many times the lists that it looks into by itself.
     """
     library, index = faiss(), faiss().downcast_index(index)
     if isinstance(index, library.IndexPreTransform):
@@ -121,7 +109,7 @@ def _told(index, asked: int, allowed_n: np.ndarray | None, effort: int):
         of_base = {"k_factor": index.k_factor, "base_index_params": inner}
         return inner and library.IndexRefineSearchParameters(**of_base)
     if isinstance(index, library.IndexHNSW):
-        # It stops when it has seen so many that are nearer than the next, whatever it is asked for.
+        # It stops once it has seen so many that are nearer than the next, whatever it is asked for.
         wide = max(asked, index.hnsw.efSearch)
         return library.SearchParametersHNSW(efSearch=wide) if wide > index.hnsw.efSearch else None
     told = {}
@@ -137,7 +125,7 @@ def _told(index, asked: int, allowed_n: np.ndarray | None, effort: int):
     return library.SearchParameters(**told) if told else None
 
 
-# One for all indexes, and a new one in a fork: a thread that held it would be gone there.
+# One for all indexes, and a new one in a fork, where a thread that held it would be gone.
 _reading = threading.Lock()
 
 
@@ -150,12 +138,9 @@ os.register_at_fork(after_in_child=_start_anew)
 
 
 class Stored:
-    """An index of faiss in a file; it is read when it is needed, also if its name is gone then.
+    """An index of faiss in a file, which is read when it is needed, even if its name is gone then.
 
-    Args:
-      file: that holds it.
-      rows: that it must have.
-      width: dims of each.
+    It must have so many rows of `width` dims.
     """
 
     def __init__(self, file: pages.File, rows: int, width: int):
@@ -172,7 +157,7 @@ class Stored:
         return DataError(f"{self._file.path} is damaged: {reason}")
 
     def asked(self, parameters: str = ""):
-        """The index, asked by these parameters and by faiss's own defaults beside them.
+        """The index, asked by these parameters and otherwise by faiss's own defaults.
 
         Raises:
           UsageError: it has no such parameters.
@@ -183,22 +168,32 @@ class Stored:
             return index
         with _reading:
             asked, index = self._asked
-            if asked == parameters:
-                return index
-            # It keeps what it was told: its defaults are back when it is read again.
-            read = _reader(self._file.content())
-            try:
-                index = faiss().read_index(faiss().PyCallbackIOReader(read))
-            except RuntimeError:
-                raise self.damaged("faiss cannot read it") from None
-            if (index.ntotal, index.d) != (self._rows, self._width):
-                raise self.damaged(
-                    f"it holds {index.ntotal} rows of {index.d} dims instead of "
-                    f"{self._rows} of {self._width}"
-                )
-            _ask(index, parameters)
-            self._asked = parameters, index
+            if asked != parameters:
+                # An index keeps what it was told; only reading it again brings its defaults back.
+                index = self._read()
+                _ask(index, parameters)
+                self._asked = parameters, index
             return index
+
+    def _read(self):
+        content, at = self._file.content(), 0
+
+        def read(size: int) -> bytes:
+            """The next bytes, as files give them, without a copy of all."""
+            nonlocal at
+            at += size
+            return content[at - size : at].tobytes()
+
+        try:
+            index = faiss().read_index(faiss().PyCallbackIOReader(read))
+        except RuntimeError:
+            raise self.damaged("faiss cannot read it") from None
+        if (index.ntotal, index.d) != (self._rows, self._width):
+            raise self.damaged(
+                f"it holds {index.ntotal} rows of {index.d} dims instead of "
+                f"{self._rows} of {self._width}"
+            )
+        return index
 
     def search(
         self,
@@ -209,10 +204,10 @@ class Stored:
         allowed_n: np.ndarray,
         rows: int,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The `keep` nearest rows of every query, by the dims the index is of, that are allowed.
+        """Of every query the `keep` nearest rows, by the dims of the index, that are allowed.
 
-        An index that looks into lists may find fewer where these hold no more; if these are fewer
-        than `least`, it looks into more lists.
+        An index that looks into lists may find fewer if these hold no more; below `least` it looks
+        into more lists. Raises as `asked`.
 
         Args:
           query_bd: [B, d], as `compared`.
@@ -223,12 +218,8 @@ class Stored:
           rows: how many that allows.
 
         Returns:
-          row_bk: [B, keep], those found come first, then -1.
-          lacking_m: which queries found too few, whatever was tried: [m].
-
-        Raises:
-          UsageError: as `asked`, or the index cannot be asked like this.
-          DataError: as `asked`.
+          row_bk: [B, keep], the rows found, then -1.
+          lacking_m: [m], the queries that found too few whatever was tried.
         """
         index = self.asked(parameters)
         takes_mask, dead = _takes_mask(index), self._rows - rows
@@ -237,7 +228,7 @@ class Stored:
         for effort in (1, _MORE):
             asked = keep
             if not takes_mask:
-                # Some of what it finds is not allowed: twice as much as there is among all.
+                # Some of what it finds is not allowed: assume twice the share that it has of all.
                 asked = effort * (keep + (2 * keep * dead // rows + 8 if dead else 0))
                 if asked > rows:
                     break
@@ -246,16 +237,12 @@ class Stored:
             if found_mk.max(initial=0) >= self._rows:
                 raise self.damaged(f"it finds row {found_mk.max()} of {self._rows}")
             if not takes_mask:
-                found_mk = _first(np.where(allowed_n[found_mk], found_mk, -1), keep)
+                found_mk = np.where(allowed_n[found_mk], found_mk, -1)
+                first_mk = np.argsort(found_mk < 0, 1, kind="stable")[:, :keep]
+                found_mk = np.take_along_axis(found_mk, first_mk, 1)
             row_bk[lacking_m] = found_mk
             lacking_m = lacking_m[(found_mk >= 0).sum(1) < wanted]
             if not len(lacking_m):
                 break
             wanted = keep
         return row_bk, lacking_m
-
-
-def _first(row_bn: np.ndarray, keep: int) -> np.ndarray:
-    """Of every query the first rows that are not -1, [B, keep], -1 behind them."""
-    order_bk = np.argsort(row_bn < 0, 1, kind="stable")[:, :keep]
-    return np.take_along_axis(row_bn, order_bk, 1)

@@ -9,14 +9,14 @@ from mrl_jax.search.index import codes, loops
 from mrl_jax.search.schedule import Metric
 
 ITERATIONS = 10
-# Of k-means, per cluster, where there are so many: the most that faiss advises. With 64 a query of
-# a million rows has to look into more lists for the same recall.
+# Of k-means, for each cluster if there are so many: the most that faiss advises. With 64, queries
+# of a million rows have to look into more lists for the same recall.
 EXAMPLES = 256
-_GROUP = 8  # lists of which the nearest is looked at first
+_GROUP = 8  # lists, of which the nearest is looked at first
 
 
 def faiss():
-    """The library; UsageError where it is not installed."""
+    """The library; UsageError if it is not installed."""
     with extras.needed("search", "an index"):
         import faiss
     return faiss
@@ -24,10 +24,9 @@ def faiss():
 
 @with_openmp
 def fit(z_nd: np.ndarray, lists: int, metric: Metric, seed: int) -> np.ndarray:
-    """Centroids [lists, d] of k-means on examples [N, d]; of unit length but for L2.
+    """Centroids [lists, d] of k-means on examples [N, d], which are at least as many.
 
-    Raises:
-      DataError: fewer examples than lists.
+    They have unit length, except for l2.
     """
     if len(z_nd) < lists:
         raise DataError(f"{lists} lists need as many rows at least, there are {len(z_nd)}")
@@ -47,11 +46,9 @@ def fit(z_nd: np.ndarray, lists: int, metric: Metric, seed: int) -> np.ndarray:
 
 
 def directions(z_nd: np.ndarray, metric: Metric) -> np.ndarray:
-    """What is clustered: for L2 the vectors themselves, otherwise their directions."""
+    """What is clustered: for l2 the vectors themselves, otherwise their directions."""
     z_nd = np.ascontiguousarray(z_nd, np.float32)
-    if metric == "l2":
-        return z_nd
-    return z_nd / codes.norms(z_nd)[:, None]
+    return z_nd if metric == "l2" else z_nd / codes.norms(z_nd)[:, None]
 
 
 def nearest(z_bd: np.ndarray, centroid_ld: np.ndarray, probes: int, metric: Metric) -> np.ndarray:
@@ -73,14 +70,14 @@ def looked_into(
     Args:
       z_bd: [B, d] queries.
       centroid_ld: [lists, d].
-      probes: at most so many where they hold `least` rows.
+      probes: how many, if they hold `least` rows.
       metric: that makes them near.
       rows_l: [lists] how many rows of each list may be found; not all 0.
-      least: with fewer rows than these a query goes on to the next lists,
-      enough: until it has so many, or there are no more.
+      least: a query whose lists hold fewer rows goes on to the next lists,
+      enough: until they hold so many, or there are no more.
 
     Returns:
-      [B, >= 1] int64, in no order; the number of lists where a query looks into fewer.
+      [B, >= 1] int64, in no order; where a query looks into fewer, the number of lists fills up.
     """
     score_bl = _scores(z_bd, centroid_ld, metric)
     filled = np.count_nonzero(rows_l)

@@ -19,6 +19,7 @@ PRODUCTS = {
     "int8": loops.INT32,
     "binary": loops.BITS,
 }
+_FLOATS = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 _WORD = 8  # bytes that are compared at a time
 _SMALLEST = np.finfo(np.float32).tiny
 
@@ -31,7 +32,7 @@ def norms(z_nd: np.ndarray) -> np.ndarray:
 def compared(query_bd: np.ndarray, metric: Metric) -> np.ndarray:
     """Queries as they are encoded: by cosine, multiplied by powers of two to about unit length.
 
-    That changes no order and rounds nothing; but products of short vectors would be 0 in float32.
+    That changes no order and rounds nothing, while products of short vectors could become 0.
     """
     if metric != "cosine":
         return query_bd
@@ -40,23 +41,19 @@ def compared(query_bd: np.ndarray, metric: Metric) -> np.ndarray:
 
 
 def encode(z_nw: np.ndarray, code: Code) -> tuple[np.ndarray, np.ndarray]:
-    """Codes [N, bytes] and gains [N]: products are about those of the codes times both gains.
+    """Codes [N, bytes] and gains [N]: a product is about that of both codes times both gains.
 
     int8: a row's largest number becomes 127. Binary: signs, and the mean magnitude is the gain,
     which makes the error of the row least (Rastegari et al., arXiv 1603.05279, eq. 6).
 
     Raises:
-      UsageError: numbers that float16 does not reach.
+      UsageError: numbers too large for float16.
     """
     z_nw = np.ascontiguousarray(z_nw, np.float32)
-    if code == "float32":
-        return z_nw.view(np.uint8), np.ones(len(z_nw), np.float32)
-    if code == "bfloat16":
-        return z_nw.astype(ml_dtypes.bfloat16).view(np.uint8), np.ones(len(z_nw), np.float32)
-    if code == "float16":
-        if np.abs(z_nw).max(initial=0) > np.finfo(np.float16).max:
+    if code in _FLOATS:
+        if code == "float16" and np.abs(z_nw).max(initial=0) > np.finfo(np.float16).max:
             raise UsageError("float16 codes hold numbers up to 65504; choose float32 or int8")
-        return z_nw.astype(np.float16).view(np.uint8), np.ones(len(z_nw), np.float32)
+        return z_nw.astype(_FLOATS[code], copy=False).view(np.uint8), np.ones(len(z_nw), np.float32)
     if code == "int8":
         gain_n = np.abs(z_nw).max(1) / np.float32(127)
         code_nw = np.rint(z_nw / np.maximum(gain_n, _SMALLEST)[:, None]).astype(np.int8)
@@ -71,19 +68,16 @@ def code_bytes(width: int, code: Code) -> int:
     """Bytes of the codes of `width` dims."""
     if code == "binary":
         return -(-width // (8 * _WORD)) * _WORD
-    return width * {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}[code]
+    return width * np.dtype(_FLOATS.get(code, code)).itemsize
 
 
 @functools.cache
 def product_function(code: Code):
-    """numkong's compiled product of two rows of codes, for the kernels: (a, b, dims, result).
+    """numkong's compiled product of two rows of codes, for the loops: (a, b, dims, result).
 
-    It is the best the machine has (AVX-512 VNNI, NEON, ...). A library's, because the loops that
-    compilers make of plain code are 2 to 4 times slower on int8, and faiss's scalar quantiser
-    decodes to float32 first. Binary codes are compared in the kernel itself; theirs is not used.
-
-    Raises:
-      UsageError: numkong is not installed.
+    It is the best that the machine has (AVX-512 VNNI, NEON, ...). What compilers make of a plain
+    loop is 2 to 4 times slower on int8, and faiss's scalar quantiser decodes to float32 first.
+    Binary codes are compared in the loops themselves, which do not use the function they get.
     """
     with extras.needed("search", "an index"):
         import numkong
@@ -93,9 +87,9 @@ def product_function(code: Code):
 
 
 def int8_products(query_bw: np.ndarray, code_nw: np.ndarray) -> np.ndarray:
-    """Products [B, N] float32 of all int8 codes with all others, as `product_function` gives them.
+    """Products [B, N] float32 of int8 codes, each with each, as `product_function` gives them.
 
-    By the calling thread alone, which a matrix product of BLAS cannot promise.
+    The calling thread computes alone, which a matrix product of BLAS cannot promise.
     """
     import numkong
 

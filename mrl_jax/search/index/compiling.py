@@ -1,4 +1,4 @@
-"""Compiling with numba, which keeps what it compiled where this user may write, if anywhere."""
+"""Compiling with numba, which keeps compiled code wherever this user may write, if anywhere."""
 
 import contextlib
 import functools
@@ -16,7 +16,7 @@ with extras.needed("search", "an index"):
 
 
 class _Cache(FunctionCache):
-    """Numba's own cache, but a full disk or a damaged file is no error: it only saves time."""
+    """Numba's own cache, except that a full disk or a damaged file is no error."""
 
     def load_overload(self, *arguments):
         """What was compiled before, or None."""
@@ -34,11 +34,10 @@ class _Cache(FunctionCache):
 
 
 def compiled(function: Callable) -> Callable:
-    """A function compiled at its first call, without Python's lock, its sums in any order.
+    """A function compiled at its first call, which holds no lock and may sum in any order.
 
-    What was compiled is kept for other processes: in NUMBA_CACHE_DIR, beside the code, in the
-    user's folder of caches or in one of the user's own among temporary files, whichever can be
-    written first.
+    Compiled code is kept for other processes: in NUMBA_CACHE_DIR, beside the source, in the user's
+    cache folder or in the user's own folder among temporary files, whichever can be written first.
     """
     fast = {"contract", "reassoc", "nsz"}
     dispatcher = numba.njit(function, nogil=True, fastmath=fast)
@@ -64,11 +63,7 @@ def _numba_finds_a_folder() -> bool:
 
 
 def _own_folder() -> pathlib.Path:
-    """A folder among temporary files that nobody else can put code into.
-
-    Raises:
-      OSError: there is none.
-    """
+    """A folder among temporary files into which nobody else can put code; OSError if it is not."""
     folder = pathlib.Path(tempfile.gettempdir(), f"mrl_jax-numba-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()

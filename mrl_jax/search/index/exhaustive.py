@@ -1,4 +1,4 @@
-"""The nearest rows by comparing all of them: what indexes without stages find, and the truth."""
+"""The nearest rows by comparing all: what indexes without stages find, and what is true."""
 
 import numpy as np
 
@@ -42,12 +42,12 @@ class Exhaustive:
         norm_n: np.ndarray | None = None,
         alive_n: np.ndarray | None = None,
     ) -> None:
-        """Takes in rows from number `first` on, after those of smaller numbers.
+        """Takes in rows from number `first` on, after all rows of smaller numbers.
 
         Args:
           first: number of the first row.
           vector_nd: [n, >= width of the queries] float32; the first dims are compared.
-          norm_n: [n] their `codes.norms` over these dims, where they are known.
+          norm_n: [n] their `codes.norms` over these dims, if known.
           alive_n: [n] which rows count; None: all.
         """
         vector_nd = vector_nd[:, : self._query_bd.shape[1]]
@@ -68,10 +68,7 @@ class Exhaustive:
             )  # fmt: skip
 
     def _centre(self, some_rd: np.ndarray) -> None:
-        """Decides on the point whose differences from rows and queries are multiplied.
-
-        Distances are the same from any origin, but rounding grows with the lengths of vectors.
-        """
+        """Chooses the origin: distances do not depend on it, but rounding grows with lengths."""
         centre_d = some_rd.mean(0, dtype=np.float64).astype(np.float32)
         spread = np.sqrt(np.square(loops.lengths(some_rd - centre_d)).mean())
         if np.linalg.norm(centre_d) < _FAR * spread:

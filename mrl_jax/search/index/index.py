@@ -13,7 +13,7 @@ from mrl_jax.errors import DataError, UsageError
 from mrl_jax.search.index import approximate, clusters, files, pages, segment
 from mrl_jax.search.index.loops import NO_ROW
 from mrl_jax.search.index.rows import NO_ID, TOO_LONG, Legal, Source
-from mrl_jax.search.index.segment import Alive, Allowed, Segment, Shared
+from mrl_jax.search.index.segment import Alive, Segment, Shared
 from mrl_jax.search.index.threads import alone, cores, one_each
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.schedule import Schedule
@@ -27,14 +27,6 @@ class Snapshot:
     """What an index holds at one time. A change makes a new snapshot and leaves this one as it is.
 
     A search takes one snapshot and keeps it. Mapped files stay readable after they are removed.
-
-    Attributes:
-      folder: of the index.
-      manifest: what it says.
-      plan: what the index was built by.
-      width: dims of a vector.
-      shared: what all segments are made with.
-      segments: in the order they were added.
     """
 
     folder: pathlib.Path
@@ -46,18 +38,13 @@ class Snapshot:
 
     @classmethod
     def read(cls, folder: pathlib.Path) -> "Snapshot":
-        """What is in the folder now.
-
-        Raises:
-          DataError: it is missing, of another version, or its files are not of the sizes and
-            shapes that were written.
-        """
+        """What is in the folder now; raises as `Index.open`."""
         while True:
             manifest = files.read_manifest(folder)
             try:
                 return cls._opened(folder, manifest)
             except DataError:
-                # Another command may have replaced, meanwhile, what this manifest names.
+                # Meanwhile another command may have replaced what this manifest names.
                 if files.read_manifest(folder) == manifest:
                     raise
 
@@ -74,11 +61,7 @@ class Snapshot:
         return nothing.changed(manifest)
 
     def changed(self, manifest: dict) -> "Snapshot":
-        """The snapshot of another manifest; segments that are open here are not opened again.
-
-        Raises:
-          DataError: as `read`.
-        """
+        """The snapshot of another manifest; segments that are open here are not opened again."""
         opened = zip(self.manifest["segments"], self.segments, strict=True)
         before = {about["name"]: (about, part) for about, part in opened}
         segments = []
@@ -96,11 +79,7 @@ class Snapshot:
     @functools.cached_property
     def _alive_l(self) -> np.ndarray:
         """How many rows of each list are not deleted, [lists]."""
-        return self._rows_of_lists([part.allowed for part in self.segments])
-
-    def _rows_of_lists(self, allowed: Sequence[Allowed]) -> np.ndarray:
-        counts = [p.rows_of_lists(a) for p, a in zip(self.segments, allowed, strict=True)]
-        return np.sum(counts, axis=0)
+        return np.sum([part.alive_of_lists() for part in self.segments], axis=0)
 
     def search(
         self,
@@ -110,23 +89,17 @@ class Snapshot:
         probes: int,
         parameters: str,
         most_threads: int,
-        allowed: Sequence[Allowed] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ids and scores [B, k] of the best rows, see `Index.search`, which checks arguments.
 
-        As long as k rows are allowed, k are found. `allowed` says which rows of each segment may
-        be; None: all that are not deleted.
+        As long as k rows are left, k are found.
         """
-        rows_l = None
-        if self.plan.lists > 1:
-            rows_l = self._alive_l if allowed is None else self._rows_of_lists(allowed)
-        if allowed is None:
-            allowed = [part.allowed for part in self.segments]
+        rows_l = self._alive_l if self.plan.lists > 1 else None
 
         def found(block_bd):
             first = keeps[0] if keeps else 0
             queries = segment.prepare(block_bd, self.plan, self.shared, probes, rows_l, k, first)
-            return self._found(queries, keeps, k, parameters, allowed)
+            return self._found(queries, keeps, k, parameters)
 
         size = max(1, min(_BLOCK, -(-len(query_bd) // most_threads)))
         blocks = [query_bd[i : i + size] for i in range(0, len(query_bd), size)]
@@ -142,10 +115,10 @@ class Snapshot:
         ids, scores = zip(*parts, strict=True)
         return np.concatenate(ids), np.concatenate(scores).astype(np.float32)
 
-    def _found(self, queries, keeps, k: int, parameters: str, allowed: Sequence[Allowed]):
+    def _found(self, queries, keeps, k: int, parameters: str):
         ids, scores = [], []
-        for part, of_part in zip(self.segments, allowed, strict=True):
-            row_bk, score_bk = part.search(queries, keeps, k, parameters, of_part)
+        for part in self.segments:
+            row_bk, score_bk = part.search(queries, keeps, k, parameters)
             ids.append(np.where(row_bk == NO_ROW, NO_ID, part.ids_of(row_bk)))
             scores.append(score_bk)
         if len(ids) == 1:
@@ -159,15 +132,15 @@ class Index:
     """Vectors with codes of their prefixes, made by `build` and read by `open`.
 
     It opens without reading what it holds; a search reads codes of prefixes and the few whole
-    vectors it decides by. Rows added later form a segment of their own, which is searched like the
-    first and made one with it by `compact`.
+    vectors that decide. Rows added later form a segment of their own, which is searched like the
+    first until `compact` merges them.
 
     Several threads may search it while one changes it: a search sees what was there when it began.
     """
 
     def __init__(self, folder: pathlib.Path):
         self._folder = pathlib.Path(folder)
-        # Searches of other threads read it once, changes replace it by one assignment.
+        # A search reads it once, and a change replaces it by one assignment: threads need no lock.
         self._now = Snapshot.read(self._folder)
 
     @property
@@ -233,7 +206,7 @@ class Index:
     @property
     def rows(self) -> int:
         """How many vectors it finds."""
-        return sum(part.allowed.rows for part in self._now.segments)
+        return sum(part.alive_rows for part in self._now.segments)
 
     @property
     def ids(self) -> np.ndarray:
@@ -249,11 +222,8 @@ class Index:
     def bytes(self) -> dict[str, int]:
         """What every search may read ("resident"), and whole vectors ("vectors"), in bytes."""
         now = self._now
-        resident = sum(part.resident_bytes for part in now.segments)
-        return {
-            "resident": resident + now.shared.nbytes,
-            "vectors": sum(part.vectors.nbytes for part in now.segments),
-        }
+        resident = now.shared.nbytes + sum(part.resident_bytes for part in now.segments)
+        return {"resident": resident, "vectors": sum(x.vectors.nbytes for x in now.segments)}
 
     def search(
         self,
@@ -275,8 +245,7 @@ class Index:
             vectors.
           parameters: of faiss's index, instead of the plan's.
           threads: at most; None: as many as there are cores. BLAS has one limit for the whole
-            process: the first of searches at the same time has it limited to one thread till its
-            end.
+            process: of searches at the same time the first limits it to one thread until it ends.
 
         Returns:
           ids_bk: [B, k] int64; `NO_ID` only where the index holds fewer.
@@ -285,7 +254,7 @@ class Index:
 
         Raises:
           ValueError: illegal arguments, NaN or infinity.
-          DataError: what faiss is to read is damaged.
+          DataError: a file is damaged.
         """
         now = self._now
         plan, stages = now.plan, now.plan.schedule.stages
@@ -387,10 +356,10 @@ class Index:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[Snapshot]:
-        """Alone with the index as it is on disk now, which another command may have changed."""
+        """The index as it is on disk now, which no other command can change meanwhile."""
         with files.writing(self._folder), files.written(self._folder):
             manifest = files.read_manifest(self._folder)
-            # Left by commands that were stopped; below, by this one.
+            # Of commands that were stopped; below, of this one.
             self._remove_left_overs(manifest)
             try:
                 if manifest != self._now.manifest:
@@ -408,7 +377,7 @@ class Index:
         files.remove_left_overs(self._folder, named)
 
     def _commit(self, now: Snapshot, segments: list[dict]) -> None:
-        """Opens what is new before the manifest says that it is there: then nothing can fail."""
+        """Opens what is new before the manifest names it: after that nothing can fail."""
         manifest = {**now.manifest, "segments": segments, "version": now.manifest["version"] + 1}
         changed = now.changed(manifest)
         files.write_manifest(self._folder, manifest)
@@ -442,7 +411,7 @@ def _write_segment(folder, source: Source, plan: Plan, shared: Shared, progress:
 
 
 def _write_shared(folder: pathlib.Path, source: Source, plan: Plan, seed: int) -> dict:
-    """Fits on examples what all segments are made with; what the manifest says of it."""
+    """Fits on examples what all segments are made with; gives what the manifest says of it."""
     folder.mkdir()
     dim = plan.schedule.stages[0].dim if plan.factory else plan.list_dim
     rows = min(source.rows, clusters.EXAMPLES * max(plan.lists, 4096))

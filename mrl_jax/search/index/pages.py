@@ -1,13 +1,12 @@
 """Files of an index whose pages are compared with their checksums before they are used.
 
-Every folder of arrays has a file `CHECKSUMS`: an xxh3 of 8 bytes for each page of each file, the
-files in the order of their names. The manifest has the checksum of that file, and the sizes.
+Every folder of arrays has a file `CHECKSUMS`: an xxh3 of 8 bytes for each page of each file, in the
+order of the files' names. The manifest has the checksum of that file, and all sizes.
 """
 
 import errno
 import functools
 import io
-import itertools
 import os
 import pathlib
 import stat
@@ -26,8 +25,8 @@ with extras.needed("search", "an index"):
 # Linux reads at least as much when a page of 4 KiB is not in memory yet. Files of one page are read
 # whole when they are opened, larger ones are mapped.
 PAGE = 2**14
-# When so few bytes of a file are left to compare, they are compared at once, in less than a
-# millisecond: later reads need not ask which pages are left.
+# When no more bytes of a file than these are left to compare, all are compared at once, in less
+# than a millisecond: later reads need not ask which pages are left.
 _FEW = 2**22
 CHECKSUMS = "checksums.bin"
 
@@ -42,15 +41,15 @@ def _pages(size: int) -> int:
 
 
 def describe(folder: pathlib.Path, names: list[str]) -> dict[str, Any]:
-    """Writes the checksums of a folder's files; what the manifest says of them."""
-    sums = []
+    """Writes the checksums of a folder's files; gives what the manifest says of them."""
+    sums, about = [], {}
     for name in sorted(names):
         with (folder / name).open("rb") as file:
             while page := file.read(PAGE):
                 sums.append(checksum(page))
+            about[name] = {"bytes": file.tell()}
     content = np.array(sums, "<u8").tobytes()
     (folder / CHECKSUMS).write_bytes(content)
-    about = {name: {"bytes": (folder / name).stat().st_size} for name in sorted(names)}
     return {"files": about, "checksum": f"{checksum(content):016x}"}
 
 
@@ -62,14 +61,10 @@ def read(path: pathlib.Path, size: int | None = None) -> np.ndarray:
     Raises:
       DataError: it is missing, unreadable, no file, a link, or not of this size.
     """
+    number = None
     try:
         # A link may lead anywhere, and opening a pipe that nobody writes to would wait for ever.
         number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise DataError(f"{path} is a link; an index holds files of its own only") from None
-        raise _unreadable(path, error) from None
-    try:
         found = os.fstat(number)
         if not stat.S_ISREG(found.st_mode):
             raise DataError(f"{path} is damaged: it is no file")
@@ -79,25 +74,21 @@ def read(path: pathlib.Path, size: int | None = None) -> np.ndarray:
             return mapped(number)
         return np.frombuffer(os.read(number, PAGE), np.uint8)
     except OSError as error:
-        raise _unreadable(path, error) from None
+        if error.errno == errno.ELOOP:
+            raise DataError(f"{path} is a link; an index holds files of its own only") from None
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
     finally:
-        os.close(number)
-
-
-def _unreadable(path: pathlib.Path, error: OSError) -> DataError:
-    return DataError(f"{path} cannot be read: {error.strerror}")
+        if number is not None:
+            os.close(number)
 
 
 class File:
-    """A file of an index.
+    """A file of an index; DataError if it is unreadable, of another size, or small and damaged.
 
     Attributes:
       path: of it.
       size: in bytes.
-      all_read: whether all of it is what was written.
-
-    Raises:
-      DataError: it is not of the size it had, or cannot be read, or is small and damaged.
+      all_read: whether all of it is known to be what was written.
     """
 
     def __init__(self, path: pathlib.Path, size: int, sum_p: np.ndarray):
@@ -105,17 +96,13 @@ class File:
         self._content = read(path, size)
         self._bytes = memoryview(self._content)
         self._read_p = np.zeros(len(sum_p), bool)
-        self._left = size  # bytes, or a few more, that are not compared yet
+        self._left = size  # bytes not compared yet, rounded up to pages
         self.all_read = False
         if len(sum_p) <= 1:
             self.content()
 
     def content(self) -> np.ndarray:
-        """All bytes, uint8, compared with their checksums.
-
-        Raises:
-          DataError: they were changed.
-        """
+        """All bytes, uint8; DataError if they differ from their checksums."""
         if not self.all_read:
             self._check(np.flatnonzero(~self._read_p))
             self.all_read = True
@@ -131,7 +118,7 @@ class File:
 
 @compiled
 def _unread(first_n, last_n, start, row_bytes, page, read_p):
-    """Pages that hold rows first to last - 1 of a span and are not read yet, some of them twice.
+    """Pages, not read yet, that hold rows first to last - 1 of a span; some occur twice.
 
     The rows lie one after another from the byte `start` on.
     """
@@ -147,7 +134,7 @@ def _unread(first_n, last_n, start, row_bytes, page, read_p):
         if at < count and last_n[n] > first_n[n]:
             low = (start + first_n[n] * row_bytes) // page
             for p in range(low, (start + last_n[n] * row_bytes - 1) // page + 1):
-                # Another thread may have read one meanwhile, but none becomes unread.
+                # Meanwhile another thread may have read one, but none becomes unread.
                 if at < count and not read_p[p]:
                     page_n[at] = p
                     at += 1
@@ -155,15 +142,7 @@ def _unread(first_n, last_n, start, row_bytes, page, read_p):
 
 
 class Array(File):
-    """A .npy file of an index.
-
-    Attributes:
-      shape: of the array.
-      nbytes: of its numbers.
-
-    Raises:
-      DataError: as of every file, or it holds another array.
-    """
+    """A .npy file of an index; DataError, too, if it holds an array of another type or shape."""
 
     def __init__(self, path, size: int, sum_p: np.ndarray, dtype: Any, shape: tuple[int, ...]):
         super().__init__(path, size, sum_p)
@@ -172,31 +151,21 @@ class Array(File):
             start, found, order, kind = _header(bytes(self._content[: _header_size(self._bytes)]))
         except Exception as error:  # a header is read as Python, so that damage may mean anything
             raise DataError(f"{path} is damaged: {error}") from error
-        self._start, self.shape = start, tuple(shape)
-        self.nbytes = int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
-        as_said = (found, order, kind) == (self.shape, False, np.dtype(dtype))
-        if not as_said or start + self.nbytes != size:
-            raise DataError(
-                f"{path} is damaged: {kind} {found} instead of {np.dtype(dtype)} {self.shape}"
-            )
+        self._start, dtype = start, np.dtype(dtype)
+        self.nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize  # of the numbers alone
+        as_described = (found, order, kind) == (shape, False, dtype)
+        if not as_described or start + self.nbytes != size:
+            raise DataError(f"{path} is damaged: {kind} {found} instead of {dtype} {shape}")
         self._array = self._content[start:].view(dtype).reshape(shape)
         self._row_bytes = self.nbytes // max(shape[0], 1)
 
     def whole(self) -> np.ndarray:
-        """The array, compared with its checksums.
-
-        Raises:
-          DataError: it was changed.
-        """
+        """The array; DataError if it differs from its checksums."""
         self.content()
         return self._array
 
     def rows(self, first_n: np.ndarray, last_n: np.ndarray) -> np.ndarray:
-        """The array, of which rows first to last - 1 of every span may be looked at.
-
-        Raises:
-          DataError: one of their pages was changed.
-        """
+        """The array, with rows first to last - 1 of every span checked; DataError as `whole`."""
         if self.all_read:
             return self._array
         if self._left <= _FEW:
@@ -209,7 +178,7 @@ class Array(File):
         return self._array
 
     def at(self, row_n: np.ndarray) -> np.ndarray:
-        """The array, of which these rows may be looked at; raises as `rows`."""
+        """The array, with these rows checked; DataError as `whole`."""
         return self._array if self.all_read else self.rows(row_n, np.add(row_n, 1))
 
 
@@ -230,14 +199,9 @@ def _header(content: bytes) -> tuple[int, tuple[int, ...], bool, np.dtype]:
 
 
 class Folder:
-    """A folder of an index.
+    """A folder of an index, given what `describe` said of it.
 
-    Args:
-      path: of it.
-      about: what `describe` said.
-
-    Raises:
-      DataError: it is a link, or its checksums cannot be read.
+    DataError if it is a link, or its checksums cannot be read.
     """
 
     def __init__(self, path: pathlib.Path, about: dict[str, Any]):
@@ -249,39 +213,23 @@ class Folder:
         content = read(path / CHECKSUMS, 8 * sum(pages))
         if f"{checksum(content):016x}" != about["checksum"]:
             raise DataError(f"{path / CHECKSUMS} is damaged: its checksum differs")
-        sums = content.view("<u8")
-        ends = itertools.accumulate(pages)
-        self._sums = {
-            name: sums[end - count : end]
-            for name, count, end in zip(self._sizes, pages, ends, strict=True)
-        }
+        sums = np.split(content.view("<u8"), np.cumsum(pages, dtype=int))
+        self._sums = dict(zip(self._sizes, sums, strict=False))
 
     def file(self, name: str) -> File:
-        """One of its files.
-
-        Raises:
-          DataError: see `File`.
-        """
-        return File(self.path / name, self._size(name), self._sums[name])
+        """One of its files."""
+        return File(*self._about(name))
 
     def array(self, name: str, dtype: Any, shape: tuple[int, ...]) -> Array:
-        """One of its arrays.
+        """One of its arrays."""
+        return Array(*self._about(name), dtype, shape)
 
-        Raises:
-          DataError: see `Array`.
-        """
-        return Array(self.path / name, self._size(name), self._sums[name], dtype, shape)
-
-    def _size(self, name: str) -> int:
+    def _about(self, name: str) -> tuple[pathlib.Path, int, np.ndarray]:
         if name not in self._sizes:
             raise DataError(f"{self.path} is damaged: it has no {name}")
-        return self._sizes[name]
+        return self.path / name, self._sizes[name], self._sums[name]
 
     def check(self) -> None:
-        """Reads all of its files and compares their checksums.
-
-        Raises:
-          DataError: one was changed.
-        """
+        """Reads all of its files; DataError if one differs from its checksums."""
         for name in self._sizes:
             self.file(name).content()

@@ -50,8 +50,8 @@ class InMemory:
 
 
 def legal(z_nd: np.ndarray) -> np.ndarray:
-    """Which rows have a length that an index can work with; NaN has none."""
-    # Lengths cost more; no vector is longer than the root of d times its largest number.
+    """Which rows an index can work with: those of numbers, shorter than `TOO_LONG`."""
+    # Cheaper than lengths: no vector is longer than the root of d times its largest number.
     if max(z_nd.max(), -z_nd.min()) < TOO_LONG / z_nd.shape[1] ** 0.5:
         return np.ones(len(z_nd), bool)
     return np.linalg.norm(z_nd.astype(np.float64), axis=1) < TOO_LONG
@@ -61,8 +61,8 @@ class Legal:
     """A source, checked as it is read.
 
     Raises:
-      DataError: an id that stands for "none found"; on reading: NaN, infinity, or vectors longer
-        than 4e18.
+      DataError: an id that stands for "none found"; later NaN, infinity, or vectors longer than
+        4e18.
     """
 
     def __init__(self, source: Source):

@@ -20,18 +20,10 @@ from mrl_jax.search.plan import Plan
 CHUNK = 8192  # rows read and written at a time
 TILE = 1024  # rows of a list where there are no clusters, and of one product of int8 codes
 DENSE_QUERIES = 64  # so many compare int8 codes of all rows faster by a matrix product
-BLOCK_FILES = ("codes", "gains", "prefix_norms")
 
 
 class Shared:
-    """What all segments are made with: centroids, or an empty index of faiss, or neither.
-
-    Attributes:
-      trained: the index of faiss, or None.
-
-    Raises:
-      DataError: a file is missing or not of the size or shape that was written.
-    """
+    """What all segments are made with: centroids, or an empty index of faiss, or neither."""
 
     def __init__(self, folder: pages.Folder, plan: Plan):
         self._centroids = self.trained = None
@@ -49,15 +41,11 @@ class Shared:
 
     @functools.cached_property
     def centroid_ld(self) -> np.ndarray | None:
-        """[lists, list_dim] float32, checked when it is used first.
-
-        Raises:
-          DataError: it is damaged.
-        """
+        """[lists, list_dim] float32, checked at first use: DataError if it is damaged."""
         if self._centroids is None:
             return None
         centroid_ld = self._centroids.whole()
-        # No distance to such a centroid is a number, so its list would never be looked into.
+        # The distance to such a centroid is no number, so its list would never be looked into.
         if not legal(centroid_ld).all():
             raise DataError(
                 f"{self._centroids.path} is damaged: it holds NaN, infinity or too large numbers"
@@ -78,11 +66,11 @@ class StoredBlock(NamedTuple):
         return all(array.all_read for array in self)
 
     def whole(self) -> Block:
-        """All rows of it; DataError if they are damaged."""
+        """The block, all of it checked; DataError if it is damaged."""
         return Block(*(array.whole() for array in self))
 
     def rows(self, first_n: np.ndarray, last_n: np.ndarray) -> Block:
-        """The block, of which rows first to last - 1 of every span may be looked at; likewise."""
+        """The block, with rows first to last - 1 of every span checked; DataError likewise."""
         return Block(*(array.rows(first_n, last_n) for array in self))
 
 
@@ -117,11 +105,13 @@ def write(
     vector_nd = files.array(folder / "vectors.npy", np.float32, (n, source.width))
     norm_n = files.array(folder / "norms.npy", np.float32, (n,))
     blocks = []
-    if not plan.factory:
-        blocks = [_new_block(folder, g, n, hi - lo, plan) for g, (lo, hi) in enumerate(spans)]
-    else:
+    if plan.factory:
         first = plan.schedule.stages[0].dim
         shortlist = clusters.faiss().clone_index(shared.trained.asked())
+    else:
+        for g in range(len(spans)):
+            new = (files.array(folder / name, *of) for name, of in _files(plan, g, n))
+            blocks.append(Block(*new))
     for i in tqdm(starts, desc="codes", unit="chunk", disable=not progress):
         z_nd = source.read(i, min(i + CHUNK, n))
         vector_nd[i : i + CHUNK] = z_nd
@@ -136,24 +126,12 @@ def write(
         approximate.write(shortlist, folder / "shortlist.faiss")
 
 
-def _new_block(folder: pathlib.Path, g: int, n: int, width: int, plan: Plan) -> Block:
-    return Block(
-        files.array(folder / f"codes-{g}.npy", np.uint8, (n, codes.code_bytes(width, plan.code))),
-        files.array(folder / f"gains-{g}.npy", np.float32, (n,)),
-        files.array(folder / f"prefix_norms-{g}.npy", np.float32, (n,)),
-    )
-
-
-class Allowed(NamedTuple):
-    """Rows of a segment that a search may find: all that are not deleted, or some of them.
-
-    Attributes:
-      place_n: [N] bool, in list order.
-      rows: how many they are.
-    """
-
-    place_n: np.ndarray
-    rows: int
+def _files(plan: Plan, g: int, rows: int) -> list[tuple[str, tuple]]:
+    """The files of stage g's block: their names, and the types and shapes of their arrays."""
+    lo, hi = _spans(plan)[g]
+    code = np.uint8, (rows, codes.code_bytes(hi - lo, plan.code))
+    number = np.float32, (rows,)
+    return [(f"codes-{g}.npy", code), (f"gains-{g}.npy", number), (f"prefix_norms-{g}.npy", number)]
 
 
 class Queries(NamedTuple):
@@ -175,8 +153,8 @@ def prepare(
 ) -> Queries:
     """Encodes queries as the rows are, and finds the lists they look into.
 
-    These are `probes`, or as many as hold `keep` of the rows that may be found, if `probes` hold
-    fewer than k. `rows_l`, [lists], counts such rows; None where there are no lists.
+    These are `probes`, or, if these hold fewer than k rows that are not deleted, as many as hold
+    `keep` of them. `rows_l`, [lists], counts such rows; None where there are no lists.
     """
     encoded = []
     if not plan.factory:
@@ -206,16 +184,13 @@ def _unchecked(
 
 
 class Segment:
-    """An opened segment.
+    """An opened segment; DataError if a file is missing or not of the size or shape it had.
 
     Attributes:
       rows: of it, deleted ones included.
       path: of its folder.
       vectors: [N, D] float32, on disk.
-      allowed: its rows that are not deleted.
-
-    Raises:
-      DataError: a file is missing or not of the size or shape that was written.
+      alive_rows: how many are not deleted.
     """
 
     def __init__(self, folder: pages.Folder, plan: Plan, rows: int, width: int):
@@ -232,18 +207,13 @@ class Segment:
             file, first = folder.file("shortlist.faiss"), plan.schedule.stages[0].dim
             self._approximate = approximate.Stored(file, rows, first)
         else:
-            for g, (lo, hi) in enumerate(_spans(plan)):
-                shapes = ((np.uint8, (rows, codes.code_bytes(hi - lo, plan.code))),)
-                shapes += ((np.float32, (rows,)),) * 2
-                arrays = (
-                    folder.array(f"{name}-{g}.npy", *shape)
-                    for name, shape in zip(BLOCK_FILES, shapes, strict=True)
-                )
+            for g in range(len(plan.schedule.stages)):
+                arrays = (folder.array(name, *of) for name, of in _files(plan, g, rows))
                 self._blocks.append(StoredBlock(*arrays))
-        self.allowed = Allowed(np.ones(rows, bool), rows)
+        self._alive_n, self.alive_rows = np.ones(rows, bool), rows  # in list order
 
-    # Compiled code follows these numbers wherever they lead, also out of an array. They are checked
-    # when they are used first: opening an index reads no array that is large.
+    # Compiled code follows these numbers wherever they lead, even out of an array. They are checked
+    # at first use: opening an index reads no large array.
     @functools.cached_property
     def _row_n(self) -> np.ndarray:
         row_n = self._rows.whole()
@@ -269,11 +239,7 @@ class Segment:
 
     @property
     def ids(self) -> np.ndarray:
-        """[N] int64.
-
-        Raises:
-          DataError: they are damaged.
-        """
+        """[N] int64; DataError if they are damaged."""
         return self._ids.whole()
 
     def ids_of(self, row_bk: np.ndarray) -> np.ndarray:
@@ -292,56 +258,50 @@ class Segment:
     def alive(self) -> np.ndarray:
         """Which rows are not deleted, [N] bool."""
         alive_n = np.empty(self.rows, bool)
-        alive_n[self._row_n] = self.allowed.place_n
+        alive_n[self._row_n] = self._alive_n
         return alive_n
 
     def without(self, row_n: np.ndarray, where: pathlib.Path) -> "Segment":
-        """The same segment, in which these rows are not found.
-
-        Raises:
-          DataError: these are no rows of it; names the file `where` they are from.
-        """
+        """The same segment, in which these rows, read from the file `where`, are not found."""
         if len(row_n) and not 0 <= row_n.min() <= row_n.max() < self.rows:
             raise DataError(f"{where} is damaged: {self.path} has rows 0 to {self.rows - 1}")
         alive_n = np.ones(self.rows, bool)
         alive_n[row_n] = False
         other = copy.copy(self)
-        other.allowed = Allowed(alive_n[self._row_n], int(alive_n.sum()))
+        other._alive_n, other.alive_rows = alive_n[self._row_n], int(alive_n.sum())
         return other
 
-    def rows_of_lists(self, allowed: Allowed) -> np.ndarray:
-        """How many of these rows are in each list, [lists]."""
-        if allowed.rows == self.rows:
+    def alive_of_lists(self) -> np.ndarray:
+        """How many rows of each list are not deleted, [lists]."""
+        if self.alive_rows == self.rows:
             return np.diff(self._bounds_l)
-        return np.diff(np.append(0, np.cumsum(allowed.place_n))[self._bounds_l])
+        return np.diff(np.append(0, np.cumsum(self._alive_n))[self._bounds_l])
 
     def search(
-        self, queries: Queries, keeps: tuple[int, ...], k: int, parameters: str, allowed: Allowed
+        self, queries: Queries, keeps: tuple[int, ...], k: int, parameters: str
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows [B, k] int64 and scores [B, k] float64: the best of the rows that are allowed.
+        """Rows [B, k] int64 and scores [B, k] float64: the best of the rows that are not deleted.
 
-        The stages keep `keeps`. There is `NO_ROW` only where fewer are allowed, or, where there are
-        clusters, where the lists of `queries` hold fewer.
+        The stages keep `keeps`. There is `NO_ROW` only where fewer rows are left, or, where there
+        are clusters, where the lists of `queries` hold fewer.
         """
-        query_bd, keeps = queries.query_bd, tuple(min(keep, allowed.rows) for keep in keeps)
+        query_bd, keeps = queries.query_bd, tuple(min(keep, self.alive_rows) for keep in keeps)
         # Whatever finds a shortlist of all finds all; an index of faiss is no help then.
-        if not keeps or (self._approximate and keeps[0] == allowed.rows):
-            return self._compare_all(query_bd, k, allowed)
+        if not keeps or (self._approximate and keeps[0] == self.alive_rows):
+            return self._compare_all(query_bd, k)
         row_bk = np.full((len(query_bd), k), loops.NO_ROW)
         score_bk = np.full(row_bk.shape, -np.inf)
-        if allowed.rows and self._approximate:
-            self._compare_found(queries, keeps[0], parameters, allowed, row_bk, score_bk)
-        elif allowed.rows:
-            self._compare_stages(queries, keeps, allowed, row_bk, score_bk)
+        if self._approximate:
+            self._compare_found(queries, keeps[0], parameters, row_bk, score_bk)
+        elif self.alive_rows:
+            self._compare_stages(queries, keeps, row_bk, score_bk)
         return row_bk, score_bk
 
-    def _compare_stages(
-        self, queries: Queries, keeps: tuple[int, ...], allowed: Allowed, row_bk, score_bk
-    ) -> None:
+    def _compare_stages(self, queries: Queries, keeps: tuple[int, ...], row_bk, score_bk) -> None:
         """By codes, stage for stage, then by whole vectors."""
         found = Candidates.none(len(queries.query_bd), 2 * keeps[0] + 64)
         block = self._first_block(queries.list_bp)
-        self._scan(block, queries, allowed.place_n, keeps[0], found)
+        self._scan(block, queries, keeps[0], found)
         loops.keep_best(found, keeps[0])
         for g, stored in enumerate(self._blocks[1:], start=1):
             norm_before_n = block.norm_n
@@ -360,7 +320,7 @@ class Segment:
         )  # fmt: skip
 
     def _first_block(self, list_bp: np.ndarray | None) -> Block:
-        """The first block, of which what is in these lists may be looked at; None: in all."""
+        """The first block, checked where these lists are; None: everywhere."""
         stored = self._blocks[0]
         if list_bp is None or stored.all_read:
             return stored.whole()
@@ -373,50 +333,46 @@ class Segment:
         metric = loops.METRICS[self._plan.metric]
         return Product(codes.product_function(code), codes.PRODUCTS[code], metric, hi - lo)
 
-    def _scan(
-        self, block: Block, queries: Queries, allowed_n: np.ndarray, keep: int, found: Candidates
-    ) -> None:
+    def _scan(self, block: Block, queries: Queries, keep: int, found: Candidates) -> None:
         """The first stage."""
         product, (code_bw, gain_b), list_bp = self._product(0), queries.codes[0], queries.list_bp
         if list_bp is None and len(code_bw) >= DENSE_QUERIES and self._plan.code == "int8":
             for i in range(0, self.rows, TILE):
                 product_bn = codes.int8_products(code_bw, block.code_nw[i : i + TILE])
                 loops.take_products(
-                    product.metric, product_bn, i, block.gain_n, block.norm_n, allowed_n, gain_b,
-                    keep, found,
+                    product.metric, product_bn, i, block.gain_n, block.norm_n, self._alive_n,
+                    gain_b, keep, found,
                 )  # fmt: skip
             return
         if list_bp is None:
-            everywhere = np.arange(len(self._bounds_l) - 1)
-            list_bp = np.broadcast_to(everywhere, (len(code_bw), len(everywhere)))
-            list_bp = np.ascontiguousarray(list_bp)
+            list_bp = np.tile(np.arange(len(self._bounds_l) - 1), (len(code_bw), 1))
         bounds_l, asked = self._bounds_l, queries.codes[0]
-        loops.scan_lists(product, block, allowed_n, bounds_l, list_bp, asked, keep, found)
+        loops.scan_lists(product, block, self._alive_n, bounds_l, list_bp, asked, keep, found)
 
-    def _compare_all(self, query_bd: np.ndarray, k: int, allowed: Allowed):
+    def _compare_all(self, query_bd: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """All rows by whole vectors; there are no clusters, so that places are rows."""
         found, norm_n = Exhaustive(query_bd, k, self._plan.metric), self._norms.whole()
         for i in range(0, self.rows, TILE):
             rows = slice(i, min(i + TILE, self.rows))
-            if allowed.place_n[rows].any():
+            if self._alive_n[rows].any():
                 vector_nd = self.vectors.rows([rows.start], [rows.stop])
-                found.take(i, vector_nd[rows], norm_n[rows], allowed.place_n[rows])
+                found.take(i, vector_nd[rows], norm_n[rows], self._alive_n[rows])
         return found.row_bk, found.score_bk
 
     def _compare_found(
-        self, queries: Queries, keep: int, parameters: str, allowed: Allowed, row_bk, score_bk
+        self, queries: Queries, keep: int, parameters: str, row_bk, score_bk
     ) -> None:
         """What an index of faiss finds, by whole vectors; all rows where it finds too few."""
         k, first = row_bk.shape[1], self._plan.schedule.stages[0].dim
+        asked_bd = approximate.compared(queries.query_bd[:, :first], self._plan.metric)
         place_bc, lacking_m = self._approximate.search(
-            approximate.compared(queries.query_bd[:, :first], self._plan.metric),
-            keep, min(k, keep), parameters, *allowed,
-        )  # fmt: skip
+            asked_bd, keep, min(k, keep), parameters, self._alive_n, self.alive_rows
+        )
         count_b = (place_bc >= 0).sum(1)
         count_b[lacking_m] = 0
         self._compare_vectors(queries.query_bd, place_bc, count_b, row_bk, score_bk)
         if len(lacking_m):
-            found = self._compare_all(queries.query_bd[lacking_m], k, allowed)
+            found = self._compare_all(queries.query_bd[lacking_m], k)
             row_bk[lacking_m], score_bk[lacking_m] = found
 
 

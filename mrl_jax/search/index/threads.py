@@ -1,4 +1,4 @@
-"""Threads of a search: ours share the queries, and libraries compute with one thread in each."""
+"""Threads of a search: ours share the queries, and in each of them libraries use one thread."""
 
 import contextlib
 import functools
@@ -20,7 +20,7 @@ def cores() -> int:
 
 @functools.cache
 def _libraries(api: str) -> tuple[threadpoolctl.LibController, ...]:
-    """Those loaded for "blas" or "openmp"; faiss brings some of its own."""
+    """The libraries loaded for "blas" or "openmp"; faiss brings its own."""
     clusters.faiss()
     return tuple(threadpoolctl.ThreadpoolController().select(user_api=api).lib_controllers)
 
@@ -62,9 +62,9 @@ def one_each() -> Iterator[None]:
     With threads of their own there would be more threads than cores, waiting for each other. A
     forked process needs this, too: OpenMP would wait for ever for threads that only its parent has.
 
-    The limit of OpenMP is the calling thread's. That of BLAS is the whole process's, and OpenBLAS
-    ignores all threads but one that set it. So one thread at a time limits it, and takes the limit
-    back itself, whoever else is still in here: it never stays.
+    OpenMP has a limit for each calling thread. BLAS has one for the whole process, and OpenBLAS
+    heeds only one of several threads that set it. So one thread at a time limits BLAS, and lifts
+    the limit itself, whoever else is still in here: it never stays.
     """
     limiting = _limiting
     with _limited(_libraries("openmp")):
