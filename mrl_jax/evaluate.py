@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import jax
 
 from mrl_jax import config as configs
-from mrl_jax import experiment
+from mrl_jax import experiment, imported
 from mrl_jax.record import folder as workdir
 from mrl_jax.record import results
 from mrl_jax.runtime import agreement, distributed, memory, watchdog
@@ -44,6 +44,7 @@ def main(argv: Sequence[str]) -> None:
     first = jax.process_index() == 0
     with workdir.locked(folder) if first else contextlib.nullcontext():
         setup, state = experiment.restored(folder, overrides, arguments.step, measured=True)
+        agreement.check("code", imported.code())
         if first:
             print("\n".join(filter(None, [workdir.unknown_keys(folder), *setup.notes])))
         phases = Phases()

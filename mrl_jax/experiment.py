@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from mrl_jax import config as configs
 from mrl_jax.config import tasks
-from mrl_jax.errors import CheckpointError, DataError, UsageError
+from mrl_jax.errors import CheckpointError, DataError, UsageError, shown
 from mrl_jax.record import folder as run_folder
 from mrl_jax.record.finding import Finding
 from mrl_jax.runtime import memory, numerics
@@ -74,7 +74,7 @@ class Experiment:
         """
         data = self._build.open_data(self.config, self.facts, self.folder, False)
         if "train" in data.splits:
-            check_facts(self.facts, as_json(self._build.facts(self.config, data)), data.name)
+            check_facts(self.facts, facts_of(self._build, self.config, data), data.name)
         return data
 
     @functools.cached_property
@@ -141,6 +141,7 @@ class Experiment:
         return {
             "data": self.dataset.training_fingerprint(),
             "config": configs.trained_by(self.config),
+            "facts": run_folder.digest_of(self.facts),
             "settings": numerics.settings(),
         }
 
@@ -180,10 +181,19 @@ class Experiment:
                 f"({self.dataset.name})"
             )
 
-    def adopt_and_check(self, saved: dict[str, Any]) -> None:
-        """`adopt` and `check_data`: what training and measuring ask of a checkpoint."""
+    def adopt_and_check(self, saved: dict[str, Any], data: bool = True) -> None:
+        """`adopt`, `check_data` if there are `data`, and the facts: they must be the checkpoint's.
+
+        Raises:
+          CheckpointError: the checkpoint is of another run.
+        """
         self.adopt(saved)
-        self.check_data(saved)
+        if data:
+            self.check_data(saved)
+        if saved.get("facts") not in (None, run_folder.digest_of(self.facts)):
+            raise CheckpointError(
+                f"the checkpoint is of another run: it does not belong to {run_folder.FACTS}"
+            )
 
     def batches(self, seed: int) -> Callable[[int], dict[str, jax.Array]]:
         """Training batches: a function of the step."""
@@ -192,7 +202,9 @@ class Experiment:
 
     def evaluate(self, state: Any, splits: tuple[str, ...] = ("val", "test")) -> Finding:
         """All evaluators on those of the splits that the data set has."""
-        return self.evaluation.run(*steps.evaluated(state), self._present(splits))
+        found = Finding()
+        found.add(self.evaluation.run(*steps.evaluated(state), self._present(splits)))
+        return found
 
     def check(self, splits: tuple[str, ...] = ("val", "test")) -> dict[str, str]:
         """What `evaluate` will not measure, and why, as far as the data alone show it."""
@@ -202,9 +214,20 @@ class Experiment:
         return tuple(name for name in splits if name in self.dataset.splits)
 
 
-def as_json(facts: Facts) -> Facts:
-    """The facts as they are read from JSON: sequences as lists."""
-    return json.loads(json.dumps(facts))
+def facts_of(build: Builder, config: ConfigDict, data: Data) -> Facts:
+    """The facts as they are read from JSON: sequences as lists.
+
+    Raises:
+      UsageError: the task gives something that JSON does not hold.
+    """
+    found = build.facts(config, data)
+    try:
+        return dict(json.loads(json.dumps(found, allow_nan=False)))
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"config.task: facts of {config.task} must be a dict that JSON can hold, got "
+            f"{shown(found)} ({error})"
+        ) from None
 
 
 def check_facts(then: Facts, now: Facts, name: str) -> None:
@@ -310,7 +333,7 @@ def from_config(config: ConfigDict, folder: pathlib.Path | None = None) -> Exper
     if likely := recorded or (build.assumed_facts(config, folder) or [None])[0]:
         build.make_task(config, likely, None)
     data = build.open_data(config, recorded, folder, True)
-    facts = as_json(build.facts(config, data))
+    facts = facts_of(build, config, data)
     if recorded is not None:
         check_facts(recorded, facts, data.name)
     return Experiment(config, facts, make_program(config, facts, mesh, build), build, folder, data)
@@ -365,7 +388,7 @@ def restored(
     setup.check_memory()
     place = folder / run_folder.CHECKPOINTS
     checkpoints = Checkpoints(place, setup.config.checkpoint.keep, read_only=True)
-    use = setup.adopt_and_check if measured else setup.adopt
+    use = functools.partial(setup.adopt_and_check, data=measured)
     state, _ = checkpoints.read(setup.program.state, use, step)
     return setup, state
 
@@ -393,8 +416,8 @@ def program_of(
         facts, sure = build.assumed_facts(config, folder) or ({}, False)
         if not sure:
             data = build.open_data(config, None, folder, True)
-            facts = build.facts(config, data)
-    return make_program(config, as_json(facts), mesh, build)
+            facts = facts_of(build, config, data)
+    return make_program(config, facts, mesh, build)
 
 
 def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
@@ -420,8 +443,8 @@ def make_program(config: ConfigDict, facts: Facts, mesh: Mesh, build: Builder) -
             nesterov=o.nesterov,
             clip_norm=o.clip_norm,
         )
-    task = build.make_task(config, facts, mesh)
     with config_errors(build.MODEL_KEYS):
+        task = build.make_task(config, facts, mesh)
         abstract = jax.eval_shape(
             lambda key: steps.init_state(task, optimizer, key, ema=o.ema_decay > 0),
             jax.random.key(0),

@@ -279,7 +279,7 @@ def main(argv: Sequence[str]) -> None:
             width, scores = folder.encoder.out_dim, {}
         write_sentence_folder(out, folder, scores=scores, files={SENTENCE_CONFIG: config})
     else:
-        facts = workdir.facts_text(setup.facts, workdir.trained_on(arguments.workdir))
+        facts = workdir.facts_text(setup.facts, workdir.trained_on(arguments.workdir), {})
         of_run = {workdir.CONFIG: config, workdir.FACTS: facts}
         write_plain(out, setup, state, about_of(setup, state, form), of_run)
     print(f"step {int(state['step'])}, {width} dims, as {form} in {out}")

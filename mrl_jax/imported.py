@@ -1,12 +1,16 @@
 """What a user names by import path: an own loss, backbone, measure or task."""
 
+import hashlib
 import importlib
 import operator
+import pathlib
+import sys
 from typing import Any
 
 from mrl_jax.errors import UsageError, cut, shown
 
 LONGEST = 300  # characters of an error that a user's module raises
+_named: set[str] = set()  # modules that were imported here
 
 
 def by_path(path: str, what: str) -> Any:
@@ -25,7 +29,7 @@ def by_path(path: str, what: str) -> Any:
         raise UsageError(f'{what} must be an import path such as "my_lab.code:name", got {path!r}')
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{module_name}.".startswith(f"{missing}."):
             raise UsageError(
@@ -33,9 +37,20 @@ def by_path(path: str, what: str) -> Any:
             ) from None
         reason = cut(f"{type(error).__name__}: {error}", LONGEST)
         raise UsageError(f"{what} {path}: importing {module_name} fails with {reason}") from error
+    _named.add(module_name)
     if not colon:
         return module
     try:
         return operator.attrgetter(name)(module)
     except AttributeError:
         raise UsageError(f"{what} {path}: {module_name} has no {shown(name)}") from None
+
+
+def code() -> dict[str, str]:
+    """Digests of the modules that `by_path` has imported, as `runtime.agreement` compares them."""
+    files = {name: getattr(sys.modules.get(name), "__file__", None) for name in _named}
+    return {
+        f"code of {name} (digest)": hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()[:12]
+        for name, file in sorted(files.items())
+        if file
+    }

@@ -294,7 +294,11 @@ class Model:
                 "a graph gives the scores of images, not of embeddings: load the run, or export it "
                 "as safetensors"
             )
-        z_nd, width = np.asarray(z_nd), self.width
+        width = self.width
+        try:
+            z_nd = np.asarray(z_nd)
+        except ValueError as error:  # rows of several lengths
+            raise UsageError(f"z_nd must be [N, dim] of floats: {error}") from None
         if z_nd.ndim != 2 or not np.issubdtype(z_nd.dtype, np.floating):
             raise UsageError(f"z_nd must be [N, dim] of floats, got {z_nd.dtype} {z_nd.shape}")
         dim = z_nd.shape[1]

@@ -20,7 +20,7 @@ import jax
 from clu import parameter_overview
 
 from mrl_jax import config as configs
-from mrl_jax import dry_run, experiment
+from mrl_jax import dry_run, experiment, imported
 from mrl_jax.errors import Preempted
 from mrl_jax.experiment import Experiment
 from mrl_jax.record import folder as workdir
@@ -275,7 +275,8 @@ def main(argv: Sequence[str]) -> None:
         say(f"{config.name}: {joined}, {jax.devices()[0].device_kind} x{jax.device_count()}")
         with phases("start"):
             setup = experiment.from_config(config, folder)
-            agreement.check("read", {"data": setup.dataset.training_fingerprint()})
+            read = {"data": setup.dataset.training_fingerprint(), **imported.code()}
+            agreement.check("read", read)
         for line in setup.notes:
             say(line)
         for line in results.not_measured(setup.check()):

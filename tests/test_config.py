@@ -151,7 +151,11 @@ def test_config_file_cannot_invent_or_mistype_keys(tmp_path):
     """
     path = tmp_path / "own.py"
     for line, message in (
-        ("config.stepps = 3", "stepps"),
+        ("config.stepps = 3", "this config has no key 'stepps'; did you mean 'steps'?"),
+        ("config.text.width = 8", "has no key 'text'; it is for task sentence_pairs or masked_lm"),
+        ("config.head.pairs = 8", "has no key 'pairs'; it is for task sentence_pairs"),
+        ("config.head.kin = 8", "this config has no key 'kin'; did you mean 'kind'?"),
+        ("config.update({'adaptor': {}})", "has no key 'adaptor'; it is for task adaptor"),
         ("config.steps = 'many'", "steps"),
         ("config.steps = True", "must be int, got True"),
         ("config.nesting.dims = 8", "dims"),

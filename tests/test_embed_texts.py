@@ -132,6 +132,8 @@ def test_the_folders_dim_is_used_and_untrained_ones_are_warned_of(tmp_path):
         (["a"], {"dim": True}, "dim must be 1 to 32, got True"),
         ([], {"dim": 99}, "dim must be 1 to 32, got 99"),
         (["a"], {"depth": 4}, "depth must be 1 to 3, got 4"),
+        (["a"], {"depth": "1"}, "depth must be 1 to 3, got '1'"),
+        (["a"], {"batch_tokens": 2.5}, "batch_tokens must be >= 1, got 2.5"),
         (["a"], {"batch_tokens": 0}, "batch_tokens must be >= 1, got 0"),
         ("a", {}, "a list of strings, got one string"),
         (["a", b"b"], {}, r"text 1 is b'b' \(bytes\)"),

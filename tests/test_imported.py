@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from mrl_jax.errors import UsageError
-from mrl_jax.imported import by_path
+from mrl_jax.imported import by_path, code
 
 
 @pytest.fixture
@@ -36,6 +36,7 @@ def test_finds_modules_functions_and_what_is_inside_them(lab):
         ("", "lab:f", "lab has no 'f'"),
         ("import nowhere_to_be_found", "lab:f", "importing lab fails with ModuleNotFoundError"),
         ("1 / 0", "lab:f", "importing lab fails with ZeroDivisionError"),
+        ("import sys; sys.exit(3)", "lab:f", "importing lab fails with SystemExit: 3"),
         ("def f(:", "lab:f", "importing lab fails with SyntaxError"),
     ],
 )
@@ -45,3 +46,12 @@ def test_refuses_what_it_cannot_find_in_one_line(lab, code, path, message):
         by_path(path, "config.pairs.loss")
     assert str(error.value).startswith("config.pairs.loss")
     assert "\n" not in str(error.value)
+
+
+def test_processes_compare_the_code_of_modules_that_are_named(lab):
+    (lab / "compared.py").write_text("x = 1")
+    assert "code of compared (digest)" not in code()
+    by_path("compared:x", "it")
+    before = code()["code of compared (digest)"]
+    (lab / "compared.py").write_text("x = 2")
+    assert code()["code of compared (digest)"] != before

@@ -101,7 +101,7 @@ def state_of(states, digits_run):
 def exported(setup, state, out, form):
     about = export.about_of(setup, state, form)
     files = {workdir.CONFIG: configs.to_json(setup.config)}
-    files[workdir.FACTS] = workdir.facts_text(setup.facts, None)
+    files[workdir.FACTS] = workdir.facts_text(setup.facts, None, {})
     export.write_plain(out, setup, state, about, files)
     return out
 
@@ -176,6 +176,7 @@ def test_a_run_is_loaded_and_its_classifiers_judge_prefixes(digits_run, capsys):
         (np.zeros((1, 9), np.float32), "there is no classifier of 9 dims; legal: 2, 4, 8"),
         (np.zeros(8, np.float32), r"z_nd must be \[N, dim\] of floats, got float32 \(8,\)"),
         (np.zeros((1, 8), int), "of floats, got int64"),
+        ([[0.0], [0.0, 0.0]], r"z_nd must be \[N, dim\] of floats: setting an array"),
         (np.full((2, 8), np.nan), "row 0 of z_nd holds NaN or infinity"),
     ],
 )

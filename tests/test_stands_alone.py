@@ -15,7 +15,9 @@ from PIL import Image
 import mrl_jax
 from mrl_jax import cascade
 from mrl_jax.cascade import Policy
+from mrl_jax.errors import CheckpointError
 from mrl_jax.interop.sentence_folder import write_sentence_folder
+from mrl_jax.record import folder
 from mrl_jax.record.runs import read_run
 
 TEXTS = text_models.SENTENCES[:3]
@@ -183,3 +185,12 @@ def test_a_taught_run_is_evaluated_without_its_teacher(tmp_path):
     (tmp_path / "teacher").rename(tmp_path / "elsewhere")
     commands.here(commands.command("mrl_jax.evaluate", "--workdir", tmp_path / "run"))
     assert read_run(tmp_path / "run", "run").results == before
+
+
+def test_facts_of_another_run_are_refused(digits_run, tmp_path):
+    run = shutil.copytree(digits_run[0], tmp_path / "run")
+    facts = folder.read_facts(run)
+    facts["classes"].reverse()
+    (run / "facts.json").write_text(folder.facts_text(facts, folder.trained_on(run), {}))
+    with pytest.raises(CheckpointError, match=r"it does not belong to facts\.json"):
+        mrl_jax.load(run)

@@ -188,9 +188,25 @@ def _own_faults(where: str) -> Iterator[None]:
         said = _one_line(error)
         if isinstance(error, SystemExit):
             said = f"it called sys.exit({shown(error.code)})"
+        elif isinstance(error, AttributeError | KeyError) and (key := _missing_key(said)):
+            said = key
         elif not (isinstance(error, UsageError | ValueError) and said):
             said = f"{type(error).__name__}: {said}" if said else type(error).__name__
         raise UsageError(f"{where}: {said}") from error
+
+
+def _missing_key(said: str) -> str:
+    """A line on a key that a config lacks, of what ml_collections says of it; "" of others."""
+    found = re.match(r"""["']*Key "(\w+)" does not exist|"'(\w+)'""", said)
+    if not found:
+        return ""
+    name = found[1] or found[2]
+    hint = re.search(r'Did you mean "(\w+)"', said)
+    more = f"; did you mean {hint[1]!r}?" if hint else ""
+    owners = [task for task in tasks.TASKS if name in ".".join(tasks.keys(task)).split(".")]
+    if owners and not more:
+        more = f"; it is for task {' or '.join(owners)}"
+    return f"this config has no key {name!r}{more}"
 
 
 def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:

@@ -6,6 +6,8 @@ import importlib
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from mrl_jax import extras
 from mrl_jax.config.keys import COMMON, Key
 from mrl_jax.errors import UsageError, shown
@@ -36,7 +38,7 @@ def part(task: str, name: str) -> ModuleType:
         extra = TASKS[task] if name != "keys" else ""
         with extras.needed(extra, f"task {task}") if extra else contextlib.nullcontext():
             return importlib.import_module(f"mrl_jax.tasks.{task}.{name}")
-    if "." not in task:
+    if "." not in task or ":" in task:
         raise UsageError(
             f"config.task must be one of {', '.join(TASKS)}, or the import path of a module such "
             f"as my_lab.toy; got {shown(task)}"
@@ -73,6 +75,31 @@ def keeps_inputs(task: str) -> bool:
 def keys(task: str) -> dict[str, Key]:
     """All config keys of a task, the common ones first; raises as `part`."""
     own = getattr(part(task, "keys"), "KEYS", {})
-    if taken := own.keys() & COMMON.keys():
-        raise UsageError(f"config.task: {task} declares {sorted(taken)[0]}, which all tasks have")
+    if task not in TASKS:
+        _check_own(task, own)
     return {**COMMON, **own}
+
+
+def _check_own(task: str, own: Any) -> None:
+    """Refuses keys of a user's task that a config cannot hold."""
+    if not isinstance(own, dict) or not all(isinstance(key, Key) for key in own.values()):
+        raise UsageError(f"config.task: KEYS of {task} must be a dict of config.keys.Key by name")
+    for name, key in own.items():
+        parts = name.split(".") if isinstance(name, str) else [""]
+        if not all(part.isidentifier() and not hasattr(ConfigDict, part) for part in parts):
+            raise UsageError(
+                f"config.task: {task} declares {shown(name)}; a key is one or several names with "
+                "dots between them, none of them a method of ConfigDict"
+            )
+        if name in COMMON:
+            raise UsageError(f"config.task: {task} declares {name}, which all tasks have")
+        for other in (*COMMON, *map(str, own)):
+            if f"{name}.".startswith(f"{other}.") != f"{other}.".startswith(f"{name}."):
+                raise UsageError(
+                    f"config.task: {task} declares {name}, and there is {other}: one is a group"
+                )
+        if type(key.default) not in (bool, int, float, str, tuple):
+            raise UsageError(
+                f"config.task: the default of {name} of {task} must be a bool, int, float, str or "
+                f"tuple, got {shown(key.default)}"
+            )

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -88,8 +89,11 @@ class Finding:
         """Takes in what another measurement found.
 
         Raises:
-          UsageError: it describes a metric anew, or measures again what has been measured.
+          UsageError: it describes a metric anew, measures again what has been measured, or holds a
+            number outside the range of its metric, which nobody could read.
         """
+        if not isinstance(other, Finding):
+            raise UsageError(f"a measure must give a Finding, got {shown(other)}")
         for name, row in other.rows.items():
             if metrics.row(name) or self.rows.get(name, row) != row:
                 raise UsageError(
@@ -101,6 +105,11 @@ class Finding:
                 raise UsageError(
                     f"{result.name} at dim {result.dim} is measured already: give your metric "
                     "another name"
+                )
+            row = metrics.describe(result.metric, other.rows)
+            if not (math.isfinite(result.value) and row.allows(result.value)):
+                raise UsageError(
+                    f"{result.name} at dim {result.dim} must be {row.legal}, got {result.value}"
                 )
         for field in dataclasses.fields(self):
             mine, new = getattr(self, field.name), getattr(other, field.name)

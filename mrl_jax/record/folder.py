@@ -1,10 +1,11 @@
 """The folder of one run: who may use it, what it holds, whether it is finished."""
 
 import contextlib
+import hashlib
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from mrl_jax.runtime import locks
 from mrl_jax.store import json_files
 from mrl_jax.store.files import write_text
 
+FACTS_SCHEMA = 1
 # What a new run must not replace. DONE alone does not count: it may be left over from a run.
 _WRITTEN = (RESULTS, EVALUATION, TOKENIZER, METRICS)
 
@@ -169,36 +171,58 @@ def record_facts(
         return
     for name, content in kept.items():
         write_text(folder / name, content)
-    write_text(folder / FACTS, facts_text(facts, data))
+    write_text(folder / FACTS, facts_text(facts, data, kept))
 
 
-def facts_text(facts: dict[str, Any], data: str | None) -> str:
+def facts_text(facts: dict[str, Any], data: str | None, kept: Mapping[str, str]) -> str:
     """The content of facts.json; arguments as of `record_facts`."""
+    begun = {"data": data, "facts": facts}
+    begun["kept"] = {name: _digest(content.encode()) for name, content in kept.items()}
     written_by = {"release": results.release(), "commit": results.commit()}
-    content = {"schema": 1, **written_by, "data": data, "facts": facts}
+    content = {"schema": FACTS_SCHEMA, **written_by, **begun, "digest": digest_of(begun)}
     return json.dumps(content, indent=1) + "\n"
+
+
+def digest_of(facts: dict[str, Any]) -> str:
+    """Sixteen hex digits over values that JSON holds."""
+    return _digest(json.dumps(facts, sort_keys=True).encode())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def read_facts(folder: pathlib.Path) -> dict[str, Any] | None:
     """What `record_facts` wrote as facts; None if the run has none yet, or is of an older release.
 
     Raises:
-      DataError: the file is damaged.
+      DataError: the file is damaged, or one that is kept beside it is missing or another one.
     """
-    return _facts_field(folder, "facts", dict)
+    return _read_begun(folder).get("facts")
 
 
 def trained_on(folder: pathlib.Path) -> str | None:
     """The fingerprint of what a run trains on; None and errors as of `read_facts`."""
-    return _facts_field(folder, "data", (str, type(None)))
+    return _read_begun(folder).get("data")
 
 
-def _facts_field(folder: pathlib.Path, name: str, kind: Any) -> Any:
+def _read_begun(folder: pathlib.Path) -> dict[str, Any]:
+    path = folder / FACTS
     try:
-        content = json_files.read(folder / FACTS)
+        content = json_files.read(path)
     except json_files.MissingError:
-        return None
-    return json_files.field(content, name, kind, str(folder / FACTS))
+        return {}
+    json_files.check_schema(content, (FACTS_SCHEMA,), str(path))
+    kinds = {"data": (str, type(None)), "facts": dict, "kept": dict}
+    begun = {name: json_files.field(content, name, kinds[name], str(path)) for name in kinds}
+    # Other names of classes or another length of texts would fit the weights just as well.
+    if content.get("digest") != digest_of(begun):
+        raise DataError(f"{path} is damaged: it does not have the digest that it names")
+    for name, digest in begun["kept"].items():
+        file = folder / name
+        if not file.is_file() or _digest(file.read_bytes()) != digest:
+            raise DataError(f"{file} is missing or not what the run began with")
+    return begun
 
 
 def record_finding(

@@ -55,6 +55,16 @@ def otherwise(subject, split):
     return Finding(rows={"mean_length": Metric("Mine", "length")})
 
 
+def unbounded(subject, split):
+    found = lengths(subject, split)
+    found.results[:] = [result._replace(metric="p5", value=2.0) for result in found.results]
+    return Finding(found.results)
+
+
+def nothing(subject, split):
+    pass
+
+
 number = 3
 """
 LETTERS = """
@@ -109,10 +119,13 @@ def test_a_measure_from_elsewhere_is_measured_recorded_and_read(module, tmp_path
     assert max(r.value for r in run.results if r.metric == "mean_length") > 0
 
 
-def test_a_metric_under_a_name_that_is_taken_is_refused_and_the_others_are_kept(module):
+def test_what_nobody_could_read_is_refused_and_the_others_are_kept(module):
     module("takers_of_names", NORMS)
     task = task_of("shared")
-    own = [f"takers_of_names:{name}" for name in ("lengths", "top1", "described", "otherwise")]
+    own = [
+        f"takers_of_names:{name}"
+        for name in ("lengths", "top1", "described", "otherwise", "unbounded", "nothing")
+    ]
     options = {"dims": (3, 8), "batch_size": 8, "seed": 0, "measures": ("accuracy", *own)}
     dataset = random_dataset({"val": 5, "test": 5})
     evaluation = ClassificationEvaluation(task, make_mesh(), dataset, **options)
@@ -125,6 +138,8 @@ def test_a_metric_under_a_name_that_is_taken_is_refused_and_the_others_are_kept(
             (own[1], f"{split}/top1 at dim 3 is measured already: give your metric another name"),
             (own[2], taken.format("ndcg7")),
             (own[3], taken.format("mean_length")),
+            (own[4], f"{split}/p5 at dim 3 must be a fraction in [0, 1], got 2.0"),
+            (own[5], "a measure must give a Finding, got None"),
         )
     }
     assert [str(error) for error in found.unread] == list(found.skipped.values())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mrl_jax import config as configs
-from mrl_jax.errors import UsageError
+from mrl_jax.errors import DataError, UsageError
 from mrl_jax.record import folder as workdir
 from mrl_jax.record.finding import Finding
 from mrl_jax.record.results import Series
@@ -104,3 +104,35 @@ def test_a_damaged_config_is_one_line(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UsageError, match=f"config.json.*{message}"):
         workdir.read_config(tmp_path)
+
+
+def written_by_hand(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("facts.json", lambda path: path.write_text(""), "facts.json is empty"),
+        ("facts.json", lambda path: path.write_text("[]"), "schema must be 1"),
+        ("facts.json", lambda path: written_by_hand(path, schema=2), "schema must be 1, got 2"),
+        ("facts.json", lambda path: written_by_hand(path, facts=[]), "must be dict"),
+        ("facts.json", lambda path: written_by_hand(path, data=3), "must be str or None"),
+        (
+            "facts.json",
+            lambda path: written_by_hand(path, facts={"classes": ["b", "a"]}),
+            "facts.json is damaged",
+        ),
+        ("tokenizer.json", lambda path: path.unlink(), "tokenizer.json is missing or not what"),
+        ("tokenizer.json", lambda path: path.write_text("{}"), "tokenizer.json is missing or not"),
+    ],
+)
+def test_facts_are_what_the_run_began_with_or_none(tmp_path, name, damage, message):
+    assert workdir.read_facts(tmp_path) is None
+    facts = {"classes": ["a", "b\udc80"]}
+    workdir.record_facts(tmp_path, facts, "0123", {"tokenizer.json": "ü"})
+    assert (workdir.read_facts(tmp_path), workdir.trained_on(tmp_path)) == (facts, "0123")
+    damage(tmp_path / name)
+    for read in (workdir.read_facts, workdir.trained_on):
+        with pytest.raises(DataError, match=message):
+            read(tmp_path)

@@ -155,10 +155,10 @@ class Inputs(inputs.Inputs):
         texts = text_list(items)
         if depth is not None and not self.layers:
             raise UsageError("depth: this model cannot run fewer of its layers")
-        if depth is not None and not 1 <= depth <= self.layers:
-            raise UsageError(f"depth must be 1 to {self.layers}, got {depth}")
-        if batch_tokens is not None and batch_tokens < 1:
-            raise UsageError(f"batch_tokens must be >= 1, got {batch_tokens}")
+        if depth is not None and not (_whole(depth) and 1 <= depth <= self.layers):
+            raise UsageError(f"depth must be 1 to {self.layers}, got {shown(depth)}")
+        if batch_tokens is not None and not (_whole(batch_tokens) and batch_tokens >= 1):
+            raise UsageError(f"batch_tokens must be >= 1, got {shown(batch_tokens)}")
         budget = TOKENS_CPU if jax.default_backend() == "cpu" else TOKENS
         budget = batch_tokens or (TOKENS_TABLE if self.table else budget)
         name = self.default_prompt if prompt_name is None else prompt_name
@@ -184,6 +184,10 @@ class Inputs(inputs.Inputs):
                     yield start - first + row_b, batch
 
         return Texts(len(texts), read, depth=depth, budget=budget)
+
+
+def _whole(number: Any) -> bool:
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)
 
 
 def _batch(tokens: Sequence[np.ndarray], length: int, rows: int) -> dict[str, np.ndarray]:
