@@ -14,16 +14,10 @@ from mrl_jax.runtime.program import Program
 def program_of(
     config: ConfigDict, topology: str = "", folder: pathlib.Path | None = None
 ) -> Program:
-    """What a config trains, made for its largest batch; nothing is compiled.
-
-    Args:
-      config: of a run.
-      topology: a TPU slice such as "v5e:16x16"; "" = the devices of this machine.
-      folder: of a run that has begun.
+    """`experiment.program_of` for a TPU slice such as "v5e:16x16"; "": for this machine's devices.
 
     Raises:
-      UsageError: names the config key or the slice, and what would be legal.
-      DataError: data missing or inconsistent.
+      UsageError, DataError: as there; also names a slice that does not exist.
     """
     devices = cost.topology_devices(topology) if topology else None
     return experiment.program_of(config, devices, folder)

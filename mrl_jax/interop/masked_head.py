@@ -31,10 +31,7 @@ _HEAD = TensorNames(
 def read_masked_head(folder: str | os.PathLike, width: int, vocab_size: int) -> Tree:
     """Parameters of `tasks.masked_lm.MaskedLM` besides the encoder's; {} if the folder has none.
 
-    Args:
-      folder: as `text_folder.read_text_folder` reads it, with model.safetensors.
-      width: D of the hidden states.
-      vocab_size: rows of the table of tokens.
+    The folder is one of `text_folder.read_text_folder`, `width` that of the hidden states.
 
     Raises:
       UsageError: a part of a head, or one of another size.

@@ -102,11 +102,7 @@ def code(about: Mapping[str, Any]) -> str:
 
 
 def card(about: Mapping[str, Any]) -> str:
-    """The text of README.md.
-
-    Args:
-      about: what about.json holds.
-    """
+    """The text of README.md, from what about.json holds."""
     dims = ", ".join(map(str, about["dims"]))
     does = "holds the parameters that compute" if _parameters(about) else "computes"
     parts = [
@@ -175,13 +171,11 @@ def _of_images(about: Mapping[str, Any]) -> str:
 
 
 def _of_texts(about: Mapping[str, Any]) -> str:
-    padded = ""
-    if about["format"] == "onnx":
-        padded = (
-            f" Rows of `tokens` always have {about['max_length']} places, zeros behind the ids."
-        )
+    most = about["max_length"]
+    padded = f" Rows of `tokens` always have {most} places, zeros behind the ids."
     return (
-        f"`tokenizer.json` cuts a text after {about['max_length']} tokens.{padded} `about.json` "
+        f"`tokenizer.json` cuts a text after {most} tokens."
+        f"{padded if about['format'] == 'onnx' else ''} `about.json` "
         "holds the prompts that stand before a text: `query` where it asks, `document` where it "
         "may be found, `default` otherwise.\n"
     )

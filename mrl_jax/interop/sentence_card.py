@@ -22,8 +22,7 @@ tags:
 def table(scores: Scores) -> str:
     """A Markdown table: one row per dim, one column per measure; "" without scores.
 
-    Args:
-      scores: name of the measure -> dim -> value; a dim that was not measured has an empty cell.
+    A dim that was not measured has an empty cell.
     """
     dims = sorted({dim for by_dim in scores.values() for dim in by_dim}, reverse=True)
     if not dims:

@@ -102,11 +102,7 @@ def _layer(theirs: str, names: dict[str, str]) -> tuple[tuple[str, str, str], ..
     )
 
 
-_PERCEPTRON = {
-    "fc1": "intermediate.dense",
-    "fc2": "output.dense",
-    "norm2": "output.LayerNorm",
-}
+_PERCEPTRON = {"fc1": "intermediate.dense", "fc2": "output.dense", "norm2": "output.LayerNorm"}
 _BERT = (
     *_EMBEDDINGS,
     *_TYPES,

@@ -304,16 +304,15 @@ def assign(
     """Every wanted parameter's part of the file; refuses what is missing, left over or misshapen.
 
     Args:
-      path: of the file.
+      path, tensors: the file.
       table: of its names.
-      tensors: of the file.
       wanted: shapes of the parameters to load.
       classifiers: see `_classifiers`.
       head: see `load_weights`.
       legal: what would fit, for the message.
 
     Raises:
-      UsageError: names up to three of what is missing, left over or misshapen.
+      UsageError: names up to three of each kind.
     """
     parts: dict[str, Part] = {}
     left, wrong = [], []
@@ -336,15 +335,8 @@ def assign(
             if piece is None or not _fits(target, parts[target].array.shape, wanted[target]):
                 wrong.append(f"{name} {list(shape)} for {target} {list(wanted[target])}")
     missing = [target for target in wanted if target not in parts]
-    problems = [
-        f"{text} {some(names)}"
-        for text, names in (
-            ("no tensor for", missing),
-            ("no parameter for", left),
-            ("wrong shape:", wrong),
-        )
-        if names
-    ]
+    found = {"no tensor for": missing, "no parameter for": left, "wrong shape:": wrong}
+    problems = [f"{text} {some(names)}" for text, names in found.items() if names]
     if problems:
         raise UsageError(
             f"{path} ({table.title}) does not fit the model: {'; '.join(problems)}; legal: {legal}"

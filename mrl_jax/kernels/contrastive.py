@@ -140,26 +140,12 @@ def nested_sigmoid_loss(
     """Is this b the one of this a? Logistic loss of cosine / temperature + bias, of every prefix.
 
     -log sigmoid(logit) for pairs, -log sigmoid(-logit) for all other columns, summed over columns,
-    mean over rows. Cost and gradients as `nested_info_nce`.
+    mean over rows. Cost, gradients, other arguments, results and errors as of `nested_info_nce`.
 
     Args:
-      a_bd: [B, >= m_G] embeddings.
-      b_bd: [B, >= m_G].
-      nesting: granularities and weights c_m.
       temperature: one positive number or one per granularity [G]; may be learned. The source writes
         t = 1 / temperature.
       bias: one number or one per granularity [G]; may be learned.
-      mask: as `nested_info_nce`.
-      extra_negatives: as `nested_info_nce`.
-      mesh: as `nested_info_nce`.
-      batch_axes: as `nested_info_nce`.
-
-    Returns:
-      loss: sum over granularities of c_m times the mean over rows. 0 if none counts.
-      per_granularity_g: [G] these means.
-
-    Raises:
-      ValueError: as `nested_info_nce`.
 
     Source: SigLIP (arXiv 2303.15343), with prefixes as in arXiv 2205.13147, eq. 1.
     """

@@ -293,13 +293,8 @@ def _backward(cut: Cut, z_bd, kernel_dc, bias_c, row_gb, labels_b, weights_gb, l
 def losses(cut: Cut, z_bd, kernel_dc, bias_c, row_gb, labels_b) -> jax.Array:
     """Cross-entropy of every granularity and row, [G, B], without any [B, C] array kept.
 
-    Args:
-      cut: how to cut the work.
-      z_bd: [B, m_G] rows.
-      kernel_dc: [m_G, C].
-      bias_c: [C].
-      row_gb: [G, B] scales of the rows per granularity, or None for 1.
-      labels_b: [B] integer classes, counted over all devices.
+    `row_gb` [G, B] scales the rows per granularity, None for 1; `labels_b` are integer classes,
+    counted over all devices.
     """
     labels_b = _local_labels(labels_b, kernel_dc.shape[1], cut)
     return _forward(cut, z_bd, kernel_dc, bias_c, row_gb, labels_b, ())[0]

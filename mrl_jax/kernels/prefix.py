@@ -22,8 +22,8 @@ def prefix_matmul(a_bd: jax.Array, w_dc: jax.Array, dims: Sequence[int]) -> jax.
     kept in bfloat16 is off by 2e-2 of a logit.
 
     Args:
-      a_bd: [B, D] rows.
-      w_dc: [D, C] columns.
+      a_bd: rows.
+      w_dc: columns.
       dims: increasing prefix lengths, the last at most D.
 
     Returns:

@@ -106,15 +106,14 @@ def small_to_large(
 
     Args:
       nested_loss: see above.
-      nesting: the sizes' dims, and their weights, none of them 0.
+      nesting: the sizes' dims, and their weights, all above 0.
       depths: the number of layers to run for every dim: 1 to L, never falling. The last is the
         teacher's, usually the whole network.
       teacher_weight: of the smaller sizes' KL to the largest.
       temperature: of the similarities in the KL.
 
     Raises:
-      ValueError: as `every_layer`; a weight of 0; depths that are not one per dim, fall, or are
-        out of range.
+      ValueError: as `every_layer`; a weight of 0; depths that do not fit the dims and layers.
 
     Source: Starbucks, arXiv 2410.13230, section 3.1.
     """

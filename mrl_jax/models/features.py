@@ -26,12 +26,9 @@ def with_features(
 ) -> tuple[jax.Array, jax.Array | None]:
     """Runs `embed()`; gives its result and the last feature map [B, H, W, K] on the way there.
 
-    The map is None if `embed` applied no backbone that has one.
-
-    Args:
-      embed: applies a backbone.
-      features_bhwk: replaces the backbone's own map. Gradients with respect to it cost only what
-        comes after the map, and under `jit` what comes before it is not computed.
+    The map is None if `embed` applied no backbone that has one. `features_bhwk` replaces the
+    backbone's own: gradients with respect to it cost only what comes after the map, and under `jit`
+    what comes before it is not computed.
     """
     found = []
 

@@ -52,9 +52,7 @@ def differences(of_processes: Sequence[Mapping[str, Any]]) -> list[str]:
 def check(name: str, facts: Mapping[str, Any]) -> None:
     """Compares the facts of all processes of the group; all must call this, in the same order.
 
-    Args:
-      name: of this comparison, used once per group.
-      facts: JSON values by the name that the message gives them.
+    `name` is that of the comparison, used once per group; facts are JSON values by name.
 
     Raises:
       UsageError: in every process, with the first three facts that differ.

@@ -45,14 +45,10 @@ class Address(NamedTuple):
 
 
 def parse(name: str, text: str) -> Address:
-    """The address in a text.
-
-    Args:
-      name: of what holds the text, for the message.
-      text: "HOST:PORT", IPv6 addresses in brackets.
+    """The address in a text "HOST:PORT", IPv6 addresses in brackets.
 
     Raises:
-      UsageError: it is not an address.
+      UsageError: it is not an address; calls what holds the text by `name`.
     """
     found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^\s:/\[\]]+)):(\d{1,5})", text, re.ASCII)
     host = found and (found[1] or found[2])
@@ -65,11 +61,7 @@ def parse(name: str, text: str) -> Address:
 
 
 def parse_port(name: str, text: str) -> int:
-    """The port in a text; arguments as of `parse`.
-
-    Raises:
-      UsageError: it is not a port.
-    """
+    """The port in a text; arguments and errors as of `parse`."""
     if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
         raise UsageError(f"{name} must be a port of 1 to 65535, got {shown(text)}")
     return int(text)
@@ -153,13 +145,9 @@ def has_loopback() -> bool:
 
 @contextlib.contextmanager
 def waiting(others: str, timeout_s: float) -> Iterator[None]:
-    """Reports that the with-block waits for others, and ends this process if they do not come.
+    """Reports that the with-block waits for `others`, and ends this process if they do not come.
 
-    JAX would abort it, with a trace of C++ instead of a line.
-
-    Args:
-      others: the processes that are waited for, in words.
-      timeout_s: after which the process is ended with the exit code of a hang.
+    The exit code is that of a hang. JAX would abort it, with a trace of C++ instead of a line.
     """
     over = threading.Event()
 

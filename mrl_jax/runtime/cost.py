@@ -151,13 +151,9 @@ def other_layouts(program: Program) -> list[dict[str, int]]:
     data, fsdp, tensor = (program.mesh.shape[axis] for axis in AXES)
     wider = [fsdp * n for n in range(1, data + 1) if data % n == 0]
     parts = [program.accumulate * 2**i for i in range(8)]
+    names = ("mesh.data", "mesh.fsdp", "mesh.tensor", "optimizer.accumulate")
     layouts = [
-        {
-            "mesh.data": data * fsdp // n,
-            "mesh.fsdp": n,
-            "mesh.tensor": tensor,
-            "optimizer.accumulate": m,
-        }
+        dict(zip(names, (data * fsdp // n, n, tensor, m), strict=True))
         for m in parts
         for n in wider
         if program.batch_size % (data * fsdp * m) == 0
@@ -170,10 +166,7 @@ def fitting_layout(
 ) -> dict[str, int] | None:
     """The config keys of the closest layout that fits, compiled to be sure; None if none is found.
 
-    Args:
-      own: the program that does not fit.
-      error: how much it needs.
-      make: the program with other config keys; raises UsageError for keys that do not go together.
+    `make` gives the program with other config keys, or UsageError for keys that do not go together.
     """
     # Memory other than the state, mostly activations, shrinks only with more parts of the batch.
     rest, tried = max(error.needed - _state_bytes(own), 0), 0

@@ -43,11 +43,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict | None:
     if not 0 <= index < count:
         raise UsageError(f"{INDEX}={index} must be in [0, {COUNT}={count})")
     address = coordinator.parse(COORDINATOR, environment[COORDINATOR])
-    found = {
-        "coordinator_address": str(address),
-        "num_processes": count,
-        "process_id": index,
-    }
+    found = {"coordinator_address": str(address), "num_processes": count, "process_id": index}
     # By itself JAX listens on all network interfaces.
     if environment.get(BIND):
         found["coordinator_bind_address"] = str(coordinator.parse(BIND, environment[BIND]))
@@ -131,11 +127,8 @@ def initialize(*, detect: bool = False, timeout_s: int = 300) -> str:
         _check_place(arguments)
         others += f" at {COORDINATOR}={arguments['coordinator_address']}"
     else:
-        found = [
-            name
-            for name, variable in _CLUSTERS.items()
-            if environment.get(variable, "1") not in ("", "0", "1")
-        ]
+        tasks = {name: environment.get(variable) for name, variable in _CLUSTERS.items()}
+        found = [name for name, count in tasks.items() if count not in (None, "", "0", "1")]
         if not found and not detect:
             return "one process"
         arguments, how = {}, found[0] if found else "detected by jax"
@@ -152,9 +145,9 @@ def initialize(*, detect: bool = False, timeout_s: int = 300) -> str:
             )
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"cannot join the process group ({how}): {error}") from error
-    client = _client()
-    if client is not None:
-        preemption.share(client, jax.process_index())
+    # No public function of JAX returns the client. Orbax gets it in the same way.
+    if global_state.client is not None:
+        preemption.share(global_state.client, jax.process_index())
     return f"process {jax.process_index()} of {jax.process_count()} ({how})"
 
 
@@ -163,15 +156,3 @@ def of_first_process(number: int) -> int:
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
-
-
-def barrier(name: str) -> None:
-    """Waits until all processes have come here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
-def _client() -> Any:
-    """The client of the group's coordinator, which stores values for all; None without a group."""
-    # No public function of JAX returns it. Orbax gets it in the same way.
-    return global_state.client

@@ -15,27 +15,17 @@ _LATER_S = 0.05
 
 
 def end() -> None:
-    """From now on Ctrl-C ends the process immediately; for imports, which leave nothing behind.
-
-    A handler that is neither Python's own nor of this module stays as it is.
-    """
+    """From now on Ctrl-C ends the process immediately; for imports, which leave nothing behind."""
     _handle(_end)
 
 
 def reach() -> None:
-    """From now on Ctrl-C raises KeyboardInterrupt, a moment later where it would get lost.
-
-    A handler that is neither Python's own nor of this module stays as it is.
-    """
+    """From now on Ctrl-C raises KeyboardInterrupt, a moment later where it would get lost."""
     _handle(_interrupt)
 
 
 def again(unraisable: Any) -> bool:
-    """Whether Python was about to drop a KeyboardInterrupt; it is then raised once more.
-
-    Args:
-      unraisable: what `sys.unraisablehook` is given.
-    """
+    """Whether Python dropped a KeyboardInterrupt (of `sys.unraisablehook`), now raised again."""
     if unraisable.exc_type is not KeyboardInterrupt:
         return False
     _later()
@@ -43,6 +33,7 @@ def again(unraisable: Any) -> bool:
 
 
 def _handle(handler: Any) -> None:
+    # A handler that is neither Python's own nor of this module stays as it is.
     if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _end):
         signal.signal(signal.SIGINT, handler)
 

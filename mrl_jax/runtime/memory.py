@@ -90,8 +90,7 @@ def check(trees: Mapping[str, Any], mesh: jax.sharding.Mesh) -> None:
     Raises:
       UsageError: says how much is needed, how much there is, and which config keys to change.
     """
-    sizes = bytes_by_kind(trees)
-    device = next(d for d in mesh.devices.flat if d.process_index == jax.process_index())
+    sizes, device = bytes_by_kind(trees), _own(mesh)
     limit = of_device(device)
     if limit is None or sum(sizes.values()) <= limit:
         return
@@ -110,20 +109,21 @@ def check(trees: Mapping[str, Any], mesh: jax.sharding.Mesh) -> None:
     )
 
 
+def _own(mesh: jax.sharding.Mesh) -> Any:
+    """A device of this process."""
+    return next(d for d in mesh.devices.flat if d.process_index == jax.process_index())
+
+
 def check_step(compiled: Any, mesh: jax.sharding.Mesh) -> None:
     """Refuses a compiled training step that needs more memory than a device of this process has.
 
     Raises:
-      UsageError: says how much is needed, how much there is, and which config keys to change.
+      UsageError: as `check`.
     """
-    found = compiled.memory_analysis()
-    limit = of_device(next(d for d in mesh.devices.flat if d.process_index == jax.process_index()))
-    if found is None or limit is None:
-        return
-    needed = peak(found)
-    if needed > limit:
+    found, limit = compiled.memory_analysis(), of_device(_own(mesh))
+    if found is not None and limit is not None and peak(found) > limit:
         raise UsageError(
-            f"a training step does not fit: it needs {written(needed)} on each device, "
+            f"a training step does not fit: it needs {written(peak(found))} on each device, "
             f"{written(found.temp_size_in_bytes)} of it for activations and gradients, and a "
             f"device has {written(limit)}; change {_ACTIVATIONS}"
         )

@@ -16,16 +16,11 @@ OPTIMIZERS = ("adamw", "sgd", "adafactor")
 def schedule(name: str, learning_rate: float, warmup_steps: int, steps: int) -> optax.Schedule:
     """Linear from about 0 to `learning_rate` in `warmup_steps`, then down to 0 at `steps`.
 
-    Args:
-      name: how it goes down. "cosine", or "linear" as in the reference, whose warm-up starts at
-        1e-4 times the peak (its default_config.yaml: 2 of 40 epochs).
-      learning_rate: the peak.
-      warmup_steps: steps up.
-      steps: steps in all.
+    It goes down as `name` says: "cosine", or "linear" as in the reference, whose warm-up starts at
+    1e-4 times the peak (its default_config.yaml: 2 of 40 epochs).
 
     Raises:
-      ValueError: unknown name, a rate that is not positive, or a warm-up that leaves no step for
-        the rest.
+      ValueError: unknown name, a rate that is not positive, or no step left after the warm-up.
     """
     if name not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {shown(name)}")

@@ -13,7 +13,6 @@ class Phases:
     Attributes:
       current: the phase in progress, "" between two.
       changed: when it began, or when the last one ended, in seconds of `time.monotonic`.
-      steady: whether two steps were done since the last phase other than "data" and "step".
       longest_s: the longest time that reading a batch or a step has taken.
     """
 
@@ -26,7 +25,7 @@ class Phases:
 
     @property
     def steady(self) -> bool:
-        """See the class."""
+        """Whether two steps were done since the last phase other than "data" and "step"."""
         return self._steps >= 2
 
     @contextlib.contextmanager

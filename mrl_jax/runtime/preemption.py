@@ -104,11 +104,8 @@ def fail(code: int) -> None:
 def share(client: Any, index: int) -> None:
     """Binds the processes of a group together: when one of them is stopped or fails, all end.
 
-    The others could not go on without it: they would wait for it for ever, or be aborted.
-
-    Args:
-      client: of the group's coordinator, a JAX DistributedRuntimeClient.
-      index: of this process.
+    The others could not go on without it: they would wait for it for ever, or be aborted. `client`
+    is that of the group's coordinator (JAX's DistributedRuntimeClient), `index` our process's.
     """
     global _group
     _group = client, index

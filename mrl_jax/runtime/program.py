@@ -73,11 +73,11 @@ class Program:
 
     @property
     def largest_batch(self) -> Batch:
-        """The batch of the largest shape that the task is made for, abstract."""
+        """The training batch of the largest shape that the task is made for, abstract."""
         return self.batch_of(self.batch_size)
 
     def batch_of(self, size: int) -> Batch:
-        """As `largest_batch`, but of `size` examples."""
+        """The same of `size` examples."""
         rows = meshes.batch_sharding(self.mesh)
         return {
             name: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=rows)
@@ -87,11 +87,8 @@ class Program:
     def compile(self, batch: Batch) -> Any:
         """The training step: (state, batch, key, stop) -> (state, metrics).
 
-        The state is donated; `stop` is what `mesh.votes` gives, the metrics hold its sum.
-
-        Args:
-          batch: arrays, or their shapes with dtype and sharding; only batches of these shapes can
-            be trained with what is compiled.
+        The state is donated; `stop` is what `mesh.votes` gives, the metrics hold its sum. Only
+        batches of the shapes, dtypes and shardings of `batch` can be trained with it.
         """
         return self.trace(batch).lower().compile()
 

@@ -82,10 +82,10 @@ class MetricWriter:
     def __init__(
         self, path: pathlib.Path, resumed_step: int, *, active: bool, measured_anew: bool = False
     ):
-        """Opens the files.
+        """Opens the files: metrics.jsonl at `path`, and the folder tensorboard beside it.
 
         Args:
-          path: of metrics.jsonl; the folder tensorboard is made beside it.
+          path: of metrics.jsonl.
           resumed_step: of the restored state, 0 for a fresh run.
           active: this is the first process.
           measured_anew: the measurement after `resumed_step` will be repeated.
@@ -126,13 +126,10 @@ class MetricWriter:
 
     def close(self) -> None:
         """Closes both files."""
-        # What could not be written has been reported already.
-        with contextlib.suppress(OSError):
-            if self._lines is not None:
-                self._lines.close()
-        with contextlib.suppress(OSError):
-            if self._events is not None:
-                self._events.close()
+        for file in (self._lines, self._events):
+            if file is not None:
+                with contextlib.suppress(OSError):  # reported already
+                    file.close()
 
     @contextlib.contextmanager
     def _write_errors(self) -> Iterator[None]:

@@ -16,12 +16,7 @@ _NAMES: dict[Role, tuple[str, ...]] = {
 
 
 def by_role(prompts: Mapping[str, str], default: str) -> dict[Role, str]:
-    """The prompt of each role, "" for none.
-
-    Args:
-      prompts: name -> text.
-      default: name of the prompt for texts without a role; "" for none.
-    """
+    """The prompt of each role; `default` is the name of that for texts without one, "" for none."""
     usual = prompts.get(default, "")
     return {
         role: next((prompts[name] for name in names if name in prompts), usual)
@@ -33,12 +28,7 @@ def by_side(prompts: Mapping[Role, str], kind: str, sides: Iterable[str]) -> dic
     """The prompt of each side of training examples.
 
     The anchor of a pair or triplet is a query, the other sides are documents. Scored pairs and
-    groups have no such order: they get the default prompt.
-
-    Args:
-      prompts: of each role.
-      kind: of the split, see `data.text.TextSplit`.
-      sides: names of the sides.
+    groups have no such order: they get the default prompt. `kind` is that of `data.text.TextSplit`.
     """
     if kind not in ("pairs", "triplets"):
         return dict.fromkeys(sides, prompts["default"])

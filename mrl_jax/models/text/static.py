@@ -36,13 +36,8 @@ class Static(nn.Module):
     ) -> tuple[jax.Array, ...]:
         """One [B, T, D] of rows, in a tuple as `Bert` gives its hidden states.
 
-        Args:
-          tokens_bt: ids, int32.
-          lengths_b, train: change nothing.
-          depth: None or 1.
-
         Raises:
-          ValueError: another depth.
+          ValueError: a depth other than 1 and None.
         """
         del lengths_b, train
         if depth not in (None, 1):

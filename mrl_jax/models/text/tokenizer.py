@@ -47,26 +47,19 @@ def pieces_of(text: str) -> list[str]:
 
 
 def padded_length(tokens: int, longest: int) -> int:
-    """The smallest of `LENGTHS`, then of the multiples of 128, that holds the tokens.
+    """The smallest of `LENGTHS`, then of the multiples of 128, that holds so many tokens.
 
-    Args:
-      tokens: how many there are, at most `longest`.
-      longest: the limit of the model, which the result never exceeds.
+    At most `longest`, which the model can take.
     """
     fitting = (length for length in LENGTHS if length >= tokens)
     return min(next(fitting, -(-tokens // 128) * 128), longest)
 
 
 def pad(tokens: Sequence[np.ndarray], length: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens of several texts as one batch.
-
-    Args:
-      tokens: ids of each text, none longer than `length`.
-      length: T of the batch.
-      rows: B of the batch; rows without a text have length 0.
+    """The ids of several texts as one batch of `rows` rows of `length` places.
 
     Returns:
-      (tokens_bt, lengths_b), int32; 0 beyond a text.
+      (tokens_bt, lengths_b), int32; 0 beyond a text, and for rows without one.
     """
     tokens_bt = np.zeros((rows, length), np.int32)
     lengths_b = np.zeros(rows, np.int32)
