@@ -6,7 +6,7 @@ import io
 import math
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mrl_jax.printing import plain
 
@@ -54,8 +54,7 @@ MARKERS = {role: marker for role, (_, _, marker) in ROLES.items()}
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
 
-@dataclasses.dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """A mean at x with what the bar around it spans, all as fractions; hollow if not `filled`.
 
     `inner` is the span of a second, thicker bar.
@@ -69,8 +68,7 @@ class Point:
     inner: tuple[float, float] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """Points in order of x, joined by `dashes` (one of DASHES, by number) or not at all (None).
 
     `role` gives colour and marker. With `band` the span around the points is one shaded band and
@@ -84,8 +82,7 @@ class Line:
     band: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Chart:
+class Chart(NamedTuple):
     """What a figure shows.
 
     Attributes:

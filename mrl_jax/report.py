@@ -84,9 +84,9 @@ def main(argv: Sequence[str]) -> None:
 
     # Paths and classes may have names that are not Unicode.
     texts = {
-        PAGE: render.markdown(report),
+        PAGE: render.written(report, PAGE),
         "results.csv": results_csv(study),
-        "report.html": render.page(report),
+        "report.html": render.written(report, "report.html"),
     }
     files = {name: text.encode(errors="backslashreplace") for name, text in texts.items()}
     files |= {figure.file: figure.draw(False) for figure in report.figures}

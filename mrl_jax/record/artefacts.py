@@ -19,7 +19,7 @@ from mrl_jax.record.results import Series
 from mrl_jax.store import inputs, json_files
 from mrl_jax.store.json_files import field
 
-_DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+_DAMAGED = (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -58,7 +58,7 @@ def _read_right(path: pathlib.Path, name: str, modified: int) -> dict[int, np.nd
             if name not in arrays:
                 return {}
             right_gn, dims = arrays[name], arrays[f"{name}/dims"]
-    except (*_DAMAGED, KeyError, TypeError) as error:
+    except _DAMAGED as error:
         raise DataError(f"{path}: damaged, {name} cannot be read ({error})") from error
     if not (right_gn.dtype == bool and right_gn.ndim == 2 and dims.shape == right_gn.shape[:1]):
         raise DataError(

@@ -1,6 +1,5 @@
 """From the tables of a study to the charts that show them."""
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
 
@@ -75,6 +74,6 @@ def overlay(title: str, named: Sequence[tuple[str, Table]]) -> Chart:
         for curve, dashes in zip(curves, (0, 1), strict=True):
             if curve and not (dashes and 2 * len(named) > MOST_LINES + 2):
                 label = name if dashes == 0 else f"{name}, {curve.label}"
-                lines.append(dataclasses.replace(line(curve, label, dashes), role=role))
+                lines.append(line(curve, label, dashes)._replace(role=role))
                 dims |= curve.trained & curve.values.keys()
     return Chart(title, "dims m", tuple(lines), tuple(sorted(dims)))

@@ -1,11 +1,10 @@
 """The parts of a report before the templates turn them into Markdown or HTML."""
 
-import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """The text of one cell, a second small line under it, and whether it is the best of its row."""
 
     text: str = ""
@@ -19,8 +18,7 @@ class Cell:
         return (number, rest) if space and rest[0] in "±[" else (self.text, "")
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One row; `faint` sets the dims apart that were never trained."""
 
     head: str
@@ -28,8 +26,7 @@ class Row:
     faint: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Sheet:
+class Sheet(NamedTuple):
     """A table ready to be written down. `numbers` aligns the cells to the right."""
 
     title: str
@@ -39,8 +36,7 @@ class Sheet:
     numbers: bool = True
 
 
-@dataclasses.dataclass(frozen=True)
-class Figure:
+class Figure(NamedTuple):
     """The name of the PNG file beside the report, a caption, and the drawing; `dark` for pages."""
 
     file: str
@@ -49,8 +45,7 @@ class Figure:
     wide: bool = False  # takes the whole width of a page
 
 
-@dataclasses.dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """What was found about one thing: one sentence, figures, open tables and folded ones."""
 
     heading: str
@@ -60,8 +55,7 @@ class Section:
     folded: tuple[Sheet, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
     """A report. `overview` compares all measures at a glance, `listings` are preformatted."""
 
     title: str

@@ -1,6 +1,7 @@
 """The content of a report, in order, before it becomes Markdown or HTML."""
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 
 from mrl_jax.record.results import Series
@@ -19,15 +20,9 @@ MOST_MISSING = 10  # measures that are named with the reason why they are missin
 
 def _runs_sheet(study: Study, found: Sequence[Method]) -> Sheet:
     labels = {run.folder: m.label for m in found for run in m.runs.values()}
-    rows = [
-        Row(
-            run.folder,
-            tuple(map(Cell, (labels[run.folder], str(run.seed), run.commit, run.device))),
-        )
-        for run in study.runs
-    ]
-    columns = ("run", "method", "seed", "commit", "device")
-    return Sheet("Runs", columns, tuple(rows), numbers=False)
+    told = ((r.folder, labels[r.folder], str(r.seed), r.commit, r.device) for r in study.runs)
+    rows = tuple(Row(folder, tuple(map(Cell, texts))) for folder, *texts in told)
+    return Sheet("Runs", ("run", "method", "seed", "commit", "device"), rows, numbers=False)
 
 
 def _described(study: Study, texts: Sequence[dict[str, str]], group: bool) -> str:
@@ -82,10 +77,10 @@ def _warnings(study: Study, main: Sequence[Table]) -> list[str]:
 
 def _not_measured(runs: Sequence[Run]) -> list[str]:
     """A line for each measure that could not be taken, with the runs that lack it."""
-    missing: dict[tuple[str, str], list[str]] = {}
+    missing: dict[tuple[str, str], list[str]] = defaultdict(list)
     for run in runs:
         for name, reason in run.skipped.items():
-            missing.setdefault((name, str(reason)), []).append(run.folder)
+            missing[name, str(reason)].append(run.folder)
     lines = [
         f"{name} was not measured"
         + (f" in {listing(folders)}" if len(folders) < len(runs) else "")
@@ -96,46 +91,38 @@ def _not_measured(runs: Sequence[Run]) -> list[str]:
     return lines[:MOST_MISSING] + ([f"{more} more measures are missing."] if more > 0 else [])
 
 
-def _facts(study: Study, found: Sequence[Method]) -> tuple[str, ...]:
-    total = len(study.runs) + len(study.unfinished)
-    return (
-        f"{len(study.runs)} of {count(total, 'run')} finished",
-        count(len(found), "method"),
-        count(len({run.seed for run in study.runs}), "seed"),
-        f"commit {listing(sorted({run.commit for run in study.runs}))}",
-        f"on {listing(sorted({run.device for run in study.runs}))}",
-    )
-
-
 def compose(study: Study) -> tuple[Document, list[Table]]:
     """The report of a study, and its tables, most important first.
 
     Raises:
       DataError: two runs are the same method with the same seed, or a file of one is damaged.
     """
-    found = methods.group(study.runs)
-    tested = any(r.split == "test" and not r.set for run in study.runs for r in run.results)
+    runs, found = study.runs, methods.group(study.runs)
+    tested = any(r.split == "test" and not r.set for run in runs for r in run.results)
     # Without a test split, the validation split is the main one, as is usual for ImageNet.
     parts, main = sections.of_study(found, "test" if tested else "val")
     of_val = (tables.build(found, Series(split="val", metric=name)) for name in VALIDATED)
     val = [table for table in of_val if table] if tested else []
-    configs = [{key: json.dumps(value) for key, value in r.config.items()} for r in study.runs]
+    configs = [{key: json.dumps(value) for key, value in r.config.items()} for r in runs]
     document = Document(
         title=study.title,
-        facts=_facts(study, found),
+        facts=(
+            f"{len(runs)} of {count(len(runs) + len(study.unfinished), 'run')} finished",
+            count(len(found), "method"),
+            count(len({run.seed for run in runs}), "seed"),
+            f"commit {listing(sorted({run.commit for run in runs}))}",
+            f"on {listing(sorted({run.device for run in runs}))}",
+        ),
         warnings=tuple(_warnings(study, main)),
         sections=tuple(parts),
         overview=sheet.overview(main),
         folded=(
             *[(VALIDATION, tuple(map(sheet.of_table, val)))] * bool(val),
-            (count(len(study.runs), "run"), (_runs_sheet(study, found),)),
+            (count(len(runs), "run"), (_runs_sheet(study, found),)),
         ),
         listings=(
-            (
-                "Commands",
-                "\n".join(f"{r.folder}: {' '.join(r.command.split())}" for r in study.runs),
-            ),
-            ("Versions", _described(study, [run.versions for run in study.runs], group=False)),
+            ("Commands", "\n".join(f"{r.folder}: {' '.join(r.command.split())}" for r in runs)),
+            ("Versions", _described(study, [run.versions for run in runs], group=False)),
             ("Config", _described(study, configs, group=True)),
         ),
     )

@@ -1,5 +1,6 @@
 """The sections about what evaluators wrote to files of their own, and about shifted test sets."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -165,16 +166,15 @@ def _cascade_line(file: File, label: str, role: str, points: Sequence[Any], **st
 def _cascade_figure(file: File, methods: Sequence[Method], base: Series) -> Figure:
     label, curves = file.method.label, file.get("curves", dict)
 
-    def add(name: str, role: str, points: Sequence[Any], **style: Any) -> None:
-        lines.append(_cascade_line(file, name, role, points, **style))
-
-    lines: list[Line] = []
-    add(f"{label}, each dim alone", "ff_random", file.objects("single"))
-    add("fitted jointly", "mrl", file.objects("joint", curves), band=True)
+    drawn = functools.partial(_cascade_line, file)
+    lines = [
+        drawn(f"{label}, each dim alone", "ff_random", file.objects("single")),
+        drawn("fitted jointly", "mrl", file.objects("joint", curves), band=True),
+    ]
     if greedy := curves.get("greedy") and file.objects("greedy", curves):
-        add("fitted one by one", "mrl_e", greedy, dashes=1)
-    add("recommended", "slim", file.objects("headline"), dashes=None)
-    add("best per example", "ff_cut", [file.get("oracle", dict)], dashes=None)
+        lines.append(drawn("fitted one by one", "mrl_e", greedy, dashes=1))
+    lines.append(drawn("recommended", "slim", file.objects("headline"), dashes=None))
+    lines.append(drawn("best per example", "ff_cut", [file.get("oracle", dict)], dashes=None))
     table = tables.build(methods, base._replace(metric="top1"))
     lines += [charts.line(c) for c in (table.curves if table else ()) if c.role == "ff"]
     title = f"Cascade of {label}, accuracy, %"
@@ -389,10 +389,9 @@ def attribution(methods: Sequence[Method], base: Series) -> Section | None:
     ordered = sorted(methods, key=lambda method: method.kind in ONE_DIM)
     runs = ((m, seed, run.artefacts) for m in ordered for seed, run in sorted(m.runs.items()))
     pictures = ((m, seed, files.image("attribution", base.place)) for m, seed, files in runs)
-    found = next(((*run, picture) for *run, picture in pictures if picture), None)
-    if not found:
+    method, seed, picture = next((found for found in pictures if found[2]), (None, 0, None))
+    if not picture:
         return None
-    method, seed, picture = found
     told = [file for file in files([method], "attribution", base.place) if file.seed == seed]
     caption = (
         f"What the predicted class rests on at each prefix of {method.label}, seed {seed} "
@@ -408,15 +407,11 @@ def _layer_sheet(method: Method, whole: Series, layers: Sequence[int]) -> tuple[
     means = {layer: frame.groupby("dim").value.mean() for layer, frame in frames.items()}
     best = means[None].iloc[-1] if len(means[None]) else math.inf
     dims = sorted({dim for frame in frames.values() for dim in frame.dim})
-    rows = []
+    rows, least = [], best - sheet.WITHIN
     for layer, of_dim in means.items():
-        cells = (
-            Cell(percent(of_dim[dim]), best=bool(of_dim[dim] >= best - sheet.WITHIN))
-            if dim in of_dim
-            else Cell()
-            for dim in dims
-        )
-        rows.append(Row("all" if layer is None else str(layer), tuple(cells)))
+        shown = {dim: Cell(percent(v), best=bool(v >= least)) for dim, v in of_dim.items()}
+        cells = tuple(shown.get(dim, Cell()) for dim in dims)
+        rows.append(Row("all" if layer is None else str(layer), cells))
     place = tables.SPLIT_NAMES.get(whole.place, whole.place)
     title = f"{tables.describe([method], whole.metric).title}, {place}: {method.label}"
     note = "Layers that are run by dims that are kept, in percent; bold: within one point of all."

@@ -143,12 +143,8 @@ def _variants(runs: Sequence[Run], kinds: Sequence[str]) -> list[Variant]:
     ]
     varying = []
     for key in dict.fromkeys(key for values in relevant for key in values):
-        said = [
-            values.get(key)
-            for kind, values in zip(kinds, relevant, strict=True)
-            if _is_variant(key, kind)
-        ]
-        if len(set(said)) > 1:
+        every = zip(kinds, relevant, strict=True)
+        if len({values.get(key) for kind, values in every if _is_variant(key, kind)}) > 1:
             varying.append(key)
     return [tuple((k, values[k]) for k in varying if k in values) for values in relevant]
 
@@ -157,13 +153,11 @@ def _read(runs: Sequence[Run]) -> list[dict[str, str]]:
     """What each run read, by role: by digest if all that read it have one, else by path."""
     read = [({"data": run.data} if run.data else {}) | run.read for run in runs]
     for key in dict.fromkeys(key for run in runs for key in run.places):
-        without = any(
-            key in run.places and key not in own for own, run in zip(read, runs, strict=True)
-        )
+        placed = [(own, run) for own, run in zip(read, runs, strict=True) if key in run.places]
         # The path of the data does not say what the data are.
-        if without and key != "data":
-            for own, run in zip(read, runs, strict=True):
-                own |= {key: run.places[key]} if key in run.places else {}
+        if key != "data" and any(key not in own for own, _ in placed):
+            for own, run in placed:
+                own[key] = run.places[key]
     return read
 
 

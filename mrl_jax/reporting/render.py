@@ -74,16 +74,10 @@ def _environment(markdown: bool) -> jinja2.Environment:
     return environment
 
 
-def _render(document: Document, template: str) -> str:
+def written(document: Document, template: str) -> str:
+    """The report as "report.md", with plots in files beside it, or "report.html", with them inside.
+
+    The page has no scripts and loads nothing.
+    """
     environment = _environment(markdown=template.endswith(".md"))
     return environment.get_template(template).render(document=document, marks=MARKS)
-
-
-def markdown(document: Document) -> str:
-    """The report as Markdown; its plots are files beside it."""
-    return _render(document, "report.md")
-
-
-def page(document: Document) -> str:
-    """The report as a page without scripts that loads nothing: its plots are inside."""
-    return _render(document, "report.html")

@@ -1,6 +1,5 @@
 """The sections of a report: which measures are shown together, in which order, and how."""
 
-import dataclasses
 import re
 import urllib.parse
 from collections.abc import Callable, Sequence
@@ -58,11 +57,8 @@ APART = ("agreement",)  # the family that `findings.agreements` shows
 
 def _searched(methods: Sequence[Method], place: str) -> int | None:
     """How many vectors retrieval searched, if all runs that say so agree."""
-    found = {
-        of_run.values.get("database")
-        for of_run in findings.files(methods, "retrieval", place)
-        if type(of_run.values.get("database")) is int
-    }
+    told = findings.files(methods, "retrieval", place)
+    found = {rows for file in told if type(rows := file.values.get("database")) is int}
     return found.pop() if len(found) == 1 else None
 
 
@@ -107,8 +103,7 @@ def of_study(methods: Sequence[Method], split: str) -> tuple[list[Section], list
     for base in findings.sets(methods):
         if not findings.is_shift(methods, base):
             found, tables_ = _of_place(methods, base, groups)
-            heads = (f"{base.place}: {section.heading}" for section in found)
-            sections += map(lambda s, head: dataclasses.replace(s, heading=head), found, heads)
+            sections += [s._replace(heading=f"{base.place}: {s.heading}") for s in found]
             main += tables_
     return sections, main
 
