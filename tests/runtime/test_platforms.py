@@ -9,6 +9,7 @@ import pathlib
 import select
 import signal
 import socket
+import tempfile
 
 import commands
 import numpy as np
@@ -52,6 +53,8 @@ def macos(monkeypatch):
     for module in (os, mmap, signal, fcntl):
         for name in missing(module):
             monkeypatch.delattr(module, name)
+    # Which Python's module finds out when it is imported; numba makes such files.
+    monkeypatch.setattr(tempfile, "_O_TMPFILE_WORKS", False)
 
 
 def test_an_index(macos, tmp_path):

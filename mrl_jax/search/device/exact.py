@@ -22,10 +22,10 @@ class Sizes(NamedTuple):
     """How much is worked on at a time.
 
     Attributes:
-      queries: of one call, a power of two, and
-      tile: rows, a multiple of 512: their scores at one prefix are [tile, queries].
-      maxima: at most so many maxima of blocks, prefixes x queries x blocks.
-      candidates: at most so many numbers of rows that are scored again, but one query's at least.
+      queries: of one call, a power of two.
+      tile: rows, a multiple of 512, whose scores at one prefix are [tile, queries].
+      maxima: the most maxima of blocks, prefixes x queries x blocks.
+      candidates: the most numbers of rows that are scored again, but at least one query's.
     """
 
     queries: int
@@ -40,11 +40,11 @@ _ACCELERATOR = Sizes(1024, 8192, 2**28, 2**28)
 _SHORT = 32
 # Rows and blocks looked into beyond k, because maxima and final scores are rounded differently.
 _SPARE_ROWS, _SPARE_BLOCKS = 24, 3
-# So many neighbouring blocks are one group when the largest maxima are looked for.
+# Neighbouring blocks that are one group when the largest maxima are looked for.
 _GROUP = 8
-# So many times more rows are looked into where rounding leaves open which are the best.
+# So many times more rows are looked into if rounding leaves open which are the best.
 _MORE = 16
-# Rather than this part of all rows, all are looked into: a further pass would save little.
+# Rather than this share of all rows, all are looked into: one more pass would save little.
 _LARGE_PART = 1 / 4
 # Products in float32 of shorter rows, or of prefixes of a smaller part of their query's length, may
 # lose digits.
@@ -54,11 +54,11 @@ _LEAST = 2.0**-100
 
 
 class Scan(NamedTuple):
-    """What a compiled pass depends on besides its arrays and their `Split`.
+    """What a compiled pass depends on beside its arrays and their `Split`.
 
-    Every device goes through its rows in `spans` parts of `tiles` tiles of `tile` rows, and every
-    tile consists of blocks of `block` rows. It looks into `keep` blocks and scores
-    `finalists` of their rows in float64. It holds `candidates` numbers of rows at a time.
+    Every device goes through its rows in `spans` parts of `tiles` tiles of `tile` rows, which
+    consist of blocks of `block` rows. It looks into `keep` blocks and scores `finalists` of their
+    rows in float64. It holds `candidates` numbers of rows at a time.
     """
 
     dims: tuple[int, ...]
@@ -90,9 +90,9 @@ def top_k(
 
     The result is that of float64, also far from the origin, of short vectors, and of rows that are
     nearly equal: maxima are products of float32 and only rule rows out. Where their rounding leaves
-    open which rows are the best, more rows are scored in float64: some at first, and all where
-    even those nearly tie, as rows of hash codes or of very few dims do by the thousands. Who
-    searches the same database again should keep a `DeviceIndex` of it.
+    open which rows are the best, more rows are scored in float64: some at first, and all if even
+    those nearly tie, as rows of hash codes or of very few dims do by the thousands. To search the
+    same database again, keep a `DeviceIndex` of it.
 
     Args:
       database_nd: [N, >= m_G] floating point; computed with in float32. On a mesh the same on every
@@ -129,10 +129,10 @@ def search(
     *,
     look_again: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`top_k` of a database that is placed, by some of its dims; scores are float64.
+    """`top_k` of a placed database by some of its dims; scores are float64.
 
-    Without `look_again` no query takes longer than others, and rounding may decide which rows are
-    compared in float64 where more than a few nearly tie.
+    Without `look_again` no query takes longer than others, but if more than a few rows nearly tie,
+    rounding may decide which of them are compared in float64.
     """
     k = placement.check_k(k, split.rows)
 
@@ -151,8 +151,8 @@ def _find(
 ):
     """Rows and scores [G, B, k] by looking into the best `many` rows, and whether all are legal.
 
-    Where the rounding of float32 leaves open which rows are the best, those queries look into more
-    rows at those dims alone; and if even these nearly tie, into all rows.
+    If the rounding of float32 leaves open which rows are the best, those queries look into more
+    rows, only at those dims; and if even these nearly tie, into all rows.
     """
     scan = make_scan(split, dims, many, len(query_bd))
     row_gbk, score_gbk, legal, sure_gb = _search(placed, query_bd, split, scan, k)
@@ -187,7 +187,7 @@ def sizes_for(mesh: Mesh) -> Sizes:
 def make_scan(split: Split, dims: tuple[int, ...], k: int, queries: int) -> Scan:
     """A pass that finds the k best rows of each of so many queries."""
     sizes = sizes_for(split.mesh)
-    # What finding a large maximum costs, against scoring a row again; as measured on a CPU.
+    # Weighs finding a large maximum against scoring a row again, as measured on a CPU.
     best = math.sqrt(8 * split.local / ((k + _SPARE_BLOCKS) * (25 + 2 * sum(dims) / len(dims))))
     block = 2 ** min(max(round(math.log2(best)), 0), 6)
     tile = min(sizes.tile, split.local // placement.LEAST_ROWS * placement.LEAST_ROWS)
@@ -207,12 +207,12 @@ def _start(split: Split, scan: Scan, t: jax.Array) -> jax.Array:
 
 
 def _exists(split: Split, scan: Scan, t: jax.Array, row: jax.Array) -> jax.Array:
-    """Whether this device's row of tile t is one, and none of the tile before."""
+    """Whether there is this device's row of tile t, and the tile before does not have it."""
     return (row >= t * scan.tile) & (split.first() + row < split.rows)
 
 
 def ranges(dims: tuple[int, ...]) -> list[tuple[int, int]]:
-    """The dims over which a product is made for each prefix: all, or those it adds."""
+    """The dims of each prefix's product: all of them, or those that it adds."""
     return [(0 if lo <= _SHORT else lo, hi) for lo, hi in blocks_of(dims)]
 
 
@@ -242,7 +242,7 @@ def block_maxima(split: Split, scan: Scan, placed: Sharded, part_gdb, t: jax.Arr
 
 
 def _score_of_product(split: Split, norm_n: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Scale and offset of each row; of rows too short for products in float32 anything may be."""
+    """Scale and offset of each row; rows too short for products in float32 may have any score."""
     if split.metric == "cosine":
         # A query's own norm scales all its scores alike.
         short_n = (norm_n > placement.SHORTEST) & (norm_n < _SHORT_ROW)
@@ -270,9 +270,8 @@ def _maxima(x_nb: jax.Array, size: int) -> jax.Array:
 
 
 def _largest_blocks(split: Split, scan: Scan, placed: Sharded, query_bd):
-    """The `keep` blocks with the largest maxima, [G, B, keep] in rising order; -1 is none.
-
-    And what no maximum of another block exceeds, [G, B].
+    """The `keep` blocks with the largest maxima, [G, B, keep] in rising order, -1 for none; and a
+    bound that no maximum of another block exceeds, [G, B].
     """
     queries = len(query_bd)
     in_span = scan.tiles * scan.tile // scan.block
@@ -339,7 +338,7 @@ def shortlist(split: Split, scan: Scan, placed: Sharded, query_bd):
 
 
 def _rounding(dim: int) -> float:
-    """The error of a float32 sum of `dim` products, and of what is added, relative to both lengths.
+    """The error of a float32 sum of `dim` products and an offset, relative to both lengths.
 
     Errors add up to at most `dim` roundings, and hardly ever to more than eight times the root of
     `dim` (Higham and Mary, SIAM J. Sci. Comput. 41, 2019).
@@ -350,7 +349,7 @@ def _rounding(dim: int) -> float:
 def _floor(split: Split, scan: Scan, placed: Sharded, query_bd, score_gbk) -> jax.Array:
     """Within `on_mesh`: this device's rows with lower `block_maxima` are not the best, [G, B].
 
-    It is the k-th best score, in their units, less what they may have been rounded by.
+    The floor is the k-th best score, in the same units, less their possible rounding error.
     """
     compared_bd = compared(split, placed, query_bd, scan.dims[-1])
     length_gb = placement.lengths(compared_bd, scan.dims)
@@ -376,7 +375,7 @@ def _floor(split: Split, scan: Scan, placed: Sharded, query_bd, score_gbk) -> ja
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _search(placed: Sharded, query_bd, split: Split, scan: Scan, k: int):
-    """Rows and scores [G, B, k], whether all queries are legal, and where this is sure [G, B]."""
+    """Rows and scores [G, B, k], whether all queries are legal, and which are certain [G, B]."""
 
     def local(placed, query_bd):
         rough_gbc, row_gbc, bound_gb = shortlist(split, scan, placed, query_bd)

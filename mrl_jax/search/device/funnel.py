@@ -20,8 +20,8 @@ class DeviceIndex:
     """A database placed on devices once, to be searched often.
 
     The norms of its prefixes are computed here. A program is compiled for every schedule and k, and
-    for a few numbers of queries: powers of two up to 256 (1,024 on accelerators), of which batches
-    of any size consist.
+    for a few numbers of queries: batches are cut into powers of two up to 256 (1,024 on
+    accelerators).
 
     Args:
       database_nd: [N, >= m_G] floating point; computed with in float32. On a mesh the same on every
@@ -57,7 +57,7 @@ class DeviceIndex:
         """`funnel`: rows and scores [B, k].
 
         Raises:
-          ValueError: as `funnel`, or dims of the schedule that are none of the index's.
+          ValueError: as `funnel`, or the schedule has dims that the index lacks.
         """
         split = self._split
         if not set(schedule.dims) <= set(self.dims):
@@ -89,13 +89,13 @@ def funnel(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k best rows for every query, found by a schedule (arXiv 2205.13147, section 4.3.2).
 
-    The first stage compares all rows of the database; of its best `keep` the next stage adds the
-    products over the dims that are missing, and so on. What is kept are the best rows of the whole
-    database, whatever the mesh, and every device compares those of them that it has. Beside its
-    arguments and its result, a search needs one number per row and dim of the schedule, and memory
-    that grows with neither N nor B. Of rows that the products of the first stage, in float32, do
-    not tell apart, any may go on; all that go on are compared as by `top_k`. Who searches the same
-    database again should keep a `DeviceIndex` of it.
+    The first stage compares all rows of the database; to the products of its best `keep` the next
+    stage adds those over the missing dims, and so on. Whatever the mesh, the best rows of the whole
+    database are kept, and every device compares those that it has. Beside its arguments and its
+    result, a search needs one number per row and dim of the schedule, and memory that grows with
+    neither N nor B. Of rows that the first stage's products, in float32, do not tell apart, any may
+    go on; all that go on are compared as by `top_k`. To search the same database again, keep a
+    `DeviceIndex` of it.
 
     Args:
       database_nd: [N, >= schedule.final] floating point; computed with in float32. On a mesh the
@@ -113,8 +113,7 @@ def funnel(
       scores_bk: [B, k] float32, over the first `schedule.final` dims.
 
     Raises:
-      ValueError: shapes, dtypes, k or a metric that cannot be; NaN or infinity, or vectors longer
-        than 4e18.
+      ValueError: as `top_k`.
     """
     query_bd = placement.checked("queries", query_bd, schedule.final)
     index = DeviceIndex(database_nd, schedule.dims, metric, mesh)
@@ -122,9 +121,9 @@ def funnel(
 
 
 class _Stages(NamedTuple):
-    """What a compiled search depends on besides its arrays and their `Split`.
+    """What a compiled search depends on beside its arrays and their `Split`.
 
-    `first` is the pass over all rows, of which the best `keeps[0]` go on; then these compare
+    `first` is the pass over all rows, of which the best `keeps[0]` go on; these are compared by
     `dims[1]` dims, the best `keeps[1]` of them go on, and so forth.
     """
 
@@ -144,8 +143,8 @@ def _added(
 ) -> tuple[jax.Array, jax.Array]:
     """`candidates.sums` over dims lo to hi of candidates [B, C].
 
-    Rows rise along a query's candidates, so those that one device has are neighbours: it goes
-    through windows over them until all queries are through. The others come from other devices.
+    Rows rise along a query's candidates, so those of one device are neighbours: it moves a window
+    over them until all queries are done. The sums of the others come from other devices.
     """
     lo, hi = dims
     at_most = stages.first.candidates

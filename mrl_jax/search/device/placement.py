@@ -18,21 +18,20 @@ from mrl_jax.search.schedule import Metric
 
 Array = np.ndarray | jax.Array
 
-# Every device has at least so many rows, some of them zeros, and works on multiples of it.
+# Every device has at least so many rows, padded with zeros, and works on multiples of it.
 LEAST_ROWS = 512
 # Vectors of this length or more are refused, because squares of their differences may be infinite.
 _TOO_LONG = 2.0**62
 # Norms are at least this, the smallest normal number of float32, so that one can divide by them.
 SHORTEST = 2.0**-126
-# Rows whose mean is this many times as far from the origin as they are from it are moved there.
+# Rows are moved to their mean if it is this many times as far from the origin as they are from it.
 _FAR = 2.0
 
 
 def double(function: Callable) -> Callable:
-    """A function that may compute in float64 where it asks for it.
+    """Lets a function compute in float64, which JAX lacks otherwise.
 
-    With it, whole numbers and constants are of 64 bits unless they say otherwise; without it JAX
-    has no float64 at all.
+    Whole numbers and constants then have 64 bits unless they say otherwise.
     """
 
     @functools.wraps(function)
@@ -44,14 +43,13 @@ def double(function: Callable) -> Callable:
 
 
 class Split(NamedTuple):
-    """How a database is split over devices: what compiled searches depend on besides arrays.
+    """How a database is split over devices: what compiled searches depend on beside arrays.
 
     Attributes:
       dims: prefixes whose norms are known.
-      metric: how rows are compared.
       rows: of the database; the rows behind them are zeros.
       local: rows of every device, in order.
-      mesh: over all of whose devices the rows are split.
+      mesh: the rows are split over all its devices.
     """
 
     dims: tuple[int, ...]
@@ -66,13 +64,13 @@ class Split(NamedTuple):
 
 
 class Sharded(NamedTuple):
-    """A database, placed.
+    """A database on devices.
 
     Attributes:
       database_nd: [devices * local, >= m_G], the rows split over all devices.
       norm_gn: [G, devices * local] float32, the lengths of the prefixes, at least `SHORTEST`; for
         l2 of their differences from the centre.
-      centre_d: [m_G] float32, everywhere: by l2, rows far from the origin are compared from there.
+      centre_d: [m_G] float32, on every device: by l2 the origin of rows that are far from 0.
     """
 
     database_nd: jax.Array
@@ -84,12 +82,7 @@ class Sharded(NamedTuple):
 def place(
     database_nd: Array, dims: Sequence[int], metric: Metric, mesh: Mesh | None
 ) -> tuple[Sharded, Split]:
-    """Splits the rows over the devices of a mesh and measures their prefixes.
-
-    Raises:
-      ValueError: illegal shapes, dtypes, dims or metric; NaN or infinity, or vectors
-        longer than 4e18.
-    """
+    """Splits the rows over the devices of a mesh and measures their prefixes; raises as `top_k`."""
     dims = Nesting(tuple(dims)).dims
     database_nd = checked("database", database_nd, dims[-1])
     if metric not in get_args(Metric):
@@ -108,12 +101,7 @@ def place(
 
 
 def checked(name: str, x: Array, width: int) -> Array:
-    """The array, if it is a matrix of floating point with so many columns.
-
-    Raises:
-      ValueError: it is not, or some of it is masked.
-      UsageError: this is a forked process, in which JAX cannot compute.
-    """
+    """The array, if it is a floating-point matrix with so many columns and none of it is masked."""
     check_not_forked()
     if not isinstance(x, jax.Array):
         if np.ma.is_masked(x):
@@ -145,7 +133,7 @@ def _check_numbers(name: str, legal: jax.Array) -> None:
 
 
 def _over_devices(database_nd: Array, rows: int, width: int, mesh: Mesh) -> jax.Array:
-    """The database, filled up to so many rows by zeros, split over all devices."""
+    """The database, padded with zeros to so many rows, split over all devices."""
     sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     missing = rows - len(database_nd)
     if isinstance(database_nd, jax.Array) and (
@@ -170,19 +158,18 @@ def _over_devices(database_nd: Array, rows: int, width: int, mesh: Mesh) -> jax.
 
 
 def everywhere(x: np.ndarray, mesh: Mesh) -> jax.Array:
-    """An array that all devices have, given by every process."""
+    """An array, the same on every process, on all devices."""
     return jax.make_array_from_callback(
         x.shape, NamedSharding(mesh, PartitionSpec()), x.__getitem__
     )
 
 
 def on_mesh(local: Callable, split: Split, *arguments, outputs: PartitionSpec | None = None):
-    """Runs a function of one device's `Sharded` and of queries, which all have, on all devices.
+    """Runs a function of each device's part of a `Sharded`, and of all queries, on all devices.
 
     Its results are the same on all, unless `outputs` says how they are split.
     """
-    rows = split.mesh.axis_names
-    whole = PartitionSpec()
+    rows, whole = split.mesh.axis_names, PartitionSpec()
     centre = None if arguments[0].centre_d is None else whole
     inputs = (Sharded(PartitionSpec(rows), PartitionSpec(None, rows), centre), whole)
     # What is gathered from all devices is the same on all; the checker cannot see it.
@@ -190,7 +177,7 @@ def on_mesh(local: Callable, split: Split, *arguments, outputs: PartitionSpec | 
         local,
         mesh=split.mesh,
         in_specs=inputs[: len(arguments)],
-        out_specs=PartitionSpec() if outputs is None else outputs,
+        out_specs=whole if outputs is None else outputs,
         check_vma=False,
     )(*arguments)
 
@@ -202,7 +189,7 @@ def _tiles(local: int) -> tuple[int, Callable]:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _centre(database_nd: jax.Array, split: Split) -> jax.Array:
-    """The mean of all rows, or the origin where that is near enough."""
+    """The mean of all rows, or the origin if that is near enough."""
     rows = split.mesh.axis_names
     tiles, first_of = _tiles(split.local)
 
@@ -264,7 +251,7 @@ def _norms(
 
 
 def lengths(a_bd: jax.Array, dims: tuple[int, ...]) -> jax.Array:
-    """Of prefixes, [G, B] float32; squares of short ones would be 0 in float32."""
+    """The lengths of prefixes, [G, B] float32, from float64, where no square becomes 0."""
     return prefix_norms(a_bd.astype(jnp.float64), dims, SHORTEST).astype(jnp.float32)
 
 
@@ -283,19 +270,15 @@ def in_chunks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows and scores [..., B, k] of all queries, some at a time.
 
-    The numbers asked for at a time are `at_most` and powers of two below, so that few programs
-    serve batches of any size.
+    So many at a time are `at_most` or a smaller power of two: few programs serve all batches.
 
     Args:
-      search: of queries [b, width], gives rows and scores [..., b, k] and whether all queries are
+      search: gives, for queries [b, width], rows and scores [..., b, k] and whether all queries are
         legal.
       query_bd: the queries, the same on every process.
       width: how many of their dims matter.
       at_most: a power of two.
       mesh: where the search runs.
-
-    Raises:
-      ValueError: illegal queries.
     """
     query_bd = checked("queries", query_bd, width)
     rows, scores, start = [], [], 0
@@ -304,7 +287,7 @@ def in_chunks(
             chunk_bd = np.asarray(query_bd[start : start + at_most, :width], np.float32)
         valid = len(chunk_bd)
         size = 1 << (valid - 1).bit_length()
-        # Padded with the last query, which is as easily told from other rows as the others.
+        # Padding with a query itself opens no question of rounding that is not open anyway.
         chunk_bd = everywhere(np.pad(chunk_bd, ((0, size - valid), (0, 0)), "edge"), mesh)
         row_bk, score_bk, legal = search(chunk_bd)
         _check_numbers("a query", legal)

@@ -7,8 +7,8 @@
 
 Folders have checksums of all their pages (see `pages`). They are written under another name and
 renamed when they are whole and on disk; then the manifest, which carries a checksum of itself, is
-replaced. What no manifest names is left over from a command that
-was stopped, and is removed by the next that writes.
+replaced. What it does not name is left over from a command that was stopped, and is removed by the
+next that writes.
 """
 
 import contextlib
@@ -43,31 +43,31 @@ _OURS = re.compile(
 
 
 def describe(folder: pathlib.Path) -> dict[str, Any]:
-    """Writes the checksums of a folder that is finished; what the manifest says of it."""
+    """Writes the checksums of a finished folder; gives what the manifest says of it."""
     names = [path.name for path in folder.iterdir() if path.name != LOCK]
     return {"name": folder.name, **pages.describe(folder, names)}
 
 
-def _sealed(content: dict[str, Any]) -> str:
+def _seal(content: dict[str, Any]) -> str:
     """The checksum of what a manifest says."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_manifest(folder: pathlib.Path, content: dict[str, Any]) -> None:
-    """Replaces the manifest, which makes all it names part of the index at once."""
+    """Replaces the manifest, which makes all that it names part of the index at once."""
     content = {"schema": SCHEMA, **content}
     temporary = folder / f"{MANIFEST}.tmp"
-    temporary.write_text(json.dumps({"checksum": _sealed(content), **content}))
+    temporary.write_text(json.dumps({"checksum": _seal(content), **content}))
     sync(temporary)
     rename(temporary, folder / MANIFEST)
 
 
 def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
-    """What the manifest says, all of it of the types that it should be.
+    """What the manifest says, with all its types checked.
 
     Raises:
-      DataError: there is none, it is damaged or of another version, or names what is not within
-        the folder.
+      DataError: there is none, it is damaged or of another version, or it names what is not in the
+        folder.
     """
     path = folder / MANIFEST
     if not os.path.lexists(path):
@@ -84,7 +84,7 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
         raise DataError(f"{path} was written by an older release: build the index again")
     if schema != SCHEMA:
         raise DataError(f"{path} is of schema {shown(schema)}, {SCHEMA} is read")
-    if _sealed(content) != checksum:
+    if _seal(content) != checksum:
         raise DataError(f"{path} is damaged: its checksum differs")
     try:
         _check(content)
@@ -135,8 +135,7 @@ def _check(content: dict[str, Any]) -> None:
 def rename(old: pathlib.Path, new: pathlib.Path) -> None:
     """Renames a file or folder once everything beside it is on disk, and waits for the new name.
 
-    After a power cut there could otherwise be files without their names, or a manifest without the
-    files that it names.
+    Otherwise a power cut could leave files without names, or a manifest without its files.
     """
     with _descriptor(new.parent) as folder:
         _sync(folder)
@@ -168,13 +167,9 @@ def _sync(number: int) -> None:
 
 
 def array(path: pathlib.Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """A new array in a file, to be filled.
-
-    Raises:
-      OSError: there is no room for it.
-    """
+    """A new array in a file, to be filled; OSError if there is no room for it."""
     new = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
-    # Otherwise a disk that becomes full while it is filled kills the process (SIGBUS).
+    # Otherwise a disk that fills up meanwhile kills the process (SIGBUS).
     with path.open("r+b") as file:
         size = path.stat().st_size
         if hasattr(os, "posix_fallocate"):
@@ -187,33 +182,20 @@ def array(path: pathlib.Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def save(path: pathlib.Path, values: np.ndarray) -> None:
-    """Writes a new array.
-
-    Raises:
-      OSError: there is no room for it, which `np.save` overlooks where arrays are small.
-    """
+    """Writes a new array; OSError if there is no room, which `np.save` overlooks for small ones."""
     array(path, values.dtype, values.shape)[:] = values
 
 
 def write_deleted(path: pathlib.Path, deleted_n: np.ndarray) -> dict[str, Any]:
-    """Writes which rows are deleted, of [N] bool; what the manifest says of the file.
-
-    Raises:
-      OSError: there is no room for it.
-    """
+    """Writes which of [N] rows are deleted; gives what the manifest says of the file."""
     save(path, np.flatnonzero(deleted_n))
     sync(path)
     content = pages.read(path)
-    described = f"{pages.checksum(content):016x}"
-    return {"name": path.name, "bytes": len(content), "checksum": described}
+    return {"name": path.name, "bytes": len(content), "checksum": f"{pages.checksum(content):016x}"}
 
 
 def read_deleted(path: pathlib.Path, about: dict[str, Any]) -> np.ndarray:
-    """The numbers of deleted rows, given what the manifest says of the file.
-
-    Raises:
-      DataError: it is missing, damaged or something else.
-    """
+    """The numbers of deleted rows, given what the manifest says of the file."""
     content = pages.read(path, about["bytes"])
     if f"{pages.checksum(content):016x}" != about["checksum"]:
         raise DataError(f"{path} is damaged: its checksum differs")
@@ -228,7 +210,7 @@ def read_deleted(path: pathlib.Path, about: dict[str, Any]) -> np.ndarray:
 
 @contextlib.contextmanager
 def finished(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to write in, which gets its name when the block ends without an error."""
+    """A folder to write in, which gets its name if the block ends without an error."""
     temporary = folder.with_name(folder.name + UNFINISHED)
     with written(folder):
         temporary.mkdir(parents=True, exist_ok=True)
@@ -245,7 +227,7 @@ def finished(folder: pathlib.Path) -> Iterator[pathlib.Path]:
                     sync(path)
                 rename(temporary, folder)
             except BaseException:
-                # The lock goes last: by it the next command knows that what is left may be removed.
+                # The lock goes last: it tells the next command that what is left may be removed.
                 with contextlib.suppress(OSError):
                     _empty(temporary)
                     shutil.rmtree(temporary)
@@ -254,7 +236,7 @@ def finished(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def written(path: pathlib.Path) -> Iterator[None]:
-    """What the system says when it cannot write becomes a DataError."""
+    """An error of the system on writing becomes a DataError."""
     try:
         yield
     except OSError as error:
@@ -263,31 +245,27 @@ def written(path: pathlib.Path) -> Iterator[None]:
 
 def _empty(folder: pathlib.Path) -> None:
     for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != LOCK:
-            path.unlink()
+        if path.name != LOCK:
+            _remove(path)
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def remove_left_overs(folder: pathlib.Path, named: set[str]) -> None:
-    """Removes what the manifest does not name, but no file of another kind."""
+    """Removes what the manifest does not name, but nothing that others have put there."""
     for path in folder.iterdir():
-        if path.name in named or not _OURS.fullmatch(path.name):
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        if path.name not in named and _OURS.fullmatch(path.name):
+            _remove(path)
 
 
 @contextlib.contextmanager
 def writing(folder: pathlib.Path) -> Iterator[None]:
-    """Only one command changes an index at a time.
-
-    Raises:
-      UsageError: another one does.
-      DataError: the folder may not be changed.
-    """
+    """Only one command changes an index at a time: UsageError if another one does already."""
     with written(folder):
         lock = (folder / LOCK).open("a")
     with lock:

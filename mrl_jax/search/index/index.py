@@ -169,14 +169,14 @@ class Index:
     ) -> "Index":
         """Writes an index of all vectors of a source, which is read three times at most.
 
-        A chunk of vectors is in memory at a time, and examples for the clusters. The folder
+        Only a chunk of vectors is in memory at a time, and examples for the clusters. The folder
         appears when it is whole.
 
         Raises:
           UsageError: the folder exists, a library is missing, or faiss or float16 cannot do what
             the plan says.
-          DataError: the plan does not fit the vectors, or these hold NaN or infinity, or one is
-            longer than 4e18; or the disk is full.
+          DataError: the plan does not fit the vectors; NaN, infinity or a vector longer than 4e18;
+            or the disk is full.
         """
         folder = pathlib.Path(folder)
         if folder.exists():
@@ -193,13 +193,8 @@ class Index:
             about_shared = _write_shared(temporary / "shared-00001", source, plan, seed)
             shared = Shared(pages.Folder(temporary / "shared-00001", about_shared), plan)
             about = _write_segment(temporary / "segment-00001", source, plan, shared, progress)
-            content = {
-                "version": 1,
-                "plan": plan.to_json(),
-                "width": source.width,
-                "shared": about_shared,
-                "segments": [about],
-            }
+            content = {"version": 1, "plan": plan.to_json(), "width": source.width}
+            content |= {"shared": about_shared, "segments": [about]}
             files.write_manifest(temporary, content)
         return cls(folder)
 
@@ -285,7 +280,7 @@ class Index:
 
         Raises:
           UsageError: another command changes the index.
-          DataError: another width, ids that are there already, NaN or infinity, or one is longer
+          DataError: another width, ids that are there already; NaN, infinity or a vector longer
             than 4e18; or the disk is full.
         """
         if source.width != self.width:
@@ -301,7 +296,7 @@ class Index:
             self._commit(now, [*now.manifest["segments"], {**about, "name": name}])
 
     def delete(self, ids: np.ndarray) -> None:
-        """These vectors are not found any more; `compact` frees their room.
+        """These vectors are found no more; `compact` frees their room.
 
         Raises:
           UsageError: another command changes the index.
@@ -342,11 +337,7 @@ class Index:
             self._commit(now, [{**about, "name": name}])
 
     def verify(self) -> None:
-        """Reads every file and compares its checksum.
-
-        Raises:
-          DataError: one was changed; names it.
-        """
+        """Reads every file; DataError names one that differs from its checksum."""
         manifest = self._now.manifest
         for about in (manifest["shared"], *manifest["segments"]):
             pages.Folder(self._folder / about["name"], about).check()

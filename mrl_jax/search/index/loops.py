@@ -1,7 +1,7 @@
 """Compiled loops of an index: scan lists of codes, keep the best, compare them again.
 
-Numba compiles them at first use and caches them. They hold no lock, so that threads run them side
-by side; every call works on its own queries.
+Numba compiles them at first use and caches them. They hold no lock, so threads run them side by
+side, each on queries of its own.
 """
 
 from collections.abc import Callable
@@ -13,15 +13,15 @@ from mrl_jax.search.index.compiling import compiled as _compile
 
 COSINE, INNER, L2 = 0, 1, 2
 METRICS = {"cosine": COSINE, "inner": INNER, "l2": L2}
-# What a product of codes comes as: bits that differ are counted here, the rest is numkong's.
+# The type of a product of codes: bits that differ are counted here, the others are numkong's.
 INT32, FLOAT32, FLOAT64, BITS = 0, 1, 2, 3
 NO_ROW = -1
-_TOGETHER = 16  # scores of rows that are compared with a bound at a time
-_SMALL = np.float32(2.0**-90)  # squares and products of vectors this short may be no normal numbers
+_TOGETHER = 16  # scores that are compared with a bound at a time
+_SMALL = np.float32(2.0**-90)  # squares and products of vectors this short may be subnormal
 
 
 class Product(NamedTuple):
-    """How codes of some dims are multiplied, and what their products score as.
+    """How codes of some dims are multiplied, and how products become scores.
 
     Attributes:
       dot: multiplies two rows of codes, see `codes.product_function`; not used for bits.
@@ -37,7 +37,7 @@ class Product(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Codes of one stage's dims beyond the stage before, of rows in list order.
+    """Codes of the dims that a stage adds, of rows in list order.
 
     Attributes:
       code_nw: [N, bytes].
@@ -89,7 +89,7 @@ def _bits_different(word_nw, n, word_w):
     different = np.uint64(0)
     for j in range(len(word_w)):
         x = word_nw[n, j] ^ word_w[j]
-        # Counts the ones of a word; compilers know this form and use the machine's instruction.
+        # Counts the ones of a word, in a form that compilers turn into the machine's instruction.
         x -= (x >> np.uint64(1)) & np.uint64(0x5555555555555555)
         low = x & np.uint64(0x3333333333333333)
         x = low + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
@@ -100,7 +100,7 @@ def _bits_different(word_nw, n, word_w):
 
 @_compile
 def _raw(kind, int_n, float_n, double_n, j):
-    """The j-th product, from the one of three views of the same memory that it was written as."""
+    """The j-th product, from that of three views of the same memory as which it was written."""
     if kind == INT32:
         return np.float32(int_n[2 * j])
     if kind == FLOAT64:
@@ -110,7 +110,7 @@ def _raw(kind, int_n, float_n, double_n, j):
 
 @_compile
 def _score(metric, product, norm):
-    """Ranks rows as the metric does: by `norm` of the row's prefix, whatever the query's."""
+    """Ranks rows as the metric does, given the norm of the row's prefix but not the query's."""
     if metric == COSINE:
         return product / norm
     if metric == L2:
@@ -132,8 +132,8 @@ def _product_of(metric, score, norm):
 def _largest(x_n, k):
     """The k-th largest number, by halving an interval: counting runs in vectors, sorting does not.
 
-    Of floating-point numbers the bits, as a whole number, are in the order of the numbers; of
-    negative ones after all bits but the sign are turned around.
+    The bits of floating-point numbers, read as whole numbers, are in the order of the numbers; of
+    negative ones once all bits but the sign are inverted.
     """
     bits_n, key_n = x_n.view(np.int32), np.empty(len(x_n), np.int32)
     for j in range(len(x_n)):
@@ -160,7 +160,7 @@ def _largest(x_n, k):
 
 @_compile
 def _keep_best(score_c, place_c, count, keep):
-    """Brings the `keep` best to the front, of equal ones the first: how many, and the lowest."""
+    """Brings the `keep` best to the front, of equals the first; gives how many, and the lowest."""
     if count <= keep:
         return count, np.float32(-np.inf)
     bound = _largest(score_c[:count], keep)
@@ -169,7 +169,7 @@ def _keep_best(score_c, place_c, count, keep):
         equal -= np.int64(score_c[i] > bound)
     n = 0
     for i in range(count):
-        # Without branches, which could not be foreseen: what is not kept is written over.
+        # Without branches, which no processor could predict: what is not kept is written over.
         score = score_c[i]
         among = np.int64(score == bound) & np.int64(equal > 0)
         score_c[n], place_c[n] = score, place_c[i]
@@ -180,7 +180,7 @@ def _keep_best(score_c, place_c, count, keep):
 
 @_compile
 def _take(score_n, first, alive_n, keep, found, b):
-    """Takes in a query's scores of rows from `first` on; where there is no room, `keep` stay."""
+    """Takes in a query's scores of rows from `first` on; if there is no room, `keep` stay."""
     score_c, place_c = found.score_bc[b], found.place_bc[b]
     count, bound = found.count_b[b], found.bound_b[b]
     for start in range(0, len(score_n), _TOGETHER):
@@ -208,16 +208,16 @@ def _take(score_n, first, alive_n, keep, found, b):
 
 @_compile
 def _scores(metric, raw_n, query_gain, gain_n, norm_n, score_n):
-    """What products of codes score as."""
+    """The scores of products of codes."""
     for j in range(len(raw_n)):
         score_n[j] = _score(metric, raw_n[j] * gain_n[j] * query_gain, norm_n[j])
 
 
 @_compile
 def scan_lists(product, block, alive_n, bounds_l, list_bp, queries, keep, found):
-    """Scans the lists each query asks for, a list for all its queries at a time.
+    """Scans the lists that queries ask for, each for all its queries, so it is fetched only once.
 
-    So a list is fetched from memory once. In `list_bp` the number of lists stands for none.
+    In `list_bp` the number of lists stands for none.
     """
     asking, probes = list_bp.shape
     lists = len(bounds_l) - 1
@@ -263,7 +263,7 @@ def scan_lists(product, block, alive_n, bounds_l, list_bp, queries, keep, found)
 
 @_compile
 def keep_best(found, keep):
-    """Of every query's candidates the best `keep` stay."""
+    """Keeps the best `keep` candidates of every query."""
     for b in range(len(found.count_b)):
         count = found.count_b[b]
         found.count_b[b], _ = _keep_best(found.score_bc[b], found.place_bc[b], count, keep)
@@ -271,14 +271,14 @@ def keep_best(found, keep):
 
 @_compile
 def bounds(score_bn, keep, bound_b):
-    """Just below the `keep`-th largest score of each query: what `keep` scores exceed."""
+    """For each query, just below its `keep`-th largest score: what `keep` scores exceed."""
     for b in range(len(score_bn)):
         bound_b[b] = np.nextafter(_largest(score_bn[b], keep), np.float32(-np.inf))
 
 
 @_compile
 def take_products(metric, product_bn, first, gain_n, norm_n, alive_n, query_gain_b, keep, found):
-    """Takes in rows from `first` on, whose codes' products with all queries are known."""
+    """Takes in rows from `first` on, given the products of their codes with all queries."""
     last = first + product_bn.shape[1]
     score_n = np.empty(product_bn.shape[1], np.float32)
     for b in range(len(product_bn)):
@@ -289,7 +289,7 @@ def take_products(metric, product_bn, first, gain_n, norm_n, alive_n, query_gain
 
 @_compile
 def add_block(product, block, norm_before_n, queries, keep, found):
-    """Compares candidates by a further block of dims: only its products are computed and added."""
+    """Compares candidates by one more block of dims, whose products are added."""
     codes, row_bytes = block.code_nw.ctypes.data, block.code_nw.strides[0]
     double_n = np.empty(found.score_bc.shape[1], np.float64)
     float_n, int_n = double_n.view(np.float32), double_n.view(np.int32)
@@ -375,7 +375,7 @@ def compare_vectors(
     """
     for b in range(len(count_b)):
         for j in range(count_b[b]):
-            # Insertion: k is small beside what a comparison costs.
+            # By insertion: k is small, so that it costs less than the comparison.
             row = row_n[place_bc[b, j]]
             score = _compare(metric, vector_nd[row], query_bd[b], query_length_b[b])
             _insert(score, row, j, row_bk[b], score_bk[b])
@@ -383,7 +383,7 @@ def compare_vectors(
 
 @_compile
 def _at_most(metric, product_n, norm_n, query_norm, rounding, most_n):
-    """Upper bounds of rows' scores, given their products up to `rounding` times both norms."""
+    """Upper bounds of rows' scores, given products that are off by `rounding` times both norms."""
     for j in range(len(product_n)):
         norm = norm_n[j]
         if metric == COSINE:
@@ -408,9 +408,9 @@ def compare_products(
 
     A matrix product rounds equal rows differently, depending on their place and the processor. So
     it only rules out rows that cannot be among the best; the others are compared as in
-    `compare_vectors`. Its factors are the vectors themselves; by cosine the queries' directions,
-    and by l2 maybe differences of both from one point: `norm_n` and `compared_norm_b` are their
-    lengths. `count_b` is the number of rows compared so far for each query.
+    `compare_vectors`. Its factors are the vectors themselves, but by cosine the queries' directions
+    and by l2 perhaps the differences of both from one point; `norm_n` and `compared_norm_b` are
+    their lengths. `count_b` is the number of rows compared so far for each query.
     """
     rows = product_bn.shape[1]
     # This bounds the error of a float32 sum of products in any order, and of what is added to it.

@@ -1,4 +1,4 @@
-"""Plans worth trying: for every design the least effort that, by ranks, recalls enough."""
+"""Plans worth trying: for every design the least effort whose recall, by ranks, is enough."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -12,8 +12,8 @@ from mrl_jax.search.planner.ranks import Ranks
 from mrl_jax.search.schedule import Metric, Schedule
 
 CODES: tuple[Code, ...] = ("int8", "float16", "float32", "binary")
-# What a query costs, roughly, in nanoseconds of one core. It only says what is tried first: what
-# was tried is measured.
+# What a query costs, roughly, in nanoseconds of one core. This only decides what is tried, and then
+# measured.
 _ROW, _ROW_BYTE = 4.0, 0.03  # a row of a scan, a byte of its code
 _CANDIDATE, _CANDIDATE_BYTE = 60.0, 0.15  # fetched from anywhere in memory
 _CENTROID_DIM = 0.02
@@ -24,7 +24,7 @@ FAMILIES = 6  # designs that are tried
 
 
 class Design(NamedTuple):
-    """What an index is built by: all of a plan but the effort of searches."""
+    """What an index is built by: all of a plan except the effort of searches."""
 
     code: Code
     dims: tuple[int, ...]
@@ -39,7 +39,7 @@ def design_of(plan: Plan) -> Design:
 
 
 class Option(NamedTuple):
-    """A plan, what it should recall and cost by ranks, and bytes a row that its scan may read."""
+    """A plan, its recall and cost by ranks, and the bytes of a row that its scan may read."""
 
     plan: Plan
     recall: float
@@ -48,14 +48,14 @@ class Option(NamedTuple):
 
 
 def row_bytes(design: Design) -> int:
-    """Of a row, beside its whole vector; centroids not counted."""
+    """Bytes of a row beside its whole vector, not counting centroids."""
     spans = zip((0, *design.dims), design.dims, strict=False)
     stages = sum(codes.code_bytes(b - a, design.code) + _BESIDE_CODE for a, b in spans)
     return stages + _BESIDE_STAGES
 
 
 def designs(ranks: Ranks, kinds: Sequence[Code], dims: Sequence[int]) -> Iterator[Design]:
-    """One or two stages, each of these codes, with each kind of clusters or without."""
+    """One or two stages in each of these codes, with each kind of clusters and without."""
     clusters = [(1, 0), *((c.lists, c.dim) for c in ranks.clusters.values())]
     stages = [(m,) for m in dims] + list(itertools.combinations(dims, 2))
     for code, stage_dims in itertools.product(kinds, stages):
@@ -79,16 +79,10 @@ def cheapest(
     metric: Metric,
     aims: Sequence[float],
 ) -> list[Option]:
-    """The cheapest effort by which a design reaches each aim, where one does.
+    """The cheapest effort by which a design reaches each aim, if any does.
 
-    Args:
-      ranks: of neighbours of the queries that decide.
-      design: to be asked.
-      k: neighbours.
-      most: candidates of a stage.
-      width: dims of the final comparison.
-      metric: of the plan.
-      aims: shares of neighbours to be found, rising.
+    Aims are shares of the k neighbours to be found, rising. No stage keeps more than `most`
+    candidates, and the final comparison is by `width` dims.
     """
     keep_n = _steps(k, most)
     stages = (design.dims[: g + 1] for g in range(len(design.dims)))
@@ -99,8 +93,7 @@ def cheapest(
     recall = _recalls(axes)
     cost = _costs(ranks, design, [steps for _, steps in axes], width)
     if len(design.dims) == 2:  # a stage never keeps more than the one before
-        rises = keep_n[:, None] < keep_n[None, :]
-        cost[rises] = np.inf
+        cost[keep_n[:, None] < keep_n[None, :]] = np.inf
     options, before = [], None
     for aim in aims:
         masked = np.where(recall >= aim, cost, np.inf)
@@ -112,14 +105,9 @@ def cheapest(
         before = best
         effort = [int(steps[i]) for (_, steps), i in zip(axes, best, strict=True)]
         stages = tuple(zip(design.dims, effort, strict=False))
-        plan = Plan(
-            Schedule(stages, width),
-            metric=metric,
-            code=design.code,
-            lists=design.lists,
-            list_dim=design.list_dim,
-            probes=effort[-1] if design.lists > 1 else 1,
-        )
+        probes = effort[-1] if design.lists > 1 else 1
+        lists = {"lists": design.lists, "list_dim": design.list_dim, "probes": probes}
+        plan = Plan(Schedule(stages, width), metric, design.code, **lists)
         options.append(Option(plan, float(recall[best]), float(cost[best]), row_bytes(design)))
     return options
 
@@ -151,10 +139,10 @@ def _costs(ranks: Ranks, design: Design, steps: Sequence[np.ndarray], width: int
 
 
 def worth_trying(options: Sequence[Option], count: int = FAMILIES) -> list[Design]:
-    """The designs of a few options that all reach the same recall: the cheapest, then smaller ones.
+    """The designs of a few of these options, which all reach the same recall.
 
-    Of the options that no other is both cheaper and smaller than, the first, the last and some in
-    between; then the cheapest of every code and of those with and without clusters.
+    Of the options that no other undercuts in both cost and size: the cheapest, the smallest and
+    some in between; then the cheapest of each code, with and without clusters.
     """
     chosen: list[Design] = []
     front, smallest = [], np.inf

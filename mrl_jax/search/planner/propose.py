@@ -1,9 +1,9 @@
 """Proposes a plan: measures what few dims, codes and clusters recall and cost on the data at hand.
 
-True neighbours are found among all vectors. Where they stand by few dims is counted once (see
-`ranks`), in a sample if there are many vectors; from that the cheapest efforts of all designs
-follow (`options`), and those of a few designs are built and timed (`trial`). Half of the queries
-decide what is tried and in which order plans are considered; the others say what these recall.
+True neighbours are found among all vectors. Their ranks by few dims are counted once (`ranks`), in
+a sample if there are many vectors. From these follow the cheapest efforts of all designs
+(`options`), of which a few are built and timed (`trial`). Half of the queries decide what is tried
+and in which order plans are considered; the others measure the recall.
 """
 
 import collections
@@ -33,15 +33,16 @@ SAMPLE_ROWS = 200_000
 PAPER = (16, 200)  # dims and candidates of the paper's own schedule (section 4.3.1)
 _SAMPLE_NUMBERS = 2**28  # at most in memory: 1 GiB
 _NEIGHBOUR_NUMBERS = 2**26
-# The square of the normal quantile of the level: as for proportions (Agresti and Coull, 1998), but
-# all of them failures.
+# The square of the level's normal quantile: as for proportions (Agresti and Coull, 1998), except
+# that all are failures.
 _UNSEEN = 7
 _BEYOND = 25  # resampled means beyond each end of an interval
 _LEAST_DIM = 8
-_CLUSTERED_ROWS = 10_000  # fewer are scanned in less time than their lists are found
+_CLUSTERED_ROWS = 10_000  # fewer are scanned sooner than their lists are found
 _MOST_CANDIDATES = 0.25  # of all rows: more are no shortlist
-_AS_FAST = 0.9  # of the highest QPS: no difference, and the smaller index is chosen
-# Shares of misses that the target allows: more is tried than it asks, for its interval.
+_AS_FAST = 0.9  # of the highest QPS counts as equal, and the smaller index is chosen
+# Shares of the misses that the target allows: plans with fewer are tried as well, as the interval
+# must reach the target.
 _SAFETY = (1.0, 0.7, 0.5, 0.3, 0.15, 0.05)
 _FURTHER_AIMS = (0.8, 0.9, 0.95)  # that the frontier shows
 
@@ -51,15 +52,15 @@ class Wanted:
     """What a plan should reach.
 
     Attributes:
-      target_recall: of the k exact nearest neighbours, the share that is found.
+      target_recall: the share of the k exact nearest neighbours to be found.
       k: how many are asked for.
       metric: that makes them the nearest.
-      memory: bytes that a search may need: codes, norms and centroids; of exact search also whole
+      memory: bytes that a search may need: codes, norms and centroids; for exact search also whole
         vectors. None: any.
       latency_ms: of 99 % of single queries. None: any.
       dims: prefixes that may be stages; (): powers of two.
-      sample_rows: rows that ranks are counted in and times measured with, at most.
-      seed: of all that is drawn.
+      sample_rows: the most rows in which ranks are counted and times measured.
+      seed: of all random choices.
     """
 
     target_recall: float
@@ -88,11 +89,9 @@ class Point:
     """A plan and what is expected of it.
 
     Attributes:
-      plan: the plan itself.
       role: "exact", "paper" or "" for others.
       recall: mean over the queries held out.
       low, high: `LEVEL` prediction interval of the mean over as many other queries of their kind.
-      times: of a search.
       resident: bytes beside whole vectors.
       vectors: bytes of whole vectors.
     """
@@ -113,7 +112,7 @@ class Point:
 
     @property
     def merits(self) -> tuple[float, ...]:
-        """Recall, QPS and, negative, memory."""
+        """Recall, QPS and negative memory."""
         return self.recall, self.times.qps, -self.memory
 
     def fits(self, wanted: Wanted) -> bool:
@@ -128,13 +127,12 @@ class Proposal:
     """What `propose` found.
 
     Attributes:
-      chosen: see `pick`; of the points within the limits. Its interval is wider than those of the
-        others, which hold for each plan by itself and say nothing of one that is picked by them.
-      points: all that were tried and that no other one beats, and the two baselines; from the
-        highest recall to the lowest.
+      chosen: by `pick`, of the points within the limits. Its interval is wider than those of the
+        others, which hold for each plan by itself and not for one that is picked by them.
+      points: those tried that no other one beats, and the two baselines, by falling recall.
       rows, width: of the vectors.
-      sample_rows: that ranks were counted in and times measured with.
-      tuned_on, held_out: queries.
+      sample_rows: in which ranks were counted and times measured.
+      tuned_on, held_out: numbers of queries.
     """
 
     chosen: Point
@@ -149,12 +147,12 @@ class Proposal:
 def prediction_interval(
     recall_b: np.ndarray, k: int, seed: int, level: float = LEVEL
 ) -> tuple[float, float]:
-    """Where the mean over as many other queries lies, with probability `level`: bootstrap.
+    """Where the mean over as many other queries lies with probability `level`, by bootstrap.
 
-    Both these queries and the others are drawn anew, so the interval is wider than that of the
+    Both these queries and the others are resampled, so the interval is wider than one of the
     expectation. `_UNSEEN` queries are added that miss as much as those that miss anything, at least
-    one of k: resampling what few misses were seen alone would promise too much. Of few queries the
-    spread itself is uncertain: deviations are stretched as Student's t is wider than the normal.
+    one of k: resampling only the few misses that were seen would promise too much. With few queries
+    the spread is uncertain too: deviations are stretched as Student's t is wider than the normal.
     """
     n, misses_b = len(recall_b), 1 - recall_b
     worst = math.sqrt(np.square(misses_b[misses_b > 0]).mean()) if misses_b.any() else 0.0
@@ -173,7 +171,7 @@ def prediction_interval(
 def queries_needed(wanted: Wanted) -> int | None:
     """How many queries it takes to promise the target for a plan that misses nothing.
 
-    A power of two times `FEWEST_QUERIES`; None where no number is enough.
+    A power of two times `FEWEST_QUERIES`; None if `MOST_QUERIES` are too few.
     """
     queries = FEWEST_QUERIES
     while queries <= MOST_QUERIES:
@@ -185,10 +183,10 @@ def queries_needed(wanted: Wanted) -> int | None:
 
 
 def _levels(tested: int) -> float:
-    """Of the interval of a plan that is tested after so many others.
+    """The level of the interval of a plan that is tested after so many others.
 
-    The probabilities to be wrong add up to that of `LEVEL`: whichever plan is chosen in the end,
-    its interval is wrong no more often.
+    The probabilities of being wrong add up to that of `LEVEL`, so the interval of whichever plan is
+    chosen is wrong no more often.
     """
     return 1 - (1 - LEVEL) / 2 ** (tested + 1)
 
@@ -197,18 +195,17 @@ def pick(
     tuned_pb: np.ndarray, held_pb: np.ndarray, qps_p: np.ndarray, memory_p: np.ndarray,
     exact_p: np.ndarray, wanted: Wanted,
 ) -> tuple[int, tuple[float, float], bool]:  # fmt: skip
-    """Which of some plans to propose, with the interval of its recall, and whether that reaches.
+    """Which of some plans to propose, its recall's interval, and whether this reaches the target.
 
-    The order of plans follows from the queries that were tuned on: first the fastest whose interval
-    there reaches the target, then those that miss ever less. The other queries accept the first
-    plan whose interval reaches the target. So none is chosen for being lucky with the queries that
-    it is measured by.
+    The order of plans follows from the queries tuned on: first the fastest whose interval there
+    reaches the target, then those that miss ever less. The other queries accept the first plan
+    whose interval reaches the target. So none is chosen for luck with the queries that measure it.
 
     Args:
       tuned_pb: [P, B] recall by the queries tuned on.
       held_pb: [P, b] by the others.
       qps_p: [P] queries a second.
-      memory_p: [P] of plans about as fast the one that needs least comes first.
+      memory_p: [P] of plans about as fast, the one that needs least comes first.
       exact_p: [P] which are exact search, whose recall is certain.
       wanted: target, k and seed.
     """
@@ -225,7 +222,7 @@ def pick(
         if len(reaching):
             enough = reaching[qps_p[reaching] >= _AS_FAST * qps_p[reaching].max()]
             order.append(int(enough[memory_p[enough].argmin()]))
-    # Where few queries leave no plan that is sure there, the best may still be.
+    # If the queries are too few for any plan to be sure there, the best one may still be.
     order = list(dict.fromkeys(order)) or [int(tuned_pb.mean(1).argmax())]
     tested = []
     for p in order:
@@ -248,15 +245,11 @@ def propose(
 ) -> Proposal:
     """The plan with the highest QPS that reaches the target within the limits, and the frontier.
 
-    Args:
-      vectors: to be searched.
-      queries: [>= 40, D] of the kind that will be asked; at most 2,000 of them are used.
-      wanted: target and limits.
-      progress: whether bars are shown.
+    Queries, [>= 40, D], are of the kind that will be asked; at most 2,000 of them are used.
 
     Raises:
-      UsageError: numbers that cannot be.
-      DataError: too few queries; or no plan reaches the target: says what can.
+      UsageError: numbers that do not fit the vectors.
+      DataError: too few queries; or no plan reaches the target, and what can be reached.
     """
     dims = _checked(vectors, queries, wanted)
     k, rows, width, metric = wanted.k, vectors.rows, vectors.width, wanted.metric
@@ -313,7 +306,7 @@ def propose(
 def _try(
     plans: Sequence[Plan], sample: Sample, query_bd: np.ndarray, wanted: Wanted, progress: bool
 ) -> Iterator[trial.Tried]:
-    """One index for the plans of each design, and no two at a time."""
+    """Builds one index for the plans of each design, one after another."""
     groups = collections.defaultdict(list)
     for plan in plans:
         groups[options.design_of(plan)].append(plan)
@@ -348,7 +341,7 @@ def _checked(vectors: Vectors, queries: Vectors, wanted: Wanted) -> tuple[int, .
 
 
 def _clusters(rows: int, sampled: int, dims: Sequence[int]) -> tuple[int, tuple[int, ...]]:
-    """How many lists, and the dims they may be of; 1 where they are not worth it."""
+    """How many lists, and the dims they may be of; 1 if lists are not worth it."""
     if rows < _CLUSTERED_ROWS or not dims:
         return 1, ()
     lists = 2 ** round(math.log2(4 * math.sqrt(rows)))
@@ -366,7 +359,7 @@ def _aims(wanted: Wanted) -> list[float]:
 def _cheapest(
     counted: Ranks, design: Design, most: int, wanted: Wanted, width: int
 ) -> list[Option]:
-    """Efforts of a design by which it reaches the target with more or less to spare, and others."""
+    """Efforts by which a design reaches the target with more or less to spare, and lower aims."""
     return options.cheapest(counted, design, wanted.k, most, width, wanted.metric, _aims(wanted))
 
 
@@ -384,7 +377,7 @@ def _promising(
         size = options.row_bytes(design) * counted.rows + 4 * design.lists * design.list_dim
         if wanted.memory is None or size <= wanted.memory:
             found.append(_cheapest(counted, design, most, wanted, width))
-    # Half the misses that are allowed: its interval should reach the target.
+    # With half the misses that are allowed the interval should reach the target.
     enough = 1 - (1 - wanted.target_recall) / 2
     for aim in reversed([aim for aim in _aims(wanted) if aim <= enough]):
         reaching = [next((o for o in f if o.recall >= aim), None) for f in found]
@@ -395,7 +388,7 @@ def _promising(
 
 
 def _recall(tried: trial.Tried, row_bk: np.ndarray, counted: Ranks) -> np.ndarray:
-    """Of every query, [B]: as found where all vectors were searched, otherwise by ranks."""
+    """The recall of every query, [B]: as found if all vectors were searched, otherwise by ranks."""
     if not tried.plan.schedule.stages:
         return np.ones(len(row_bk))
     if tried.row_bk is None:
@@ -418,7 +411,7 @@ def _point(
 def _choose(
     points: Sequence[Point], tuned_pb: np.ndarray, held_pb: np.ndarray, wanted: Wanted
 ) -> tuple[int, Point]:
-    """Which point is proposed, and that point with the interval by which it was accepted."""
+    """Which point is proposed, and the point itself with the interval that accepted it."""
     at_p = np.array([p for p, point in enumerate(points) if point.fits(wanted)], int)
     fitting = [points[p] for p in at_p]
     if not fitting:

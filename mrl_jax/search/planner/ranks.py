@@ -1,8 +1,8 @@
 """Where the true neighbours of queries stand when all rows are compared by few dims.
 
-A neighbour is found by a schedule whose every stage keeps at least as many rows as are ahead of it
-there, and whose lists looked into hold it. So the ranks of neighbours, counted once, say what any
-number of candidates and lists would recall.
+A schedule finds a neighbour if every stage keeps more rows than are ahead of it there, and if it
+looks into the list that holds it. So the ranks of neighbours, counted once, tell the recall of any
+number of candidates and lists.
 """
 
 import itertools
@@ -22,8 +22,8 @@ from mrl_jax.search.schedule import Metric
 _SHARD_NUMBERS = 2**25  # of vectors in memory at a time
 _TILE = 4096  # rows of a sample compared at a time
 _BLOCK = 256  # with so many queries
-_FAR, _FAR_ROWS = 1 / 64, 1024  # of a sample: the larger of a share of it and a number
-_LOOKED_AT = 4096  # rows that say where the share begins
+_FAR, _FAR_ROWS = 1 / 64, 1024  # of a sample: a share or a number, whichever is larger
+_LOOKED_AT = 4096  # rows that tell where the share begins
 # Two sums of the same products differ by less, relative to the score.
 _ROUNDING = 2e-6
 
@@ -52,7 +52,7 @@ class Sample(NamedTuple):
     def far(self) -> float:
         """Neighbours behind this share of all rows count as never found.
 
-        So many candidates would cost more than comparing all rows does.
+        So many candidates would cost more than comparing all rows.
         """
         return min(1.0, max(_FAR, _FAR_ROWS / len(self.row_n)))
 
@@ -83,11 +83,8 @@ def neighbours(
 ) -> np.ndarray:
     """The k nearest rows of every query, [B, k] int64, from one reading of a source.
 
-    The first `dim` dims are compared, or all. `visit` is shown every part that is read: its first
-    row, and its vectors.
-
-    Raises:
-      DataError: NaN or infinity, or a vector longer than 4e18.
+    The first `dim` dims are compared, or all. `visit` gets every part that is read: its first row,
+    and its vectors. DataError for NaN, infinity or a vector longer than 4e18.
     """
     if not legal(query_bd).all():
         raise DataError("a query holds NaN or infinity, or is longer than 4e18")
@@ -119,7 +116,7 @@ def look(
         vector_nd[a:b] = shard_nd[row_n[a:b] - first]
 
     row_bk = neighbours(source, query_bd, k, metric, progress=progress, visit=take)
-    # In their order, so that every part of a file is read once.
+    # In rising order, so that every part of a file is read once.
     wanted_u, at_bk = np.unique(row_bk, return_inverse=True)
     vector_ud = np.concatenate([source.read(row, row + 1) for row in wanted_u.tolist()])
     truth = Truth(query_bd, row_bk, vector_ud[at_bk.reshape(row_bk.shape)])
@@ -146,7 +143,7 @@ def as_stored(z_nd: np.ndarray, code: Code, dims: Sequence[int]) -> np.ndarray:
 def _products(query_bw: np.ndarray, z_nw: np.ndarray, metric: Metric) -> np.ndarray:
     """[B, N] float32, rounded about as those of an index are."""
     if metric == "l2":
-        # Far from the origin little is left of a distance in float32, and it matters what.
+        # Far from the origin float32 leaves few digits of a distance, and these matter.
         return (query_bw.astype(np.float64) @ z_nw.T.astype(np.float64)).astype(np.float32)
     return query_bw @ z_nw.T
 
@@ -161,12 +158,12 @@ def _as_scored(product, norm, metric: Metric):
 def prefix_ranks(
     truth: Truth, sample: Sample, dims: tuple[int, ...], code: Code, metric: Metric
 ) -> np.ndarray:
-    """Of every neighbour among all N rows in the stage at dims[-1], [B, k]; 1 is first.
+    """The rank of every neighbour among all N rows in the stage at dims[-1], [B, k]; 1 is first.
 
-    `dims` are those of the stages up to this one: each has codes of the dims beyond the one before.
-    Rows ahead of it are counted in the sample and scaled by N / n, which is right on average. Other
-    neighbours of its query, which are ahead of it most often, are all counted as they are. Beyond
-    `Sample.far` ranks are infinite.
+    `dims` are those of the stages up to this one, each of which has codes of the dims that it adds.
+    Rows ahead of a neighbour are counted in the sample and scaled by N / n, which is right on
+    average; the other neighbours of its query, which are ahead of it most often, are all counted.
+    Beyond `Sample.far` ranks are infinite.
     """
     dim = dims[-1]
     query_bw = as_stored(codes.compared(truth.query_bd, metric), code, dims)
@@ -186,7 +183,7 @@ def prefix_ranks(
     looked_bn = _as_scored(looked_bn, codes.norms(looked_nd), metric)
     far_b1 = np.quantile(looked_bn, 1 - sample.far, axis=1, keepdims=True)
     least_b1 = np.maximum(rising_bk[:, :1], far_b1)
-    # How many rows exceed exactly so many of a query's k bars.
+    # [b, j]: how many rows exceed exactly j of a query's k bars.
     exceeds_bj = np.zeros((b, k + 1), np.int64)
     for start in range(0, len(sample.row_n), _TILE):
         tile_nd = sample.vector_nd[start : start + _TILE, :dim]
@@ -208,7 +205,7 @@ def prefix_ranks(
     before_bkj = score_bk[:, None, :] > bar_bk[:, :, None]
     sampled_bk = np.isin(truth.row_bk, sample.row_n)
     others_bk = ahead_bk - (before_bkj & sampled_bk[:, None, :]).sum(2)
-    # Of the rows that are no neighbours, the sample has so many.
+    # N / n, of the rows that are no neighbours.
     scale_b = (sample.rows - k) / np.maximum(len(sample.row_n) - sampled_bk.sum(1), 1)
     rank_bk = 1 + before_bkj.sum(2) + np.maximum(others_bk, 0) * scale_b[:, None]
     return np.where(bar_bk < far_b1, np.inf, rank_bk)
@@ -221,7 +218,7 @@ class ListRanks(NamedTuple):
       dim: of them.
       lists: how many.
       rank_bk: [B, k] which of a query's nearest lists holds its neighbour; 1 is the nearest.
-      share_p: [lists] of all rows, in the nearest list, two, three, ...; mean over queries.
+      share_p: [lists] of all rows in the nearest list, the nearest two, ...; mean over queries.
     """
 
     dim: int
@@ -233,7 +230,7 @@ class ListRanks(NamedTuple):
 def list_ranks(
     truth: Truth, sample: Sample, lists: int, dim: int, metric: Metric, seed: int
 ) -> ListRanks:
-    """Clusters the sample; lists keep their ranks however many rows there are."""
+    """Clusters the sample: the ranks of lists do not depend on the number of rows."""
     centroid_ld = clusters.fit(sample.vector_nd[:, :dim], lists, metric, seed)
     query_bd = clusters.directions(truth.query_bd[:, :dim], metric)
     length_l = np.linalg.norm(centroid_ld, axis=1)
@@ -250,10 +247,9 @@ def list_ranks(
 
 
 class Ranks(NamedTuple):
-    """All that were counted.
+    """All ranks that were counted among N = `rows` rows.
 
     Attributes:
-      rows: N.
       prefix: [B, k] by code and dims of the stages up to this one.
       clusters: by their dim.
     """
@@ -263,24 +259,24 @@ class Ranks(NamedTuple):
     clusters: dict[int, ListRanks]
 
     def of(self, code: Code, dims: tuple[int, ...]) -> np.ndarray:
-        """Of neighbours in the stage at dims[-1], [B, k].
+        """The ranks of neighbours in the stage at dims[-1], [B, k].
 
-        What was not counted with the codes of its stages (see `with_blocks`) is taken from those of
-        one stage, which differ where a row has a scale for each block.
+        Those that `with_blocks` has not counted are taken from a single stage of as many dims,
+        whose codes differ if a row has a scale for each block.
         """
         return self.prefix.get((code, dims), self.prefix[code, dims[-1:]])
 
     def only(self, chosen_b: np.ndarray) -> "Ranks":
-        """Of some queries."""
+        """The ranks of some queries."""
         prefix = {key: rank_bk[chosen_b] for key, rank_bk in self.prefix.items()}
         lists = {m: c._replace(rank_bk=c.rank_bk[chosen_b]) for m, c in self.clusters.items()}
         return Ranks(self.rows, prefix, lists)
 
     def recall(self, plan: Plan) -> np.ndarray:
-        """Of every query, the share of its neighbours that the plan finds, [B].
+        """The share of every query's neighbours that the plan finds, [B].
 
-        Rows of lists that are not looked into count as ahead, though they are not in the way: what
-        is really found is this or slightly more.
+        Rows of lists that are not looked into count as ahead, though they are not in the way: the
+        plan finds this or slightly more.
         """
         found = [np.ones(1, bool)]
         dims = tuple(stage.dim for stage in plan.schedule.stages)
@@ -304,7 +300,7 @@ def count(
     seed: int,
     progress: bool,
 ) -> Ranks:
-    """Ranks by these codes of each prefix, and by float32; and of lists where lists > 1."""
+    """Ranks by these codes and by float32, for each prefix; and of lists, if lists > 1."""
     wanted = [(code, dim) for dim in dims for code in dict.fromkeys(("float32", *kinds))]
     wanted = [(code, dim) for code, dim in wanted if code != "binary" or dim % 8 == 0]
     prefix, found = {}, {}
@@ -328,9 +324,9 @@ def with_blocks(
     *,
     progress: bool,
 ) -> Ranks:
-    """Counts, besides, codes of stages beyond the first where they have scales of their own.
+    """Also counts the codes of later stages, if they have scales of their own.
 
-    There are many pairs of stages, so only those are counted that are worth it.
+    There are many pairs of stages, so only the `wanted` ones are counted.
     """
     more = {
         (code, dims[:g])

@@ -1,4 +1,4 @@
-"""Times of an index, asked by many queries at once and by one; and of plans tried on a sample."""
+"""Times of an index, by queries that come at once or one by one; and plans tried on a sample."""
 
 import functools
 import pathlib
@@ -14,14 +14,14 @@ from mrl_jax.search.plan import Plan
 from mrl_jax.search.planner.ranks import Sample
 
 PERCENTILES = (50, 90, 99)
-_SECONDS = 0.1  # of measuring one number, or of two rounds if these take longer
+_SECONDS = 0.1  # spent on measuring one number, unless its two rounds take longer
 _ROUNDS = 2
 _FEWEST, _MOST = 20, 500  # queries that are asked singly
 Ask = Callable[[np.ndarray], object]
 
 
 def batch_seconds(ask: Ask, query_bd: np.ndarray) -> float:
-    """Seconds a query where all come at once: of the best round."""
+    """Seconds a query if all come at once: of the best round."""
     rounds, start = [], time.perf_counter()
     while len(rounds) < _ROUNDS or time.perf_counter() - start < _SECONDS / 2:
         begun = time.perf_counter()
@@ -33,7 +33,7 @@ def batch_seconds(ask: Ask, query_bd: np.ndarray) -> float:
 def single_seconds(ask: Ask, query_bd: np.ndarray) -> np.ndarray:
     """Seconds of queries that come one by one, [n]: of each the better of two rounds.
 
-    What the machine does besides is no part of a query's time, which queries differ in is.
+    That leaves out what else the machine does, but not how queries differ.
     """
     query_bd = query_bd[:_MOST]
     seconds_rb, start = np.full((_ROUNDS, len(query_bd)), np.inf), time.perf_counter()
@@ -54,7 +54,7 @@ class Times(NamedTuple):
     """What a search takes.
 
     Attributes:
-      qps: queries a second that come all at once.
+      qps: queries a second if all come at once.
       latency_ms: of queries that come one by one, at `PERCENTILES`.
     """
 
@@ -63,32 +63,28 @@ class Times(NamedTuple):
 
     @classmethod
     def of(cls, batch: float, single_b: np.ndarray) -> "Times":
-        """Of seconds."""
+        """From seconds a query among many, and of single queries."""
         values = np.percentile(1e3 * single_b, PERCENTILES)
         latency = {f"p{p}": float(v) for p, v in zip(PERCENTILES, values, strict=True)}
         return cls(1 / batch, latency)
 
 
 def times(index: Index, query_bd: np.ndarray, k: int) -> Times:
-    """Times of an index that is searched as its plan says."""
+    """The times of an index that is searched by its plan."""
     ask = functools.partial(index.search, k=k)
     ask(query_bd[:1])  # compiles, and maps files
     return Times.of(batch_seconds(ask, query_bd), single_seconds(ask, query_bd))
 
 
 def centroid_bytes(plan: Plan) -> int:
-    """Of an index's clusters."""
+    """The bytes of an index's centroids."""
     return 4 * plan.lists * plan.list_dim if plan.lists > 1 else 0
 
 
 class Tried(NamedTuple):
-    """A plan that was asked.
+    """What a plan found, [B, k] (None if only in a sample); times among all N rows; bytes a row.
 
-    Attributes:
-      plan: the plan itself.
-      row_bk: what it found, [B, k]; None where it had only a sample to search.
-      times: of all N rows.
-      row_bytes: of a row, beside its whole vector; centroids not counted.
+    The bytes count neither whole vectors nor centroids.
     """
 
     plan: Plan
@@ -108,13 +104,13 @@ def tries(
 ) -> list[Tried]:
     """Builds an index of the sample by the design that all the plans share, and asks it by each.
 
-    It is asked to scan as many rows as there would be among all N: in more of its shorter lists,
-    or, where there are not enough, the rest is taken as so much more time of the scan alone.
+    It scans as many rows as a search of all N rows would: in more lists, as these are shorter. If
+    there are too few lists, the time of the rest is estimated from the scan alone.
     """
     index = Index.build(folder, InMemory(sample.vector_nd), plans[0], seed=seed)
     found = index.bytes()["resident"] - centroid_bytes(plans[0])
     best: dict[Plan, tuple[float, np.ndarray]] = {}
-    # Twice all, so that a moment in which the machine did something else spoils no plan.
+    # All of them twice, so that a moment in which the machine was busy spoils no plan.
     for plan in [*plans, *plans]:
         batch, single_b = _seconds(index, plan, query_bd, k, sample)
         if plan in best:
@@ -135,7 +131,7 @@ def tries(
 
 
 def _ask(index: Index, plan: Plan, k: int, sample: Sample) -> tuple[Ask, float]:
-    """A search that scans about as many rows as of all N, and what share of them is left out."""
+    """A search that scans about as many rows as one of all N, and the share that it leaves out."""
     wanted = plan.probes * sample.rows / index.rows
     probes = min(plan.lists, max(1, round(wanted)))
     keeps = tuple(min(s.keep, index.rows) for s in plan.schedule.stages)
@@ -144,7 +140,7 @@ def _ask(index: Index, plan: Plan, k: int, sample: Sample) -> tuple[Ask, float]:
 
 
 def _seconds(index: Index, plan: Plan, query_bd: np.ndarray, k: int, sample: Sample):
-    """Of a query among many, and of single ones [n], as among all N rows."""
+    """Seconds of a query among many, and of single ones [n], in a search of all N rows."""
     ask, more = _ask(index, plan, k, sample)
     ask(query_bd[:1])  # compiles, and maps files
     batch, single_b = batch_seconds(ask, query_bd), single_seconds(ask, query_bd)
