@@ -410,11 +410,11 @@ def program_of(
       DataError: data missing or inconsistent.
     """
     mesh, build = make_mesh(config, devices), tasks.builder(config.task)
-    build.check(config)
     facts = run_folder.read_facts(folder) if folder else None
     if facts is None:
         facts, sure = build.assumed_facts(config, folder) or ({}, False)
         if not sure:
+            build.check(config)
             data = build.open_data(config, None, folder, True)
             facts = facts_of(build, config, data)
     return make_program(config, facts, mesh, build)
