@@ -10,6 +10,7 @@ made again.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -30,12 +31,9 @@ MANIFEST = "manifest.json"
 
 
 class Stored(NamedTuple):
-    """Arrays that were made together.
+    """Read-only arrays [any] that were made together, and small JSON values beside them.
 
-    Attributes:
-      name: of their folder, which identifies their origin; "" in memory.
-      arrays: [any] each, read-only.
-      values: small JSON values beside them.
+    `name` is that of their folder, which identifies their origin; "" in memory.
     """
 
     name: str
@@ -43,79 +41,72 @@ class Stored(NamedTuple):
     values: dict[str, Any]
 
 
-class Parts:
-    """One-dimensional arrays that are made part by part.
+@dataclasses.dataclass
+class _Part:
+    """An array on its way; its digest is kept for files alone."""
 
-    Args:
-      folder: where their files are; None: they are in memory.
-    """
+    dtype: np.dtype
+    file: BinaryIO | None
+    length: int = 0
+    digest: Any = dataclasses.field(default_factory=hashlib.sha256)
+    memory: bytearray = dataclasses.field(default_factory=bytearray)
+
+
+class Parts:
+    """One-dimensional arrays that are made part by part, in files of `folder` or in memory."""
 
     def __init__(self, folder: pathlib.Path | None = None):
         self._folder = folder
-        self._dtypes: dict[str, np.dtype] = {}
-        self._lengths: dict[str, int] = {}
-        self._digests: dict[str, Any] = {}
-        self._files: dict[str, BinaryIO] = {}
-        self._memory: dict[str, bytearray] = {}
+        self._parts: dict[str, _Part] = {}
 
     def append(self, name: str, values: np.ndarray) -> None:
         """Appends values [any] to an array; all of its values have one dtype."""
-        if name not in self._dtypes:
-            self._dtypes[name], self._lengths[name] = values.dtype, 0
-            if self._folder:
-                self._files[name] = self._path(name).open("wb")
-                self._digests[name] = hashlib.sha256()
-            else:
-                self._memory[name] = bytearray()
-        if values.dtype != self._dtypes[name]:
-            raise TypeError(f"{name} holds {self._dtypes[name]}, got {values.dtype}")
-        self._lengths[name] += len(values)
+        if name not in self._parts:
+            file = self._path(name).open("wb") if self._folder else None
+            self._parts[name] = _Part(values.dtype, file)
+        part = self._parts[name]
+        if values.dtype != part.dtype:
+            raise TypeError(f"{name} holds {part.dtype}, got {values.dtype}")
+        part.length += len(values)
         content = values.tobytes()
-        if self._folder:
-            self._files[name].write(content)
-            self._digests[name].update(content)
+        if part.file:
+            part.file.write(content)
+            part.digest.update(content)
         else:
-            self._memory[name] += content
+            part.memory += content
 
     def array(self, name: str) -> np.ndarray:
         """The whole array, read-only; nothing can be appended from now on."""
-        dtype, length = self._dtypes[name], self._lengths[name]
-        if self._folder:
-            self._files[name].close()
-            return _mapped(self._path(name), dtype, length)
-        found = np.frombuffer(self._memory[name], dtype) if length else np.zeros(0, dtype)
+        part = self._parts[name]
+        if part.file:
+            part.file.close()
+            return _mapped(self._path(name), part.dtype, part.length)
+        found = np.frombuffer(part.memory, part.dtype) if part.length else np.zeros(0, part.dtype)
         found.flags.writeable = False
         return found
 
     def drop(self, name: str) -> None:
         """Removes an array that was needed only on the way."""
-        del self._dtypes[name], self._lengths[name]
-        if self._folder:
-            self._files.pop(name).close()
-            del self._digests[name]
+        if file := self._parts.pop(name).file:
+            file.close()
             self._path(name).unlink()
-        else:
-            del self._memory[name]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All arrays, by name."""
-        return {name: self.array(name) for name in self._dtypes}
+        return {name: self.array(name) for name in self._parts}
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """What a manifest says of the arrays."""
         return {
-            name: {
-                "dtype": dtype.str,
-                "length": self._lengths[name],
-                "sha256": self._digests[name].hexdigest(),
-            }
-            for name, dtype in self._dtypes.items()
+            name: {"dtype": p.dtype.str, "length": p.length, "sha256": p.digest.hexdigest()}
+            for name, p in self._parts.items()
         }
 
     def close(self) -> None:
         """Closes the files."""
-        for file in self._files.values():
-            file.close()
+        for part in self._parts.values():
+            if part.file:
+                part.file.close()
 
     def _path(self, name: str) -> pathlib.Path:
         return self._folder / f"{name}.bin"
@@ -136,12 +127,12 @@ def stored(
 ) -> Stored:
     """Arrays from the cache, or made now and kept there.
 
-    Several processes and hosts may ask at once: processes of one host wait for the first of them;
-    different hosts may make the same arrays twice, and one copy stays.
+    Processes of one host wait for the first of them; different hosts may make the same arrays
+    twice, and one copy stays.
 
     Args:
       cache: folder; "": everything is made in memory and nothing is kept.
-      kind: begins the name of the folders.
+      kind: the names of the folders begin with it.
       facts: gives the origin as JSON; called only if the cache holds arrays of this kind.
       write: fills `Parts` and gives (facts, values): the origin as it was found on the way.
 
@@ -195,7 +186,7 @@ def _make(
         except OSError:
             if not path.is_dir():
                 raise
-            # It is there already: damaged, or another host was faster and may be using it.
+            # It exists already: damaged, or made by a faster host that may be using it.
             with contextlib.suppress(_DamagedError):
                 if found := _open(folder, kind, facts):
                     return found
@@ -261,7 +252,7 @@ def _name(kind: str, facts: Facts) -> str:
 def _alone(folder: pathlib.Path) -> Iterator[bool]:
     """Waits until no other process of this host writes here; yields whether that is certain.
 
-    This saves work. Folders stay whole without it, on a file system without locks.
+    This only saves work: folders stay whole on a file system without locks as well.
     """
     alone = True
     with (folder / ".lock").open("a") as lock:

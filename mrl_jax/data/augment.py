@@ -55,9 +55,9 @@ class Augmentation:
     Attributes:
       crop: smallest share of the area that a random part shows, enlarged to the whole size
         (torchvision's RandomResizedCrop); 0 = the whole image.
-      flip: left and right change sides in half of the images.
+      flip: half of the images are mirrored, left to right.
       shift: images move by up to this many pixels in x and y, edges repeated.
-      mixup: > 0: every image is mixed with the one before it, its share is drawn from
+      mixup: if > 0, each image is mixed with the one before it, by a share that is drawn from
         Beta(mixup, mixup) once per batch (arXiv 1710.09412).
 
     Raises:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mrl_jax.data.text_files import Row, first_columns, read_rows
+from mrl_jax.data.text_files import Row, columns_besides, first_columns, read_rows
 from mrl_jax.errors import DataError, listed, shown
 
 _TEXT = ("_id", "title", "text")
@@ -24,13 +24,10 @@ class Collection(NamedTuple):
     """Queries that have a relevant document, and all documents.
 
     Attributes:
-      documents: N texts, title and text joined by a space.
-      document_ids: N.
-      queries: B texts.
-      query_ids: B.
-      query_r: [R] int64, of each judgement the number of its query, rising.
-      document_r: [R] int64, and of its document, rising for each query.
-      grade_r: [R] int64 > 0, how relevant the one is to the other.
+      documents: title and text joined by a space.
+      query_r: [R] int64, for each judgement the number of its query, rising.
+      document_r: [R] int64, and that of its document, rising for each query.
+      grade_r: [R] int64 > 0, how relevant the document is to the query.
     """
 
     documents: list[str]
@@ -87,14 +84,8 @@ def load(folder: str | pathlib.Path, split: str = "test") -> Collection:
 
 
 def unread(folder: str | pathlib.Path, split: str = "test") -> list[str]:
-    """The columns of a collection that are not read.
-
-    Raises:
-      DataError: as `load`.
-    """
-    read = {*_TEXT, *_JUDGED}
-    columns = [name for path in _files(pathlib.Path(folder), split) for name in first_columns(path)]
-    return [name for name in dict.fromkeys(columns) if name not in read]
+    """The columns of a collection that are not read; raises as `load`."""
+    return columns_besides((*_TEXT, *_JUDGED), _files(pathlib.Path(folder), split))
 
 
 def _files(folder: pathlib.Path, split: str) -> tuple[pathlib.Path, pathlib.Path, pathlib.Path]:

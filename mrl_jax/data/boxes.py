@@ -33,12 +33,10 @@ def random_box(
     put anywhere. If none fits, the middle as far as the aspect ratios allow.
 
     Args:
-      uniform: [..., ATTEMPTS, 4] random numbers in [0, 1).
-      width: of the image, pixels.
-      height: of the image, pixels.
+      uniform: [..., ATTEMPTS, 4] random numbers in [0, 1), of `xp`, numpy or jax.numpy.
+      width, height: of the image, pixels.
       area: smallest and largest share of the image.
       aspect: smallest and largest width / height.
-      xp: numpy or jax.numpy, whichever `uniform` is of.
 
     Returns:
       Whole numbers as floats, [...] each.

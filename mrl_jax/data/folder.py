@@ -21,7 +21,7 @@ _UINT64 = 2**64 - 1
 
 
 class Record(NamedTuple):
-    """One example as it is stored: the image file's bytes, its class, its name in messages."""
+    """One example as it is stored: the image file's bytes, its class, and its name in messages."""
 
     data: bytes
     label: int
@@ -31,10 +31,8 @@ class Record(NamedTuple):
 class File(NamedTuple):
     """What is kept of an image file's `stat_result`, which is far larger; there may be millions.
 
-    Attributes:
-      size: bytes.
-      modified: when it was last written, in nanoseconds.
-      place: device and inode in 64 bits: equal for links to one file.
+    Size in bytes, nanoseconds of the last change, and as `place` the device and inode in 64 bits,
+    equal for links to one file.
     """
 
     size: int
@@ -50,15 +48,10 @@ class File(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FolderRecords:
-    """The image files of one split, in order of class and name.
+    """The N image files of one split, in order of class and name: "CLASS/FILE" below `root`.
 
-    Attributes:
-      root: folder of the split.
-      names: of the files, "CLASS/FILE".
-      size: [N] bytes of each.
-      modified: [N] int64, when each was last written, in nanoseconds.
-      label: [N] int32, index of the class.
-      place: [N] uint64, the device and inode of each: equal for links to one file.
+    `size` and `modified` [N] int64 and `place` [N] uint64 are those of `File`, `label` [N] int32
+    the index of the class.
     """
 
     root: pathlib.Path
@@ -121,12 +114,9 @@ def listing() -> Iterator[None]:
 
 
 def class_folders(root: pathlib.Path, remarks: Remarks, besides: Collection[str] = ()) -> list[str]:
-    """The names of the class folders, sorted.
+    """The names of the class folders in `root`, sorted.
 
-    Args:
-      root: the folder that holds them.
-      remarks: collects everything else in it, except the files in `besides`.
-      besides: names of files that the caller reads.
+    `remarks` collects everything else in it, except the files in `besides`, which the caller reads.
 
     Raises:
       DataError: an image lies beside the class folders, or a link is broken.
@@ -163,7 +153,7 @@ def image_files(folder: pathlib.Path, remarks: Remarks) -> list[tuple[str, File]
 
     Raises:
       DataError: there is a folder inside, an image of a format that is not read, or an image
-        without the file name of one: no image is left out.
+        that is not named like one: no image is left out.
     """
     found = []
     for entry in entries(folder, remarks):
@@ -222,10 +212,7 @@ def open_folder(
         class needs to have images. None: the classes are those of the train folder.
 
     Raises:
-      DataError: train or val is missing (with `class_names`: val and test), there are fewer than
-        two classes, a folder is not one of the classes, a class has no images in train, a split
-        has no images, an image lies in the wrong place or is of a format that is not read, a link
-        is broken, or a folder cannot be listed.
+      DataError: splits, classes or images are missing, in the wrong place or cannot be read.
     """
     with listing():
         found = {}

@@ -27,7 +27,7 @@ import numpy as np
 from mrl_jax.data import wordnet
 from mrl_jax.data.remarks import composed, same_letters
 from mrl_jax.errors import DataError, shown
-from mrl_jax.store import inputs, json_files
+from mrl_jax.store import json_files
 
 
 class Hierarchy(NamedTuple):
@@ -73,16 +73,6 @@ def read(path: str, class_names: Sequence[str]) -> Hierarchy:
     return Hierarchy(groups, np.array(group_c, np.int32))
 
 
-def _text(path: pathlib.Path) -> str:
-    inputs.check_file(path)
-    try:
-        return path.read_text("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"cannot read hierarchy {path}: {error.strerror}") from error
-    except UnicodeDecodeError:
-        raise DataError(f"hierarchy {path} is not UTF-8 text") from None
-
-
 def _listed(path: pathlib.Path) -> Iterator[tuple[str, str]]:
     """(class, superclass) pairs of a .json, .csv or .tsv file."""
     kind = path.suffix.lower()
@@ -91,7 +81,7 @@ def _listed(path: pathlib.Path) -> Iterator[tuple[str, str]]:
             f"hierarchy {path} must be NAME.json, NAME.csv, NAME.tsv or a WordNet file with the "
             f"superclasses, {path}:n02084071,n02121620"
         )
-    return _json_pairs(path) if kind == ".json" else _table_pairs(path, _text(path), kind)
+    return _json_pairs(path) if kind == ".json" else _table_pairs(path, kind)
 
 
 def _json_pairs(path: pathlib.Path) -> Iterator[tuple[str, str]]:
@@ -108,7 +98,11 @@ def _json_pairs(path: pathlib.Path) -> Iterator[tuple[str, str]]:
             raise DataError(f"{path} must be {layout}; {shown(key)} has neither")
 
 
-def _table_pairs(path: pathlib.Path, text: str, kind: str) -> Iterator[tuple[str, str]]:
+def _table_pairs(path: pathlib.Path, kind: str) -> Iterator[tuple[str, str]]:
+    try:
+        text = wordnet.read_text(path, "utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"hierarchy {path} is not UTF-8 text") from None
     lines = csv.reader(text.splitlines(), delimiter="," if kind == ".csv" else "\t")
     for number, row in enumerate(lines, 1):
         fields = [field.strip() for field in row]

@@ -131,12 +131,8 @@ def render(data: bytes, where: str, crop: Crop, *, detail: float = 2.0) -> np.nd
     Bilinear, over all pixels that an output pixel covers. What lies beside the part counts at its
     edges, so that "resize, then cut" and "cut while resizing" are the same.
 
-    Args:
-      data: the file.
-      where: what the file is called in messages.
-      crop: from the (width, height) of the upright image to what is wanted of it.
-      detail: a JPEG is decoded 2, 4 or 8 times smaller where that leaves at least this many pixels
-        per output pixel and side. 1 is fastest, 2 cannot be told from decoding all of it.
+    A JPEG is decoded 2, 4 or 8 times smaller where that leaves at least `detail` pixels per output
+    pixel and side. 1 is fastest, 2 cannot be told from decoding all of it.
 
     Raises:
       DataError: see the policy above; names `where`.
@@ -196,11 +192,7 @@ def decode(data: bytes, where: str) -> np.ndarray:
 def centre_square(data: bytes, where: str, size: int, share: float = 1.0) -> np.ndarray:
     """The middle of an image as a square [size, size, 3] of uint8; raises as `render`.
 
-    Args:
-      data: the file.
-      where: what the file is called in messages.
-      size: pixels per side of the result.
-      share: of the short side that is kept; 224/256 is "resize to 256, cut out 224".
+    A `share` of the short side is kept; 224/256 is "resize to 256, cut out 224".
     """
     return render(data, where, lambda w, h: (centre_box(w, h, share), (size, size)))
 

@@ -88,18 +88,13 @@ class Split(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A labelled image data set, checked once at the door.
+    """A labelled image data set, called `name` in messages and checked once, here.
 
-    Attributes:
-      name: what it is called in messages.
-      splits: "train", "val" and "test", those that there are. Training needs "train".
-      class_names: one per class; labels index them.
-      notes: lines for the log on what was found, and on what is not read.
+    Labels index `class_names`; `notes` are lines for the log on what was found or is not read.
 
     Raises:
-      DataError: an empty split, images that are not uint8 of one shape, labels that are not
-        int32 in [0, number of classes); names the split. Streamed splits were checked when they
-        were opened.
+      DataError: an empty split, images that are not uint8 of one shape, or labels that are not
+        int32 in [0, number of classes). Streamed splits were checked when they were opened.
     """
 
     name: str
@@ -151,26 +146,16 @@ class Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Which images are read, and how.
+    """Which images are read, and how: the keys of the config below `data`, see `keys.py`.
 
     Attributes:
-      source: "digits", "image_folder" or "tfds".
-      path: of image_folder, the folder; of tfds, where prepared data sets lie ("" = its default).
-      dataset: of tfds, the data set's name.
-      splits: of tfds, which examples belong to which split, see `tfds.open_tfds`; () = by name.
-      image_size: of image_folder and tfds, pixels per side that images are brought to.
       eval_crop: share of the short side that is kept of images in evaluation; in memory, and in
         a stream without `random_crop`, of training images as well.
-      stream: read images while they are used, instead of keeping all of them, decoded, in memory.
       random_crop: of a stream, see `Stream`. In memory it happens on the device.
-      resolutions: of a stream, see `Stream`.
       rand_augment: of a stream, (changes, strength), see `RandAugment`; () = none.
-      threads: that decode images; 0 = one per core.
 
     Raises:
-      UsageError: unknown source, a key that the source needs is empty, or a value that is not
-        legal.
-      ValueError: a value that is not legal.
+      UsageError, ValueError: a value that is not legal, or a key missing that the source needs.
     """
 
     source: str
@@ -186,36 +171,32 @@ class Options:
     threads: int = 0
 
     def __post_init__(self):
-        if self.source not in SOURCES:
-            raise UsageError(
-                f"config.data.source must be one of {', '.join(SOURCES)}; got {shown(self.source)}"
-            )
-        if self.image_size < 1:
-            raise UsageError(f"data.image_size must be >= 1, got {self.image_size}")
-        if not 0 < self.eval_crop <= 1:
-            raise UsageError(f"data.eval_crop must be in (0, 1], got {self.eval_crop}")
-        if self.threads < 0:
-            raise UsageError(f"data.threads must be >= 0, got {self.threads}")
-        for key in ("resolutions", "rand_augment"):
-            if getattr(self, key) and not self.stream:
-                raise UsageError(f"data.{key} needs data.stream=True")
-        if self.rand_augment and len(self.rand_augment) != 2:
-            raise UsageError(
-                f"data.rand_augment must be (changes, strength), got {self.rand_augment}"
-            )
-        if self.stream:
+        source, stream, changes = self.source, self.stream, self.rand_augment
+        legal = {
+            f"source must be one of {', '.join(SOURCES)}; got {shown(source)}": source in SOURCES,
+            f"image_size must be >= 1, got {self.image_size}": self.image_size >= 1,
+            f"eval_crop must be in (0, 1], got {self.eval_crop}": 0 < self.eval_crop <= 1,
+            f"threads must be >= 0, got {self.threads}": self.threads >= 0,
+            "resolutions needs data.stream=True": stream or not self.resolutions,
+            "rand_augment needs data.stream=True": stream or not changes,
+            f"rand_augment must be (changes, strength), got {changes}": len(changes) in (0, 2),
+            f"splits is for data.source tfds only; data.source is {source}": (
+                source == "tfds" or not self.splits
+            ),
+            "stream needs image files, digits are in memory": not (source == "digits" and stream),
+            "source image_folder needs --config.data.path=...": (
+                source != "image_folder" or self.path
+            ),
+            "source tfds needs --config.data.dataset=... or data.path": (
+                source != "tfds" or self.dataset or self.path
+            ),
+        }
+        for rule, kept in legal.items():
+            if not kept:
+                raise UsageError(f"config.data.{rule}")
+        if stream:
             self.opened("", ())  # checks the rest
-        if self.splits and self.source != "tfds":
-            raise UsageError(
-                f"data.splits is for data.source tfds only; data.source is {self.source}"
-            )
         parse_parts(self.splits)
-        if self.source == "digits" and self.stream:
-            raise UsageError("data.stream needs image files, digits are in memory")
-        if self.source == "image_folder" and not self.path:
-            raise UsageError("data.source image_folder needs --config.data.path=...")
-        if self.source == "tfds" and not self.dataset and not self.path:
-            raise UsageError("data.source tfds needs --config.data.dataset=... or data.path")
 
     def opened(self, name: str, records: Any) -> Split | Stream:
         """A split of these records, in memory or as a stream; the name is for a progress bar."""
@@ -236,10 +217,9 @@ def load(source: str, *, class_names: Sequence[str] | None = None, **options: An
     """Opens a data set.
 
     Args:
-      source: see `Options`.
+      source, options: see `Options`.
       class_names: of a trained model, to measure it: the train split may then be missing, and a
         folder need not have every class. None: the data say which classes there are.
-      options: see `Options`.
 
     Raises:
       UsageError, ValueError: see `Options`.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from mrl_jax.data.text_files import read_rows
 from mrl_jax.errors import DataError, listed, shown
 
-LABELLED = ("text", "label")  # the default column names
+LABELLED = ("text", "label")
 
 
 class LabelledTexts(NamedTuple):
@@ -25,8 +25,8 @@ def _label(value: Any, where: str) -> str:
     return str(value)
 
 
-def read_labelled(path: str | pathlib.Path, text: str = "text", label: str = "label"):
-    """The rows of a file as `LabelledTexts`; `text` and `label` say how their columns are called.
+def read_labelled(path: str | pathlib.Path) -> LabelledTexts:
+    """The rows of a file.
 
     Raises:
       DataError: the file is damaged or empty, a column is missing, a text is not a string, or a
@@ -34,15 +34,15 @@ def read_labelled(path: str | pathlib.Path, text: str = "text", label: str = "la
     """
     found = LabelledTexts([], [])
     for row in read_rows(pathlib.Path(path)):
-        for column, values in ((text, found.texts), (label, found.labels)):
+        for column, values in zip(LABELLED, found, strict=True):
             if row.values.get(column) is None:
                 raise DataError(
                     f"{row.where}: column {column} is missing; found {listed(row.values)}"
                 )
             values.append(row.values[column])
-        if not isinstance(row.values[text], str):
-            raise DataError(f"{row.where}: {text} must be a text, got {shown(row.values[text])}")
-        found.labels[-1] = _label(found.labels[-1], f"{row.where}: {label}")
+        if not isinstance(text := row.values["text"], str):
+            raise DataError(f"{row.where}: text must be a text, got {shown(text)}")
+        found.labels[-1] = _label(found.labels[-1], f"{row.where}: label")
     if not found.texts:
         raise DataError(f"{path} has no rows")
     return found

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from mrl_jax.data.loader import put, train_rows
-from mrl_jax.data.text_files import Reading, find_files, first_columns, read_rows, sha256
+from mrl_jax.data.text_files import Reading, columns_besides, find_files, read_rows, sha256
 from mrl_jax.data.token_cache import Tokens, tokens_of, vocabulary_of
 from mrl_jax.errors import DataError, UsageError, shown
 from mrl_jax.models.text.tokenizer import Tokenizer
@@ -80,13 +80,12 @@ class Masking:
 
 @dataclasses.dataclass(frozen=True)
 class Sequences:
-    """One part of the data.
+    """One split.
 
     Attributes:
       tokens: of all documents, without special ones between them.
       length: T of a sequence, with the two special tokens around it.
-      around: these two, [CLS] and [SEP]. The second also stands behind every document.
-      masking: what is hidden.
+      around: these two, [CLS] and [SEP]. The second also stands after each document.
     """
 
     tokens: Tokens
@@ -96,7 +95,7 @@ class Sequences:
 
     @property
     def examples(self) -> int:
-        """How many sequences there are; what is left after the last of them is not used."""
+        """How many sequences there are; tokens after the last of them are not used."""
         return int(self._ends[-1]) // (self.length - 2) if len(self.tokens) else 0
 
     @functools.cached_property
@@ -140,13 +139,7 @@ class Sequences:
 
 @dataclasses.dataclass(frozen=True)
 class MaskedText:
-    """The data of a run.
-
-    Attributes:
-      name: what they are called in messages.
-      splits: "train", "val" and "test", those that there are. Training needs "train".
-      reading: what ids mean.
-    """
+    """The data of a run, called `name` in messages; `reading` says what ids mean."""
 
     name: str
     splits: dict[str, Sequences]
@@ -182,11 +175,7 @@ class MaskedText:
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
-    """The texts of files, read again in every pass.
-
-    Attributes:
-      files: rows need a column "text"; txt holds a document per line.
-    """
+    """The texts of files, from column "text" or one per line of a txt; read in every pass."""
 
     files: tuple[pathlib.Path, ...]
 
@@ -226,7 +215,7 @@ class Documents:
 def open_documents(
     path: str, files: Sequence[str] = (), *, train: bool = True
 ) -> tuple[str, dict[str, Documents]]:
-    """What the data are called in messages, and the documents of every split; reads nothing yet.
+    """What the data are called in messages, and the documents of each split; reads nothing yet.
 
     Arguments and errors are those of `text_files.find_files`.
     """
@@ -238,8 +227,7 @@ def open_documents(
 def unread_columns(documents: dict[str, Documents]) -> list[str]:
     """The columns other than the text, according to the first row of each file."""
     files = itertools.chain.from_iterable(of_split.files for of_split in documents.values())
-    columns = dict.fromkeys(column for file in files for column in first_columns(file))
-    return [column for column in columns if column != COLUMN]
+    return columns_besides((COLUMN,), files)
 
 
 def vocabulary(documents: Documents, vocab_size: int, cache: str = "") -> Tokenizer:
@@ -262,9 +250,9 @@ def tokenise(
     Args:
       name: what they are called in messages.
       documents: of each split.
-      tokenizer: puts one special token before a text and one behind it, and has one for hiding.
+      tokenizer: puts one special token before a text and one after it, and has one for hiding.
       length: T of a sequence.
-      rate: share of its tokens that are to be predicted.
+      rate: share of its tokens to be predicted.
       cache: folder of the token ids, see `token_cache`; "": they are in memory.
 
     Raises:

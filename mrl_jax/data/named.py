@@ -16,9 +16,8 @@ def pairs(
 
     Args:
       key: of the config, for messages.
-      entries: the strings.
-      names: the legal names.
-      form: what names and values are, for messages, such as "SPLIT=FILE".
+      names: the legal ones.
+      form: of the entries, for messages, such as "SPLIT=FILE".
       once: whether a name may occur only once.
 
     Raises:

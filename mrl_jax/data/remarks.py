@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from mrl_jax.data.images import format_of
 from mrl_jax.errors import DataError
 
-# Of the files with one ending, this many are opened to see whether they are images.
+# How many files with the same ending are opened to see whether they are images.
 _LOOKED_INTO = 20
 
 
@@ -75,7 +75,6 @@ def entries(folder: pathlib.Path | str, remarks: Remarks) -> Iterator[os.DirEntr
 
     Raises:
       DataError: a link is broken, for example because a disk is not mounted.
-      OSError: the folder cannot be listed.
     """
     with os.scandir(folder) as found:
         for entry in sorted(found, key=lambda entry: entry.name):
@@ -94,11 +93,7 @@ def entries(folder: pathlib.Path | str, remarks: Remarks) -> Iterator[os.DirEntr
 
 
 def left_in(folder: str, read: Iterable[pathlib.Path]) -> list[str]:
-    """Lines on the entries of a folder other than those that are read; [] for folder "".
-
-    Raises:
-      DataError: a link is broken, for example because a disk is not mounted.
-    """
+    """Lines on the entries of a folder that are not read, see `entries`; [] for folder ""."""
     remarks, known = Remarks(), set(read)
     with contextlib.suppress(PermissionError):  # a folder may be read without being listed
         for entry in entries(folder, remarks) if folder else ():

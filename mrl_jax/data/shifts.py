@@ -116,10 +116,10 @@ def open_shift(
     """Opens a test set whose class folders are training classes, see the module.
 
     Args:
-      name: what it is called; some names promise certain classes.
+      name: some names promise certain classes.
       folder: with the class folders.
       class_names: of training; labels index them.
-      options: how images are read, which should be as for the training data.
+      options: how images are read; as for the training data.
       remarks: collects what is not read.
 
     Raises:

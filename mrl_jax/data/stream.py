@@ -22,9 +22,9 @@ from mrl_jax.data.rand_augment import RandAugment
 from mrl_jax.errors import shown
 from mrl_jax.runtime import watchdog
 
-# Images that a thread prepares in one go: grain costs 0.25 ms per element, an image 1 to 10 ms.
+# Images that a thread prepares at a time: grain costs 0.25 ms per element, an image 1 to 10 ms.
 CHUNK = 16
-# How many training images a checkpoint remembers the content of: about half a second of decoding.
+# Training images whose content a checkpoint remembers: about half a second of decoding.
 PINNED = 256
 
 Batch = dict[str, jax.Array]
@@ -43,18 +43,9 @@ def resolution_at(step: int, resolutions: Resolutions) -> int:
 
 
 def check_resolutions(resolutions: Resolutions) -> None:
-    """Refuses a malformed schedule.
-
-    Raises:
-      ValueError: not (step, pixels) pairs, steps that do not increase, or pixels that are not
-        multiples of 32.
-    """
+    """Raises a ValueError for a schedule that is not increasing (step, multiple of 32) pairs."""
     for point in resolutions:
-        if (
-            not isinstance(point, tuple)
-            or len(point) != 2
-            or not all(type(number) is int for number in point)
-        ):
+        if not isinstance(point, tuple) or [type(number) for number in point] != [int, int]:
             raise ValueError(f"resolutions must be (step, pixels) pairs, got {shown(point)}")
         if point[1] < 32 or point[1] % 32:
             raise ValueError(f"resolutions must be multiples of 32 pixels, got {point[1]}")
@@ -116,8 +107,8 @@ class Stream:
       eval_crop: share of the short side that evaluation keeps, from the middle.
       random_crop: smallest share of the area of a training image that is used; 0 = its middle as
         in evaluation.
-      resolutions: (step, pixels) points of the sizes in training; () = `size` always.
-      rand_augment: what else happens to training images, after the crop; None = nothing.
+      resolutions: (step, pixels) points of the sizes in training, see `resolution_at`.
+      rand_augment: changes of training images after the crop.
       threads: that decode images; 0 = one per core.
     """
 
@@ -150,10 +141,8 @@ class Stream:
 
         That is the number, order and classes of the examples, and the content of some of them,
         spread evenly. The others are not opened and their sizes are not checked, so that an image
-        that training could not read may be repaired.
-
-        Raises:
-          DataError: one of the opened images cannot be read.
+        that training could not read may be repaired. A DataError names one of the opened images
+        that cannot be read.
         """
         digest.update(self.records.order().encode())
         rows = np.unique(np.linspace(0, self.examples - 1, PINNED).astype(int)).tolist()
@@ -226,8 +215,7 @@ class Stream:
 class StreamBatches:
     """Training batches of a stream: `batches(step)` -> dict of global device arrays.
 
-    Steps that follow one another are prepared ahead; any other step starts anew, and its batch is
-    the same.
+    Consecutive steps are prepared ahead; any other step starts anew, and its batch is the same.
     """
 
     def __init__(self, split: Stream, batch_size: int, seed: int, sharding: jax.sharding.Sharding):
@@ -259,7 +247,7 @@ class StreamBatches:
         size = self.image_size(step)
 
         def uniform(i, use, shape):
-            # The place in the stream of all examples, so that no mesh and no resume changes it.
+            # By the place in the stream of all examples: no mesh and no resume changes it.
             place = step * self._batch_size + int(positions[i])
             philox = np.random.Philox(key=self._seed, counter=[0, 0, use, place])
             return np.random.Generator(philox).random(shape)

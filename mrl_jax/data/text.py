@@ -23,14 +23,14 @@ _LARGEST_SCORE = float(np.finfo(np.float32).max)  # what is larger would be kept
 
 @dataclasses.dataclass(frozen=True)
 class TextSplit:
-    """One part of the data. Every different text is kept once, and referred to by its number.
+    """One split. Each different text is kept once, and referred to by its number.
 
     Attributes:
-      texts: all different texts, T.
+      texts: the T different texts.
       sides: "anchor", "positive", "negative_0", ... [N] int32, numbers of texts; {} of groups.
       members: of groups, the numbers of their texts, one group after another.
       starts: [N + 1] int64, where each group starts in `members`.
-      score_n: [N] float32, how alike the two are, in any unit; None where it is not known.
+      score_n: [N] float32, how alike the two are, in any unit; None if unknown.
       same_t: [T] int32, equal for texts that are never told apart: a text and itself, all texts of
         a group, and all of groups that share a text.
       repeated: rows that are the same as an earlier one.
@@ -92,13 +92,7 @@ class TextSplit:
 
 @dataclasses.dataclass(frozen=True)
 class TextData:
-    """All splits.
-
-    Attributes:
-      name: what they are called in messages.
-      splits: "train", "val" and "test", those that there are. Training needs "train".
-      dropped: rows that were left out on request.
-    """
+    """All splits, called `name` in messages; `dropped` rows were left out on request."""
 
     name: str
     splits: dict[str, TextSplit]
@@ -135,17 +129,15 @@ def load(
     cache: str = "",
     train: bool = True,
 ) -> TextData:
-    """Reads and checks a data set; see `text_files` for the files and the arguments.
+    """Reads and checks a data set.
 
     Args:
-      path: see `text_files`, as the next three.
-      files: "SPLIT=FILE" strings.
+      path, files, train: see `text_files.find_files`.
       columns: "ROLE=COLUMN" strings.
-      drop: conditions.
+      drop: conditions of `text_files.Filter`.
       cache: folder that the train split is kept in, and mapped into memory from; "" = in memory.
         Batches then take 4 bytes of memory per text, and 8 per row for the order of an epoch, of
         which up to four are kept.
-      train: whether training texts are needed. If not, files of that split may be missing.
 
     Raises:
       UsageError: arguments that contradict each other, or of the wrong form.
@@ -170,7 +162,7 @@ def _stored_split(
     drop: Sequence[str],
     cache: str,
 ) -> TextSplit:
-    """A split from the cache or into it; `keep` also counts what was dropped when it was made."""
+    """A split from the cache or into it; `keep` counts what was dropped when it was made."""
     follows = {"columns": columns.follows(), "drop": list(drop)}
 
     def facts():
@@ -190,8 +182,7 @@ def _stored_split(
         return {**follows, "files": reading.digests}, {**values, "kept": kept.counts()}
 
     found = stored(cache, "texts", facts, write)
-    kept.restore(found.values["kept"])
-    keep.add(kept)
+    keep.add(found.values["kept"])
     return _split(found)
 
 

@@ -24,9 +24,7 @@ class TrainTexts:
     """The train split with what turns it into batches.
 
     Attributes:
-      split: texts.
       tokens: gives, for a side, the token ids of all texts, at most `longest` of each.
-      longest: tokens of a text.
       score_max: scores are divided by it.
       teacher: gives, for a side, the teacher's embeddings of all texts [texts, any]; None without
         a teacher.

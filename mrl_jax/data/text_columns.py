@@ -67,7 +67,7 @@ class Columns:
     """The names of the columns.
 
     Attributes:
-      given: names by role; roles that are not given have the names in `NAMES`.
+      given: names by role; the other roles have the names in `NAMES`.
       dropped: columns that only say which rows are left out.
       required: whether rows must have the given columns. If not, a row that has none of them is
         read by `NAMES` alone.

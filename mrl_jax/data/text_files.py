@@ -8,7 +8,7 @@ import io
 import os
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 from mrl_jax import extras
@@ -23,8 +23,7 @@ VALIDATION = ("dev", "validation", "valid")  # other names of the val split
 FALSE = ("", "0", "false", "False")
 _BUFFER = 1 << 20  # bytes that are read at a time
 _ROWS = 1 << 7  # rows of Parquet that are unpacked at a time; equal ones are stored once
-# Limits for files that unpack to far more than their own size: bytes of a line, and blank lines in
-# a row.
+# For files that unpack to far more than their size: bytes of a line, consecutive blank lines.
 MOST_BYTES, MOST_BLANK = 1 << 26, 10**6
 
 
@@ -59,11 +58,8 @@ class _Told(io.RawIOBase):
 class Reading:
     """What is learned about files while their rows are read.
 
-    Args:
-      progress: called with the number of bytes whenever some are read.
-
-    Attributes:
-      digests: sha256 of each file that was read to its end, in their order.
+    `progress` is called with the number of bytes whenever some are read; `digests` has the sha256
+    of each file that was read to its end, in order.
     """
 
     def __init__(self, progress: Callable[[int], Any] = lambda count: None):
@@ -89,11 +85,7 @@ def read_rows(path: pathlib.Path, reading: Reading | None = None) -> Iterator[Ro
 
     jsonl holds one object per line; tsv a line of column names and then lines of as many fields,
     without quotes; txt a text per line, column "text". All are UTF-8, with a byte order mark or
-    without, and may be gzipped.
-
-    Args:
-      path: of the file.
-      reading: collects what is learned about the file.
+    without, and may be gzipped. `reading` collects what is learned about the file.
 
     Raises:
       UsageError: another kind of file, or Parquet without pyarrow.
@@ -136,6 +128,12 @@ def first_columns(path: pathlib.Path) -> list[str]:
     """
     with contextlib.closing(read_rows(path)) as rows:
         return list(next(rows, Row("", {})).values)
+
+
+def columns_besides(read: Collection[str], files: Iterable[pathlib.Path]) -> list[str]:
+    """The columns in the first rows of files other than those that are read."""
+    columns = dict.fromkeys(column for file in files for column in first_columns(file))
+    return [column for column in columns if column not in read]
 
 
 def _lines(path: pathlib.Path, file: BinaryIO) -> Iterator[tuple[str, str]]:
@@ -262,9 +260,7 @@ def find_files(
 class Filter:
     """Leaves rows out: by "flag" those where it is true, by "split=dev" those where it is dev.
 
-    Attributes:
-      dropped: how many rows were left out.
-      seen: columns of the conditions that some row had.
+    `dropped` counts the rows left out; `seen` has the columns of the conditions that a row had.
     """
 
     def __init__(self, conditions: Sequence[str]):
@@ -288,21 +284,13 @@ class Filter:
         """The counts as JSON."""
         return {"dropped": self.dropped, "seen": sorted(self.seen)}
 
-    def restore(self, counts: dict[str, Any]) -> None:
-        """Takes the counts that another filter made of the same rows."""
-        self.dropped, self.seen = counts["dropped"], set(counts["seen"])
-
-    def add(self, other: "Filter") -> None:
+    def add(self, counts: dict[str, Any]) -> None:
         """Adds the counts that another filter made of other rows."""
-        self.dropped += other.dropped
-        self.seen |= other.seen
+        self.dropped += counts["dropped"]
+        self.seen |= set(counts["seen"])
 
     def check(self) -> None:
-        """Refuses conditions on columns that no row had.
-
-        Raises:
-          UsageError: names the first.
-        """
+        """Raises a UsageError that names the first condition on a column that no row had."""
         for column, _, _ in self._conditions:
             if column not in self.seen:
                 raise UsageError(f"data.drop: no row has a column {shown(column)}")

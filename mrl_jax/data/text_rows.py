@@ -7,7 +7,7 @@ import numpy as np
 from mrl_jax.data.array_cache import Parts
 from mrl_jax.errors import DataError
 
-# So many texts, or fewer of so many bytes, are put into arrays at a time. Few, as they may be long.
+# Texts put into arrays at a time, or fewer of so many bytes. Few, as they may be long.
 _PART, _PART_BYTES = 1 << 10, 1 << 22
 
 
@@ -17,9 +17,7 @@ class TextRows:
     Texts are told apart by digests of 128 bits: of 10^9 texts, two share one with a probability
     of 10^-21. Numbering takes about 60 bytes of memory for every text of every row.
 
-    Args:
-      parts: where the arrays go.
-      ordered: whether rows of the same texts in another order differ.
+    The arrays go to `parts`; with `ordered`, rows of the same texts in another order differ.
     """
 
     def __init__(self, parts: Parts, *, ordered: bool):
@@ -55,10 +53,9 @@ class TextRows:
         append("row_sizes", np.array(self._row_sizes, np.int64))
         if self._scores:
             append("score", np.array(self._scores, np.float32))
-        for part in (
-            *(self._texts, self._digests, self._row_digests, self._row_sizes, self._scores),
-        ):
-            part.clear()
+        lists = (self._texts, self._digests, self._row_digests, self._row_sizes, self._scores)
+        for values in lists:
+            values.clear()
         self._bytes = 0
 
     def finish(self, sides: list[str]) -> int:
@@ -111,11 +108,7 @@ class TextRows:
 
 
 def _numbered(digest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of different digests by first appearance [M] int32, and where those are [M] bool.
-
-    Args:
-      digest: [2 M] uint64, two for each of M things.
-    """
+    """M digests [2 M] uint64 numbered by first appearance, [M] int32; and which are first, [M]."""
     digest_m2 = digest.reshape(-1, 2)
     order = np.lexsort(digest_m2.T)  # stable: the first of equals comes first
     ordered_m2 = digest_m2[order]

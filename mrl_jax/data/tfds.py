@@ -29,7 +29,6 @@ class TfdsRecords:
 
     Attributes:
       source: random-access data source that leaves images encoded.
-      classes: number of classes.
       name: of the data set, for messages.
       part: which of its examples these are, as TFDS writes it.
       identity: name, version, shards and bytes, for the fingerprint.
@@ -76,8 +75,8 @@ def open_builder(name: str, path: str) -> Any:
     """The TFDS builder of a prepared data set.
 
     Args:
-      name: as "mnist" or "cifar10:3.0.2"; "" if `path` is the data set's own folder, that with
-        dataset_info.json in it.
+      name: such as "mnist" or "cifar10:3.0.2"; "" if `path` is the data set's own folder, which
+        has a dataset_info.json.
       path: folder of data sets, "" for TFDS's default.
 
     Raises:

@@ -15,9 +15,9 @@ from mrl_jax.models.text.tokenizer import Tokenizer
 with extras.needed("text", "tokenising text"):
     import tokenizers
 
-# Tokenised at a time: so many texts, or fewer of so many letters in all.
+# Texts tokenised at a time, or fewer with so many letters in all.
 PART, PART_LETTERS = 1 << 14, 1 << 21
-# Embedded at a time: a multiple of what an encoder sorts together, so that it makes no difference.
+# Texts embedded at a time: a multiple of what an encoder sorts together, which changes nothing.
 PART_VECTORS = 1 << 16
 
 
@@ -69,14 +69,13 @@ def tokens_of(
 
     Args:
       texts: read once and in order; not at all if the cache has their tokens.
-      tokenizer: text to ids.
       max_length: tokens that a text is cut to.
       cache: folder of `array_cache.stored`; "": the tokens are in memory.
       source: identifies the texts in the cache.
       total: how many texts there are, for the bar.
 
     Raises:
-      UsageError: no room for a token between the marks.
+      UsageError: there is no room for a token between the marks.
       DataError: the folder cannot be written; and what reading the texts raises.
     """
     facts = {
@@ -122,13 +121,10 @@ def vocabulary_of(
 ) -> Tokenizer:
     """A tokenizer made from texts by `Tokenizer.train`, from the cache or into it.
 
-    Args:
-      texts, vocab_size, marks: as there.
-      cache: folder of `array_cache.stored`; "": nothing is kept.
-      source: identifies the texts in the cache.
+    `cache` and `source` as of `tokens_of`.
 
     Raises:
-      UsageError: a vocabulary without room for more than special tokens.
+      UsageError: the vocabulary has no room for more than special tokens.
       DataError: the folder cannot be written.
     """
     facts = {"source": source, "tokenizers": tokenizers.__version__, "vocab_size": vocab_size}
@@ -147,13 +143,9 @@ def vectors_of(
     cache: str = "",
     source: str = "",
 ) -> np.ndarray:
-    """The embeddings [N, any] float32 of texts, from the cache or into it.
+    """The embeddings [N, any] float32 of N >= 1 texts, from the cache or into it.
 
-    Args:
-      texts: at least one.
-      embed: texts -> embeddings; called once for every text.
-      cache: folder of `array_cache.stored`; "": the embeddings are in memory.
-      source: identifies the texts and `embed` in the cache.
+    `cache` as of `tokens_of`; `source` identifies the texts and `embed` in it.
 
     Raises:
       DataError: the folder cannot be written.

@@ -11,11 +11,8 @@ from mrl_jax.errors import DataError
 def open_tree(root: pathlib.Path, remarks: Remarks | None = None) -> FolderRecords:
     """The image files in a folder and in the folders in it, in the order of their names.
 
-    Names are paths below the root, labels are 0. No image is opened.
-
-    Args:
-      root: the folder.
-      remarks: collects what is not read.
+    Names are paths below the root, labels are 0. No image is opened; `remarks` collects what is not
+    read.
 
     Raises:
       DataError: there is no image, an image is of a format that is not read or is not named like

@@ -35,8 +35,8 @@ class VectorSplit:
     """Vectors and, where there are any, what answers them.
 
     Attributes:
-      sides: "vector" and perhaps "positive", as many rows of as many dims each.
-      digest_n: of every side a number [N] uint64 per row, equal where rows are.
+      sides: "vector" and perhaps "positive", equally many rows of equally many dims.
+      digest_n: for each side a number [N] uint64 per row, equal where rows are.
     """
 
     sides: dict[str, Vectors]
@@ -54,7 +54,7 @@ class VectorSplit:
 
     @functools.cached_property
     def ids(self) -> dict[str, np.ndarray]:
-        """Of every side [N] int32, equal for equal rows, on either side."""
+        """For each side [N] int32, equal for equal rows, on either side."""
         _, number = np.unique(np.concatenate(list(self.digest_n.values())), return_inverse=True)
         parts = np.split(number.astype(np.int32), len(self.sides))
         return dict(zip(self.sides, parts, strict=True))
@@ -76,12 +76,7 @@ class VectorSplit:
 
 @dataclasses.dataclass(frozen=True)
 class VectorData:
-    """All splits of a run.
-
-    Attributes:
-      name: what it is called in messages.
-      splits: "train", "val" and "test", those that there are. Training needs "train".
-    """
+    """All splits of a run, called `name` in messages."""
 
     name: str
     splits: dict[str, VectorSplit]

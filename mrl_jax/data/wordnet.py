@@ -46,15 +46,19 @@ def lowest_above(
         yield from ((name, synset) for synset in sorted(lowest))
 
 
-def _parents(path: pathlib.Path) -> dict[str, tuple[str, ...]]:
-    """The ids right above every id."""
+def read_text(path: pathlib.Path, encoding: str) -> str:
+    """The content of a file; a DataError if it cannot be read."""
     inputs.check_file(path)
     try:
-        lines = path.read_text("latin-1").splitlines()
+        return path.read_text(encoding)
     except OSError as error:
         raise DataError(f"cannot read hierarchy {path}: {error.strerror}") from error
+
+
+def _parents(path: pathlib.Path) -> dict[str, tuple[str, ...]]:
+    """The ids right above every id."""
     parents = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path, "latin-1").splitlines(), 1):
         if not line.strip() or line.startswith("  "):
             continue  # data.noun begins with its licence, indented
         fields = line.partition("|")[0].split()

@@ -46,12 +46,12 @@ MEASURES: dict[str, Measure] = {
 
 
 def chosen(names: tuple[str, ...]) -> dict[str, Measure]:
-    """The measures of these names, in the order of `MEASURES`; "all" is all of that table.
+    """The measures of these names, in the order of `MEASURES`; "all" is that whole table.
 
-    An import path, "my_lab.measures:name", is a function from elsewhere, which comes after them.
+    An import path, "my_lab.measures:name", names a function from elsewhere, which comes after them.
 
     Raises:
-      ValueError: a name that is none, no function at an import path, or no name.
+      ValueError: an unknown name, no function at an import path, or no name at all.
     """
     if not names:
         raise ValueError(f"at least one of {', '.join(MEASURES)} or all must be measured")

@@ -1,5 +1,7 @@
-"""What the granularities of one head say of the same example: where they differ, and what that
-could gain (arXiv 2205.13147, section 5 and appendix J)."""
+"""Where the granularities of one head differ on the same example, and what that could gain.
+
+See arXiv 2205.13147, section 5 and appendix J.
+"""
 
 import numpy as np
 
@@ -7,20 +9,18 @@ from mrl_jax.evaluators.subject import Subject
 from mrl_jax.record.finding import Finding
 from mrl_jax.record.results import Series
 
-# A class's accuracy rises or falls where it moves by more than this share of its examples: one of
+# A class's accuracy rises or falls where it moves by more than this share of its examples: 1 of
 # the 50 per class of ImageNet's validation split is not enough.
 TOLERANCE = 0.02
 
 
 def oracle(dims: tuple[int, ...], right_gn: np.ndarray) -> dict:
-    """What the best choice of a granularity for every example would give.
+    """What the best choice of a granularity for each example would give.
 
-    Returns:
-      "accuracy": the share that some granularity gets right; "never_right", the others;
-      "first_right" [G], how many are right at each dim and at none before it. "expected_dim" is
-      the mean of that dim, examples that are never right charged the "smallest" or the "largest":
-      the first is what a perfect router pays, the second what a cascade that goes on until it is
-      right does.
+    "accuracy" is the share that some granularity gets right, "never_right" the others;
+    "first_right" [G] how many are right at each dim and at none before it. "expected_dim" is the
+    mean of that dim, where examples that are never right cost the "smallest" dim, as with a perfect
+    router, or the "largest", as in a cascade that goes on until it is right.
     """
     n = right_gn.shape[1]
     ever_n = right_gn.any(0)
@@ -61,22 +61,19 @@ def pairs(predicted_gn: np.ndarray, right_gn: np.ndarray) -> dict[str, list]:
 
 
 def vote(predicted_gn: np.ndarray) -> np.ndarray:
-    """The class that most granularities say, [N]; among equals, what the largest of them says."""
+    """The class that most granularities say, [N]; of equals, that of the largest granularity."""
     votes_gn = np.stack([(predicted_gn == row_n).sum(0) for row_n in predicted_gn])
     chosen_n = len(predicted_gn) - 1 - votes_gn[::-1].argmax(0)
     return predicted_gn[chosen_n, np.arange(predicted_gn.shape[1])]
 
 
 def trends(hits_cg: np.ndarray, count_c: np.ndarray) -> dict[str, int]:
-    """How many classes get better with dims, by the turns their accuracy takes.
+    """How many classes get better with more dims, by the turns that their accuracy takes.
 
     A turn is a move by more than `TOLERANCE` away from the highest or lowest point since the last
     turn. "rises": up only; "rises_then_dips": up, then down; "dips_then_rises": down, then up;
     "no_trend": all others, also those that stay or only fall; "no_examples": classes without any.
-
-    Args:
-      hits_cg: right examples of each class at each granularity.
-      count_c: examples of each class.
+    `hits_cg` are the right examples of each class at each granularity, `count_c` all its examples.
     """
     allowed_c = TOLERANCE * count_c
     low_c = high_c = hits_cg[:, 0]

@@ -50,7 +50,7 @@ def chosen_examples(right_gn: np.ndarray, seed: int) -> list[tuple[str, int]]:
 def _images(split: Split | Stream, rows: Sequence[int]) -> np.ndarray:
     if isinstance(split, Split):
         return split.image[list(rows)]
-    # Opened by themselves: on the way there through batches all of the split would be decoded.
+    # Opened one by one: batches would decode the whole split on the way there.
     records = [split.records[row] for row in rows]
     return np.stack([centre_square(r.data, r.where, split.size, split.eval_crop) for r in records])
 
@@ -68,15 +68,10 @@ def _picture(class_names, dims, image_bhwc, map_gbhw, images) -> bytes:
         given = zip(map_ghw, said, image["confidence"], image["right"], strict=True)
         return [contact_sheet.Panel(*panel) for panel in given]
 
-    rows = [
-        contact_sheet.Row(
-            image["kind"],
-            image_bhwc[i],
-            class_names[image["class"]],
-            panels(image, map_gbhw[:, i]),
-        )
-        for i, image in enumerate(images)
-    ]
+    rows = []
+    for i, image in enumerate(images):
+        label, shown = class_names[image["class"]], panels(image, map_gbhw[:, i])
+        rows.append(contact_sheet.Row(image["kind"], image_bhwc[i], label, shown))
     note = "Grad-CAM of the class that is said (with its probability): bright is what speaks for it"
     return contact_sheet.draw(["image", *(f"{m} dims" for m in dims)], rows, note)
 
@@ -84,9 +79,9 @@ def _picture(class_names, dims, image_bhwc, map_gbhw, images) -> bytes:
 def measure(subject: Subject, split: str) -> Finding:
     """What the predicted class of a few images rests on, prefix by prefix; no results, two files.
 
-    The picture of kind "attribution" shows them. The file of that kind says of each image whether
-    its maps are focused (`top_share`, per dim) and whether they stay in place
-    (`neighbour_correlation`, per pair of neighbouring dims); null where that is not defined.
+    The picture of kind "attribution" shows it. The file of that kind says of each image whether its
+    maps are focused (`top_share`, per dim) and whether they stay in place (`neighbour_correlation`,
+    per pair of neighbouring dims); null where that is not defined.
 
     Raises:
       Unmeasurable: the backbone has no feature map.
@@ -123,8 +118,7 @@ def measure(subject: Subject, split: str) -> Finding:
         for i, (kind, row) in enumerate(examples)
     ]
     content = {"dims": dims, "top": TOP_SHARE, "images": images}
-    names = subject.dataset.class_names
-    found = Finding()
+    found, names = Finding(), subject.dataset.class_names
     found.add_file("attribution", split, content)
     picture = _picture(names, dims, arrays["image"], map_gbhw, images)
     found.add_picture("attribution", split, picture)

@@ -20,15 +20,15 @@ def _sums(bin_gn: np.ndarray, weight_gn: np.ndarray) -> np.ndarray:
 
 
 def reliability(predictions: Predictions, seed: int) -> dict[str, list]:
-    """How confident and how often right the head is, in bins of its confidence.
+    """How confident and how often right the head is, in 15 equal bins of its confidence.
 
-    The bins are 15 of equal width, closed above. The expected calibration error is the mean over
-    examples of |accuracy - confidence| of their bin (Guo et al., arXiv 1706.04599, eq. 3).
+    The expected calibration error is the mean over examples of |accuracy - confidence| of their
+    bin (Guo et al., arXiv 1706.04599, eq. 3).
 
     Returns:
-      "edges" of the bins [16]; for each granularity "ece" and its standard error "stderr" by 200
-      bootstrap resamples of the examples [G]; "counts", mean "accuracy" and mean "confidence" of
-      each bin [G, 15], None where it is empty.
+      "edges" of the bins [16], which are closed above; for each granularity "ece" and its standard
+      error "stderr" by 200 bootstrap resamples of the examples [G]; "counts", mean "accuracy" and
+      mean "confidence" of each bin [G, 15], None where it is empty.
     """
     confidence_gn = np.asarray(predictions.confidence_gn, np.float64)
     right_gn = predictions.rank_gn <= 1
@@ -83,6 +83,5 @@ def measure(subject: Subject, split: str) -> Finding:
     found = Finding()
     for dim, ece, stderr in zip(predictions.dims, table["ece"], table["stderr"], strict=True):
         found.results.append(Series(split=split, metric="ece").result(dim, ece, stderr, n))
-    content = {"n": n, "dims": list(predictions.dims), **table}
-    found.add_file("calibration", split, content)
+    found.add_file("calibration", split, {"n": n, "dims": list(predictions.dims), **table})
     return found

@@ -20,19 +20,17 @@ def _judged(subject: Subject, split: str, dims: tuple[int, ...]) -> Judged:
 
 
 def _beside(splits: Collection[str], split: str) -> bool:
-    """Whether the policies that are measured on a split are fitted on another one."""
+    """Whether policies measured on a split are fitted on another one."""
     return split == "test" and "val" in splits
 
 
 def check(sizes: Mapping[str, int], split: str) -> None:
-    """Refuses a split that is too small to be divided into a part to fit and a part to test on.
+    """Refuses a split of a single example that would have to be divided to fit and to test.
 
-    Args:
-      sizes: number of examples by split.
-      split: to measure.
+    `sizes` are the numbers of examples by split.
 
     Raises:
-      Unmeasurable: it has a single example and would have to be divided.
+      Unmeasurable: the split cannot be divided.
     """
     if sizes[split] < 2 and not _beside(sizes, split) and not (split == "val" and "test" in sizes):
         raise Unmeasurable(f"needs at least 2 examples to fit and test on, got {sizes[split]}")
@@ -46,10 +44,8 @@ def measure(subject: Subject, split: str) -> Finding:
     measured on "val" if there is a "test", or if only one measured dim was trained.
 
     The file of kind "cascade" has the content of `cascade.study.study`, and what was fitted on;
-    That of kind "cascade_policy" is the recommended policy, as `Policy.load` reads it.
-
-    Raises:
-      Unmeasurable: a single example cannot be divided.
+    that of kind "cascade_policy" is the recommended policy, as `Policy.load` reads it. Raises as
+    `check`.
     """
     splits = subject.dataset.splits
     dims = tuple(m for m in subject.classifiable if m in subject.task.nesting.dims)
@@ -73,13 +69,8 @@ def measure(subject: Subject, split: str) -> Finding:
         shared=subject.task.head.kind != "separate",
         seed=subject.seed,
     )
-    content = {
-        "n": n,
-        "fitted_on": fitted_on,
-        "mirrored": False,
-        **content,
-    }
     found = Finding()
-    found.add_file("cascade", split, content)
+    about = {"n": n, "fitted_on": fitted_on, "mirrored": False}
+    found.add_file("cascade", split, about | content)
     found.add_file("cascade_policy", split, policy.to_dict())
     return found

@@ -18,7 +18,7 @@ _MAX_COSINES = 2**20
 
 
 def rows_of_classes(label_n: np.ndarray) -> dict[int, np.ndarray]:
-    """Which examples every class has, classes and examples in ascending order."""
+    """The examples of each class, classes and examples in ascending order."""
     order_n = np.argsort(label_n, kind="stable")
     classes, starts = np.unique(label_n[order_n], return_index=True)
     return dict(zip(classes.tolist(), np.split(order_n, starts[1:]), strict=True))
@@ -27,19 +27,16 @@ def rows_of_classes(label_n: np.ndarray) -> dict[int, np.ndarray]:
 def nearest_is_own(
     query_nd: np.ndarray, own_n: np.ndarray, mean_cd: np.ndarray, dims: Sequence[int]
 ) -> np.ndarray:
-    """Whether a query's nearest mean is the one of its class, at every prefix.
+    """Whether a query's nearest mean is that of its class, at every prefix: [G, N] bool.
 
     All prefixes come from one pass over the dims, by running sums of block products. Another mean
     that is equally near within rounding makes the answer no, and so does NaN.
 
     Args:
-      query_nd: [N, D] embeddings.
-      own_n: [N] rows of `mean_cd`, of each query's class.
-      mean_cd: [C, D] class means; of no importance is their length.
-      dims: G increasing prefix lengths, the last at most D.
-
-    Returns:
-      [G, N] bool.
+      query_nd: embeddings.
+      own_n: the row of `mean_cd` of each query's class.
+      mean_cd: class means, of any length.
+      dims: G increasing prefixes.
     """
     blocks = tuple(zip((0, *dims[:-1]), dims, strict=True))
     mean_cd = mean_cd.astype(np.float32)

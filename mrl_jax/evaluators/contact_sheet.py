@@ -22,7 +22,7 @@ HEAT, HEAT_ALPHA = "inferno", 0.7
 PAPER, INK, RIGHT, WRONG = "#ffffff", "#24292f", "#00805b", "#c94f00"
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # of red, green and blue (ITU-R BT.601)
 FONT = 7.5  # points
-NAME_CHARACTERS = 16  # of a class name that are written; more are left out
+NAME_CHARACTERS = 16  # of a class name that are written
 
 
 class Panel(NamedTuple):
@@ -63,8 +63,7 @@ def _draw_image(axes: Axes, image_hwc: np.ndarray, map_hw: np.ndarray | None) ->
 def draw(columns: Sequence[str], rows: Sequence[Row], note: str) -> bytes:
     """The PNG: each row's image and its panels, under the columns' names (the image's first).
 
-    What is right is written in green with a tick, what is wrong in orange with a cross. Same input,
-    same bytes.
+    Right answers are green with a tick, wrong ones orange with a cross. Same input, same bytes.
     """
     height, width = rows[0].image_hwc.shape[:2]
     tall, wide = CELL * height / max(height, width), CELL * width / max(height, width)

@@ -35,7 +35,7 @@ class Setting(NamedTuple):
 
 
 def settings(smallest: int, classes: int) -> list[Setting]:
-    """What can be measured where the smallest of so many classes has so many examples."""
+    """What can be measured where the smallest class has `smallest` examples."""
     ways = min(WAYS, classes)
     shapes = [(functools.partial(metrics.NCM, ways), ways, EPISODES)]
     if classes > WAYS:
@@ -55,11 +55,7 @@ def settings(smallest: int, classes: int) -> list[Setting]:
 
 
 def check(label_n: np.ndarray) -> None:
-    """Refuses labels with fewer than two classes that have both a support and a query example.
-
-    Raises:
-      Unmeasurable: there are fewer than two such classes.
-    """
+    """Raises Unmeasurable unless two classes have both a support and a query example."""
     classes = len(_shared(label_n))
     if classes < 2:
         raise Unmeasurable(f"needs at least 2 classes with 2 examples each, got {classes}")
@@ -73,7 +69,7 @@ def _shared(label_n: np.ndarray) -> list[np.ndarray]:
 def draw(rows: list[np.ndarray], setting: Setting) -> np.ndarray:
     """Examples of episodes, [E, ways, shots + queries]: support first, all of them different.
 
-    `rows` are the examples of every class. Depends on them and the setting alone.
+    Depends on the setting and on `rows`, the examples of each class, alone.
     """
     rng = np.random.default_rng((SEED, setting.ways, setting.shots))
     size = setting.shots + setting.queries
@@ -109,15 +105,13 @@ def measure(subject: Subject, split: str) -> Finding:
     others are classified; all are of `split`, as in the paper, which takes both from ImageNetV2.
     ncm_allway_5shot: all classes at once; left out where there are no more than 10, as it would be
     the same. With C < 10 classes it is ncm_{C}way_5shot. The spaces "pca" and "random" are
-    untrained rivals. Classes with a single example take no part. k shots are left out if
-    the smallest of the other classes has no more than k examples, so that all are about the same
+    untrained rivals. Classes with a single example take no part. k shots are left out if the
+    smallest of the other classes has no more than k examples, so that all are about the same
     classes; `Finding.skipped` names what was left out.
 
     The file of kind "few_shot" holds the accuracy of every episode by metric and dim, and in
-    "draws" a digest of the episodes: where two runs' are equal, they are compared in pairs.
-
-    Raises:
-      Unmeasurable: fewer than two classes have two examples.
+    "draws" a digest of the episodes: where two runs' are equal, they are compared in pairs. Raises
+    as `check`.
     """
     found = Finding()
     z_nd, label_n = subject.embedded(split)

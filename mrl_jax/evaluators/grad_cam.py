@@ -21,9 +21,9 @@ def grad_cam(task: Classifier, mesh: Mesh, dims: tuple[int, ...]) -> Callable:
     """The compiled function (params, model_state, batch) -> maps [G, B, H, W] in [0, 1].
 
     The gradient of a class's logit at each of the G `dims`, averaged over the last feature map,
-    weighs its channels (equation 1); what of their weighted sum is positive (equation 2) is
-    brought to the size of the image and divided by its largest value. A map without anything
-    positive is all zeros.
+    weights its channels (equation 1); the positive part of their weighted sum (equation 2) is
+    brought to the size of the image and divided by its largest value. A map without a positive
+    part is all zeros.
 
     A batch holds `image` [B, H, W, C] and `class_bg` [B, G], the class of each map. The function
     gives None where the backbone has no feature map or one of a single pixel.
@@ -39,7 +39,7 @@ def grad_cam(task: Classifier, mesh: Mesh, dims: tuple[int, ...]) -> Callable:
             z_bd, _ = with_features(embed, features_bhwk)
             logits_gbc = task.logits(params, z_bd, dims)
             class_gb1 = batch["class_bg"].T[..., None]
-            # Images do not look at each other: the gradient of the sum is that of each one's.
+            # Images do not affect one another: the gradient of the sum is that of each.
             return jnp.take_along_axis(logits_gbc, class_gb1, 2).sum((1, 2))
 
         weight_gbk = jax.jacrev(judged_g)(features_bhwk).mean((2, 3), dtype=jnp.float32)
@@ -72,5 +72,5 @@ def neighbour_correlation(map_ghw: np.ndarray) -> np.ndarray:
     value_gp -= value_gp.mean(1, keepdims=True)
     norm_g = np.linalg.norm(value_gp, axis=1)
     product_g, norm_g = (value_gp[:-1] * value_gp[1:]).sum(1), norm_g[:-1] * norm_g[1:]
-    # The norm of a flat map is what rounding left of it.
+    # The norm of a flat map is nothing but rounding.
     return np.where(norm_g > 1e-9, product_g / np.maximum(norm_g, 1e-9), np.nan)

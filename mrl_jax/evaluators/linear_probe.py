@@ -15,9 +15,9 @@ from mrl_jax.evaluators.subject import Embedded, Subject
 from mrl_jax.record.finding import Finding
 from mrl_jax.record.results import Series
 
-# The penalty on the squared weights, over the mean variance of a dim times N. The same for every
-# prefix and space. Small beside what prefixes differ by; without any, a probe on about as many
-# dims as there are examples fits noise (78 % instead of 98 % at 1000 of each).
+# The penalty on the squared weights, over the mean variance of a dim times N, for every prefix and
+# space. Small beside the differences of prefixes; without it, a probe on about as many dims as
+# there are examples fits noise (78 % instead of 98 % at 1000 of each).
 RIDGE = 1e-3
 
 
@@ -45,7 +45,7 @@ def fit(found: Moments, space: Space) -> Probe:
     basis_de = space.basis_de
     gram_ee = basis_de.T @ found.scatter_dd @ basis_de
     variance = np.trace(found.scatter_dd) / len(found.mean_d)
-    # Embeddings that are all the same have no scatter; then any ridge gives zero weights.
+    # Embeddings that are all the same have no scatter: any ridge gives zero weights.
     gram_ee += np.eye(space.width) * (RIDGE * variance or 1.0)
     factor_ee = np.linalg.cholesky(gram_ee)
     whitening_de = scipy.linalg.solve_triangular(factor_ee, basis_de.T, lower=True).T

@@ -26,11 +26,10 @@ class Stream(NamedTuple):
 
 
 def check(train_label_n: np.ndarray, label_n: np.ndarray) -> list[np.ndarray]:
-    """The training examples of every class that has an example in both splits.
+    """The training examples of each class that has an example in both splits.
 
     Raises:
-      Unmeasurable: there are fewer than 4 such classes, or a median one has fewer than 2 training
-        examples.
+      Unmeasurable: there are fewer than 4 such classes, or their median size is below 2.
     """
     rows_of = rows_of_classes(train_label_n)
     rows = [rows_of[c] for c in np.intersect1d(train_label_n, label_n).tolist()]
@@ -43,13 +42,13 @@ def check(train_label_n: np.ndarray, label_n: np.ndarray) -> list[np.ndarray]:
 
 
 def draw(rows: list[np.ndarray], seed: int) -> Stream:
-    """A stream over classes of which `rows` are the examples, at least 4 of them.
+    """A stream over at least 4 classes, of which `rows` are the examples.
 
-    A quarter of the classes, and at least two, are "pretrain", the others "novel"; who is what is
-    drawn at random. Among the K of a group, the class of rank r is shown n * r ** -s examples,
-    as far as it has them: n is the median size of a class and s makes the last one be shown once
-    (Zipf's law; for 750 classes of 732 examples s is 1.0). Head are the ranks below sqrt(K): those
-    shown more than sqrt(n), which is halfway from n to 1 on a logarithmic scale.
+    A random quarter of the classes, and at least two, are "pretrain", the others "novel". Among
+    the K of a group, the class of rank r is shown n * r ** -s examples, as far as it has them: n is
+    the median size of a class, and s is such that the last one is shown once (Zipf's law; for 750
+    classes of 732 examples s is 1.0). Head are the ranks below sqrt(K): those shown more than
+    sqrt(n), which is halfway from n to 1 on a logarithmic scale.
     """
     rng = np.random.default_rng((SEED, seed))
     most = float(np.median([len(row_n) for row_n in rows]))
@@ -76,7 +75,7 @@ def standard_error(accuracy_s: np.ndarray, part_n: np.ndarray) -> float:
 
 
 def measure(subject: Subject, split: str) -> Finding:
-    """Accuracy on `split` by group, tail_novel_tail and so on; the mean of ten streams.
+    """Accuracy on `split` by group, such as tail_novel_tail; the mean of ten streams.
 
     Streams are drawn from the train split, see `draw`. Every class has a mean: a novel class of the
     examples the stream showed, a pretrain class of all its training examples. All of them compete
@@ -92,13 +91,9 @@ def measure(subject: Subject, split: str) -> Finding:
     trained on the latter. Pretrain means do not depend on the stream: their head and tail differ
     only in which classes they are.
 
-    Classes without an example in both splits are left out.
-
-    The file of kind "long_tail" holds the accuracy of every stream by metric and dim, and in
-    "draws" a digest of the streams: where two runs' are equal, they are compared in pairs.
-
-    Raises:
-      Unmeasurable: see `check`; nothing is rare then.
+    Classes without an example in both splits are left out. The file of kind "long_tail" holds the
+    accuracy of every stream by metric and dim, and in "draws" a digest of the streams: where two
+    runs' are equal, they are compared in pairs. Raises as `check`: nothing is rare then.
     """
     found = Finding()
     train, test = subject.embedded("train"), subject.embedded(split)

@@ -10,11 +10,7 @@ _MAX_SCORES = 2**24  # numbers held at a time
 
 
 def check(a_id_n: np.ndarray, b_id_n: np.ndarray) -> None:
-    """Refuses pairs that all count as the same one; ids as in `measure`.
-
-    Raises:
-      Unmeasurable: no pair can be told apart from another.
-    """
+    """Raises Unmeasurable for pairs that all count as the same one; ids as in `measure`."""
     different = min(len(np.unique(a_id_n)), len(np.unique(b_id_n)))
     if different < 2:
         rows = len(a_id_n)
@@ -35,13 +31,8 @@ def measure(
     compete. Any other b counts as nearer unless it is farther than the own b by more than rounding:
     so ties, and NaN, make the answer wrong, and constant embeddings are not right by luck.
 
-    Args:
-      a_nd: embeddings [N, D], of any length.
-      b_nd: [N, D].
-      a_id_n: [N] integers, equal for texts that are not to be told apart, on either side.
-      b_id_n: [N].
-      at: whose pairs they are.
-      dims: prefixes, cut before vectors are scaled.
+    Embeddings may be of any length; prefixes are cut before they are scaled. Ids are equal for
+    texts that are not to be told apart, on either side.
     """
     right_gn = np.empty((len(dims), len(a_nd)), bool)
     squares_a, squares_b = (np.cumsum(np.square(x, dtype=np.float64), 1) for x in (a_nd, b_nd))
@@ -58,10 +49,10 @@ def measure(
             # The length of a is the same for all: it changes no order.
             length_n = np.sqrt(squares_b[:, dim - 1])
             cosine_bn = dots_bn / np.where(length_n > 0, length_n, 1)
-            own_b1 = np.take_along_axis(
-                cosine_bn, np.arange(len(a_nd))[rows, None], axis=1
-            ) * np.where(squares_a[rows, dim - 1 : dim] > 0, 1, np.nan)
-            surely_b1 = own_b1 - ROUNDING * np.sqrt(squares_a[rows, dim - 1 : dim])
+            square_b1 = squares_a[rows, dim - 1 : dim]
+            own_b1 = np.take_along_axis(cosine_bn, np.arange(len(a_nd))[rows, None], axis=1)
+            own_b1 = own_b1 * np.where(square_b1 > 0, 1, np.nan)
+            surely_b1 = own_b1 - ROUNDING * np.sqrt(square_b1)
             right_gn[g, rows] = ((cosine_bn < surely_b1) | same_bn).all(1)
     found = Finding()
     found.add_right(at.of("match"), dims, right_gn)

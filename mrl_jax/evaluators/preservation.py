@@ -22,11 +22,7 @@ Coordinates = tuple[str, Sequence[int], np.ndarray]
 
 
 def check(rows: int) -> None:
-    """Refuses so few rows that every other row is among the nearest.
-
-    Raises:
-      Unmeasurable: there are fewer than 12.
-    """
+    """Raises Unmeasurable for so few rows that every other row is among the nearest."""
     if rows < NEAREST + 2:
         raise Unmeasurable(f"needs at least {NEAREST + 2} vectors, got {rows}")
 
@@ -41,21 +37,14 @@ def measure(
 ) -> Finding:
     """Prefixes of some vectors against whole ones of the same rows, by cosine.
 
-    overlap10: of the 10 other rows nearest to a row by whole vectors, the share that is
-    among the 10 nearest by the prefix; the mean over all rows, or over 2,000 drawn ones.
-    cosine_spearman: Spearman's correlation of cosines by the prefix with those by whole
-    vectors, over 8,192 pairs of rows, or as many as there are with every row in one at most; 0
-    where all cosines are equal. Its standard error is the jackknife's over 50 groups of pairs.
-
-    Args:
-      compared: what is measured.
-      whole_nd: [N, D], N >= 12.
-      at: whose vectors they are.
-      seed: of rows and pairs.
-      mesh: rows are split over all its devices.
+    overlap10: of the 10 other rows nearest to a row by whole vectors, the share that is among the
+    10 nearest by the prefix; the mean over all rows, or over 2,000 drawn ones. cosine_spearman:
+    Spearman's correlation of cosines by the prefix with those by whole vectors, over 8,192 pairs of
+    rows, or as many as there are with every row in one at most; 0 where all cosines are equal. Its
+    standard error is the jackknife's over 50 groups of pairs. Rows are split over the mesh.
 
     Raises:
-      Unmeasurable: fewer than 12 rows.
+      Unmeasurable: see `check`.
       NonFiniteError: vectors hold NaN or infinity.
     """
     n = len(whole_nd)
@@ -83,7 +72,7 @@ def measure(
 def _nearest(z_nd: np.ndarray, row_q: np.ndarray, dims: tuple[int, ...], mesh) -> np.ndarray:
     """The nearest other rows at every prefix, [G, Q, NEAREST]."""
     row_gqk = nearest(z_nd, z_nd[row_q], dims, NEAREST + 1, mesh=mesh)
-    # The row itself goes behind all others; where equal rows have taken its place, the last goes.
+    # The row itself goes last and is cut off; where equal rows took its place, another one is.
     order_gqk = np.argsort(row_gqk == row_q[:, None], axis=-1, kind="stable")
     return np.take_along_axis(row_gqk, order_gqk, -1)[..., :NEAREST]
 

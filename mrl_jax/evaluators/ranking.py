@@ -14,10 +14,10 @@ ROUNDING = 1e-6
 
 
 def tied(x_n: np.ndarray) -> np.ndarray:
-    """The numbers [n], where those within `ROUNDING` of each other are replaced by their mean.
+    """The numbers [n], those within `ROUNDING` of each other replaced by their mean.
 
-    Numbers are grouped from the smallest up, and a group spans at most `ROUNDING`: no number is
-    moved by more than that, however dense they are.
+    They are grouped from the smallest up, and a group spans at most `ROUNDING`: no number is moved
+    by more than that, however dense they are.
     """
     order_n = np.argsort(x_n, kind="stable")
     rising_n = x_n[order_n]

@@ -1,9 +1,8 @@
-"""Neighbours among the train split by cosine: k-NN accuracy, mAP, precision and recall.
+"""Neighbours in the train split by cosine: k-NN accuracy, mAP, precision and recall.
 
-Among examples that are equally near, those that come first in the split are taken first.
-
-The paper's Table 2 (1-NN) and figures of mAP (arXiv 2205.13147, section 4.3.1, appendices E and F),
-at every prefix, with the untrained rivals of the embedding beside it.
+Of examples that are equally near, those that come first in the split are taken first. These are the
+paper's Table 2 (1-NN) and figures of mAP (arXiv 2205.13147, section 4.3.1, appendices E and F), at
+every prefix, with the untrained rivals of the embedding beside it.
 """
 
 from collections.abc import Iterator
@@ -35,19 +34,20 @@ def neighbours(subject: Subject, split: str) -> Finding:
 
 
 def retrieval(subject: Subject, split: str) -> Finding:
-    """What the nearest training examples are, best first; those of the query's class are relevant.
+    """Rankings of the nearest training examples; those of the query's class are relevant.
 
-    knn20: the class of most of the 20 nearest is right; of classes with equally many, the
-    one with the nearest example is taken. map10, 25, 50, 100: over the ranks i = 1 ... k
-    that hold a relevant example, the share of relevant ones among the first i, summed and divided
-    by k (not by the number of relevant ones: the reference's "corrected" mAP). "p10" ...: relevant
-    ones among the first k. "r10" ...: the share of all relevant ones that are among the first k;
-    queries whose class has no training example have none and are left out, as their `n` says. The
-    rivals have knn20 and map10. Where the train split is smaller than k, k is its size.
-    The file of kind "retrieval" says how many vectors were searched.
+    knn20: the class of most of the 20 nearest is right; of equally frequent classes, the one with
+    the nearest example is taken. map10, 25, 50, 100: over the ranks i = 1 ... k that hold a
+    relevant example, the share of relevant ones among the first i, summed and divided by k (not by
+    the number of relevant ones: the reference's "corrected" mAP). p10 ...: the share of the first k
+    that are relevant. r10 ...: the share of all relevant ones that are among the first k; queries
+    whose class has no training example are left out, as their `n` says. The rivals have knn20 and
+    map10. Where the train split is smaller than k, k is its size. The file of kind "retrieval" says
+    how many vectors were searched.
     """
-    found, (_, label_n) = Finding(), subject.embedded(split)
-    relevant_n = _class_sizes(subject.embedded("train").label_n, label_n)
+    found, label_n = Finding(), subject.embedded(split).label_n
+    database_label_n = subject.embedded("train").label_n
+    relevant_n = np.bincount(database_label_n, minlength=label_n.max() + 1)[label_n]
     wanted = {s: CUTOFFS if s == metrics.TRAINED else RIVAL_CUTOFFS for s in SPACES}
     depth = {space: max(VOTERS, *cutoffs) for space, cutoffs in wanted.items()}
     for space, dims, label_gnk in _nearest(subject, split, depth):
@@ -57,18 +57,16 @@ def retrieval(subject: Subject, split: str) -> Finding:
         for dim, label_nk in zip(dims, label_gnk, strict=True):
             hit_nk = label_nk == label_n[:, None]
             for family, cutoff, value_n in _rankings(hit_nk, relevant_n, wanted[space]):
-                if space != metrics.TRAINED and family is not metrics.MAP:
-                    continue
-                if len(value_n):
+                if len(value_n) and (space == metrics.TRAINED or family is metrics.MAP):
                     found.results.append(at._replace(metric=family(cutoff)).mean(dim, value_n))
-    found.add_file("retrieval", split, {"database": len(subject.embedded("train").label_n)})
+    found.add_file("retrieval", split, {"database": len(database_label_n)})
     return found
 
 
 def _nearest(
     subject: Subject, split: str, depth: dict[str, int]
 ) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
-    """Space, G prefixes and labels [G, N, k] of the k nearest, for so many in every space.
+    """Space, G prefixes and labels [G, N, k] of the k nearest, by `depth` of the space.
 
     Raises:
       NonFiniteError: the embeddings hold NaN or an infinity.
@@ -90,12 +88,6 @@ def _nearest(
             mesh=subject.mesh,
         )
         yield name, dims, database.label_n[row_gnk]
-
-
-def _class_sizes(database_label_n: np.ndarray, label_n: np.ndarray) -> np.ndarray:
-    """How many examples of the database are of each query's class, [N]."""
-    size_c = np.bincount(database_label_n, minlength=label_n.max() + 1)
-    return size_c[label_n]
 
 
 def _rankings(

@@ -15,14 +15,13 @@ from mrl_jax.record.results import Series
 def measure(subject: Subject, split: str) -> Finding:
     """Every shift beside the last split of the data set; empty for other splits.
 
-    A shift with some of the classes is asked about these alone: no other class may be said, as in
-    the published numbers of ImageNet-A and -R. The clean examples it is compared with are those of
-    its classes, and asked in the same way.
+    On a shift with some of the classes no other class may be said, as in the published numbers of
+    ImageNet-A and -R. It is compared with the clean examples of these classes, treated alike.
 
-    Metrics top1 and top5 (of more than five classes) at every classifiable dim, and
-    top1_clean where the split has examples of the classes. The file of kind "robustness"
-    adds the relative drop (clean - shift) / clean with a 95 % interval for two independent samples
-    of examples (of the ratio, Katz et al., Biometrics 1978; it knows nothing of other seeds).
+    Metrics top1 and top5 (of more than five classes) at every classifiable dim, and top1_clean
+    where the split has examples of the classes. The file of kind "robustness" adds the relative
+    drop (clean - shift) / clean with a 95 % interval for two independent samples of examples (of
+    the ratio, Katz et al., Biometrics 1978; it knows nothing of other seeds).
     """
     found = Finding()
     last = "test" if "test" in subject.dataset.splits else "val"
@@ -76,7 +75,7 @@ def _right(predictions: Predictions) -> np.ndarray:
 def relative_drop(
     hits: int, n: int, clean_hits: int, n_clean: int
 ) -> tuple[float | None, tuple[float | None, float | None]]:
-    """(clean - shift) / clean and its 95 % interval; None for what cannot be said: hits of 0."""
+    """(clean - shift) / clean and its 95 % interval; None where hits of 0 leave it undefined."""
     from scipy.stats.contingency import relative_risk
 
     ratio = relative_risk(hits, n, clean_hits, n_clean)

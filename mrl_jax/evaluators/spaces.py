@@ -18,10 +18,7 @@ _MAX_COPIED = 2**24
 
 
 class Space(NamedTuple):
-    """Coordinates `(z - mean_d) @ basis_de`; the columns of the basis are orthonormal.
-
-    E is the number of coordinates, D or fewer.
-    """
+    """E <= D coordinates `(z - mean_d) @ basis_de`; the columns of the basis are orthonormal."""
 
     mean_d: np.ndarray
     basis_de: np.ndarray
@@ -83,14 +80,10 @@ def scatter(z_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Moments(NamedTuple):
-    """What projections and probes are fitted on: sums over labelled embeddings, float64.
+    """What projections and probes are fitted on, float64: sums over N labelled embeddings z.
 
-    Attributes:
-      examples: N.
-      mean_d: of the embeddings.
-      scatter_dd: `(z - mean).T @ (z - mean)`.
-      sum_cd: of z - mean, over the examples of each class.
-      share_c: of the examples that are of each class.
+    `scatter_dd` is `(z - mean).T @ (z - mean)`; `sum_cd` has the sum of z - mean over the examples
+    of each class, `share_c` their share of all examples.
     """
 
     examples: int
@@ -100,12 +93,14 @@ class Moments(NamedTuple):
     share_c: np.ndarray
 
 
-def moments(z_nd: np.ndarray, label_n: np.ndarray, classes: int) -> Moments:
-    """The moments of labelled embeddings.
+def unlabelled(z_nd: np.ndarray) -> Moments:
+    """The moments of embeddings without classes; raises as `scatter`."""
+    mean_d, scatter_dd = scatter(z_nd)
+    return Moments(len(z_nd), mean_d, scatter_dd, np.zeros((1, len(mean_d))), np.ones(1))
 
-    Raises:
-      NonFiniteError: the embeddings hold NaN or an infinity.
-    """
+
+def moments(z_nd: np.ndarray, label_n: np.ndarray, classes: int) -> Moments:
+    """The moments of labelled embeddings; raises as `scatter`."""
     mean_d, scatter_dd = scatter(z_nd)
     sum_cd = np.zeros((classes, len(mean_d)))
     for rows in row_chunks(z_nd):
@@ -144,16 +139,10 @@ def axes_about_origin(z_nd: np.ndarray) -> np.ndarray:
 def fit_spaces(train: Moments, kernel_dc: np.ndarray, seed: int) -> dict[str, Space]:
     """The spaces by their names in `record.metrics`.
 
-    Args:
-      train: of N training embeddings of D dims; PCA is fitted on them.
-      kernel_dc: [D, C] the classifier of the full width.
-      seed: of the random ones.
-
-    Returns:
-      "trained": the embedding as it is; "random": its dims in random order; "rotation": a random
-      rotation; "pca": principal components, min(N, D) of them, arbitrary ones where the training
-      embeddings have no variance left; "svd": left singular vectors of the classifier, min(D, C)
-      of them.
+    "trained": the embedding as it is; "random": its dims in random order; "rotation": a random
+    rotation; "pca": principal components of the N training embeddings, min(N, D) of them, arbitrary
+    ones where no variance is left; "svd": left singular vectors of the full-width classifier
+    `kernel_dc`, min(D, C) of them.
     """
     width = len(train.mean_d)
     rng = np.random.default_rng(seed)

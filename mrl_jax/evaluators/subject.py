@@ -23,7 +23,7 @@ from mrl_jax.runtime.rows import in_batches
 
 
 class Classifier(Protocol):
-    """What is measured: a network that embeds images, and its head."""
+    """What is measured: a network that embeds images, with its head."""
 
     head: NestedHead
 
@@ -49,11 +49,9 @@ class Embedded(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """What the head says of N examples at G prefixes, beside the truth.
+    """What the head says of N examples at G prefixes `dims`, beside the true classes.
 
     Attributes:
-      dims: the prefixes.
-      label_n: true classes.
       predicted_gn: class of the largest logit.
       confidence_gn: its softmax probability.
       rank_gn: of the true class, 1 = right. What is not surely below it counts as ahead: ties, so
@@ -107,12 +105,7 @@ class Subject:
     Attributes:
       dims: prefixes to measure, none beyond the trained width.
       classifiable: those of them that the head has a classifier for.
-      task: model and head.
-      mesh: devices.
-      dataset: its train split is what neighbours, probes and projections are fitted on.
-      seed: of random choices inside evaluators.
-      params, model_state: as trained.
-      hierarchy: superclasses, or None.
+      dataset: neighbours, probes and projections are fitted on its train split.
       shifts: other test sets of the same classes by name; legal where a split is.
 
     Args:
@@ -140,11 +133,7 @@ class Subject:
         self._predictions: dict[tuple, Predictions] = {}
 
     def split(self, name: str) -> Split | Stream:
-        """A split of the data set, or a shift.
-
-        Raises:
-          Unmeasurable: the train split is not there.
-        """
+        """A split of the data set, or a shift; Unmeasurable if the train split is not there."""
         if name in self.shifts:
             return self.shifts[name].split
         if name == "train" and name not in self.dataset.splits:
@@ -165,12 +154,11 @@ class Subject:
     def predictions(
         self, split: str, flip: bool = False, classes: tuple[int, ...] | None = None
     ) -> Predictions:
-        """What the head says of a split at every classifiable dim.
+        """What the head says of a split or shift at every classifiable dim.
 
         Args:
-          split: of the data set, or a shift.
           flip: average the logits of every image and its mirror image.
-          classes: the only ones that may be said, with labels among them; None = all.
+          classes: the only possible answers, which include the labels; None = all.
         """
         key = split, flip, classes
         if key not in self._predictions:

@@ -9,11 +9,7 @@ from mrl_jax.record.results import Series
 
 
 def check(hierarchy: Hierarchy | None, label_n: np.ndarray) -> None:
-    """Refuses a split in which no example has a superclass; None is no hierarchy to check.
-
-    Raises:
-      Unmeasurable: no example has a superclass.
-    """
+    """Raises Unmeasurable for a split where a hierarchy, if any, gives no example a superclass."""
     if hierarchy is not None and (hierarchy.group_c[label_n] < 0).all():
         raise Unmeasurable(f"none of the {len(label_n)} examples has a class with a superclass")
 
@@ -21,15 +17,13 @@ def check(hierarchy: Hierarchy | None, label_n: np.ndarray) -> None:
 def measure(subject: Subject, split: str) -> Finding:
     """Accuracy of the superclass of the predicted class at every classifiable dim.
 
-    superclass: over the examples whose class has a superclass. A prediction of a class
-    that has none is wrong.
+    superclass: over the examples whose class has a superclass. A prediction of a class that has
+    none is wrong. superclass_reject, where some classes have none: over all examples, with "none"
+    as one more superclass; 30 superclasses and this one are the paper's 31 ways. As many classes
+    may have none, it is easier to be right.
 
-    superclass_reject, where some classes have none: over all examples, with "none" as one
-    more superclass; 30 superclasses and this one are the paper's 31 ways. As many classes may have
-    none, it is easier to be right.
-
-    NaN logits are wrong. The file of kind "superclass" has every superclass by itself. Without a
-    hierarchy the finding is empty.
+    NaN logits are wrong. The file of kind "superclass" lists each superclass. Without a hierarchy
+    the finding is empty.
     """
     found = Finding()
     if subject.hierarchy is None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from mrl_jax.data.labelled_text import LABELLED, LabelledTexts, read_labelled
 from mrl_jax.data.remarks import same_letters
-from mrl_jax.data.text_files import find_files, first_columns
+from mrl_jax.data.text_files import columns_besides, find_files
 from mrl_jax.errors import DataError, shown
 from mrl_jax.evaluators.ranking import majority, nearest
 from mrl_jax.evaluators.text_common import TextSubject, unit_rows
@@ -19,16 +19,11 @@ from mrl_jax.record.results import Series
 VOTERS = 10
 _ITERATIONS = 1000
 
-
 Data = tuple[LabelledTexts, LabelledTexts]  # to learn from, and to classify
 
 
 def read(path: pathlib.Path, name: str, config: Any) -> Data:
-    """The texts and labels of a folder's train and test files.
-
-    Raises:
-      DataError: no such folder or file, or a damaged one; names the line.
-    """
+    """The texts and labels of a folder's train and test files."""
     del name, config
     files = find_files(str(path), ())
     if "test" not in files:
@@ -40,9 +35,7 @@ def read(path: pathlib.Path, name: str, config: Any) -> Data:
 def unread(path: pathlib.Path, data: Data) -> list[str]:
     """The columns that are not read."""
     del data
-    files = itertools.chain(*find_files(str(path), ()).values())
-    columns = dict.fromkeys(column for file in files for column in first_columns(file))
-    return [column for column in columns if column not in LABELLED]
+    return columns_besides(LABELLED, itertools.chain(*find_files(str(path), ()).values()))
 
 
 def check(data: Data) -> None:
@@ -67,15 +60,11 @@ def check(data: Data) -> None:
 
 
 def measure(subject: TextSubject, at: Series, data: Data) -> Finding:
-    """How many test texts get their class, from one embedding of every text.
+    """The share of test texts that get their class, from one embedding of every text.
 
-    logreg: logistic regression of scikit-learn, as it comes, on prefixes at length 1.
-    knn10: the most frequent class of the 10 nearest training texts by cosine (all, if
-    there are fewer); of equally frequent ones the one with the nearest text.
-
-    Raises:
-      Unmeasurable: see `check`.
-      NonFiniteError: the embeddings hold NaN or an infinity.
+    logreg: scikit-learn's logistic regression with its defaults, on prefixes at length 1.
+    knn10: the most frequent class of the 10 nearest training texts by cosine (all, if there are
+    fewer); of equally frequent ones the one with the nearest text.
     """
     from sklearn.linear_model import LogisticRegression
 

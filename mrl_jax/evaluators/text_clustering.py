@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mrl_jax.data.labelled_text import LABELLED, LabelledTexts, read_labelled
-from mrl_jax.data.text_files import first_columns
+from mrl_jax.data.text_files import columns_besides
 from mrl_jax.evaluators.text_common import TextSubject, unit_rows
 from mrl_jax.record.finding import Finding, Unmeasurable
 from mrl_jax.record.results import Series
@@ -16,11 +16,7 @@ STARTS = 5
 
 
 def read(path: pathlib.Path, name: str, config: Any) -> LabelledTexts:
-    """The texts and labels of a file.
-
-    Raises:
-      DataError: no such file, or a damaged one; names the line.
-    """
+    """The texts and labels of a file."""
     del name, config
     return read_labelled(path)
 
@@ -28,7 +24,7 @@ def read(path: pathlib.Path, name: str, config: Any) -> LabelledTexts:
 def unread(path: pathlib.Path, data: LabelledTexts) -> list[str]:
     """The columns that are not read."""
     del data
-    return [column for column in first_columns(path) if column not in LABELLED]
+    return columns_besides(LABELLED, [path])
 
 
 def check(data: LabelledTexts) -> None:
@@ -48,12 +44,8 @@ def check(data: LabelledTexts) -> None:
 def measure(subject: TextSubject, at: Series, data: LabelledTexts) -> Finding:
     """v_measure of k-means with as many clusters as there are classes.
 
-    The mean over `STARTS` starts of k-means on prefixes at length 1, the same starts' numbers at
-    every prefix; the standard error says how far starts differ, not texts.
-
-    Raises:
-      Unmeasurable: see `check`.
-      NonFiniteError: the embeddings hold NaN or an infinity.
+    The mean over `STARTS` runs of k-means on prefixes at length 1, with the same seeds at every
+    prefix; the standard error is over these runs, not over texts.
     """
     from sklearn.metrics import v_measure_score
 

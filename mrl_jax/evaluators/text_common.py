@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mrl_jax.errors import NonFiniteError
-from mrl_jax.evaluators.spaces import Moments, Space, fit_spaces, scatter
+from mrl_jax.evaluators.spaces import Space, fit_spaces, unlabelled
 from mrl_jax.record.metrics import TRAINED
 from mrl_jax.record.results import Series
 
@@ -23,20 +23,15 @@ def rivals(train_nd: np.ndarray, seed: int) -> dict[str, Space]:
     """The embedding itself, and what needs no training: a rotation and PCA, see `fit_spaces`.
 
     PCA is fitted on training embeddings [N, D] at length 1, and is applied to such: what cosines
-    compare.
-
-    Raises:
-      NonFiniteError: the embeddings hold NaN or an infinity.
+    compare. Raises as `unit_rows`.
     """
-    mean_d, scatter_dd = scatter(unit_rows(train_nd, "training texts"))
-    nothing = np.zeros((1, len(mean_d)))
-    moments = Moments(len(train_nd), mean_d, scatter_dd, nothing, np.ones(1))
-    spaces = fit_spaces(moments, nothing.T, seed)
+    moments = unlabelled(unit_rows(train_nd, "training texts"))
+    spaces = fit_spaces(moments, moments.sum_cd.T, seed)
     return {name: spaces[name] for name in (TRAINED, "rotation", "pca")}
 
 
 def itself(width: int) -> dict[str, Space]:
-    """The embedding of so many dims alone, without rivals."""
+    """The embedding of `width` dims alone, without rivals."""
     return {TRAINED: Space(np.zeros(width), np.eye(width))}
 
 
@@ -44,10 +39,9 @@ class TextSubject(NamedTuple):
     """A model that embeds texts, and how it is to be measured.
 
     Attributes:
-      embed: texts and their role -> embeddings [N, D], of any length.
+      embed: its vectors may be of any length.
       dims: prefixes; those wider than a space are left out.
-      seed: of resamples and other random choices.
-      spaces: as from `rivals`; None = the embedding itself alone.
+      spaces: as from `rivals`; None: the embedding alone.
       mesh: what is searched is split over all its devices.
     """
 
@@ -58,10 +52,9 @@ class TextSubject(NamedTuple):
     mesh: Mesh | None = None
 
     def embedded(self, texts: Sequence, what: str, role: str = "default") -> np.ndarray:
-        """Embeddings [N, D] float32 at length 1; every different text is embedded once.
+        """Embeddings [N, D] float32 at length 1; each different text is embedded once.
 
-        Raises:
-          NonFiniteError: they hold NaN or an infinity; named by `what` they are of.
+        Raises as `unit_rows`.
         """
         distinct = list(dict.fromkeys(texts))
         number = {text: i for i, text in enumerate(distinct)}
@@ -69,8 +62,11 @@ class TextSubject(NamedTuple):
         return unit_rows(z_nd, what)[[number[text] for text in texts]]
 
     def in_spaces(self, *z: np.ndarray) -> Iterator[tuple[str, tuple[int, ...], list[np.ndarray]]]:
-        """Of every space its name, the prefixes that it has, and what embeddings are in it."""
-        return in_spaces(self.spaces or itself(z[0].shape[1]), self.dims, *z)
+        """Each space's name, the prefixes it has, and the coordinates of embeddings in it."""
+        spaces = self.spaces or itself(z[0].shape[1])
+        for name, space in spaces.items():
+            if there := space.dims(tuple(sorted(self.dims))):
+                yield name, there, [space.project(z_nd) for z_nd in z]
 
 
 def unit_rows(z_nd: np.ndarray, what: str) -> np.ndarray:
@@ -84,15 +80,6 @@ def unit_rows(z_nd: np.ndarray, what: str) -> np.ndarray:
         bad = int((~np.isfinite(length_n1)).sum())
         raise NonFiniteError(f"{bad} of {len(z_nd)} embeddings of {what} hold NaN or an infinity")
     return z_nd / np.where(length_n1 > 0, length_n1, 1)
-
-
-def in_spaces(
-    spaces: Mapping[str, Space], dims: Sequence[int], *z: np.ndarray
-) -> Iterator[tuple[str, tuple[int, ...], list[np.ndarray]]]:
-    """Of every space its name, the prefixes it has, and the coordinates of embeddings in it."""
-    for name, space in spaces.items():
-        if there := space.dims(tuple(sorted(dims))):
-            yield name, there, [space.project(z_nd) for z_nd in z]
 
 
 def resamples(n: int, seed: int) -> Iterator[np.ndarray]:

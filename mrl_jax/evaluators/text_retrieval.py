@@ -18,17 +18,14 @@ from mrl_jax.record.results import Series
 CUTOFF = 10  # of nDCG and MRR, and of the first recall
 DEPTH = 100  # documents looked at
 
-
 MAIN = metrics.NDCG(CUTOFF)  # what is measured after fewer layers as well
 
 
 class Searched(NamedTuple):
     """What is searched.
 
-    Attributes:
-      collection: as from `data.beir.load`.
-      ignore_identical_ids: no query is shown the document with its own id, for collections whose
-        queries are documents; if that document is judged relevant, it counts as not found.
+    With `ignore_identical_ids` no query is shown the document with its own id, for collections
+    whose queries are documents; if that document is judged relevant, it counts as not found.
     """
 
     collection: Collection
@@ -36,11 +33,7 @@ class Searched(NamedTuple):
 
 
 def read(path: pathlib.Path, name: str, config: Any) -> Searched:
-    """The collection in a folder, see `data.beir`.
-
-    Raises:
-      DataError: a file is missing or damaged; names the line.
-    """
+    """The collection in a folder, see `data.beir`."""
     return Searched(beir.load(path), name in config.eval.ignore_identical_ids)
 
 
@@ -67,9 +60,6 @@ def measure(subject: TextSubject, at: Series, searched: Searched) -> Finding:
     Documents that are equally near are ranked in the order of the collection.
     The file of kind "retrieval" has the 95 % intervals of the retention, how many documents there
     are, and for how many queries a document was ignored.
-
-    Raises:
-      NonFiniteError: the embeddings hold NaN or an infinity.
     """
     collection, ignore_identical_ids = searched
     z_nd = subject.embedded(collection.documents, f"documents of {at.place}", "document")
@@ -85,9 +75,7 @@ def measure(subject: TextSubject, at: Series, searched: Searched) -> Finding:
         ):
             values = dict(_values(collection, row_bk))
             ndcg[space, dim] = values[metrics.NDCG(CUTOFF)]
-            if dim not in there:
-                continue
-            for metric, value_b in values.items():
+            for metric, value_b in values.items() if dim in there else ():
                 found.results.append(at.of(metric, space).mean(dim, value_b))
     whole_b = ndcg[TRAINED, width]
     n, intervals = len(whole_b), []

@@ -2,8 +2,9 @@
 
 A kind is a module, here or anywhere on PYTHONPATH, with
 
-    read(path, name, config) -> data        raises a DataError for a damaged file
-    measure(subject, at, data) -> Finding   of a `text_common.TextSubject`; `at` is a `Series`
+    read(path, name, config) -> data        raises a DataError that names the line of a damaged file
+    measure(subject, at, data) -> Finding   of a `text_common.TextSubject`, at a `Series`; raises as
+                                            `check`, and NonFiniteError for NaN in embeddings
 
 and, where it needs them,
 
@@ -25,8 +26,10 @@ from typing import Any, NamedTuple
 from mrl_jax.data import named
 from mrl_jax.errors import UsageError
 from mrl_jax.evaluators import text_classification, text_clustering, text_retrieval, text_sts
+from mrl_jax.evaluators.text_common import TextSubject
 from mrl_jax.imported import by_path
 from mrl_jax.record.finding import Finding, digest_of
+from mrl_jax.record.results import Series
 
 KINDS: dict[str, ModuleType] = {
     "sts": text_sts,
@@ -50,6 +53,10 @@ class TextSet(NamedTuple):
         if hasattr(self.kind, "check"):
             self.kind.check(self.data)
 
+    def measure(self, subject: TextSubject, at: Series) -> Finding:
+        """What its kind measures of it."""
+        return self.kind.measure(subject, at, self.data)
+
     @property
     def digest(self) -> str:
         """What tells the data from others."""
@@ -70,7 +77,7 @@ def listed(config: Any) -> list[TextSet]:
     """The sets of a config, without their data.
 
     Raises:
-      UsageError: a name that is taken, or a kind that is none.
+      UsageError: a name is taken, or there is no such kind.
     """
     e, taken, found = config.eval, set(named.SPLITS), []
     for key, kind in ((key, kind) for key, kind in KINDS.items() if key in e):
@@ -98,12 +105,7 @@ def _kind(name: str) -> ModuleType:
 
 
 def opened(config: Any) -> list[TextSet]:
-    """The sets of a config with their data.
-
-    Raises:
-      UsageError: see `listed`.
-      DataError: data that are missing or damaged.
-    """
+    """The sets of a config with their data; raises as `listed` and `read`."""
     sets = listed(config)
     return [one._replace(data=one.kind.read(one.path, one.name, config)) for one in sets]
 

@@ -35,11 +35,7 @@ def of_split(split: TextSplit) -> Scored:
 
 
 def read(path: pathlib.Path, name: str, config: Any) -> Scored:
-    """The pairs of a file and their scores.
-
-    Raises:
-      DataError: none in it, or pairs without a score; names file and line.
-    """
+    """The pairs of a file and their scores."""
     del name
     split = read_split(read_rows(path), parse_columns(config.data.columns))
     if split is None or split.kind != "scored":
@@ -83,16 +79,12 @@ def check(scored: Scored) -> None:
 def measure(subject: TextSubject, at: Series, scored: Scored) -> Finding:
     """Semantic textual similarity, from one embedding of every text.
 
-    spearman and pearson correlate cosines of prefixes with scores; they are 0 if
-    all cosines are equal. Cosines that differ only by rounding are equal, see `ranking.tied`.
-    retention is the share of the Spearman correlation at full width that is left; it is
-    not given if that correlation is not clearly above 0. Standard errors come from `RESAMPLES`
+    spearman and pearson correlate cosines of prefixes with scores; they are 0 if all cosines are
+    equal. Cosines that differ only by rounding are equal, see `ranking.tied`. retention is the
+    share of the Spearman correlation at full width that is left; it is not given if that
+    correlation is not clearly above 0. Standard errors come from `RESAMPLES`
     bootstrap resamples of the pairs; retention takes both correlations from the same resample.
     The file of kind "sts" has the 95 % intervals.
-
-    Raises:
-      DataError, Unmeasurable: see `check`.
-      NonFiniteError: the embeddings hold NaN or an infinity.
     """
     first, second, score_n, _ = scored
     score_n = np.asarray(score_n, np.float64)

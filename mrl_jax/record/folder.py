@@ -239,8 +239,12 @@ def record_finding(
     The folder holds the files of the finding and examples.npz: for every name of a result whether
     each example was right, [G, N] bool, and under NAME/dims the G prefixes. Both are whole before
     either is moved into place; if the process is killed between the two moves, `locked` undoes the
-    first.
+    first. `data` is the fingerprint of the data set that was measured.
     """
+    import jax  # here, because readers of a run need not wait for it
+
+    from mrl_jax.runtime import numerics
+
     _take_back(folder)
     place, part, old, new_results = _places(folder)
     part.mkdir()
@@ -250,18 +254,25 @@ def record_finding(
     np.savez_compressed(part / EXAMPLES, **arrays)
     for name, content in finding.files.items():
         (part / name).write_bytes(content)
-    results.write(
-        new_results,
-        config=config.to_dict(),
-        command=command,
-        step=step,
-        data=data,
-        read=finding.read,
-        prompts=finding.prompts,
-        results=finding.results,
-        rows=finding.rows,
-        skipped=finding.skipped,
-    )
+    content = {
+        "schema": results.SCHEMA,
+        "run": config.name,
+        "config": config.to_dict(),
+        "commit": results.commit(),
+        "versions": results.versions(),
+        "command": command,
+        "step": step,
+        "data": data,
+        "read": finding.read,
+        "prompts": finding.prompts,
+        "environment": numerics.environment(),
+        "settings": numerics.settings(),
+        "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
+        "results": [result._asdict() for result in finding.results],
+        "metrics": {name: row._asdict() for name, row in finding.rows.items()},
+        "skipped": finding.skipped,
+    }
+    write_text(new_results, json.dumps(content, indent=1) + "\n")
     place.mkdir(exist_ok=True)
     place.rename(old)
     part.rename(place)

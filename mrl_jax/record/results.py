@@ -1,21 +1,19 @@
 """The numbers a run ends with, and results.json, the file that holds them."""
 
 import importlib.metadata
-import json
 import math
 import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from mrl_jax import printing
 from mrl_jax.record import metrics
-from mrl_jax.record.metrics import TRAINED, Metric
-from mrl_jax.store.files import write_text
+from mrl_jax.record.metrics import TRAINED
 
 SCHEMA = 2
 COLUMNS = 6  # of a printed table
@@ -107,6 +105,12 @@ def release() -> str:
         return "of unknown version"
 
 
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that numbers depend on."""
+    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **packages}
+
+
 def commit() -> str:
     """The commit of the code that runs, marked if files differ from it.
 
@@ -129,52 +133,6 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{head}-dirty" if changed else head
-
-
-def write(
-    path: pathlib.Path,
-    *,
-    config: dict[str, Any],
-    command: str,
-    step: int,
-    data: str,
-    read: dict[str, str],
-    prompts: dict[str, str],
-    results: Sequence[Result],
-    rows: Mapping[str, Metric],
-    skipped: dict[str, str],
-) -> None:
-    """Writes results.json atomically: the numbers, and what it takes to get them again.
-
-    `data` is the fingerprint of the data set that was measured; for `read`, `prompts`, `rows` and
-    `skipped` see `finding.Finding`.
-    """
-    import jax  # here, because readers of results need not wait for it
-
-    from mrl_jax.runtime import numerics
-
-    content = {
-        "schema": SCHEMA,
-        "run": config["name"],
-        "config": config,
-        "commit": commit(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in _PACKAGES},
-        },
-        "command": command,
-        "step": step,
-        "data": data,
-        "read": read,
-        "prompts": prompts,
-        "environment": numerics.environment(),
-        "settings": numerics.settings(),
-        "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
-        "results": [result._asdict() for result in results],
-        "metrics": {name: row._asdict() for name, row in rows.items() if not metrics.row(name)},
-        "skipped": skipped,
-    }
-    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def by_name(results: Sequence[Result]) -> dict[str, float]:

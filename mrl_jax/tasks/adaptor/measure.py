@@ -33,18 +33,13 @@ def fitted_on(data: VectorData, seed: int) -> np.ndarray:
 class AdaptorEvaluation:
     """Runs evaluators on vectors. Compiles once, however often it runs.
 
-    Of every split what `preservation` measures against whole frozen vectors and, where there are
-    positives, what `text_retrieval` does of finding them; of scored pairs, `text_sts`. Spaces
-    other than the trained one are of the frozen vectors: "cut" are their first dims, "pca" and
-    "rotation" are fitted on the train split.
+    Each split is measured by `preservation` against whole frozen vectors and, where there are
+    positives, by `text_retrieval`; scored pairs by `text_sts`. Spaces other than the trained one
+    are of the frozen vectors: "cut" has their first dims, "pca" is fitted on the train split.
 
     Args:
-      task: gives embed().
-      mesh: batches are split over it.
-      data: whose splits are measured.
       dims: prefixes to measure; those beyond the trained width are left out.
       batch_size: vectors per step, a multiple of what the mesh splits the batch into.
-      seed: of random choices.
       sts: scored pairs by name.
     """
 
@@ -121,8 +116,9 @@ class AdaptorEvaluation:
         vectors = split.sides["vector"]
         frozen_nd = text_common.unit_rows(vectors.read(0, vectors.rows), name)
         compared = [(TRAINED, self._dims, adapt(frozen_nd))]
-        for space, there, (x_ne,) in text_common.in_spaces(self._rivals, self._dims, frozen_nd):
-            compared.append((_of_frozen(space), there, x_ne))
+        for space, basis in self._rivals.items():
+            if there := basis.dims(self._dims):
+                compared.append((_of_frozen(space), there, basis.project(frozen_nd)))
         options = {"seed": self._seed, "mesh": self._mesh}
         return preservation.measure(compared, frozen_nd, Series(split=name), **options)
 
@@ -142,7 +138,7 @@ class AdaptorEvaluation:
     ) -> Finding:
         """A measurement of rows of [N, D], adapted and then frozen.
 
-        Measures of texts take row numbers for texts: to them a text is what an embedding is of.
+        Row numbers stand for texts: to measures of texts, a text is what an embedding is of.
         """
         adapted_nd = adapt(z_nd)
         subject = text_common.TextSubject(
@@ -163,8 +159,8 @@ def _of_frozen(space: str) -> str:
 def _collection(ids: dict[str, np.ndarray]) -> Collection:
     """Vectors as queries and their positives as documents, equal ones once, by row number.
 
-    Positives are numbered behind all vectors. What is equal has one id, so that no query is shown
-    itself; it is no answer to itself either.
+    Positives are numbered after all vectors. Equal vectors have one id, so that no query is shown
+    itself, nor counts as its own answer.
 
     Raises:
       Unmeasurable: every vector is its own positive.

@@ -19,14 +19,10 @@ class ClassificationEvaluation:
     """Runs evaluators on splits of a data set. Compiles once, however often it runs.
 
     Args:
-      task: gives embed() and logits().
-      mesh: batches are split over it.
-      dataset: what is measured; the train split is what neighbours are searched in.
+      dataset: neighbours are searched for in its train split.
       dims: prefixes to measure; those beyond the trained width are left out.
       batch_size: examples per step, a multiple of what the mesh splits the batch into.
-      seed: of random choices inside evaluators.
-      measures: see `chosen`.
-      hierarchy: superclasses, or None.
+      measures: see `evaluators.chosen`.
       shifts: other test sets by name.
     """
 
@@ -51,7 +47,7 @@ class ClassificationEvaluation:
     def check(self, splits: tuple[str, ...]) -> dict[str, str]:
         """What cannot be measured on these data, and why, see `Finding.skipped`.
 
-        Of a stream only the size is checked, as its labels are not known before it is read.
+        Of a stream only the size is checked: its labels are not known before it is read.
         """
         parts = self._dataset.splits
         label = {name: part.label for name, part in parts.items() if isinstance(part, Split)}

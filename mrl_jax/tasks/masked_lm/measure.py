@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from mrl_jax.data.loader import padded_batches
 from mrl_jax.data.masked import Sequences
 from mrl_jax.evaluators.attempt import attempt
-from mrl_jax.evaluators.spaces import Moments, Space, fit_spaces, scatter
+from mrl_jax.evaluators.spaces import Space, fit_spaces, unlabelled
 from mrl_jax.evaluators.text_common import FITTED_ON, itself
 from mrl_jax.kernels import prefix_matmul
 from mrl_jax.record.finding import NO_TRAIN, Finding, Unmeasurable
@@ -27,19 +27,16 @@ _LOGITS, _ROWS = 2**20, 128
 
 
 class MaskedEvaluation:
-    """Tells hidden tokens of a split, the same ones in every run.
+    """Predicts hidden tokens of a split, the same ones in every run.
 
     Metric masked_accuracy is the share of hidden tokens that get the highest logit of all;
-    masked_probability the geometric mean of the probability that they get, which is one
-    over the perplexity and exp(-loss).
+    masked_probability the geometric mean of the probability that they get, which is one over the
+    perplexity and exp(-loss).
 
     Args:
-      task: model.
-      mesh: batches are split over it.
       splits: "train" and those that are measured.
       dims: prefixes to measure; those beyond the trained width are left out.
       batch_size: sequences per step, a multiple of what the mesh splits the batch into.
-      seed: of random spaces.
       projections: keep m coordinates of other spaces as well, as rivals of m dims: PCA of what the
         output layer reads in the train split, its own singular vectors, random ones; see
         `spaces.fit_spaces`.
@@ -64,11 +61,8 @@ class MaskedEvaluation:
         self._layer = jax.jit(task.kernel_and_bias, out_shardings=replicated(mesh))
 
     def check(self, splits: tuple[str, ...]) -> dict[str, str]:
-        """What cannot be measured on these data, see `Finding.skipped`.
-
-        Whether there is something to predict shows only when tokens are hidden.
-        """
-        del splits
+        """What cannot be measured on these data, see `Finding.skipped`."""
+        del splits  # whether there is something to predict shows only when tokens are hidden
         missing = self._projections and "train" not in self._splits
         return {"projections": NO_TRAIN} if missing else {}
 
@@ -81,7 +75,8 @@ class MaskedEvaluation:
             train = self._splits["train"]
             count = max(1, FITTED_ON // train.masking.predictions)
             row_n = np.arange(0, train.examples, max(1, train.examples // count))[:count]
-            spaces = _spaces(self._read(params, train, row_n)[0], kernel_dv, self._seed)
+            moments = unlabelled(self._read(params, train, row_n)[0])
+            spaces = fit_spaces(moments, kernel_dv, self._seed)
         for name in splits:
             of_split = functools.partial(self._of_split, params, name, spaces, kernel_dv, bias_v)
             attempt(found, f"{name}/masked_accuracy", of_split)
@@ -108,7 +103,7 @@ class MaskedEvaluation:
     def _read(
         self, params: Any, split: Sequences, row_n: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Of all hidden tokens what the output layer reads, [N, m_G] float32, and what they are."""
+        """What the output layer reads for each hidden token, [N, m_G] float32, and the tokens."""
         masked = split.held_out(row_n)
         inputs = {name: masked[name] for name in ("tokens", "places")}
         batches = padded_batches(inputs, self._batch_size, self._rows)
@@ -116,12 +111,6 @@ class MaskedEvaluation:
         h_npd = in_batches(predicted, batches, len(row_n)).astype(np.float32, copy=False)
         counts_np = masked["mask"] > 0
         return h_npd[counts_np][:, : self._width], masked["labels"][counts_np]
-
-
-def _spaces(h_nd: np.ndarray, kernel_dv: np.ndarray, seed: int) -> dict[str, Space]:
-    mean_d, scatter_dd = scatter(h_nd)
-    nothing = np.zeros((1, len(mean_d)))
-    return fit_spaces(Moments(len(h_nd), mean_d, scatter_dd, nothing, np.ones(1)), kernel_dv, seed)
 
 
 def _measured(
@@ -154,11 +143,8 @@ def judged(
     label_n: np.ndarray,
     dims: tuple[int, ...],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of every prefix of x whether the label alone has the highest logit, and its cross-entropy.
-
-    Returns:
-      [G, N] bool and [G, N] float32, in nats.
-    """
+    """At every prefix of x, whether the label alone has the highest logit, [G, N] bool, and its
+    cross-entropy in nats, [G, N] float32."""
     n = len(x_ne)
     parts = -(-n // max(_ROWS, _LOGITS // (len(dims) * len(bias_v))))
     size = -(-n // parts)  # one shape for all parts

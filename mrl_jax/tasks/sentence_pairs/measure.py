@@ -30,18 +30,12 @@ NO_PROMPTS = MappingProxyType(by_role({}, ""))
 class SentenceEvaluation:
     """Runs evaluators on texts. Compiles once per length of texts, however often it runs.
 
-    A split of scored pairs is measured by `text_sts`, any other by `matching`; beside them the
-    sets that have names of their own.
+    A split of scored pairs is measured by `text_sts`, any other by `matching`.
 
     Args:
-      task: gives embed().
-      mesh: batches are split over it.
-      tokenizer: of the task's encoder.
-      data: whose splits are measured.
       dims: prefixes to measure; those beyond the trained width are left out.
       batch_size: texts per step, a multiple of what the mesh splits the batch into.
-      prompts: what is put before a text, by the role of the text, see `models.text.prompts`.
-      seed: of random choices inside evaluators.
+      prompts: what is put before a text, by its role, see `models.text.prompts`.
       sets: what is measured beside the splits, see `text_sets`.
       projections: measure PCA and a rotation of the whole embedding as well.
       layers: measure the main metrics after these layers as well.
@@ -90,7 +84,7 @@ class SentenceEvaluation:
         """All that was asked for, on these splits."""
 
         def embed(texts: Sequence[str], role: Role, depth: int | None = None) -> np.ndarray:
-            """The trained dims of texts with their prompt, after so many layers."""
+            """The trained dims of texts with their prompt, after `depth` layers."""
             z_nd = embed_texts(
                 functools.partial(self._embed, params, model_state, depth=depth),
                 [self._prompts[role] + text for text in texts],
@@ -132,7 +126,7 @@ class SentenceEvaluation:
         splits: tuple[str, ...],
         layer: int | None = None,
     ) -> None:
-        """Measures all; after a layer the main metrics alone."""
+        """Measures everything; after a layer, the main metrics alone."""
 
         def add(name: str, at: Series, main: str | None, measure: Callable[..., Finding]) -> None:
             at_layer = at._replace(layer=layer)
@@ -144,14 +138,15 @@ class SentenceEvaluation:
         for name in splits:
             split, at = self._data.splits[name], Series(split=name)
             if split.kind == "scored":
-                scored = text_sts.of_split(split)
-                measure = functools.partial(_of_split, subject, scored)
+                measure = functools.partial(
+                    text_sts.measure, subject, scored=text_sts.of_split(split)
+                )
                 add(f"{name}/{text_sts.MAIN}", at, text_sts.MAIN, measure)
             else:
                 measure = functools.partial(self._matched, subject, split)
                 add(f"{name}/match", at, "match", measure)
         for one in self._sets:
-            measure = functools.partial(_measured, one, subject)
+            measure = functools.partial(one.measure, subject)
             add(one.name, Series(one.name), one.main, measure)
 
     def _matched(self, subject: TextSubject, split: TextSplit, at: Series) -> Finding:
@@ -169,16 +164,8 @@ class SentenceEvaluation:
         return matching.measure(z_ad, z_bd, *_ids(split), at, self._dims)
 
 
-def _of_split(subject: TextSubject, scored: text_sts.Scored, at: Series) -> Finding:
-    return text_sts.measure(subject, at, scored)
-
-
-def _measured(one: TextSet, subject: TextSubject, at: Series) -> Finding:
-    return one.kind.measure(subject, at, one.data)
-
-
 def _ids(split: TextSplit) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of the two texts of every pair: texts with equal ids are never told apart."""
+    """The ids of the two texts of each pair; texts with equal ids are never told apart."""
     a_n, b_n = split.pairs()
     return split.same_t[a_n], split.same_t[b_n]
 
@@ -199,15 +186,10 @@ def embed_texts(
 ) -> np.ndarray:
     """Embeddings [N, D] float32 of any texts, in their order, the same on every process.
 
-    Args:
-      embed: a batch of `tokens` [B, T] and `lengths` [B] to embeddings [B, D] on every device.
-      texts: the longest go first: what does not fit in memory shows at once.
-      tokenizer: of the encoder.
-      max_length: tokens that a text is cut to.
-      batch_size: texts per call.
-      sharding: of a batch.
+    `embed` takes a batch of `tokens` [B, T] and `lengths` [B] to embeddings [B, D] on every device.
     """
     tokens = tokenizer.encode(list(texts), max_length)
+    # The longest go first: what does not fit in memory shows at once.
     order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]))
 
     def results():
