@@ -158,7 +158,7 @@ def test_on_a_mesh_it_is_measured_the_same_and_beside_rivals(finished, tmp_path,
         assert after[name, 16] == pytest.approx(after["test/masked_accuracy", 16], abs=0.01)
         assert 0 < after[name, 2] <= 1
     report.main([str(finished[0]), "--out", str(tmp_path)])
-    page = (tmp_path / "report.md").read_text()
+    page = (tmp_path / "report.html").read_text()  # which has the tables of all measures
     assert "Hidden tokens, test" in page
     assert "Hidden tokens, 1 / perplexity" in page
     assert "Hidden tokens, validation" in page
