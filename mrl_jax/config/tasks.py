@@ -14,7 +14,13 @@ from mrl_jax.errors import UsageError, shown
 from mrl_jax.imported import by_path
 
 # By name, the extra that a task needs, if any.
-TASKS = {"classification": "", "sentence_pairs": "text", "masked_lm": "text", "adaptor": ""}
+TASKS = {
+    "classification": "",
+    "sentence_pairs": "text",
+    "masked_lm": "text",
+    "adaptor": "",
+    "image_text": "text",
+}
 
 
 _DEFAULTS = {

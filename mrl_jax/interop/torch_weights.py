@@ -257,7 +257,8 @@ def _of_head(table: TensorNames, name: str) -> bool:
     return targets[0].startswith("head/")
 
 
-def _array(path: pathlib.Path, name: str, tensor: dict[str, Any]) -> np.ndarray:
+def array(path: pathlib.Path, name: str, tensor: dict[str, Any]) -> np.ndarray:
+    """A tensor of `read_tensors`; raises a DataError for a dtype that is not read."""
     if tensor["dtype"] not in _DTYPES:
         raise DataError(
             f"{path}: {name} has dtype {tensor['dtype']}, legal are {', '.join(_DTYPES)}"
@@ -329,7 +330,7 @@ def assign(
             continue
         shape = tensor["shape"]
         fits = len(shape) == form.rank and shape[0] % len(targets) == 0
-        cut = np.split(_array(path, name, tensor), len(targets)) if fits else [None] * len(targets)
+        cut = np.split(array(path, name, tensor), len(targets)) if fits else [None] * len(targets)
         for target, piece in zip(targets, cut, strict=True):
             parts[target] = Part(name, None if piece is None else form.convert(piece))
             if piece is None or not _fits(target, parts[target].array.shape, wanted[target]):
@@ -425,6 +426,6 @@ def _check_blur(
         )
     for name, tensor in tensors.items():
         if name.endswith(".blur_filter"):
-            filter_cihw = _array(path, name, tensor)
+            filter_cihw = array(path, name, tensor)
             if filter_cihw.shape[1:] != (1, 3, 3) or not np.allclose(filter_cihw, _FILTER):
                 raise UsageError(f"{path}: {name} is not FFCV's filter [1 2 1] x [1 2 1] / 16")

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mrl_jax import data, models
+from mrl_jax import data
 from mrl_jax.data import hierarchy, named
 from mrl_jax.data.remarks import Remarks
 from mrl_jax.data.shifts import open_shift
@@ -20,7 +20,7 @@ from mrl_jax.heads import NestedHead
 from mrl_jax.models.resnet import ResNet
 from mrl_jax.nesting import parse_dims
 from mrl_jax.runtime.program import Program
-from mrl_jax.tasks import common
+from mrl_jax.tasks import common, image_encoder
 from mrl_jax.tasks.classification.measure import ClassificationEvaluation
 from mrl_jax.tasks.classification.task import Classification
 from mrl_jax.tasks.common import config_errors
@@ -76,24 +76,13 @@ def facts(config: ConfigDict, dataset: data.Dataset) -> dict[str, Any]:
 
 
 def make_backbone(config: ConfigDict) -> nn.Module:
-    """The network of a config.
-
-    Raises:
-      UsageError: names the config key and what would be legal.
-    """
-    with config_errors("model"):
-        backbone = models.build(**config.model)
-        part = config.batch_size // config.optimizer.accumulate
-        groups = config.model.batch_norm_groups
-        if part % groups:
-            raise ValueError(
-                f"batch_norm_groups {groups} does not divide the {part} examples that go through "
-                "the network at a time (batch_size / optimizer.accumulate)"
-            )
-        if config.data.resolutions and not isinstance(backbone, ResNet):
-            raise ValueError(
-                f"{config.model.name} takes images of one size; data.resolutions are for resnets"
-            )
+    """The network of a config; raises as `image_encoder.of_config`."""
+    backbone = image_encoder.of_config(config)
+    if config.data.resolutions and not isinstance(backbone, ResNet):
+        raise UsageError(
+            f"config.model: {config.model.name} takes images of one size; data.resolutions are for "
+            "resnets"
+        )
     return backbone
 
 

@@ -16,13 +16,13 @@ from mrl_jax.losses import nested_cross_entropy
 from mrl_jax.nesting import Nesting
 from mrl_jax.runtime.mesh import rows_split
 from mrl_jax.runtime.task import Tree
+from mrl_jax.tasks.image_encoder import check_pixels, scaled
 
 LossForm = Literal["auto", "plain", "blockwise", "streamed"]
 
 # From this many logits of all granularities on one device (8 MiB), the fused loss is faster: on a
 # CPU it takes 0.4 to 1.0 times as long as the plain one, and below that up to 1.25 times as long.
 FUSED_FROM = 2**21
-_LEAST_STD = float(jnp.finfo(jnp.float32).tiny)  # smaller ones would be rounded to 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +61,7 @@ class Classification:
     mesh: Mesh | None = None
 
     def __post_init__(self):
-        for key, value in (("mean", self.mean), ("std", self.std)):
-            if len(value) not in (1, self.image_shape[-1]) or (
-                key == "std" and min(value) < _LEAST_STD
-            ):
-                raise ValueError(
-                    f"{key} must be one positive number or one per channel of images of shape "
-                    f"{self.image_shape}, got {shown(value)}"
-                )
+        check_pixels(self.mean, self.std, self.image_shape)
         check_choice("loss", self.loss_form, get_args(LossForm))
         if self.loss_form in ("blockwise", "streamed") and not self._divides:
             raise ValueError(
@@ -190,5 +183,4 @@ class Classification:
         return head.apply({"params": params["head"]}, z_bd)[: len(dims)]
 
     def _scale(self, image_bhwc: jax.Array) -> jax.Array:
-        mean, std = (jnp.array(v, jnp.float32)[None, None, None] for v in (self.mean, self.std))
-        return (image_bhwc.astype(jnp.float32) - mean) / std
+        return scaled(image_bhwc, self.mean, self.std)

@@ -1,0 +1,1 @@
+"""Images and words in one nested space: two towers, trained against each other."""

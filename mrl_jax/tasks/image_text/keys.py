@@ -1,0 +1,87 @@
+"""Config keys of the task image_text."""
+
+from mrl_jax.config.keys import Key
+from mrl_jax.tasks import image_keys, text_keys
+
+KEYS = {
+    "data.path": Key(
+        "",
+        "folder with train.*, val.* and test.* of .jsonl, .tsv or .parquet: a line for every photo "
+        "and its caption, or for every photo and its captions",
+        resume=True,
+        path=True,
+    ),
+    "data.files": Key(
+        (),
+        'the files one by one instead, each "SPLIT=FILE"',
+        items="words",
+        resume=True,
+        path=True,
+    ),
+    "data.images": Key(
+        "",
+        'folder that the names of photos are read from; "" = the folder of the file that names '
+        "them",
+        resume=True,
+        path=True,
+    ),
+    "data.cache": Key(
+        "",
+        "folder that token ids and what a locked tower makes of the training data are kept in, "
+        'once for all runs, and mapped into memory from; "" = all in memory',
+        resume=True,
+    ),
+    **image_keys.PIXELS,
+    **image_keys.MODEL,
+    "weights": Key(
+        "",
+        "where the image tower starts from: a .safetensors file of a PyTorch network, or "
+        'model.safetensors of an export of a run of classification; "" = fresh',
+        path=True,
+    ),
+    **text_keys.ENCODER,
+    "text.pooling": Key("", 'mean | cls | last token; "" = the folder\'s, else mean'),
+    "text.width": Key(0, "dims of a static table; 0 for others", 0),
+    "towers.weights": Key(
+        "",
+        "folder of a CLIP or SigLIP, of Hugging Face or OpenCLIP, that both towers, their "
+        "projections, temperature and bias start from; the keys of model and text and the size and "
+        "scale of pixels are its own then",
+        path=True,
+    ),
+    "towers.width": Key(
+        0,
+        "dims of the space that both towers are projected to, at least the largest nesting dim; "
+        "0 = as many as that",
+        0,
+    ),
+    "towers.lock": Key(
+        "none",
+        "what stays as it starts: none | image | text | both. Of a locked tower only the "
+        "projection is trained; what it makes of the training data is computed once",
+        legal=("none", "image", "text", "both"),
+    ),
+    "pairs.loss": Key(
+        "info_nce",
+        "the loss on every prefix: info_nce, which of the others belongs to this one (CLIP, ALIGN) "
+        "| sigmoid, does this one belong to that one (SigLIP)",
+        legal=("info_nce", "sigmoid"),
+    ),
+    "pairs.temperature": Key(
+        0.07, "what cosines are divided by, at the start; with towers.weights 0 = as it is there", 0
+    ),
+    "pairs.bias": Key(-10.0, "sigmoid: what is added to the logits, at the start"),
+    "pairs.learned": Key(True, "whether temperature and bias are learned"),
+    "pairs.scales": Key(
+        "shared",
+        "whether all granularities have one temperature and bias: shared | separate",
+        legal=("shared", "separate"),
+    ),
+    "pairs.micro_batch": Key(
+        0,
+        "pairs that go through the towers at a time; the loss still sees all of the batch, batch "
+        "statistics are those of a part; 0 = all",
+        0,
+    ),
+    **text_keys.PROJECTIONS,
+}
