@@ -78,7 +78,7 @@ class Pairs:
 
 def locked(config: ConfigDict) -> tuple[str, ...]:
     """The towers that stay as they start."""
-    lock = config.towers.lock
+    lock = config.towers.locked
     return tuple(tower for tower in TOWERS if lock in (tower, "both"))
 
 
@@ -111,7 +111,7 @@ def check(config: ConfigDict) -> None:
         fresh = not config.weights if tower == "image" else _fresh_text(config)
         if tower in locked(config) and fresh:
             raise UsageError(
-                f"config.towers.lock: the {tower} tower would stay as random as it starts; give "
+                f"config.towers.locked: the {tower} tower would stay as random as it starts; give "
                 f"config.{key} a trained one"
             )
 

@@ -55,7 +55,7 @@ KEYS = {
         "0 = as many as that",
         0,
     ),
-    "towers.lock": Key(
+    "towers.locked": Key(
         "none",
         "what stays as it starts: none | image | text | both. Of a locked tower only the "
         "projection is trained; what it makes of the training data is computed once",
