@@ -57,7 +57,8 @@ def main(argv: Sequence[str]) -> None:
         if first:
             command = f"python -m mrl_jax.evaluate {shlex.join(argv)}"
             setup.record(found, command, int(state["step"]))
-            print("\n".join([results.table(found.results), *results.not_measured(found.skipped)]))
+            printed = results.table(found.results, found.rows)
+            print("\n".join([printed, *results.not_measured(found.skipped)]))
             print(f"step {int(state['step'])}; results in {folder / workdir.RESULTS}")
         if found.unread:
             raise found.unread[0]

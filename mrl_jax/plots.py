@@ -55,7 +55,7 @@ DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
 
 class Point(NamedTuple):
-    """A mean at x with what the bar around it spans, all as fractions; hollow if not `filled`.
+    """A mean at x with what the bar around it spans, mostly as fractions; hollow if not `filled`.
 
     `inner` is the span of a second, thicker bar.
     """
@@ -88,6 +88,7 @@ class Chart(NamedTuple):
     Attributes:
       ticks: the values of x that may be written at the axis; `minor` ones are only marked.
       below: differences over the same x in a smaller panel under `below_title`, with a line at 0.
+      scale: what values are multiplied by: fractions are drawn as percent.
     """
 
     title: str
@@ -97,6 +98,7 @@ class Chart(NamedTuple):
     below: tuple[Line, ...] = ()
     below_title: str = ""
     minor: tuple[float, ...] = ()
+    scale: float = 100
 
 
 def spread_labels(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -140,29 +142,32 @@ def _ticks(candidates: Sequence[float], span: tuple[float, float], inches: float
     return kept
 
 
-def _draw_line(axes: "Axes", line: Line, theme: Theme) -> None:
+def _draw_line(axes: "Axes", line: Line, theme: Theme, scale: float) -> None:
     color = theme.roles[line.role]
     x = [point.x for point in line.points]
-    y = [100 * point.y for point in line.points]
+    y = [scale * point.y for point in line.points]
     if line.dashes is not None:
         dashes = DASHES[line.dashes % len(DASHES)]
         axes.plot(x, y, color=color, linestyle=dashes, linewidth=1.5, zorder=3)
     if line.band:
         low, high = (
-            [100 * (p.y if end is None else end) for p, end in zip(line.points, ends, strict=True)]
+            [
+                scale * (p.y if end is None else end)
+                for p, end in zip(line.points, ends, strict=True)
+            ]
             for ends in ([p.low for p in line.points], [p.high for p in line.points])
         )
         axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0, zorder=1)
         return
     for point in line.points:
         if point.inner:
-            ends = [100 * end for end in point.inner]
+            ends = [scale * end for end in point.inner]
             axes.plot([point.x] * 2, ends, color=color, linewidth=3, alpha=0.7, zorder=3)
         bar = point.low is not None and point.high is not None and point.high > point.low
-        ends = [[100 * (point.y - point.low)], [100 * (point.high - point.y)]] if bar else None
+        ends = [[scale * (point.y - point.low)], [scale * (point.high - point.y)]] if bar else None
         axes.errorbar(
             [point.x],
-            [100 * point.y],
+            [scale * point.y],
             yerr=ends,
             color=color,
             marker=MARKERS[line.role],
@@ -175,7 +180,7 @@ def _draw_line(axes: "Axes", line: Line, theme: Theme) -> None:
         )
 
 
-def _name_lines(axes: "Axes", lines: Sequence[Line], colors: Sequence[str]) -> None:
+def _name_lines(axes: "Axes", lines: Sequence[Line], colors: Sequence[str], scale: float) -> None:
     """Writes each line's name right of the axes, joined to its end where it had to move."""
     figure = axes.figure
     names = [textwrap.fill(plain(line.label), LABEL_CHARACTERS) for line in lines]
@@ -191,10 +196,10 @@ def _name_lines(axes: "Axes", lines: Sequence[Line], colors: Sequence[str]) -> N
     to_axes = axes.transAxes.inverted()
     inch = 1 / (axes.get_window_extent().width / figure.dpi)
     gap = max(text.get_window_extent().height for text in texts) + 1.5 * POINT * figure.dpi
-    ends = [(line.points[-1].x, 100 * line.points[-1].y) for line in lines]
+    ends = [(line.points[-1].x, scale * line.points[-1].y) for line in lines]
     points = [to_axes.transform(axes.transData.transform(end)) for end in ends]
     # Lines that meet at their ends are named in the order in which they lie before.
-    means = [100 * sum(p.y for p in line.points) / len(line.points) for line in lines]
+    means = [scale * sum(p.y for p in line.points) / len(line.points) for line in lines]
     low, high = axes.get_ylim()
     heights = [
         0.8 * point[1] + 0.2 * (mean - low) / (high - low)
@@ -235,7 +240,7 @@ def _style(axes: "Axes", title: str, theme: Theme) -> None:
         axes.spines[side].set_color(theme.faint)
 
 
-def _limit(axes: "Axes", lines: Sequence[Line]) -> None:
+def _limit(axes: "Axes", lines: Sequence[Line], scale: float) -> None:
     """Keeps thick bars readable where thin ones are many times longer: these leave the panel."""
     inner = [end for line in lines for point in line.points for end in point.inner or ()]
     if not inner:
@@ -243,7 +248,7 @@ def _limit(axes: "Axes", lines: Sequence[Line]) -> None:
     low, high = min(0.0, *inner), max(0.0, *inner)
     room = 0.6 * (high - low)
     now = axes.get_ylim()
-    axes.set_ylim(max(now[0], 100 * (low - room)), min(now[1], 100 * (high + room)))
+    axes.set_ylim(max(now[0], scale * (low - room)), min(now[1], scale * (high + room)))
 
 
 def drawing(chart: Chart) -> Callable[[bool], bytes]:
@@ -276,13 +281,14 @@ def draw(chart: Chart, theme: Theme = LIGHT) -> bytes:
     for axes, lines, title in panels:
         _style(axes, title, theme)
         for line in lines:
-            _draw_line(axes, line, theme)
+            _draw_line(axes, line, theme, chart.scale)
         axes.set_xlim(*span)
-        _limit(axes, lines)
+        _limit(axes, lines, chart.scale)
     axes.set_xlabel(f"{chart.x_label} (log scale)", color=theme.ink, fontsize=9)
 
     axes = panels[0][0]
-    _name_lines(axes, chart.lines, [theme.roles[line.role] for line in chart.lines])
+    colors = [theme.roles[line.role] for line in chart.lines]
+    _name_lines(axes, chart.lines, colors, chart.scale)
     left, _, width, _ = axes.get_position().bounds
     labelled = _ticks(chart.ticks, span, width * WIDTH)
     for axes, _, _ in panels:

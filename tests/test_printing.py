@@ -1,6 +1,7 @@
 import pytest
 
 from mrl_jax import printing
+from mrl_jax.record.metrics import Metric
 from mrl_jax.record.results import Series, table
 
 
@@ -29,6 +30,14 @@ def test_columns_never_touch(value, dim):
     results = [one.result(dim, value, 0.1812, 30) for one in series]
     cell = f"{100 * value:.2f} +- 18.12"
     assert columns(table(results)) == [["dim", str(dim)], *([name, cell] for name in names)]
+
+
+def test_what_is_no_fraction_is_not_in_percent():
+    ranks = Series("", "val", "text_to_image_median_rank").result(8, 3.5, 0.25, 30)
+    own = Series("", "val", "my_lab").result(8, 2.0, 0.5, 30)
+    rows = {"my_lab": Metric("Mine", high=None, percent=False)}
+    cells = [column[1] for column in columns(table([ranks, own], rows))]
+    assert cells == ["8", "3.50 +- 0.25", "2.00 +- 0.50"]
 
 
 def test_many_metrics_go_on_below_and_gaps_stay_empty():

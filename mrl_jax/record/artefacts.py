@@ -39,8 +39,8 @@ class Units(NamedTuple):
     """What a result is the mean of, so that two runs can be compared unit by unit.
 
     Attributes:
-      value_n: [N] of each unit: bool where it is right or wrong, else a fraction.
-      noun: what the units are: "examples", "episodes" or "streams".
+      value_n: [N] of each unit: bool where it is right or wrong, else a number.
+      noun: what the units are: "examples", "photos", "episodes" or "streams".
       key: the same in runs that measured the same units.
     """
 
@@ -60,11 +60,14 @@ def _read_right(path: pathlib.Path, name: str, modified: int) -> dict[int, np.nd
             right_gn, dims = arrays[name], arrays[f"{name}/dims"]
     except _DAMAGED as error:
         raise DataError(f"{path}: damaged, {name} cannot be read ({error})") from error
-    if not (right_gn.dtype == bool and right_gn.ndim == 2 and dims.shape == right_gn.shape[:1]):
+    legal = right_gn.dtype == bool or right_gn.dtype == np.float32
+    if not (legal and right_gn.ndim == 2 and dims.shape == right_gn.shape[:1]):
         raise DataError(
-            f"{path}: {name} must be [G, N] bool with G dims, got {right_gn.shape} "
+            f"{path}: {name} must be [G, N] bool or float32 with G dims, got {right_gn.shape} "
             f"{right_gn.dtype} with dims {dims.shape}"
         )
+    if not np.isfinite(right_gn).all():
+        raise DataError(f"{path}: {name} holds NaN or an infinity")
     return {int(dim): right_n for dim, right_n in zip(dims, right_gn, strict=True)}
 
 

@@ -35,7 +35,11 @@ def refusals(checks: Mapping[str, Callable[[], None]]) -> dict[str, str]:
 
 
 class Examples(NamedTuple):
-    """Which examples counted as right: `right_gn` [G, N] bool at each of the G `dims`."""
+    """Which examples counted as right: `right_gn` [G, N] at each of the G `dims`.
+
+    bool, or float32 where an example counts in part: a photo with five captions of which two are
+    answered.
+    """
 
     dims: tuple[int, ...]
     right_gn: np.ndarray
@@ -116,10 +120,16 @@ class Finding:
             mine.extend(new) if isinstance(mine, list) else mine.update(new)
 
     def add_right(self, series: Series, dims: Sequence[int], right_gn: np.ndarray) -> None:
-        """Adds results of which every example is right or wrong: their means, and the examples."""
-        self.examples[series.name] = Examples(tuple(dims), np.asarray(right_gn, bool))
+        """Adds results that are means of right examples, see `Examples`, and the examples."""
+        in_part = np.issubdtype(right_gn.dtype, np.floating)
+        kept_gn = right_gn.astype(np.float32 if in_part else bool)
+        self.examples[series.name] = Examples(tuple(dims), kept_gn)
         for dim, right_n in zip(dims, right_gn, strict=True):
-            self.results.append(series.proportion(dim, int(right_n.sum()), len(right_n)))
+            if in_part:
+                mean = series.mean(dim, right_n)
+                self.results.append(mean._replace(value=min(mean.value, 1.0)))  # of rounding
+            else:
+                self.results.append(series.proportion(dim, int(right_n.sum()), len(right_n)))
 
     def add_file(self, kind: str, place: str, content: Mapping[str, Any]) -> None:
         """Adds a JSON file about a split or set; `Artefacts.table` reads it by the same names."""

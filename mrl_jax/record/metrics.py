@@ -19,8 +19,9 @@ class Metric(NamedTuple):
       noun: what the number is, "accuracy".
       lower_is_better: as of an error.
       low, high: between which numbers it lies; None = no bound. Most are fractions.
+      percent: people read it in percent, and differences in points; else as it is.
       family: metrics of one family are reported together.
-      unit: what a value is the mean of: "examples", "episodes" or "streams".
+      unit: what a value is the mean of: "examples", "photos", "episodes" or "streams".
       headline: it is printed after training.
       by_cosine: it compares vectors by cosine, which changes when the mean is taken off.
     """
@@ -30,6 +31,7 @@ class Metric(NamedTuple):
     lower_is_better: bool = False
     low: float | None = 0.0
     high: float | None = 1.0
+    percent: bool = True
     family: str = ""
     unit: str = "examples"
     headline: bool = False
@@ -38,6 +40,11 @@ class Metric(NamedTuple):
     def allows(self, value: float) -> bool:
         """Whether a value lies in the range."""
         return (self.low is None or self.low <= value) and (self.high is None or value <= self.high)
+
+    @property
+    def scale(self) -> int:
+        """What a value is multiplied by where people read it."""
+        return 100 if self.percent else 1
 
     @property
     def legal(self) -> str:
@@ -77,6 +84,8 @@ _RETRIEVAL = {"family": "retrieval", "by_cosine": True}
 _SIMILARITY = {"low": -1.0, "family": "similarity"}
 _FEW_SHOT = {"family": "few_shot", "unit": "episodes", "by_cosine": True}
 _KEPT = {"low": None, "high": None}  # a prefix may be better than the whole
+_CROSS_MODAL = {"unit": "photos", "by_cosine": True}
+_RANK = {"lower_is_better": True, "low": 1.0, "high": None, "percent": False, **_CROSS_MODAL}
 
 TOP = Family("top{:d}", Metric("Linear top-{}", family="top"))
 TOP_FLIP = Family("top{:d}_flip", Metric("Linear top-{}, mirrored as well", family="top"))
@@ -108,10 +117,19 @@ OVERLAP = Family(
         headline=True,
     ),
 )
+PHOTO_FOUND = Family(
+    "text_to_image_recall{:d}",
+    Metric("Text to image, recall@{}", "recall@{}", family="photo_search", **_CROSS_MODAL),
+)
+CAPTION_FOUND = Family(
+    "image_to_text_recall{:d}",
+    Metric("Image to text, recall@{}", "recall@{}", family="caption_search", **_CROSS_MODAL),
+)
 FAMILIES = (
     *(TOP, TOP_FLIP, KNN, MAP, PRECISION, RECALL, NCM, NCM_ALL, TAIL),
-    *(NDCG, NDCG_KEPT, MRR, FOUND, OVERLAP),
+    *(NDCG, NDCG_KEPT, MRR, FOUND, OVERLAP, PHOTO_FOUND, CAPTION_FOUND),
 )
+PHOTO_RANK, CAPTION_RANK = "text_to_image_median_rank", "image_to_text_median_rank"
 
 
 def _of(family: Family, number: int, **changes: Any) -> dict[str, Metric]:
@@ -137,6 +155,14 @@ ROWS: Mapping[str, Metric] = {
     "vote": Metric("Vote of all granularities", family="agreement"),
     "oracle": Metric("Best granularity per example", family="agreement"),
     "match": Metric("Partner found among all of the split", family="match", headline=True),
+    **_of(PHOTO_FOUND, 1, headline=True),
+    **_of(CAPTION_FOUND, 1, headline=True),
+    "zero_shot": Metric("Zero-shot", family="zero_shot", headline=True, by_cosine=True),
+    PHOTO_RANK: Metric("Text to image, median rank", "median rank", family="photo_search", **_RANK),
+    CAPTION_RANK: Metric(
+        "Image to text, median rank", "median rank", family="caption_search", **_RANK
+    ),
+    "caption_1nn": Metric("Nearest other caption is of the same photo", unit="photos", **_NEAREST),
     "masked_accuracy": Metric("Hidden tokens", family="masked", headline=True),
     "masked_probability": Metric(
         "Hidden tokens, 1 / perplexity", "1 / perplexity", family="masked"

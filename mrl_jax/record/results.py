@@ -6,14 +6,15 @@ import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
 from mrl_jax import printing
 from mrl_jax.record import metrics
-from mrl_jax.record.metrics import TRAINED
+from mrl_jax.record.metrics import TRAINED, Metric
 
 SCHEMA = 2
 COLUMNS = 6  # of a printed table
@@ -149,14 +150,15 @@ def headline(results: Sequence[Result]) -> list[Result]:
     ]
 
 
-def table(results: Sequence[Result]) -> str:
-    """Results as text, a line per dim and a column per metric, in percent.
+def table(results: Sequence[Result], rows: Mapping[str, Metric] = MappingProxyType({})) -> str:
+    """Results as text, a line per dim and a column per metric, most of them in percent.
 
-    More columns than fit a wide terminal go on in further blocks of lines.
+    More columns than fit a wide terminal go on in further blocks of lines. `rows` are of metrics
+    from elsewhere.
     """
     names = list(dict.fromkeys(r.name for r in results))
     blocks = [names[i : i + COLUMNS] for i in range(0, len(names), COLUMNS)]
-    return "\n\n".join(_block([r for r in results if r.name in block]) for block in blocks)
+    return "\n\n".join(_block([r for r in results if r.name in block], rows) for block in blocks)
 
 
 def not_measured(skipped: dict[str, str]) -> list[str]:
@@ -164,14 +166,17 @@ def not_measured(skipped: dict[str, str]) -> list[str]:
     return [f"not measured: {name}: {reason}" for name, reason in skipped.items()]
 
 
-def _block(results: Sequence[Result]) -> str:
+def _block(results: Sequence[Result], rows: Mapping[str, Metric]) -> str:
     names = list(dict.fromkeys(r.name for r in results))
     values = {(r.name, r.dim): r for r in results}
 
     def cell(name: str, dim: int) -> str:
         r = values.get((name, dim))
-        return f"{100 * r.value:.2f} +- {100 * r.stderr:.2f}" if r else ""
+        if not r:
+            return ""
+        scale = metrics.describe(r.metric, rows).scale
+        return f"{scale * r.value:.2f} +- {scale * r.stderr:.2f}"
 
     dims = sorted({r.dim for r in results})
-    rows = [(str(dim), *(cell(name, dim) for name in names)) for dim in dims]
-    return printing.table(("dim", *names), rows)
+    lines = [(str(dim), *(cell(name, dim) for name in names)) for dim in dims]
+    return printing.table(("dim", *names), lines)

@@ -52,14 +52,16 @@ def of_table(table: Table, x_label: str = "dims m", scale: float = 1) -> Chart:
     ticks = table.trained & {*table.dims} or table.dims
     noun = " accuracy" if table.about.noun == "accuracy" else ""
     names = sorted({c.label.partition(",")[0] for c in table.comparisons})
+    percent, points = (", %", ", points") if table.about.percent else ("", "")
     return Chart(
-        f"{table.title}{noun}, %",
+        f"{table.title}{noun}{percent}",
         x_label,
         tuple(line(c, dashes=variants.index(c.variant), scale=scale) for c in curves),
         tuple(scale * dim for dim in sorted(ticks)),
         tuple(_differences(c, variants.index(c.curve.variant), scale) for c in table.comparisons),
-        f"{' and '.join(names)}, points",
+        f"{' and '.join(names)}{points}",
         tuple(scale * dim for dim in table.dims),
+        table.about.scale,
     )
 
 

@@ -13,7 +13,8 @@ from mrl_jax.reporting.tables import Table
 from mrl_jax.reporting.text import count, listing
 
 # What is shown of the validation split beside the test split.
-VALIDATED = ("top1", "1nn", "top5", "match", "masked_accuracy", "spearman")
+VALIDATED = ("top1", "1nn", "top5", "match", "text_to_image_recall1", "image_to_text_recall1")
+VALIDATED += ("masked_accuracy", "spearman")
 VALIDATION = "Validation accuracy (the split that tuning may look at)"
 MOST_MISSING = 10  # measures that are named with the reason why they are missing
 

@@ -22,9 +22,9 @@ MARKS = {
     f"{text.BETTER_HERE} {text.WORSE_HERE}": "better or worse for these trained networks alone, "
     "after Holm's correction; training again might change it",
     "n = 2": "the number of seeds, where it differs from the rest of the table",
-    "intervals": "over seeds, they say what training again may give; over examples, episodes or "
-    "streams, what others of these may; where there is none, one pair of means or differences that "
-    "are all equal allow no verdict",
+    "intervals": "over seeds, they say what training again may give; over examples, photos, "
+    "episodes or streams, what others of these may; where there is none, one pair of means or "
+    "differences that are all equal allow no verdict",
     "a / b / c": "at how many trained dims the method is better, not clearly different and worse, "
     "after Holm's correction; below, the same for these trained networks alone",
     "figures": "filled markers are trained dims, hollow ones prefixes or projections that were not "

@@ -6,6 +6,7 @@ What marks mean is said once in a report, see `render.MARKS`.
 from collections.abc import Sequence
 
 from mrl_jax import printing
+from mrl_jax.record.metrics import Metric
 from mrl_jax.reporting import text
 from mrl_jax.reporting.content import Cell, Row, Sheet
 from mrl_jax.reporting.statistics import Summary
@@ -18,22 +19,27 @@ _MARKS = {"better": text.BETTER, "worse": text.WORSE}
 _MARKS_HERE = {"better": text.BETTER_HERE, "worse": text.WORSE_HERE}
 
 
-def mean_cell(summary: Summary | None, usual_n: int, best: bool = False) -> Cell:
-    """Mean ± standard deviation in percent, and the number of seeds where it is not the usual."""
+def mean_cell(
+    summary: Summary | None, usual_n: int, best: bool = False, scale: float = 100
+) -> Cell:
+    """Mean ± standard deviation in percent, and the number of seeds where it is not the usual.
+
+    `scale` as of `text.percent`.
+    """
     if summary is None:
         return Cell()
-    spread = "" if summary.sd is None else f" ± {percent(summary.sd)}"
+    spread = "" if summary.sd is None else f" ± {percent(summary.sd, scale)}"
     seeds = "" if summary.n == usual_n else f"n = {summary.n}"
-    return Cell(percent(summary.mean) + spread, seeds, best)
+    return Cell(percent(summary.mean, scale) + spread, seeds, best)
 
 
-def _difference_cell(comparison: Comparison, dim: int, usual_n: int) -> Cell:
+def _difference_cell(comparison: Comparison, dim: int, usual_n: int, scale: float) -> Cell:
     difference = comparison.by_dim.get(dim)
     if not difference:
         return Cell()
-    number = signed(difference.mean)
+    number = signed(difference.mean, scale)
     if difference.low is not None:
-        number += f" [{signed(difference.low)}, {signed(difference.high)}]"
+        number += f" [{signed(difference.low, scale)}, {signed(difference.high, scale)}]"
     below = []
     if mark := _MARKS.get(difference.verdict):
         below.append(f"{mark} {HOLM}" if difference.stands else mark)
@@ -64,13 +70,15 @@ def _rests_on(comparisons: Sequence[Comparison]) -> str:
     return f"95% intervals over {seeds} and {over}"
 
 
-def _about_comparisons(name: str, comparisons: Sequence[Comparison], groups: Sequence) -> str:
+def _about_comparisons(
+    name: str, comparisons: Sequence[Comparison], groups: Sequence, about: Metric
+) -> str:
     """What differences rest on, and over how many of them Holm's correction was made, by group."""
-    about = f"{name}: points, {_rests_on(comparisons)}"
+    rests = f"{name}: {'points, ' if about.percent else ''}{_rests_on(comparisons)}"
     if not any(comparison.has_verdicts for comparison in comparisons):
-        return about
+        return rests
     totals = [count(sum(len(c.by_dim) for c in group), "difference") for group in groups]
-    return f"{about}; Holm's correction over {listing(totals)}"
+    return f"{rests}; Holm's correction over {listing(totals)}"
 
 
 def _dim_row(table: Table, dim: int, cells: Sequence[Cell]) -> Row:
@@ -80,19 +88,19 @@ def _dim_row(table: Table, dim: int, cells: Sequence[Cell]) -> Row:
 
 def of_table(table: Table) -> Sheet:
     """The sheet of a table: dims down, curves and differences across."""
-    rows = []
+    rows, scale = [], table.about.scale
     for dim in table.dims:
         best, n = table.best(dim), table.n_seeds
-        cells = [mean_cell(c.summary(dim), n, c.label in best) for c in table.curves]
-        cells += [_difference_cell(comparison, dim, n) for comparison in table.comparisons]
+        cells = [mean_cell(c.summary(dim), n, c.label in best, scale) for c in table.curves]
+        cells += [_difference_cell(comparison, dim, n, scale) for comparison in table.comparisons]
         rows.append(_dim_row(table, dim, cells))
     frame, n = table.frame, table.n_seeds
-    low, high = percent(frame.stderr.min()), percent(frame.stderr.max())
+    low, high = (percent(end, scale) for end in (frame.stderr.min(), frame.stderr.max()))
     # Streams are drawn from examples, which are what is counted.
     unit = "examples" if table.about.unit == "streams" else table.about.unit
     examples = listing([f"{n:,}" for n in sorted(frame.n.unique())])
     parts = [
-        f"Cells: {table.about.noun} in percent"
+        f"Cells: {table.about.noun}{' in percent' if table.about.percent else ''}"
         + (f", mean ± sample sd of {n} seeds" if n > 1 else ", one seed"),
         f"{examples} {table.place} {unit}, standard error of a run "
         + (low if low == high else f"{low} to {high}"),
@@ -100,7 +108,7 @@ def of_table(table: Table) -> Sheet:
     if table.comparisons:
         labels = listing([c.label for c in table.comparisons])
         groups = [[c] for c in table.comparisons]
-        parts.append(_about_comparisons(labels, table.comparisons, groups))
+        parts.append(_about_comparisons(labels, table.comparisons, groups, table.about))
     labels = [each.label for each in (*table.curves, *table.comparisons)]
     return Sheet(table.title, ("dim", *labels), tuple(rows), "; ".join(parts) + ".")
 
@@ -109,12 +117,13 @@ def of_rivals(table: Table) -> Sheet | None:
     """MRL minus every baseline but FF-m, dims down; None where there is none."""
     if not table.rivals:
         return None
+    n, scale = table.n_seeds, table.about.scale
     rows = [
-        _dim_row(table, dim, [_difference_cell(c, dim, table.n_seeds) for c in table.rivals])
+        _dim_row(table, dim, [_difference_cell(c, dim, n, scale) for c in table.rivals])
         for dim in table.dims
         if any(dim in c.by_dim for c in table.rivals)
     ]
-    note = _about_comparisons("Differences", table.rivals, [table.rivals])
+    note = _about_comparisons("Differences", table.rivals, [table.rivals], table.about)
     columns = ("dim", *(c.label for c in table.rivals))
     return Sheet(f"{table.title}: differences", columns, tuple(rows), f"{note}.")
 
@@ -140,20 +149,23 @@ def _reach(table: Table, curve: Curve) -> str:
     """What a nested method reaches at its full width, and from which trained prefix on."""
     dims = sorted(curve.trained & curve.values.keys())
     means = {dim: curve.summary(dim).mean for dim in dims}
-    width, sign = dims[-1], -1 if table.about.lower_is_better else 1
+    about, width = table.about, dims[-1]
+    sign, within = -1 if about.lower_is_better else 1, WITHIN if about.percent else 1
     near = width
     for dim in reversed(dims):
-        if sign * (means[width] - means[dim]) > WITHIN + 1e-12:
+        if sign * (means[width] - means[dim]) > within + 1e-12:
             break
         near = dim
-    reach = f"{curve.label} reaches {percent(means[width])}% at {width} dims"
-    return f"{reach} and loses at most one point from {near} on" if near < width else reach
+    whole = percent(means[width], about.scale) + ("%" if about.percent else "")
+    reach = f"{curve.label} reaches {whole} at {width} dims"
+    lost = "one point" if about.percent else "1"
+    return f"{reach} and loses at most {lost} from {near} on" if near < width else reach
 
 
-def _against(comparison: Comparison) -> str:
+def _against(comparison: Comparison, about: Metric) -> str:
     """By how much MRL differs from FF-m, and where the difference is real."""
     means = [difference.mean for difference in comparison.by_dim.values()]
-    ends = list(dict.fromkeys((signed(min(means)), signed(max(means)))))
+    ends = list(dict.fromkeys(signed(end, about.scale) for end in (min(means), max(means))))
     if not comparison.has_verdicts:
         verdicts = "no test of one seed" if comparison.one_seed else "the same in every seed"
     else:
@@ -166,7 +178,8 @@ def _against(comparison: Comparison) -> str:
             if dims
         ]
         verdicts = ", ".join(parts) or "no clear difference"
-    return f"{comparison.label}: {' to '.join(ends)} points, {verdicts}"
+    unit = " points" if about.percent else ""
+    return f"{comparison.label}: {' to '.join(ends)}{unit}, {verdicts}"
 
 
 def lead(table: Table) -> str:
@@ -176,7 +189,7 @@ def lead(table: Table) -> str:
     if winners := _winners(table):
         word = "lowest" if table.about.lower_is_better else "highest"
         parts.append(f"{word} mean: {winners}")
-    parts += map(_against, table.comparisons)
+    parts += [_against(comparison, table.about) for comparison in table.comparisons]
     sentence = "; ".join(parts)
     return f"{sentence[0].upper()}{sentence[1:]}." if parts else ""
 

@@ -6,14 +6,14 @@ UNTRAINED, HOLM, BETTER, WORSE = "○", "‡", "▲", "▼"
 BETTER_HERE, WORSE_HERE = "△", "▽"  # of these networks alone
 
 
-def percent(fraction: float) -> str:
-    """0.9712 -> "97.12"."""
-    return f"{100 * fraction:.2f}"
+def percent(fraction: float, scale: float = 100) -> str:
+    """0.9712 -> "97.12"; of what is no fraction, `scale` is another (`Metric.scale`)."""
+    return f"{scale * fraction:.2f}"
 
 
-def signed(fraction: float) -> str:
-    """A difference in points with its sign: -0.0123 -> "−1.23"."""
-    text = f"{100 * fraction:+.2f}"
+def signed(fraction: float, scale: float = 100) -> str:
+    """A difference in points with its sign: -0.0123 -> "−1.23"; `scale` as of `percent`."""
+    text = f"{scale * fraction:+.2f}"
     return "0.00" if text in ("+0.00", "-0.00") else text.replace("-", "−")
 
 

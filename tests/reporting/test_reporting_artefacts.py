@@ -58,7 +58,8 @@ def test_superclasses_are_the_same_only_in_the_same_hierarchy(tmp_path):
 @pytest.mark.parametrize(
     "arrays",
     [
-        {"test/top1": np.ones((1, 3))},  # not bool
+        {"test/top1": np.ones((1, 3))},  # neither bool nor float32
+        {"test/top1": np.full((1, 3), np.nan, np.float32)},
         {"test/top1": np.ones(3, bool)},
         {"test/top1": np.ones((2, 3), bool)},  # more rows than dims
         {"test/top1": np.array([[None]], object)},

@@ -61,6 +61,35 @@ def test_sections_are_there_only_where_data_is():
     assert sections.of_study(methods.group([make_run("separate", (2,), 0, {})]), "test") == ([], [])
 
 
+def test_searches_across_modalities_are_compared_photo_by_photo(tmp_path):
+    """Of a photo with five captions of which two are answered two fifths count."""
+    both = ("text_to_image_recall1", "image_to_text_recall1")
+    rng, runs = np.random.default_rng(0), []
+    for kind, dims, chance in (
+        ("separate", (2, 4), 0.8),
+        ("fixed", (2,), 0.3),
+        ("fixed", (4,), 0.8),
+    ):
+        share_n = rng.binomial(5, chance, 90).astype(np.float32) / 5
+        right = {(both[0], dim): share_n for dim in dims}
+        right |= {(both[1], dim): share_n > 0.5 for dim in dims}
+        runs.append(judged_run(tmp_path / f"{kind}{dims}", kind, dims, 0, right))
+    ranks = {("text_to_image_median_rank", dim): 3.0 for dim in (2, 4)}
+    runs.append(make_run("shared", (2, 4), 0, ranks))
+    found, main = sections.of_study(methods.group(runs), "test")
+    assert headings(found) == ["Text to image, recall@1", "Image to text, recall@1"]
+    assert titles(found[0]) == ["Text to image, median rank, test"]
+    assert [s.title for section in found for s in section.sheets] == [
+        "Text to image, recall@1, test",
+        "Image to text, recall@1, test",
+    ]
+    (comparison,) = main[0].comparisons
+    assert (comparison.unit, comparison.by_dim[2].units) == ("photos", 90)
+    assert comparison.dims("better") == [2]
+    assert "95% intervals over 90 photos, 1 seed each" in found[0].sheets[0].note
+    assert [c.by_dim[2].units for c in main[1].comparisons] == [90]
+
+
 def make_judged_study(tmp_path, seeds):
     """MRL far better than FF-2, PCA of FF-4 far better than MRL, at 2 dims of 4."""
     runs = []

@@ -7,7 +7,7 @@ from reporting.studies import cells, make_run, series, top1
 
 from mrl_jax import printing
 from mrl_jax.errors import DataError
-from mrl_jax.reporting import methods, sheet, tables, text
+from mrl_jax.reporting import charts, methods, sheet, tables, text
 from mrl_jax.reporting.content import Cell
 
 
@@ -63,6 +63,30 @@ def test_the_lead_is_one_sentence_of_what_the_table_carries(study):
     (cut,) = table.rivals
     assert (cut.against.short, cut.dims("better")) == ("first m dims", [2, 4])
     assert cut.dims("worse") == []
+
+
+def test_ranks_are_neither_percent_nor_points():
+    metric, runs = "text_to_image_median_rank", []
+    for seed in (0, 1, 2):
+        values = {(metric, 2): 12.0 + seed, (metric, 4): 3.5, (metric, 8): 3.0}
+        runs.append(make_run("separate", (2, 4, 8), seed, values))
+        runs.append(make_run("fixed", (2,), seed, {(metric, 2): 8.0}))
+        runs.append(make_run("fixed", (8,), seed, {(metric, 4): 60.0, (metric, 8): 3.0}))
+    table = tables.build(methods.group(runs), series("test", metric))
+    rendered = sheet.of_table(table)
+    assert rendered.title == "Text to image, median rank, test"
+    assert cells(rendered, 2)["MRL"] == Cell("13.00 ± 1.00")
+    assert cells(rendered, 2)["FF-m"] == Cell("8.00 ± 0.00", "", True)  # lower is better
+    # Mean 5, sd 1: half width 2.48414.
+    assert cells(rendered, 2)["MRL − FF"] == Cell("+5.00 [+2.52, +7.48]", "▼ ‡")
+    assert rendered.note.startswith("Cells: median rank, mean ± sample sd of 3 seeds; 100 test ph")
+    assert "standard error of a run 0.01; MRL − FF: 95% t intervals over 3 seeds" in rendered.note
+    reach, best, difference = sheet.lead(table).removesuffix(".").split("; ")
+    assert reach == "MRL reaches 3.00 at 8 dims and loses at most 1 from 4 on"
+    assert best == "lowest mean: FF-m at 2 and 8, MRL at 4 and 8"
+    assert difference == "MRL − FF: 0.00 to +5.00, worse ‡ at 2"
+    chart = charts.of_table(table)
+    assert (chart.title, chart.below_title, chart.scale) == (table.title, "MRL − FF", 1)
 
 
 def test_a_verdict_may_fall_to_holm():
