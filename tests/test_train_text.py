@@ -5,11 +5,14 @@ import shutil
 import signal
 
 import commands
+import jax
 import numpy as np
 import pytest
 import test_train
 import text_models
+from sklearn.metrics import ndcg_score
 
+import mrl_jax
 from mrl_jax import config as configs
 from mrl_jax import experiment
 from mrl_jax.errors import CheckpointError, DataError, UsageError
@@ -195,6 +198,56 @@ def test_evaluated_again_the_numbers_are_the_same_and_more_can_be_asked(finished
     assert one == {"sts.again": more["sts.again"]}
 
 
+def test_queries_are_also_measured_among_the_documents_of_another_encoder(finished, tmp_path):
+    """By numpy and scikit-learn, from what both models embed; the other one has more dims."""
+    workdir, teacher, cache = (tmp_path / name for name in ("run", "teacher", "cache"))
+    shutil.copytree(finished[0], workdir)
+    text_models.bert_folder(teacher, layers=1)
+    collection(tmp_path / "found")
+    sets = (f"retrieval=mine={tmp_path / 'found'}", f"documents={teacher}", "projections=True")
+    own = [*(f"--config.eval.{one}" for one in sets), f"--config.data.cache={cache}"]
+    commands.here(commands.command("mrl_jax.evaluate", "--workdir", workdir, *own))
+    found = commands.values(workdir)
+    student, larger = mrl_jax.load(workdir), mrl_jax.load(teacher)
+    documents, queries = ([row["texts"][i] for row in groups()] for i in (0, 1))
+    z_nd, of_student_bd, of_larger_bd = (
+        model.embed(texts, normalize=False)[:, :8]
+        for model, texts in ((larger, documents), (student, queries), (larger, queries))
+    )
+    for dim in (2, 3, 4, 8):
+        unit_nd = z_nd[:, :dim] / np.linalg.norm(z_nd[:, :dim], axis=1, keepdims=True)
+        for name, z_bd in (("asymmetric", of_student_bd), ("teacher", of_larger_bd)):
+            # Lengths of queries change no order.
+            expected = ndcg_score(np.eye(len(documents)), z_bd[:, :dim] @ unit_nd.T, k=10)
+            assert found[f"mine_{name}/ndcg10", dim] == pytest.approx(expected, abs=1e-5)
+    # All dims of a rotation are as good as all dims.
+    whole, turned = (found[f"mine_asymmetric/ndcg10{name}", 8] for name in ("", "_rotation"))
+    assert turned == pytest.approx(whole, abs=1e-5)
+    assert ("mine_teacher/ndcg10_pca", 4) in found
+    assert len(list(cache.glob("vectors-*"))) == 2
+    read = test_train.results_of(workdir)["read"]
+    one, asymmetric, alone = (
+        read[f"retrieval.mine{end}"] for end in ("", "_asymmetric", "_teacher")
+    )
+    assert one != asymmetric == alone
+
+
+def test_documents_that_cannot_be_searched_are_refused(finished, folder, tmp_path):
+    text_models.static_folder(tmp_path / "narrow", width=4)
+    collection(tmp_path / "found")
+    retrieval = f"--config.eval.retrieval=mine={tmp_path / 'found'}"
+    for sets, line in (
+        ((), "config.eval: documents: the model has 4 dims, the queries 8"),
+        (
+            (f"--config.eval.sts=mine_teacher={folder / 'test.tsv'}",),
+            "config.eval.documents measures mine as mine_teacher too: give the set of that name",
+        ),
+    ):
+        own = (f"--config.eval.documents={tmp_path / 'narrow'}", retrieval, *sets)
+        command = commands.command("mrl_jax.evaluate", "--workdir", finished[0], *own)
+        assert line in commands.refused(command, 2)
+
+
 def test_other_texts_are_refused(finished, folder, tmp_path):
     changed = tmp_path / "texts"
     shutil.copytree(folder, changed)
@@ -310,6 +363,35 @@ def test_fine_tuning_starts_from_the_weights_of_a_folder(folder, encoder_folder)
     )
 
 
+def of_layers(encoder_folder):
+    """What makes a config that of a student of two of the folder's three layers."""
+    own = (f"text.encoder={encoder_folder}", "text.layers=1,3", "text.width=0", "text.max_length=0")
+    few = ("nesting.dims=4,32", "eval.dims=4,32", "steps=1", "optimizer.warmup_steps=0")
+    return [f"--config.{one}" for one in (*own, "text.vocab_size=30522", *few)]
+
+
+def test_a_student_starts_from_some_layers_of_a_folder(folder, encoder_folder, tmp_path):
+    setup = experiment.from_config(load(folder, *of_layers(encoder_folder)))
+    assert setup.facts["encoder"]["layers"] == setup.program.task.encoder.layers == 2
+    started, given = setup.dataset.start.params["backbone"], text_models.bert().params["backbone"]
+    expected = {"layer_00": given["layer_00"], "layer_01": given["layer_02"]}
+    expected |= {name: value for name, value in given.items() if "layer" not in name}
+    jax.tree.map(np.testing.assert_array_equal, started, expected)
+    write_sentence_folder(tmp_path / "student", setup.text_folder({"backbone": started}))
+    assert json.loads((tmp_path / "student/config.json").read_text())["num_hidden_layers"] == 2
+
+
+@pytest.mark.slow
+def test_a_student_of_some_layers_is_trained_exported_and_opened(folder, encoder_folder, tmp_path):
+    workdir, out = tmp_path / "run", tmp_path / "student"
+    commands.here(train(workdir, folder, *of_layers(encoder_folder)))
+    kind = ("--format", "sentence_transformers")
+    commands.here(commands.command("mrl_jax.export", "--workdir", workdir, "--out", out, *kind))
+    texts = [row["texts"][0] for row in groups()[:5]]
+    one, other = (mrl_jax.load(path).embed(texts) for path in (workdir, out))
+    np.testing.assert_allclose(one, other, atol=1e-6)
+
+
 def test_the_length_is_the_folders_unless_it_is_said(folder, tmp_path):
     table = text_models.static()
     for name, encoder, expected in (
@@ -340,6 +422,7 @@ def test_the_length_is_the_folders_unless_it_is_said(folder, tmp_path):
         (["text.encoder=bert_tiny", "text.pooling=max"], "pooling must be one of mean, cls, last"),
         (["text.dropout=0.1"], "config.text: a static table has no dropout"),
         (["text.width=0"], "config.text: width: a static table needs so many dims"),
+        (["text.layers=1"], "config.text: layers: they are chosen of a folder, static is fresh"),
         (["text.dropout=1.0"], "config.text.dropout must be in [0, 1), got 1.0"),
         (["pairs.loss=cosent"], "config.pairs: loss cosent needs pairs with a score"),
         (["pairs.micro_batch=3"], "config.pairs: micro_batch 3 does not divide the batch_size 16"),

@@ -141,6 +141,29 @@ def read_text_folder(path: str | os.PathLike) -> TextFolder:
     )
 
 
+def keep_layers(folder: TextFolder, layers: tuple[int, ...]) -> TextFolder:
+    """The folder with these layers of its network alone, from 1 on; what is around them stays.
+
+    Raises:
+      ValueError: it has no such layers, or they do not rise.
+    """
+    there, backbone = folder.encoder.layers, folder.encoder.backbone
+    if not isinstance(backbone, Bert):
+        raise ValueError("layers: a static table has none to choose from")
+    if sorted({*layers} & {*range(1, there + 1)}) != [*layers]:
+        raise ValueError(
+            f"layers must be rising numbers from 1 to {there}, those there are; got {shown(layers)}"
+        )
+    params = dict(folder.params["backbone"])
+    kept = [params.pop(f"layer_{number:02d}") for number in range(there)]
+    params |= {f"layer_{new:02d}": kept[layer - 1] for new, layer in enumerate(layers)}
+    return dataclasses.replace(
+        folder,
+        encoder=folder.encoder.clone(backbone=backbone.clone(layers=len(layers))),
+        params={**folder.params, "backbone": params},
+    )
+
+
 def _prompts(settings: dict[str, Any], where: pathlib.Path) -> tuple[dict[str, str], str]:
     """The prompts by name, and the name of the default one ("" for none)."""
     prompts, default = settings.get("prompts") or {}, settings.get("default_prompt_name") or ""
@@ -194,10 +217,11 @@ def _modules(root: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
     if kinds not in _LEGAL:
         legal = "; ".join(" > ".join(kinds) for kinds in _LEGAL)
         raise UsageError(f"{path}: modules {' > '.join(kinds)} are not known; legal: {legal}")
-    for _, place in found:
+    for kind, place in found:
         if ".." in pathlib.PurePath(place).parts or pathlib.PurePath(place).is_absolute():
             raise DataError(f"{path}: {shown(place)} is not inside the folder")
-        if place and not (root / place).is_dir():
+        # Nothing lies in the folder of a Normalize, and Git and archives lose empty folders.
+        if place and kind != "Normalize" and not (root / place).is_dir():
             raise UsageError(f"{path}: {root} has no folder {shown(place)}")
     return [(kind, root / place) for kind, place in found]
 

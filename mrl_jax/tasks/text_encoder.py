@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from mrl_jax.interop.text_folder import UNLIMITED, TextFolder, read_text_folder
+from mrl_jax.interop.text_folder import UNLIMITED, TextFolder, keep_layers, read_text_folder
 from mrl_jax.models.text import Bert, SentenceEncoder, Static, prompts
 from mrl_jax.models.text.tokenizer import Tokenizer
 from mrl_jax.record.folder import TOKENIZER
@@ -155,6 +155,8 @@ def of_config(
         if t.encoder not in (STATIC, *FRESH):
             found, tokenizer, folder = _from_folder(config, pooling, width, parsed)
             return found, kept_tokenizer(run, found.marks) or tokenizer, folder
+        if t.layers:
+            raise ValueError(f"layers: they are chosen of a folder, {t.encoder} is fresh")
         marks = t.encoder != STATIC
         tokenizer = kept_tokenizer(run, marks)
         if tokenizer is None and t.tokenizer:
@@ -186,6 +188,8 @@ def _from_folder(
     if t.tokenizer:
         raise ValueError(f"tokenizer: {t.encoder} is a folder and has its own")
     folder = read_text_folder(t.encoder)
+    if t.layers:
+        folder = keep_layers(folder, t.layers)
     encoder = folder.encoder
     changes: dict[str, Any] = {"pooling": pooling or encoder.pooling}
     if width not in (0, encoder.out_dim):

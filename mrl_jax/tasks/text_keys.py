@@ -30,6 +30,11 @@ ENCODER = {
         "folder of a Hugging Face or sentence-transformers model, or fresh: static (a table of "
         "tokens and their mean; not for masked_lm) | bert_tiny | minilm_l6 | bert_base",
     ),
+    "text.layers": Key(
+        (),
+        "the layers of a folder's network that are kept, the first is 1, for a student that starts "
+        "as a smaller copy: (1, 3, 5); () = all",
+    ),
     "text.tokenizer": Key(
         "", 'its file or folder; "" = the encoder\'s, or one made of the train texts'
     ),

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.interop.sentence_folder import write_sentence_folder
-from mrl_jax.interop.text_folder import UNLIMITED, read_text_folder
+from mrl_jax.interop.text_folder import UNLIMITED, keep_layers, read_text_folder
 from mrl_jax.models.text import Bert
 
 FAMILIES = {
@@ -326,6 +326,36 @@ def test_modules_that_are_not_ours_are_refused(folder, modules, kind, message):
     (folder / "modules.json").write_text('{"path": ""}')
     with pytest.raises(DataError, match="must be a list of modules"):
         read_text_folder(folder)
+
+
+def test_a_normalize_whose_empty_folder_was_lost_is_read(tmp_path):
+    """As in clones of published models: Git keeps no empty folders."""
+    given = dataclasses.replace(text_models.static(), normalize=True)
+    write_sentence_folder(tmp_path / "m", given)
+    (tmp_path / "m" / "1_Normalize").rmdir()
+    same(read_text_folder(tmp_path / "m"), given)
+
+
+def test_some_layers_can_be_kept():
+    given = text_models.bert()
+    first, last = (keep_layers(given, layers) for layers in ((1, 2), (2, 3)))
+    tokens_bt, lengths_b = np.arange(12, dtype=np.int32).reshape(2, 6), np.array([6, 4], np.int32)
+
+    def embedded(folder, **options):
+        return folder.encoder.apply({"params": folder.params}, tokens_bt, lengths_b, **options)
+
+    np.testing.assert_allclose(embedded(first), embedded(given, depth=2), atol=1e-6)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        [last.params["backbone"][f"layer_{n:02d}"] for n in (0, 1)],
+        [given.params["backbone"][f"layer_{n:02d}"] for n in (1, 2)],
+    )
+    same(keep_layers(given, (1, 2, 3)), given)
+    for layers in ((0, 1), (2, 1), (3, 3), (4,)):
+        with pytest.raises(ValueError, match="layers must be rising numbers from 1 to 3"):
+            keep_layers(given, layers)
+    with pytest.raises(ValueError, match="a static table has none"):
+        keep_layers(text_models.static(), (1,))
 
 
 def test_ids_without_a_row_are_refused(folder):

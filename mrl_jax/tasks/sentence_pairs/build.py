@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +31,7 @@ from mrl_jax.record.folder import TOKENIZER
 from mrl_jax.runtime.program import Program
 from mrl_jax.tasks import common, text_encoder
 from mrl_jax.tasks.common import config_errors
+from mrl_jax.tasks.sentence_pairs.documents import Documents
 from mrl_jax.tasks.sentence_pairs.inputs import teacher_of
 from mrl_jax.tasks.sentence_pairs.measure import SentenceEvaluation
 from mrl_jax.tasks.sentence_pairs.task import SentencePairs
@@ -354,6 +355,36 @@ def _read_as(found: TextEncoder, tokenizer: Tokenizer, split: texts.TextSplit) -
     return f"{reading} {json.dumps(before, sort_keys=True)}" if any(before.values()) else reading
 
 
+def _documents(
+    config: ConfigDict, sets: Sequence[text_sets.TextSet], width: int
+) -> Documents | None:
+    """What embeds the documents of searches beside the encoder itself."""
+    if not config.eval.documents:
+        return None
+    taken = {one.name for one in sets}
+    for one in sets:
+        for name in taken.intersection(Documents.names(one)):
+            raise UsageError(
+                f"config.eval.documents measures {one.name} as {name} too: give the set of that "
+                "name another one"
+            )
+    folder = read_text_folder(config.eval.documents)
+    # As in `_taught_by`.
+    about = {
+        "pooling": folder.encoder.pooling,
+        "max_length": folder.max_length,
+        "prompts": prompts.by_role(folder.prompts, folder.default_prompt),
+    }
+    with config_errors("eval"):
+        return Documents(
+            folder,
+            _digest(folder, json.dumps(about, sort_keys=True)),
+            width=width,
+            cache=config.data.cache,
+            projections=config.eval.projections,
+        )
+
+
 def _taught_by(teacher: TextFolder, split: texts.TextSplit) -> str:
     """Hex digits over everything that a teacher's embeddings depend on."""
     # Not over all fields of its module, as a later release may have other fields.
@@ -414,6 +445,7 @@ def measures(
         sets=sets,
         projections=e.projections,
         layers=layers,
+        documents=_documents(config, sets, program.task.nesting.width),
     )
     unread = [
         f"{one.name}: columns that are not read: {listed(one.unread)}" for one in sets if one.unread

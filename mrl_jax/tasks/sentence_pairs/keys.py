@@ -67,6 +67,14 @@ KEYS = {
     ),
     "eval.clustering": _sets('files of a text and its label, each "NAME=FILE"'),
     "eval.retrieval": _sets('folders with corpus, queries and qrels, each "NAME=FOLDER"'),
+    "eval.documents": Key(
+        "",
+        "folder of a larger model whose space the encoder has learned for queries. Each set of "
+        "eval.retrieval is measured twice more: NAME_asymmetric has its documents and the "
+        "encoder's queries, NAME_teacher its documents and its queries",
+        resume=True,
+        path=True,
+    ),
     "eval.sets": Key(
         (),
         'sets of another kind, each "NAME=KIND:PATH", where the kind may be the import path of a '

@@ -18,10 +18,11 @@ from mrl_jax.evaluators.text_common import FITTED_ON, Embed, TextSubject
 from mrl_jax.evaluators.text_sets import TextSet
 from mrl_jax.models.text.prompts import Role, by_role
 from mrl_jax.models.text.tokenizer import Tokenizer, pad, padded_length
-from mrl_jax.record.finding import NO_TRAIN, Finding, refusals
+from mrl_jax.record.finding import NO_TRAIN, Finding, digest_of, refusals
 from mrl_jax.record.results import Series
 from mrl_jax.runtime.mesh import batch_sharding, replicated
 from mrl_jax.runtime.rows import gathered
+from mrl_jax.tasks.sentence_pairs.documents import Documents
 from mrl_jax.tasks.sentence_pairs.task import SentencePairs
 
 NO_PROMPTS = MappingProxyType(by_role({}, ""))
@@ -39,6 +40,7 @@ class SentenceEvaluation:
       sets: what is measured beside the splits, see `text_sets`.
       projections: measure PCA and a rotation of the whole embedding as well.
       layers: measure the main metrics after these layers as well.
+      documents: what embeds the documents of searches beside the encoder itself.
     """
 
     def __init__(
@@ -55,17 +57,23 @@ class SentenceEvaluation:
         sets: Sequence[TextSet] = (),
         projections: bool = False,
         layers: tuple[int, ...] = (),
+        documents: Documents | None = None,
     ):
         self._task, self._mesh, self._tokenizer, self._data = task, mesh, tokenizer, data
         self._dims = tuple(m for m in dims if m <= task.nesting.width)
         self._batch_size, self._prompts, self._seed = batch_size, prompts, seed
         self._sets, self._projections, self._layers = sets, projections, layers
+        self._documents = documents
         self._embed = jax.jit(task.embed, static_argnames="depth", out_shardings=replicated(mesh))
 
     @functools.cached_property
     def _read(self) -> dict[str, str]:
         """Digests of the sets, see `Finding`."""
-        return {f"{one.key}.{one.name}": one.digest for one in self._sets}
+        read = {f"{one.key}.{one.name}": one.digest for one in self._sets}
+        for one in self._sets if self._documents else ():
+            for name in Documents.names(one):
+                read[f"{one.key}.{name}"] = digest_of([one.digest, self._documents.digest])
+        return read
 
     def check(self, splits: tuple[str, ...]) -> dict[str, str]:
         """What cannot be measured on these data, and why, see `Finding.skipped`."""
@@ -148,6 +156,13 @@ class SentenceEvaluation:
         for one in self._sets:
             measure = functools.partial(one.measure, subject)
             add(one.name, Series(one.name), one.main, measure)
+            if self._documents and (names := Documents.names(one)):
+                both, alone = names
+                measure = functools.partial(self._documents.asymmetric, one, subject)
+                add(both, Series(both), one.main, measure)
+                if layer is None:  # the other encoder runs all of its layers
+                    measure = functools.partial(self._documents.alone, one, subject)
+                    add(alone, Series(alone), None, measure)
 
     def _matched(self, subject: TextSubject, split: TextSplit, at: Series) -> Finding:
         matching.check(*_ids(split))
