@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -174,6 +174,23 @@ def image_file(entry: os.DirEntry, remarks: Remarks) -> File | None:
         return None
     inputs.check_file(entry.path)
     return File.of(entry.stat())
+
+
+def records_of(root: pathlib.Path, label_of: Mapping[str, int], remarks: Remarks) -> FolderRecords:
+    """The images of class folders that have these labels.
+
+    Raises:
+      DataError: a class folder has no images, or as `image_files`.
+    """
+    found = []
+    for folder, label in label_of.items():
+        files = image_files(root / folder, remarks)
+        if not files:
+            raise DataError(f"class folder {root / folder} has no images ({LEGAL})")
+        found += [(f"{folder}/{file_name}", file, label) for file_name, file in files]
+    if not found:
+        raise DataError(f"{root} has no class folders with images ({LEGAL})")
+    return FolderRecords.of(root, found)
 
 
 def _records(

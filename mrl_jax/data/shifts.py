@@ -16,9 +16,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mrl_jax.data.folder import FolderRecords, class_folders, image_files, listing
+from mrl_jax.data.folder import class_folders, listing, records_of
 from mrl_jax.data.imagenet_classes import IMAGENET_A, IMAGENET_R
-from mrl_jax.data.images import LEGAL
 from mrl_jax.data.labelled_images import Options, Split
 from mrl_jax.data.remarks import Remarks, same_letters
 from mrl_jax.data.stream import Stream
@@ -82,18 +81,6 @@ def _labels(root: pathlib.Path, class_names: Sequence[str], remarks: Remarks) ->
     return {f: index[name_of[f]] for f in folders if name_of[f] is not None}
 
 
-def _records(root: pathlib.Path, label_of: dict[str, int], remarks: Remarks) -> FolderRecords:
-    found = []
-    for folder, label in label_of.items():
-        files = image_files(root / folder, remarks)
-        if not files:
-            raise DataError(f"class folder {root / folder} has no images ({LEGAL})")
-        found += [(f"{folder}/{file_name}", file, label) for file_name, file in files]
-    if not found:
-        raise DataError(f"{root} has no class folders with images ({LEGAL})")
-    return FolderRecords.of(root, found)
-
-
 def _check_promise(name: str, root: pathlib.Path, found: set[str], class_names: Sequence[str]):
     if name not in _PROMISED:
         return
@@ -131,5 +118,5 @@ def open_shift(
         label_of = _labels(root, class_names, remarks)
         classes = tuple(sorted(set(label_of.values())))
         _check_promise(name, root, {class_names[k] for k in classes}, class_names)
-        records = _records(root, label_of, remarks)
+        records = records_of(root, label_of, remarks)
     return Shift(options.opened(name, records), classes)

@@ -79,6 +79,13 @@ def check(captions: Captions) -> None:
         )
 
 
+def check_texts(captions: Captions) -> None:
+    """Raises Unmeasurable where no caption has another one of its photo, or all are of one."""
+    check(captions)
+    if not len(_with_others(captions)):
+        raise Unmeasurable("needs a photo with 2 different captions")
+
+
 def measure(
     image_pd: np.ndarray,
     text_td: np.ndarray,
@@ -153,15 +160,11 @@ def nearest_captions(
     others. Arguments and errors are as of `measure`.
 
     Raises:
-      Unmeasurable: as `check`, or no photo has two different captions.
+      Unmeasurable: as `check_texts`.
     """
-    check(captions)
+    check_texts(captions)
     text_td = unit_rows(text_td, f"captions of {at.place}")
-    photo_texts = np.unique(np.stack(captions, 1), axis=0)
-    photo_u, texts_u = np.unique(photo_texts[:, 0], return_counts=True)
-    asked_n = np.flatnonzero(np.isin(captions.photo_t, photo_u[texts_u > 1]))
-    if not len(asked_n):
-        raise Unmeasurable("needs a photo with 2 different captions")
+    asked_n = _with_others(captions)
     _, unit_n = np.unique(captions.photo_t[asked_n], return_inverse=True)
     of_photo, found = _OfPhoto(captions), Finding()
     for name, sides in (spaces or alone(text_td.shape[1])).items():
@@ -207,6 +210,13 @@ def ranks(
             rank_gt[g] += (_ahead(cosine_bt, own_gt[g]) & ~own_bt).sum(0)
     rank_gp[:, np.bincount(captions.photo_t, minlength=len(image_pd)) == 0] = 1
     return rank_gp, rank_gt
+
+
+def _with_others(captions: Captions) -> np.ndarray:
+    """The captions [N] of photos that have another one with another text."""
+    photo_texts = np.unique(np.stack(captions, 1), axis=0)
+    photo_u, texts_u = np.unique(photo_texts[:, 0], return_counts=True)
+    return np.flatnonzero(np.isin(captions.photo_t, photo_u[texts_u > 1]))
 
 
 class _OfPhoto:

@@ -30,6 +30,12 @@ def check_templates(templates: Sequence[str]) -> None:
             )
 
 
+def check(names: Sequence[str]) -> None:
+    """Raises Unmeasurable if there is but one class."""
+    if len(names) < 2:
+        raise Unmeasurable(f"needs at least 2 classes, got {len(names)}")
+
+
 def texts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
     """Every template for the first class, then for the second, and so on: C x K texts."""
     return [template.replace("{}", name) for name in names for template in templates]
@@ -70,11 +76,8 @@ def measure(
       spaces: as from `cross_modal.rivals`; None: the embedding alone.
 
     Raises:
-      Unmeasurable: there is but one class.
       NonFiniteError: an embedding holds NaN or an infinity.
     """
-    if classes < 2:
-        raise Unmeasurable(f"needs at least 2 classes, got {classes}")
     image_nd = unit_rows(image_nd, f"images of {at.place}")
     text_cd = unit_rows(text_cd, f"class names of {at.place}")
     found = Finding()

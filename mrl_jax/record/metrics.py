@@ -162,7 +162,9 @@ ROWS: Mapping[str, Metric] = {
     CAPTION_RANK: Metric(
         "Image to text, median rank", "median rank", family="caption_search", **_RANK
     ),
-    "caption_1nn": Metric("Nearest other caption is of the same photo", unit="photos", **_NEAREST),
+    "caption_1nn": Metric(
+        "Nearest other caption is of the same photo", family="caption_neighbours", **_CROSS_MODAL
+    ),
     "masked_accuracy": Metric("Hidden tokens", family="masked", headline=True),
     "masked_probability": Metric(
         "Hidden tokens, 1 / perplexity", "1 / perplexity", family="masked"

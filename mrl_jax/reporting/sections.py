@@ -39,6 +39,7 @@ PARTS: tuple[Group | Callable[[Sequence[Method], Series], Section | None], ...] 
     Group(("photo_search",), "text_to_image_recall1", True),
     Group(("caption_search",), "image_to_text_recall1", True),
     Group(("zero_shot",), "zero_shot", True),
+    Group(("caption_neighbours",), "caption_1nn"),
     Group(("masked",), "masked_accuracy", True),
     Group(("preservation",), "overlap10", True),
     Group(("similarity",), "spearman", True),

@@ -12,10 +12,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mrl_jax.config import default_config
-from mrl_jax.data import Augmentation, Options
+from mrl_jax.data import Augmentation, Options, named
+from mrl_jax.data.class_folders import open_classes
+from mrl_jax.data.remarks import Remarks
 from mrl_jax.data.text_files import find_files
 from mrl_jax.data.token_cache import tokens_of, vocabulary_of
 from mrl_jax.errors import UsageError, shown
+from mrl_jax.evaluators import zero_shot
 from mrl_jax.models.text.tokenizer import Tokenizer
 from mrl_jax.nesting import parse_dims
 from mrl_jax.record.folder import TOKENIZER
@@ -103,6 +106,8 @@ def check(config: ConfigDict) -> None:
             )
     with config_errors("data"):
         _options(config)
+    named.paths("eval.zero_shot", config.eval.zero_shot, set(named.SPLITS))
+    zero_shot.check_templates(config.eval.templates)
     if t.weights:
         _check_own(config)
         return
@@ -303,14 +308,25 @@ def start(
 def measures(
     config: ConfigDict, facts: dict[str, Any], program: Program, data: Pairs
 ) -> ImageTextEvaluation:
-    """The measurements."""
-    del facts
-    return ImageTextEvaluation(
+    """The measurements.
+
+    Raises:
+      DataError: a folder of classes is missing or damaged.
+    """
+    size, remarks, e = facts["image_shape"][0], Remarks(), config.eval
+    options = dataclasses.replace(_options(config), image_size=size)
+    folders = named.paths("eval.zero_shot", e.zero_shot, set(named.SPLITS))
+    evaluation = ImageTextEvaluation(
         program.task,
         program.mesh,
         data.tokenizer,
         data.captioned,
         dims=common.evaluated_dims(config, program.task.nesting),
-        batch_size=config.eval.batch_size,
+        batch_size=e.batch_size,
         seed=config.seed,
+        classes={n: open_classes(n, path, options, remarks) for n, path in folders.items()},
+        templates=tuple(e.templates),
+        projections=e.projections,
     )
+    evaluation.notes = remarks.lines()
+    return evaluation

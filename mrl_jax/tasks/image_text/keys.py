@@ -83,5 +83,26 @@ KEYS = {
         "statistics are those of a part; 0 = all",
         0,
     ),
-    **text_keys.PROJECTIONS,
+    "eval.zero_shot": Key(
+        (),
+        "folders of images whose classes are told by their names alone, each "
+        '"NAME=FOLDER" with FOLDER/CLASS/*.jpg; with FOLDER/test/CLASS and FOLDER/train/CLASS also '
+        "by the nearest train image; see data/class_folders.py",
+        items="words",
+        resume=True,
+        path=True,
+    ),
+    "eval.templates": Key(
+        ("a photo of a {}.",),
+        "texts that name a class, which is their mean; {} is where its name goes",
+        items="texts",
+        resume=True,
+        asks=True,
+    ),
+    "eval.projections": Key(
+        False,
+        "measure PCA of both towers, a rotation and random dims of the whole embedding as rivals "
+        "of its prefixes",
+        resume=True,
+    ),
 }
