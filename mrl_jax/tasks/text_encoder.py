@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mrl_jax.interop.text_folder import UNLIMITED, TextFolder, keep_layers, read_text_folder
@@ -90,14 +91,17 @@ class TextEncoder(NamedTuple):
         )
 
 
-def of_facts(facts: dict[str, Any], dropout: float = 0.0) -> TextEncoder:
-    """The encoder that `TextEncoder.facts` describes."""
+def of_facts(facts: dict[str, Any], text: ConfigDict | None = None) -> TextEncoder:
+    """The encoder that `TextEncoder.facts` describes; `text`: to be trained as this group says."""
     made = _BACKBONES[facts["kind"]]
     names = {field.name for field in dataclasses.fields(made)} - _LEFT_OUT
     sizes = {name: facts[name] for name in names}
-    drop = {"dropout": dropout, "attention_dropout": dropout} if made is Bert else {}
+    if text is not None and made is not Static:
+        sizes |= {"dtype": jnp.dtype(text.dtype), "remat": text.remat}
+    if text is not None and made is Bert:
+        sizes |= {"dropout": text.dropout, "attention_dropout": text.dropout}
     module = SentenceEncoder(
-        made(**sizes, **drop), facts["pooling"], facts["projection"], facts["projection_bias"]
+        made(**sizes), facts["pooling"], facts["projection"], facts["projection_bias"]
     )
     return TextEncoder(
         module,
@@ -166,19 +170,25 @@ def of_config(
         if t.encoder == STATIC:
             if not width:
                 raise ValueError("width: a static table needs so many dims")
-            if t.dropout or pooling not in ("", "mean"):
-                raise ValueError("a static table has no dropout and no pooling but the mean")
+            _check_table(t, pooling or "mean")
             module = SentenceEncoder(Static(rows, width))
             return TextEncoder(module, marks, length, parsed, default), tokenizer, None
         size, layers, heads, hidden = FRESH[t.encoder]
-        drop = {"dropout": t.dropout, "attention_dropout": t.dropout}
-        backbone = Bert(rows, size, layers, heads, hidden, **drop)
+        backbone = Bert(rows, size, layers, heads, hidden)
         if length > backbone.max_tokens:
             raise ValueError(
                 f"max_length {length}: {t.encoder} takes at most {backbone.max_tokens}"
             )
         module = SentenceEncoder(backbone, pooling or "mean", width)
         return TextEncoder(module, marks, length, parsed, default), tokenizer, None
+
+
+def _check_table(text: ConfigDict, pooling: str) -> None:
+    """Refuses what only networks have."""
+    if text.dropout or text.remat or text.dtype != "float32" or pooling != "mean":
+        raise ValueError(
+            "a static table has no dropout, dtype or remat, and no pooling but the mean"
+        )
 
 
 def _from_folder(
@@ -196,11 +206,8 @@ def _from_folder(
         if encoder.projection:
             raise ValueError(f"width {width}: {t.encoder} has a projection to {encoder.out_dim}")
         changes["projection"] = width
-    if isinstance(encoder.backbone, Bert):
-        drop = {"dropout": t.dropout, "attention_dropout": t.dropout}
-        changes["backbone"] = encoder.backbone.clone(**drop)
-    elif t.dropout or changes["pooling"] != "mean":
-        raise ValueError("a static table has no dropout and no pooling but the mean")
+    if isinstance(encoder.backbone, Static):
+        _check_table(t, changes["pooling"])
     # Batches are padded to their longest text, and a table may come without a limit.
     own = folder.max_length if folder.max_length < UNLIMITED else MAX_LENGTH_TABLE
     length = t.max_length or own

@@ -48,6 +48,12 @@ ENCODER = {
         0,
     ),
     "text.dropout": Key(0.0, "of a network that is trained from scratch, or of a folder's", 0, 1),
+    "text.dtype": Key(
+        "float32", "of the products of a network, not of a table", legal=("float32", "bfloat16")
+    ),
+    "text.remat": Key(
+        False, "take less memory, as the layers of a network are computed again backwards"
+    ),
 }
 PROJECTIONS = {
     "eval.projections": Key(

@@ -130,8 +130,8 @@ def _check_own(config: ConfigDict) -> None:
     usual = default_config("image_text")
     keys = [("weights", config.weights, usual.weights)]
     for group, names in (
-        ("model", set(usual.model) - {"remat"}),
-        ("text", set(usual.text) - {"max_length", "dropout"}),
+        ("model", set(usual.model) - {"dtype", "remat"}),
+        ("text", set(usual.text) - {"max_length", "dropout", "dtype", "remat"}),
         ("data", {"image_size", "mean", "std"}),
     ):
         keys += [(f"{group}.{n}", config[group][n], usual[group][n]) for n in sorted(names)]
@@ -203,7 +203,7 @@ def make_task(config: ConfigDict, facts: Mapping[str, Any], mesh: Mesh | None) -
       UsageError: names the config key and what would be legal.
     """
     d, p = config.data, config.pairs
-    encoder = text_encoder.of_facts(facts["encoder"], config.text.dropout)
+    encoder = text_encoder.of_facts(facts["encoder"], config.text)
     with config_errors("nesting"):
         nesting = parse_dims(config.nesting.dims, config.nesting.weights, facts["width"])
     common.check_without_head(config, nesting)
@@ -241,7 +241,7 @@ def make_task(config: ConfigDict, facts: Mapping[str, Any], mesh: Mesh | None) -
 def _backbone(config: ConfigDict, facts: Mapping[str, Any]) -> nn.Module:
     if facts["vision"] is None:
         return image_encoder.of_config(config)
-    return towers.vision_of(facts["vision"], remat=config.model.remat)
+    return towers.vision_of(facts["vision"], config.model)
 
 
 def open_data(

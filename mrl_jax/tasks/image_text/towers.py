@@ -65,8 +65,8 @@ def from_folder(config: ConfigDict) -> Start:
     raise UsageError("config.towers.weights is not read yet")
 
 
-def vision_of(facts: dict[str, Any], remat: bool) -> nn.Module:
-    """The backbone that `Start.vision` describes."""
+def vision_of(facts: Mapping[str, Any], model: ConfigDict) -> nn.Module:
+    """The backbone that `Start.vision` describes, trained as this group of keys says."""
     raise NotImplementedError
 
 

@@ -115,7 +115,7 @@ def make_task(config: ConfigDict, facts: dict[str, Any], mesh: Mesh | None) -> M
     Raises:
       UsageError: names the config key and what would be legal.
     """
-    found = text_encoder.of_facts(facts["encoder"], config.text.dropout)
+    found = text_encoder.of_facts(facts["encoder"], config.text)
     backbone = found.module.backbone
     with config_errors("nesting"):
         nesting = parse_dims(config.nesting.dims, config.nesting.weights, backbone.width)

@@ -150,7 +150,7 @@ def make_task(config: ConfigDict, facts: dict[str, Any], mesh: Mesh | None) -> S
     Raises:
       UsageError: names the config key and what would be legal.
     """
-    p, encoder = config.pairs, text_encoder.of_facts(facts["encoder"], config.text.dropout)
+    p, encoder = config.pairs, text_encoder.of_facts(facts["encoder"], config.text)
     with config_errors("nesting"):
         nesting = parse_dims(config.nesting.dims, config.nesting.weights, encoder.module.out_dim)
     common.check_without_head(config, nesting)
