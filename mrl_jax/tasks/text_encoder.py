@@ -98,8 +98,9 @@ def of_facts(facts: dict[str, Any], text: ConfigDict | None = None) -> TextEncod
     sizes = {name: facts[name] for name in names}
     if text is not None and made is not Static:
         sizes |= {"dtype": jnp.dtype(text.dtype), "remat": text.remat}
-    if text is not None and made is Bert:
-        sizes |= {"dropout": text.dropout, "attention_dropout": text.dropout}
+    if made is Bert:
+        dropout = 0.0 if text is None else text.dropout
+        sizes |= {"dropout": dropout, "attention_dropout": dropout}
     module = SentenceEncoder(
         made(**sizes), facts["pooling"], facts["projection"], facts["projection_bias"]
     )
