@@ -38,7 +38,9 @@ def _parser() -> cli.ArgumentParser:
         parents=[vectors, queries],
         help="what reaches a recall fastest",
         description="Recall is of the k exact nearest neighbours; deciding a class by the nearest "
-        "one needs less. Writes the plan and, beside it, a plot of the frontier.",
+        "one needs less. It holds for queries like those given, which should be of the kind that "
+        "will be asked: of words, if photos are searched by words. Writes the plan and, beside it, "
+        "a plot of the frontier.",
     )
     verb.add_argument("--target_recall", required=True, type=float, help="such as 0.99")
     verb.add_argument("--out", required=True, type=pathlib.Path, help=".json; a .png beside it")

@@ -79,6 +79,11 @@ def plan(arguments: argparse.Namespace) -> None:
         f"nearest one needs less); {sampled}{proposal.tuned_on} queries to tune on, "
         f"{proposal.held_out} others to measure with"
     )
+    if proposal.themselves:
+        print(
+            f"warning: {proposal.themselves:,} of these queries are vectors of "
+            f"{arguments.vectors}, which any plan finds first; plan with what will be asked"
+        )
     given, needed = proposal.tuned_on + proposal.held_out, propose.queries_needed(wanted)
     if needed is None or needed > given:
         more = f"give {needed}" if needed else f"even {propose.MOST_QUERIES:,} would be"

@@ -268,6 +268,40 @@ def test_fresh_queries_are_answered_as_promised(tmp_path, rows, sample_rows, dim
         assert any(p.plan.lists > 1 for p in found.points)
 
 
+def words(rows, seed):
+    """Queries of another tower: around another mean, and of directions that photos hardly have."""
+    fixed, rng = np.random.default_rng(3), np.random.default_rng((2, seed))
+    mean_d = fixed.standard_normal(32)
+    z_nd = vectors(rows, 32, seed) + 0.37 * rng.standard_normal((rows, 32))
+    z_nd += 0.7 * mean_d / np.linalg.norm(mean_d)
+    return (z_nd / np.linalg.norm(z_nd, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_promises_hold_for_the_kind_of_queries_that_plans_were_made_with(tmp_path):
+    """Photos find their like by fewer candidates than words find photos."""
+    photos_nd = vectors(1000, 32, 0)
+    asked = {"photos": vectors(400, 32, 9), "words": words(400, 9)}
+    planned_with = {"photos": vectors(160, 32, 5), "words": words(160, 6)}
+    wanted = Wanted(0.9, dims=(16,), memory=60_000)  # of whole vectors: 128,000
+    promised, found = {}, {}
+    for kind, query_bd in planned_with.items():
+        chosen = propose(InMemory(photos_nd), InMemory(query_bd), wanted).chosen
+        index = Index.build(tmp_path / kind, InMemory(photos_nd), chosen.plan)
+        promised[kind] = chosen
+        for other, fresh_bd in asked.items():
+            true_bk = nearest(photos_nd, fresh_bd, K)
+            found[kind, other] = recall(index.search(fresh_bd, K)[0], true_bk)
+    for kind, chosen in promised.items():
+        assert 0.9 <= chosen.low <= found[kind, kind] <= chosen.high
+    assert found["photos", "words"] < 0.87
+
+
+def test_queries_that_are_rows_are_counted():
+    z_nd = vectors(300, 8, 0)
+    queries = InMemory(np.concatenate([z_nd[:7], vectors(40, 8, 1)]))
+    assert propose(InMemory(z_nd), queries, Wanted(0.9)).themselves == 7
+
+
 def test_limits_are_kept_or_said_to_be_too_tight():
     source, queries = InMemory(vectors(600, 32, 0)), InMemory(vectors(80, 32, 1))
     # Whole vectors have 128 bytes, codes of 16 dims by int8 33.

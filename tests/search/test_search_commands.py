@@ -124,6 +124,18 @@ def test_changes(files, tmp_path, capsys):
         _main("verify", "--index", index)
 
 
+def test_planning_with_the_vectors_themselves_is_no_test(tmp_path, capsys):
+    """They find themselves: nothing is known of what others find."""
+    np.save(tmp_path / "x.npy", vectors(60, 8, 0))
+    np.save(tmp_path / "q.npy", vectors(60, 8, 1))
+    plan = ("plan", "--target_recall", 0.8, "--vectors", tmp_path / "x.npy", "--queries")
+    _main(*plan, tmp_path / "x.npy", "--out", tmp_path / "a.json")
+    warning = f"warning: 60 of these queries are vectors of {tmp_path / 'x.npy'}, which any plan"
+    assert warning in capsys.readouterr().out
+    _main(*plan, tmp_path / "q.npy", "--out", tmp_path / "b.json")
+    assert "warning" not in capsys.readouterr().out
+
+
 def test_a_plan_that_cannot_be_made_leaves_nothing(files, tmp_path):
     base = ("--vectors", files / "x.npy", "--queries", files / "queries.npy")
     wished = ("--target_recall", 1, "--memory", "60KB", "--dims", 16, "--out", tmp_path / "p.json")

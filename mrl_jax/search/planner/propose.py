@@ -133,6 +133,7 @@ class Proposal:
       rows, width: of the vectors.
       sample_rows: in which ranks were counted and times measured.
       tuned_on, held_out: numbers of queries.
+      themselves: how many queries are rows, which any plan finds: others are found less often.
     """
 
     chosen: Point
@@ -142,6 +143,7 @@ class Proposal:
     sample_rows: int
     tuned_on: int
     held_out: int
+    themselves: int
 
 
 def prediction_interval(
@@ -245,7 +247,9 @@ def propose(
 ) -> Proposal:
     """The plan with the highest QPS that reaches the target within the limits, and the frontier.
 
-    Queries, [>= 40, D], are of the kind that will be asked; at most 2,000 of them are used.
+    Queries, [>= 40, D], are of the kind that will be asked, texts say where images are searched by
+    texts: whatever is promised is measured with them alone, and holds for no others. At most 2,000
+    of them are used.
 
     Raises:
       UsageError: numbers that do not fit the vectors.
@@ -300,6 +304,7 @@ def propose(
         sample_rows=size,
         tuned_on=int((~held_b).sum()),
         held_out=int(held_b.sum()),
+        themselves=int((truth.vector_bkd == query_bd[:, None]).all(-1).any(-1).sum()),
     )
 
 
