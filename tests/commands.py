@@ -14,7 +14,9 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mrl_jax import cli, errors
 from mrl_jax.record.results import Result
@@ -60,6 +62,54 @@ def train(workdir: pathlib.Path, *overrides: str, arg: str = "mrl") -> list[str]
     """The argv of a small training run."""
     config = ROOT / "configs" / f"digits.py:{arg}"
     return command("mrl_jax.train", "--config", config, "--workdir", workdir, *SMALL, *overrides)
+
+
+# As `SMALL`, of two towers.
+TOWERS = {
+    "data.image_size": 16,
+    "model.name": "cnn",
+    "model.width": 4,
+    "model.depth": 1,
+    "model.stem": "imagenet",
+    "model.embedding_dim": 6,
+    "text.encoder": "static",
+    "text.width": 10,
+    "text.vocab_size": 60,
+    "text.max_length": 12,
+    "nesting.dims": "2,4,8",
+    "eval.dims": "2,4,8",
+    "steps": 3,
+    "batch_size": 16,
+    "eval.batch_size": 8,
+    "optimizer.warmup_steps": 1,
+}
+COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220), "grey": (130,) * 3}
+
+
+def captioned_photos(folder: pathlib.Path) -> None:
+    """Writes 20 small pictures of a colour and, in train, val and test.jsonl, two captions each."""
+    rng = np.random.default_rng(0)
+    (folder / "photos").mkdir(parents=True)
+    lines: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for number in range(20):
+        name, rgb = list(COLOURS.items())[number % len(COLOURS)]
+        pixels_hwc = np.clip(rng.normal(rgb, 30, (20, 24, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels_hwc).save(folder / "photos" / f"{number:02}.png")
+        captions = [f"a {name} picture", f"this is number {number} and it is {name}"]
+        row = {"image": f"photos/{number:02}.png", "captions": captions}
+        split = "train" if number < 12 else "val" if number < 16 else "test"
+        lines[split].append(json.dumps(row) + "\n")
+    for split, rows in lines.items():
+        (folder / f"{split}.jsonl").write_text("".join(rows))
+
+
+def train_towers(workdir: pathlib.Path, data: pathlib.Path, **keys: object) -> list[str]:
+    """The argv of a small training run of two towers; `keys` of the config have __ for a dot."""
+    own = {name.replace("__", "."): value for name, value in keys.items()}
+    where = ("--config", ROOT / "configs" / "flickr8k.py", "--workdir", workdir)
+    overrides = {"data.path": data, **TOWERS, **own}
+    values = (f"--config.{key}={value}" for key, value in overrides.items())
+    return command("mrl_jax.train", *where, *values)
 
 
 _IMPATIENT = """

@@ -1,5 +1,6 @@
 """Eight virtual CPU devices for every test; silent rank promotion is an error."""
 
+import contextlib
 import fcntl
 import os
 import pathlib
@@ -30,17 +31,36 @@ def _compilation_cache(tmp_path_factory):
     os.environ["MRL_JAX_TEST_CACHE"] = str(shared / "compiled")
 
 
+@contextlib.contextmanager
+def _once(name):
+    """A folder that all workers share, and whether nobody has filled it yet."""
+    folder = pathlib.Path(os.environ["MRL_JAX_TEST_CACHE"]).with_name(name)
+    folder.mkdir(exist_ok=True)
+    done = folder / "done"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder, not done.exists()
+        done.touch()
+
+
 @pytest.fixture(scope="session")
 def digits_run(_compilation_cache):
     """The folder of an uninterrupted run of the training command, and what the command printed.
 
     All workers share it: a test that changes the folder makes a copy of it first.
     """
-    folder = pathlib.Path(os.environ["MRL_JAX_TEST_CACHE"]).with_name("digits")
-    folder.mkdir(exist_ok=True)
-    printed = folder / "printed.txt"
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not printed.exists():
+    with _once("digits") as (folder, missing):
+        printed = folder / "printed.txt"
+        if missing:
             printed.write_text(commands.succeed(commands.train(folder / "run")))
     return folder / "run", printed.read_text()
+
+
+@pytest.fixture(scope="session")
+def towers_run(_compilation_cache):
+    """The folder of a finished run of two towers, and that of its data; shared as `digits_run`."""
+    with _once("towers") as (folder, missing):
+        if missing:
+            commands.captioned_photos(folder / "data")
+            commands.here(commands.train_towers(folder / "run", folder / "data"))
+    return folder / "run", folder / "data"
