@@ -7,7 +7,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -55,7 +55,7 @@ class FolderRecords:
     """
 
     root: pathlib.Path
-    names: tuple[str, ...]
+    names: Sequence[str]
     size: np.ndarray
     modified: np.ndarray
     label: np.ndarray
@@ -101,6 +101,41 @@ class FolderRecords:
         digest = hashlib.sha256("\0".join(self.names).encode("utf-8", "surrogateescape"))
         for array in arrays:
             digest.update(array)
+        return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """Some records of others, by their rows [N]; the label of each is its own number, 0 to N - 1.
+
+    A row may come several times.
+    """
+
+    records: Any
+    row_n: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.row_n)
+
+    def __getitem__(self, row: int) -> Record:
+        return self.records[int(self.row_n[row])]._replace(label=int(row))
+
+    @property
+    def place(self) -> np.ndarray:
+        """See `FolderRecords`."""
+        return self.records.place[self.row_n]
+
+    def order(self) -> str:
+        """Hex digits over the rows, and what all records are."""
+        return self._digest(self.records.order())
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over the rows, and what all records are."""
+        return self._digest(self.records.fingerprint())[:16]
+
+    def _digest(self, about: str) -> str:
+        digest = hashlib.sha256(about.encode())
+        digest.update(np.ascontiguousarray(self.row_n, "<i8"))
         return digest.hexdigest()
 
 

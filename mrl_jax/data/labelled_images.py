@@ -6,7 +6,7 @@ import functools
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -250,7 +250,7 @@ def load(source: str, *, class_names: Sequence[str] | None = None, **options: An
             "no val split: only test is measured, once, at the end; to hold some examples out: "
             "data.splits=train=train[:90%],val=train[90%:],test=test"
         )
-    notes += _overlaps(splits) + remarks.lines()
+    notes += overlaps(splits) + remarks.lines()
     return Dataset(name, splits, classes, tuple(notes))
 
 
@@ -264,7 +264,7 @@ def _check_classes(name: str, found: Sequence[str], wanted: Sequence[str] | None
         )
 
 
-def _overlaps(splits: dict[str, Split | Stream]) -> list[str]:
+def overlaps(splits: Mapping[str, Split | Stream]) -> list[str]:
     """A warning for every pair of splits that share images, as far as that is cheap to see."""
     place_n = {name: split.places() for name, split in splits.items()}
     found = []

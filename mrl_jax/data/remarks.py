@@ -6,6 +6,7 @@ import os
 import pathlib
 import unicodedata
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from mrl_jax.data.images import format_of
 from mrl_jax.errors import DataError
@@ -42,10 +43,19 @@ class Remarks:
         self._found: dict[str, tuple[int, str]] = {}
         self._looked_into = collections.Counter()
 
-    def add(self, kind: str, what: object) -> None:
-        """Counts one more of a kind."""
+    def add(self, kind: str, what: object, more: int = 1) -> None:
+        """Counts more of a kind."""
         count, first = self._found.get(kind, (0, printable(what)))
-        self._found[kind] = (count + 1, first)
+        self._found[kind] = (count + more, first)
+
+    def counts(self) -> dict[str, list[Any]]:
+        """By kind, how many there are and the first, as JSON."""
+        return {kind: [count, first] for kind, (count, first) in self._found.items()}
+
+    def add_counts(self, counts: dict[str, list[Any]]) -> None:
+        """Adds what was counted before."""
+        for kind, (count, first) in counts.items():
+            self.add(kind, first, count)
 
     def add_file(self, path: str, legal: str) -> None:
         """Counts one more file that is not named like an image.

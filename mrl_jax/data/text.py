@@ -15,7 +15,7 @@ from mrl_jax.data.array_cache import Parts, Stored, stored
 from mrl_jax.data.strings import Strings
 from mrl_jax.data.text_columns import Columns, Roles, parse_columns
 from mrl_jax.data.text_files import Filter, Reading, Row, find_files, read_rows, sha256
-from mrl_jax.data.text_rows import TextRows
+from mrl_jax.data.text_rows import TextRows, utf8
 from mrl_jax.errors import DataError, listed, shown
 
 _LARGEST_SCORE = float(np.finfo(np.float32).max)  # what is larger would be kept as infinity
@@ -252,18 +252,6 @@ def _check_same(row: Row, columns: Columns, roles: Roles, first: str) -> None:
             )
 
 
-def _text(value: Any, column: str, where: str) -> bytes:
-    """A text as UTF-8."""
-    if not isinstance(value, str):
-        raise DataError(f"{where}: {column} must be a text, got {shown(value)}")
-    if not value.strip():
-        raise DataError(f"{where}: {column} is empty")
-    try:
-        return value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, as JSON can write it
-        raise DataError(f"{where}: {column} is not valid Unicode: {shown(value)}") from None
-
-
 class _Pairs:
     def __init__(self, roles: Roles, parts: Parts):
         self._roles = roles
@@ -276,7 +264,7 @@ class _Pairs:
             value = row.values[column]
             listed_too = column in roles.negatives and isinstance(value, list)
             values += [(column, v) for v in (value if listed_too else [value])]
-        texts = [_text(value, column, row.where) for column, value in values]
+        texts = [utf8(value, column, row.where) for column, value in values]
         self._width = self._width or len(texts)
         if len(texts) != self._width:
             raise DataError(
@@ -314,7 +302,7 @@ class _Groups:
             raise DataError(
                 f"{row.where}: {self._column} must be a list of texts, got {shown(values)}"
             )
-        texts = [_text(value, self._column, row.where) for value in values]
+        texts = [utf8(value, self._column, row.where) for value in values]
         group = list(dict.fromkeys(texts))
         if len(group) < 2:
             raise DataError(

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ class TfdsRecords:
 
     Attributes:
       source: random-access data source that leaves images encoded.
+      classes: how many there are; 0: examples have no labels, and get label 0.
       name: of the data set, for messages.
       part: which of its examples these are, as TFDS writes it.
       identity: name, version, shards and bytes, for the fingerprint.
@@ -47,10 +48,19 @@ class TfdsRecords:
 
     def __getitem__(self, row: int) -> Record:
         where = f"{self.name}:{self.part}[{row}]"
-        image, label = _read(self.source, row, where)
-        if not 0 <= label < self.classes:
+        example = self.example(row)
+        label = int(example["label"]) if self.classes else 0
+        if self.classes and not 0 <= label < self.classes:
             raise DataError(f"{where} has label {label}, legal are 0 to {self.classes - 1}")
-        return Record(image, label, where)
+        return Record(bytes(example["image"]), label, where)
+
+    def example(self, row: int) -> dict[str, Any]:
+        """All features of an example; a damaged or missing shard is a DataError."""
+        try:
+            return self.source[int(row)]
+        except Exception as error:  # ArrayRecord and TFDS raise several kinds
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(f"cannot read {self.name}:{self.part}[{row}]: {reason}") from error
 
     def order(self) -> str:
         """The number of examples; nothing else is known before they are read."""
@@ -59,16 +69,6 @@ class TfdsRecords:
     def fingerprint(self) -> str:
         """Sixteen hex digits over name, version, shard lengths and bytes; no image is read."""
         return hashlib.sha256(self.identity.encode()).hexdigest()[:16]
-
-
-def _read(source: Any, row: int, where: str) -> tuple[bytes, int]:
-    """Image file and label of one example; a damaged or missing shard is a DataError."""
-    try:
-        example = source[int(row)]
-        return bytes(example["image"]), int(example["label"])
-    except Exception as error:  # ArrayRecord and TFDS raise several kinds
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"cannot read {where}: {reason}") from error
 
 
 def open_builder(name: str, path: str) -> Any:
@@ -170,7 +170,7 @@ def _sizes(builder: Any) -> str:
     return ", ".join(f"{name} ({i.num_examples:,})" for name, i in builder.info.splits.items())
 
 
-def _check_apart(records: dict[str, TfdsRecords]) -> None:
+def _check_apart(records: Mapping[str, TfdsRecords]) -> None:
     """Refuses splits that share examples, as what is fitted on one is measured on another."""
     for split, other in itertools.combinations(records, 2):
         shared = np.isin(records[split].place, records[other].place).sum()
@@ -181,23 +181,22 @@ def _check_apart(records: dict[str, TfdsRecords]) -> None:
             )
 
 
-def open_tfds(
-    name: str, path: str, parts: Sequence[str], remarks: Remarks, *, train: bool = True
-) -> tuple[dict[str, TfdsRecords], tuple[str, ...]]:
-    """Opens the splits of a prepared data set: (records by split, class names).
+def open_parts(
+    name: str, path: str, parts: Sequence[str], features: Mapping[str, str], *, train: bool
+) -> tuple[Any, dict[str, TfdsRecords]]:
+    """Opens the splits of a prepared data set: (builder, records by split), with images encoded.
 
     Args:
       name, path: as of `open_builder`.
       parts: "SPLIT=PART" strings with the part as TFDS writes it, such as "train=train[:90%]"; ():
         the split called train; the one called validation, val, valid or dev; the one called test
         or eval. Without validation examples there is then no val: no other split takes its place.
-      remarks: collects the splits that are not read, such as those without labels (label -1).
+      features: that it must have, each with its kind in `tfds.features`.
       train: whether training examples are needed. If not, the files of that split may be missing.
 
     Raises:
-      UsageError: a part does not exist, or parts share examples.
-      DataError: the data set is not prepared, not in ArrayRecord, or has no encoded images and
-        class labels; or there is no train split although it is needed, or nothing to measure.
+      UsageError: a part does not exist.
+      DataError: the data set is not prepared, not in ArrayRecord, or lacks one of the features.
     """
     import tensorflow_datasets as tfds
 
@@ -208,7 +207,7 @@ def open_tfds(
     )
     try:
         builder = open_builder(name, path)
-        features = dict(builder.info.features.items())
+        there = dict(builder.info.features.items())
         if not builder.info.splits:
             raise DataError(
                 f"TFDS data set {label!r} is not prepared in {builder.data_dir}; {prepare}"
@@ -224,31 +223,76 @@ def open_tfds(
     except Exception as error:  # TFDS raises many kinds for "not there" and "wrong format"
         reason = str(error).strip().partition("\n")[0][:200]
         raise DataError(f"TFDS data set {label!r}: {reason}; {prepare}") from error
-    for key, kind in (("image", tfds.features.Image), ("label", tfds.features.ClassLabel)):
-        if not isinstance(features.get(key), kind):
+    for key, kind in features.items():
+        if not isinstance(there.get(key), getattr(tfds.features, kind)):
             raise DataError(
-                f"TFDS data set {label!r} has no feature {key!r} of kind {kind.__name__};"
-                f" its features are {', '.join(features)}"
+                f"TFDS data set {label!r} has no feature {key!r} of kind {kind};"
+                f" its features are {', '.join(there)}"
             )
-    classes = tuple(features["label"].names)
+    classes = len(there["label"].names) if "label" in features else 0
     records = {}
     for split, (part, source) in sources.items():
-        if _read(source, 0, f"{label}:{part}[0]")[1] >= 0:
-            about = _identity(builder, part), _places(builder, part)
-            records[split] = TfdsRecords(source, len(classes), label, part, *about)
-        elif parts:
-            raise DataError(f"data.splits: the examples of {split}={part} have no labels")
-        else:
-            remarks.add("not read (without labels)", f"split {part} ({len(source):,} images)")
-    if (train and "train" not in records) or not records.keys() - {"train"}:
+        about = _identity(builder, part), _places(builder, part)
+        records[split] = TfdsRecords(source, classes, label, part, *about)
+    return builder, records
+
+
+def check_parts(
+    builder: Any,
+    opened: Mapping[str, TfdsRecords],
+    kept: Mapping[str, TfdsRecords],
+    remarks: Remarks,
+    *,
+    train: bool,
+    needed: str,
+) -> None:
+    """Refuses splits that are missing or share examples; remarks on those that were not opened.
+
+    Args:
+      builder, opened: from `open_parts`, called with `train`.
+      kept: those that have what they need, and what that is called: `needed`.
+
+    Raises:
+      UsageError: two splits share examples.
+      DataError: there is no train split although it is needed, or nothing to measure.
+    """
+    if (train and "train" not in kept) or not kept.keys() - {"train"}:
         raise DataError(
-            f"TFDS data set {label!r} needs {'a train split and ' * train}a validation or test "
-            f"split with labels, but has {_sizes(builder)}; data.splits chooses the examples of "
-            "each, for example data.splits=train=train[:90%],val=train[90%:]"
+            f"TFDS data set {builder.name!r} needs {'a train split and ' * train}a validation or "
+            f"test split with {needed}, but has {_sizes(builder)}; data.splits chooses the "
+            "examples of each, for example data.splits=train=train[:90%],val=train[90%:]"
         )
-    _check_apart(records)
-    used = {piece.filename for part, _ in sources.values() for piece in _pieces(builder, part)}
+    _check_apart(kept)
+    parts = [records.part for records in opened.values()]
+    used = {piece.filename for part in parts for piece in _pieces(builder, part)}
     for name, info in builder.info.splits.items():
         if not any(piece.filename in used for piece in _pieces(builder, name)):
             remarks.add("not read (other splits)", f"{name} ({info.num_examples:,} images)")
-    return records, classes
+
+
+def open_tfds(
+    name: str, path: str, parts: Sequence[str], remarks: Remarks, *, train: bool = True
+) -> tuple[dict[str, TfdsRecords], tuple[str, ...]]:
+    """Opens the splits of a prepared data set of labelled images: (records by split, class names).
+
+    Args:
+      name, path, parts, train: as of `open_parts`.
+      remarks: collects the splits that are not read, such as those without labels (label -1).
+
+    Raises:
+      UsageError: a part does not exist, or parts share examples.
+      DataError: as `open_parts`; or there is no train split although it is needed, or nothing to
+        measure.
+    """
+    features = {"image": "Image", "label": "ClassLabel"}
+    builder, opened = open_parts(name, path, parts, features, train=train)
+    records = {}
+    for split, found in opened.items():
+        if int(found.example(0)["label"]) >= 0:
+            records[split] = found
+        elif parts:
+            raise DataError(f"data.splits: the examples of {split}={found.part} have no labels")
+        else:
+            remarks.add("not read (without labels)", f"split {found.part} ({len(found):,} images)")
+    check_parts(builder, opened, records, remarks, train=train, needed="labels")
+    return records, tuple(builder.info.features["label"].names)

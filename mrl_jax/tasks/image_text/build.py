@@ -15,7 +15,7 @@ from mrl_jax.config import default_config
 from mrl_jax.data import Augmentation, Options, named
 from mrl_jax.data.class_folders import open_classes
 from mrl_jax.data.remarks import Remarks
-from mrl_jax.data.text_files import find_files
+from mrl_jax.data.tfds import parse_parts
 from mrl_jax.data.token_cache import tokens_of, vocabulary_of
 from mrl_jax.errors import UsageError, shown
 from mrl_jax.evaluators import zero_shot
@@ -25,7 +25,7 @@ from mrl_jax.record.folder import TOKENIZER
 from mrl_jax.runtime.program import Program
 from mrl_jax.tasks import common, image_encoder, text_encoder
 from mrl_jax.tasks.common import config_errors
-from mrl_jax.tasks.image_text import captions, towers
+from mrl_jax.tasks.image_text import captions, sources, towers
 from mrl_jax.tasks.image_text.captions import Captioned, TrainPairs
 from mrl_jax.tasks.image_text.measure import ImageTextEvaluation
 from mrl_jax.tasks.image_text.task import TOWERS, ImageText
@@ -87,7 +87,7 @@ def locked(config: ConfigDict) -> tuple[str, ...]:
 
 def _options(config: ConfigDict) -> Options:
     own = {field.name for field in dataclasses.fields(Options)} & set(config.data)
-    values = {name: config.data[name] for name in own if name != "path"}
+    values = {name: config.data[name] for name in own - {*sources.Where._fields}}
     return Options(source="image_folder", **values, path="captions")
 
 
@@ -106,6 +106,7 @@ def check(config: ConfigDict) -> None:
             )
     with config_errors("data"):
         _options(config)
+    parse_parts(config.data.splits)
     named.paths("eval.zero_shot", config.eval.zero_shot, set(named.SPLITS))
     zero_shot.check_templates(config.eval.templates)
     if t.weights:
@@ -262,15 +263,9 @@ def open_data(
         tokenizer = text_encoder.kept_tokenizer(folder, found.marks)
         size = facts["image_shape"][0]
     options = dataclasses.replace(_options(config), image_size=size)
-    splits = captions.load(
-        options, d.path, d.files, d.images, train=train, paired="image" not in still
-    )
-    name = d.path or ", ".join(d.files)
-    lines = [
-        *captions.notes(splits),
-        f"texts are cut after {found.max_length} tokens",
-        *common.unread(find_files(d.path, d.files, train=train), config),
-    ]
+    where = sources.Where(**{key: d[key] for key in sources.Where._fields})
+    splits, notes = captions.load(options, where, train=train)
+    lines = [*notes, f"texts are cut after {found.max_length} tokens"]
     pairs = splits.get("train")
     if tokenizer is None:
         source = captions.fingerprint({"train": pairs}, "")
@@ -282,7 +277,7 @@ def open_data(
     known = dict(facts) if start is None else _facts_of(config, start)
     reading = f"{tokenizer.content} {tokenizer.marks} {found.max_length} {size} {known['locked']}"
     if pairs is None or start is None:
-        return Pairs(name, splits, dict(splits), found, tokenizer, reading, lines, known)
+        return Pairs(where.name, splits, dict(splits), found, tokenizer, reading, lines, known)
     tokens = functools.partial(
         tokens_of,
         pairs.texts,
@@ -294,7 +289,7 @@ def open_data(
     )
     vectors = towers.vectors_of(start, pairs, still, config)
     parts = {**splits, "train": TrainPairs(pairs, found.max_length, tokens, vectors)}
-    return Pairs(name, splits, parts, found, tokenizer, reading, lines, known, start)
+    return Pairs(where.name, splits, parts, found, tokenizer, reading, lines, known, start)
 
 
 def start(

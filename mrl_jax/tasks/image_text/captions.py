@@ -1,28 +1,24 @@
 """Photos with captions: which pairs there are, and training batches of them."""
 
+import collections
 import dataclasses
 import functools
 import hashlib
-import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from mrl_jax.data import Options, Split, Stream
-from mrl_jax.data.folder import File, FolderRecords, Record
-from mrl_jax.data.images import IMAGE_SUFFIXES, LEGAL
+from mrl_jax.data.folder import Chosen
+from mrl_jax.data.labelled_images import overlaps
 from mrl_jax.data.loader import put, train_rows
+from mrl_jax.data.remarks import Remarks
 from mrl_jax.data.strings import Strings
-from mrl_jax.data.text_files import Row, find_files, read_rows
 from mrl_jax.data.token_cache import Tokens
-from mrl_jax.errors import DataError, shown
 from mrl_jax.models.text.tokenizer import padded_length
-
-# Names of the columns, the first that a row has.
-PHOTO = ("image", "file_name", "filename", "filepath")
-CAPTION = ("caption", "captions", "text", "title", "sentence")
+from mrl_jax.tasks.image_text import sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,18 +26,18 @@ class Captioned:
     """One split: P photos and N pairs of a photo and a caption.
 
     Attributes:
-      images: the photos, in memory or as a stream; their labels are their numbers.
+      images: the photos [P], in memory or as a stream.
+      names: of the photos: of files as they are given, else "SHARD/MEMBER" or "PART[ROW]".
       texts: the different captions.
       photo_n: [N] int32, the photo of each pair.
       text_n: [N] int32, its caption.
-      names: of the photos.
     """
 
     images: Split | Stream
+    names: Sequence[str]
     texts: Strings
     photo_n: np.ndarray
     text_n: np.ndarray
-    names: tuple[str, ...]
 
     @property
     def examples(self) -> int:
@@ -70,124 +66,29 @@ class Captioned:
 
 
 def load(
-    options: Options,
-    path: str,
-    files: tuple[str, ...],
-    images: str,
-    *,
-    train: bool,
-    paired: bool = True,
-) -> dict[str, Captioned]:
-    """All splits.
+    options: Options, where: sources.Where, *, train: bool
+) -> tuple[dict[str, Captioned], list[str]]:
+    """All splits, and lines for the log on what was found and is not read.
 
     Args:
       options: how photos are read.
-      path, files, train: where the captions are, see `find_files`.
-      images: folder of the photos; "" = that of the file that names them.
-      paired: whether a stream of training photos goes from pair to pair, or from photo to photo.
+      where, train: see `sources.open_pairs`.
 
     Raises:
-      UsageError: neither `path` nor `files`, or both.
-      DataError: captions or photos are missing or damaged; names the line or the file.
+      UsageError, DataError: see `sources.open_pairs`; and a photo that cannot be read.
     """
-    return {
-        split: _read(
-            split,
-            found,
-            options,
-            pathlib.Path(images) if images else None,
-            paired and options.stream and split == "train",
+    remarks = collections.defaultdict(Remarks)
+    found, lines = sources.open_pairs(where, remarks, train=train)
+    splits, notes = {}, []
+    for name, (records, names, *pairs) in found.items():
+        split = splits[name] = Captioned(options.opened(name, records), names, *pairs)
+        notes.append(
+            f"{name}: {len(names):,} photos, {split.examples:,} pairs, {len(split.texts):,} "
+            "different captions"
         )
-        for split, found in find_files(path, files, train=train).items()
-    }
-
-
-def _read(
-    split: str,
-    files: list[pathlib.Path],
-    options: Options,
-    images: pathlib.Path | None,
-    paired: bool,
-) -> Captioned:
-    photo_of: dict[pathlib.Path, int] = {}
-    text_of: dict[str, int] = {}
-    pairs = []
-    for file in files:
-        root = images or file.parent
-        for row in read_rows(file):
-            photo = root / _photo(row)
-            number = photo_of.setdefault(photo, len(photo_of))
-            for caption in _captions(row):
-                pairs.append((number, text_of.setdefault(caption, len(text_of))))
-    if not pairs:
-        raise DataError(f"{files[0]}: there is no photo with a caption in it")
-    photo_n, text_n = np.array(sorted(set(pairs)), np.int32).T
-    found = []
-    for photo, number in photo_of.items():
-        try:
-            found.append((str(photo), File.of(photo.stat()), number))
-        except OSError as error:
-            raise DataError(f"cannot read image {photo}: {error.strerror}") from error
-    # Absolute names or names from here: the folder that they start from is no longer needed.
-    records = FolderRecords.of(pathlib.Path(), found)
-    names = tuple(name for name, _, _ in found)
-    if paired:
-        records = OfPairs(records, photo_n)
-    return Captioned(
-        options.opened(split, records), Strings.of(text_of), photo_n.copy(), text_n.copy(), names
-    )
-
-
-def _value(row: Row, columns: tuple[str, ...]) -> Any:
-    for column in columns:
-        if column in row.values:
-            return row.values[column]
-    raise DataError(f"{row.where}: needs one of the columns {', '.join(columns)}")
-
-
-def _photo(row: Row) -> str:
-    name = _value(row, PHOTO)
-    if not isinstance(name, str) or pathlib.Path(name).suffix.lower() not in IMAGE_SUFFIXES:
-        raise DataError(f"{row.where}: must name an image file ({LEGAL}), got {shown(name)}")
-    return name
-
-
-def _captions(row: Row) -> list[str]:
-    value = _value(row, CAPTION)
-    captions = value if isinstance(value, list) else [value]
-    for caption in captions:
-        if not isinstance(caption, str) or not caption.strip():
-            raise DataError(f"{row.where}: a caption must be a text, got {shown(caption)}")
-    if not captions:
-        raise DataError(f"{row.where}: the photo has no caption")
-    return captions
-
-
-@dataclasses.dataclass(frozen=True)
-class OfPairs:
-    """The records of the photos of pairs, one for each pair, which is its label."""
-
-    records: Any
-    photo_n: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.photo_n)
-
-    def __getitem__(self, pair: int) -> Record:
-        return self.records[int(self.photo_n[pair])]._replace(label=int(pair))
-
-    @property
-    def place(self) -> np.ndarray:
-        """See `FolderRecords`."""
-        return self.records.place[self.photo_n]
-
-    def order(self) -> str:
-        """See `FolderRecords`; the pairs are counted elsewhere."""
-        return self.records.order()
-
-    def fingerprint(self) -> str:
-        """See `FolderRecords`."""
-        return self.records.fingerprint()
+        notes += [f"{name}: {line}" for line in remarks[name].lines()]
+    notes += overlaps({name: split.images for name, split in splits.items()})
+    return splits, notes + lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,10 +125,12 @@ class PairBatches:
         self._source, self._pairs = source, source.pairs
         self._batch_size, self._seed, self._sharding = batch_size, seed, sharding
         self._vectors = {tower: made() for tower, made in source.vectors.items()}
-        images = source.pairs.images
-        streamed = isinstance(images, Stream) and "image" not in self._vectors
-        # A stream of pairs draws the rows of a step as this does.
-        self._stream = images.batches(batch_size, seed, sharding) if streamed else None
+        images, self._stream = source.pairs.images, None
+        if isinstance(images, Stream) and "image" not in self._vectors:
+            # A stream of pairs draws the rows of a step as this does.
+            of_pairs = Chosen(images.records, source.pairs.photo_n)
+            images = dataclasses.replace(images, records=of_pairs)
+            self._stream = images.batches(batch_size, seed, sharding)
 
     @functools.cached_property
     def _tokens(self) -> Tokens:
@@ -269,12 +172,3 @@ def fingerprint(splits: Mapping[str, Captioned], about: str) -> str:
         digest.update(name.encode())
         splits[name].update(digest)
     return digest.hexdigest()[:16]
-
-
-def notes(splits: Mapping[str, Captioned]) -> Iterator[str]:
-    """A line on what there is."""
-    for name, split in splits.items():
-        yield (
-            f"{name}: {len(split.names):,} photos, {split.examples:,} pairs, "
-            f"{len(split.texts):,} different captions"
-        )

@@ -7,7 +7,9 @@ KEYS = {
     "data.path": Key(
         "",
         "folder with train.*, val.* and test.* of .jsonl, .tsv or .parquet: a line for every photo "
-        "and its caption, or for every photo and its captions",
+        "and its caption, or for every photo and its captions; or with tar shards train*.tar or "
+        "train/*.tar, in which KEY.jpg has its captions in the lines of KEY.txt or in KEY.json; or "
+        "of data sets of TFDS",
         resume=True,
         path=True,
     ),
@@ -25,10 +27,23 @@ KEYS = {
         resume=True,
         path=True,
     ),
+    "data.dataset": Key(
+        "",
+        'name of a data set of TFDS prepared as ArrayRecord, such as "coco_captions"; "" = none, '
+        "or data.path is the folder of its version",
+    ),
+    "data.splits": Key(
+        (),
+        'TFDS: the examples of each split in its notation, "train=train[:90%]", '
+        '"val=train[90%:]"; () = those of these names',
+        items="words",
+        resume=True,
+    ),
     "data.cache": Key(
         "",
-        "folder that token ids and what a locked tower makes of the training data are kept in, "
-        'once for all runs, and mapped into memory from; "" = all in memory',
+        "folder that captions, the places of photos in shards, token ids and what a locked tower "
+        "makes of the training data are kept in, once for all runs, and mapped into memory from; "
+        '"" = all in memory',
         resume=True,
     ),
     **image_keys.PIXELS,

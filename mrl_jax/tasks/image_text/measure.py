@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from mrl_jax.data import Split, Stream
 from mrl_jax.data.class_folders import NamedClasses
+from mrl_jax.data.folder import Chosen
 from mrl_jax.evaluators import cross_modal, zero_shot
 from mrl_jax.evaluators.attempt import attempt
 from mrl_jax.evaluators.cross_modal import Captions, Sides
@@ -22,7 +23,7 @@ from mrl_jax.record.finding import NO_TRAIN, Finding, refusals
 from mrl_jax.record.results import Series
 from mrl_jax.runtime.mesh import batch_sharding, replicated
 from mrl_jax.runtime.rows import in_batches
-from mrl_jax.tasks.image_text.captions import Captioned, OfPairs
+from mrl_jax.tasks.image_text.captions import Captioned
 from mrl_jax.tasks.image_text.task import ImageText
 from mrl_jax.tasks.sentence_pairs.measure import embed_texts
 
@@ -170,10 +171,8 @@ def _spread(row_n: np.ndarray) -> np.ndarray:
 
 def _some(split: Captioned) -> Split | Stream:
     """Photos to fit rivals on."""
-    images, row_n = split.images, np.arange(len(split.names))
-    if images.examples != len(row_n):  # a stream of pairs
-        row_n = np.unique(split.photo_n, return_index=True)[1]
-    row_n = _spread(row_n)
+    images = split.images
+    row_n = _spread(np.arange(images.examples))
     if isinstance(images, Split):
         return Split(images.image[row_n], images.label[row_n])
-    return dataclasses.replace(images, records=OfPairs(images.records, row_n))
+    return dataclasses.replace(images, records=Chosen(images.records, row_n))

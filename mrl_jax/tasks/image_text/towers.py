@@ -2,7 +2,7 @@
 
 import hashlib
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -13,12 +13,15 @@ import numpy as np
 from flax import traverse_util
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
+from mrl_jax.data import Stream
 from mrl_jax.data.array_cache import Parts, stored
+from mrl_jax.data.token_cache import PART_VECTORS
 from mrl_jax.errors import UsageError
 from mrl_jax.models.text.tokenizer import Tokenizer
 from mrl_jax.runtime.program import Program
-from mrl_jax.runtime.rows import embedded, in_batches
+from mrl_jax.runtime.rows import embedded, in_order
 from mrl_jax.tasks import image_encoder
 from mrl_jax.tasks.image_text.captions import Captioned
 from mrl_jax.tasks.sentence_pairs.inputs import Inputs, embed_of
@@ -177,27 +180,56 @@ def vectors_of(
 ) -> dict[str, Callable[[], np.ndarray]]:
     """What locked towers make of all photos or texts, [P, any] or [T, any], made when first asked.
 
-    From the cache or into it, if there is one.
+    From the cache, or into it part by part, if there is one.
     """
     made = {"image": _of_images, "text": _of_texts}
+    seen = {"image": _seen_images, "text": _seen_texts}
 
     def of(tower: str) -> np.ndarray:
-        seen = hashlib.sha256()
-        pairs.pin(seen)
-        about = {"made_by": digest(start, [tower]), "of": seen.hexdigest(), "tower": tower}
+        about = {"tower": tower, "made_by": digest(start, [tower])}
+        about |= seen[tower](start, pairs, config)
+        rows = len(pairs.names) if tower == "image" else len(pairs.texts)
 
         def write(parts: Parts):
-            parts.append("vectors", made[tower](start, pairs, config).ravel())
+            name = "photo" if tower == "image" else "text"
+            with tqdm(desc="locked tower", total=rows, unit=name, disable=None, delay=2) as bar:
+                for z_bd in made[tower](start, pairs, config):
+                    parts.append("vectors", z_bd.ravel())
+                    bar.update(len(z_bd))
             return about, {}
 
-        rows = len(pairs.names) if tower == "image" else len(pairs.texts)
         found = stored(config.data.cache, "vectors", lambda: about, write)
         return found.arrays["vectors"].reshape(rows, -1)
 
     return {tower: lambda tower=tower: of(tower) for tower in locked}
 
 
-def _of_images(start: Start, pairs: Captioned, config: ConfigDict) -> np.ndarray:
+def _seen_images(start: Start, pairs: Captioned, config: ConfigDict) -> dict[str, Any]:
+    """What the vectors of photos depend on besides weights."""
+    photos = hashlib.sha256()
+    pairs.images.update(photos)
+    if isinstance(pairs.images, Stream):
+        pairs.images.pin(photos)  # names and sizes alone may be those of other photos
+    network = start.vision or {k: v for k, v in config.model.items() if k != "remat"}
+    return {
+        "photos": photos.hexdigest(),
+        "network": network,
+        "read": [start.image_shape, config.data.eval_crop, start.mean, start.std],
+    }
+
+
+def _seen_texts(start: Start, pairs: Captioned, config: ConfigDict) -> dict[str, Any]:
+    """What the vectors of texts depend on besides weights."""
+    del config
+    tokenizer = start.tokenizer
+    return {
+        "texts": hashlib.sha256(pairs.texts.flat).hexdigest(),
+        "network": start.encoder.facts(),
+        "read": [hashlib.sha256(tokenizer.content.encode()).hexdigest(), tokenizer.marks],
+    }
+
+
+def _of_images(start: Start, pairs: Captioned, config: ConfigDict) -> Iterator[np.ndarray]:
     device = jax.local_devices()[0]
     variables = jax.device_put(start.image, device)
 
@@ -208,11 +240,14 @@ def _of_images(start: Start, pairs: Captioned, config: ConfigDict) -> np.ndarray
         ).astype(jnp.float32)
 
     batches = pairs.images.padded(config.eval.batch_size, SingleDeviceSharding(device))
-    return in_batches(lambda batch: embed(variables, batch["image"]), batches, len(pairs.names))
+    for row_b, batch in in_order(batches, pairs.images.examples):
+        yield np.asarray(embed(variables, batch["image"]))[: len(row_b)]
 
 
-def _of_texts(start: Start, pairs: Captioned, config: ConfigDict) -> np.ndarray:
+def _of_texts(start: Start, pairs: Captioned, config: ConfigDict) -> Iterator[np.ndarray]:
     del config
     folder = start.encoder.folder(start.text, start.tokenizer, ())
-    rows = Inputs.of_folder(folder).open(pairs.texts, prompt_name="")
-    return embedded(embed_of(folder), rows, folder.encoder.out_dim, 0, rows.count, unit="text")
+    embed, inputs = embed_of(folder), Inputs.of_folder(folder)
+    for first in range(0, len(pairs.texts), PART_VECTORS):
+        rows = inputs.open(pairs.texts[first : first + PART_VECTORS], prompt_name="")
+        yield embedded(embed, rows, folder.encoder.out_dim, 0, rows.count, unit="text")
