@@ -149,7 +149,7 @@ class Model:
     @classmethod
     def of_text_folder(cls, folder: Any, config: ConfigDict | None = None) -> "Model":
         """The model of an `interop.text_folder.TextFolder`; `config` of the run it comes from."""
-        from mrl_jax.tasks.sentence_pairs.inputs import Inputs, embed_of
+        from mrl_jax.tasks.text_inputs import Inputs, embed_of
 
         return cls(
             embed_of(folder),

@@ -14,8 +14,8 @@ from mrl_jax.errors import NonFiniteError, UsageError
 from mrl_jax.interop.text_folder import UNLIMITED
 from mrl_jax.model import Model, load
 from mrl_jax.runtime.rows import unit_length
-from mrl_jax.tasks.sentence_pairs import inputs as text_inputs
-from mrl_jax.tasks.sentence_pairs.inputs import batches, embedding_length
+from mrl_jax.tasks import text_inputs
+from mrl_jax.tasks.text_inputs import batches, embedding_length
 
 TESTS = pathlib.Path(__file__).parent
 TEXTS = [*text_models.SENTENCES[:2], "", "cat", "the old cat " * 20, "cat"]
@@ -243,7 +243,7 @@ def test_lengths_are_few_and_hold_the_text():
 def test_a_window_holds_no_more_than_it_may_and_order_is_kept(monkeypatch):
     model = Model.of_text_folder(text_models.static())
     whole = model.embed(TEXTS)
-    monkeypatch.setattr("mrl_jax.tasks.sentence_pairs.inputs.WINDOW", 5)
+    monkeypatch.setattr("mrl_jax.tasks.text_inputs.WINDOW", 5)
     np.testing.assert_allclose(model.embed(TEXTS), whole, atol=1e-6)
 
 

@@ -21,7 +21,7 @@ from mrl_jax.interop import plain_card
 from mrl_jax.model import load
 from mrl_jax.models.text.tokenizer import pad
 from mrl_jax.runtime.step import evaluated
-from mrl_jax.tasks.classification.inputs import preprocessing
+from mrl_jax.tasks.image_inputs import preprocessing
 
 TEXTS = ["a man sleeps today", "two dogs", "the old cat eats an apple near a tree in the rain"]
 

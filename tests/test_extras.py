@@ -48,7 +48,7 @@ def test_without_extras_imports_say_what_to_install(bare):
         ("search.index", "search"),
         ("search.planner.propose", "search"),
         ("search.__main__", "search"),
-        ("tasks.sentence_pairs.inputs", "text"),
+        ("tasks.text_inputs", "text"),
         ("models.text.tokenizer", "text"),
         ("export", "export"),
         ("interop", "weights"),

@@ -25,7 +25,7 @@ from mrl_jax.models.text.tokenizer import Tokenizer, pad
 from mrl_jax.record import folder as workdir
 from mrl_jax.runtime.rows import unit_length
 from mrl_jax.runtime.step import evaluated
-from mrl_jax.tasks.classification import inputs as image_inputs
+from mrl_jax.tasks import image_inputs
 from mrl_jax.tasks.inputs import alone
 
 TEXTS = ["a man sleeps today", "two dogs", "", "the old cat eats an apple near a tree in the rain"]

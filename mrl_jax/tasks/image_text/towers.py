@@ -24,8 +24,8 @@ from mrl_jax.runtime.program import Program
 from mrl_jax.runtime.rows import embedded, in_order
 from mrl_jax.tasks import image_encoder
 from mrl_jax.tasks.image_text.captions import Captioned
-from mrl_jax.tasks.sentence_pairs.inputs import Inputs, embed_of
 from mrl_jax.tasks.text_encoder import TextEncoder
+from mrl_jax.tasks.text_inputs import Inputs, embed_of
 
 EXPORTED = "params/backbone/"  # before the names of a network in an export of ours
 

@@ -3,11 +3,11 @@
 import dataclasses
 from typing import Any
 
-from mrl_jax.tasks.sentence_pairs import inputs
+from mrl_jax.tasks import text_inputs
 
 
-class Inputs(inputs.Inputs):
-    """Texts; see `tasks.sentence_pairs.inputs.Inputs`. All layers are run."""
+class Inputs(text_inputs.Inputs):
+    """Texts; see `tasks.text_inputs.Inputs`. All layers are run."""
 
     @classmethod
     def of_run(cls, setup: Any, params: Any) -> "Inputs":

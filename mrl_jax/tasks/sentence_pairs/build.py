@@ -32,10 +32,10 @@ from mrl_jax.runtime.program import Program
 from mrl_jax.tasks import common, text_encoder
 from mrl_jax.tasks.common import config_errors
 from mrl_jax.tasks.sentence_pairs.documents import Documents
-from mrl_jax.tasks.sentence_pairs.inputs import teacher_of
 from mrl_jax.tasks.sentence_pairs.measure import SentenceEvaluation
 from mrl_jax.tasks.sentence_pairs.task import SentencePairs
 from mrl_jax.tasks.text_encoder import TextEncoder
+from mrl_jax.tasks.text_inputs import teacher_of
 
 MODEL_KEYS = "text"
 

@@ -13,7 +13,7 @@ from mrl_jax.interop.text_folder import TextFolder
 from mrl_jax.models.text.prompts import Role, by_role
 from mrl_jax.record.finding import Finding, digest_of
 from mrl_jax.record.results import Series
-from mrl_jax.tasks.sentence_pairs.inputs import teacher_of
+from mrl_jax.tasks.text_inputs import teacher_of
 
 # What a set is called where both encoders take part, and where the larger one is alone.
 ASYMMETRIC, TEACHER = "{}_asymmetric", "{}_teacher"
