@@ -246,7 +246,10 @@ class TarRecords:
         """A number [N] uint64 per image, equal for one member of one file."""
         starts = []
         for shard in self.shards:
-            about = os.stat(self.root / shard)
+            try:
+                about = os.stat(self.root / shard)
+            except OSError as error:
+                raise DataError(f"cannot read {self.root / shard}: {error.strerror}") from error
             file = hashlib.blake2b(f"{about.st_dev} {about.st_ino}".encode(), digest_size=8)
             starts.append(int.from_bytes(file.digest()))
         return np.array(starts, np.uint64)[self.shard_n] + self.offset_n.astype(np.uint64)

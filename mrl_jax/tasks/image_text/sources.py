@@ -397,7 +397,8 @@ def _of_tfds(where: Where, train: bool) -> tuple[dict[str, _Source], list[str]]:
     builder, opened = open_parts(
         where.dataset, where.path, where.splits, {"image": "Image"}, train=train
     )
-    feature = _column(builder.info.features, CAPTION, f"TFDS data set {builder.name!r}")
+    features = dict.fromkeys(sorted(builder.info.features))
+    feature = _column(features, CAPTION, f"TFDS data set {builder.name!r}")
     check_parts(builder, opened, opened, remarks, train=train, needed="captions")
     sources = {split: _OfTfds(split, found, feature) for split, found in opened.items()}
     return sources, remarks.lines()
