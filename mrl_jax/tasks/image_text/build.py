@@ -181,9 +181,8 @@ def _facts_of(config: ConfigDict, start: Start) -> dict[str, Any]:
 
 
 def assumed_facts(config: ConfigDict, folder: pathlib.Path | None) -> tuple[dict[str, Any], bool]:
-    """All but the vocabulary of a tokenizer that is still to be made."""
-    start = _start_of(config, folder)
-    return _facts_of(config, start), start.tokenizer is not None
+    """A vocabulary as large as it may be, which is what a step costs at most."""
+    return _facts_of(config, _start_of(config, folder)), True
 
 
 def facts(config: ConfigDict, data: Pairs) -> dict[str, Any]:
