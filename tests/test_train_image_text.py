@@ -1,0 +1,101 @@
+"""Two towers trained by the command: in two processes, stopped and gone on with, locked."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from mrl_jax import experiment
+from mrl_jax.runtime.step import evaluated
+from tests import commands, test_train, text_models
+
+
+def close(workdir, expected, rel):
+    for mine, one in zip(*map(test_train.records, (workdir, expected)), strict=True):
+        for name in one:
+            if name.startswith("train/"):
+                assert mine[name] == pytest.approx(one[name], rel=rel), (mine["step"], name)
+
+
+def test_two_processes_give_the_result_of_one(towers_run, tmp_path):
+    """On two devices each: the photos of one process are compared with the texts of the other."""
+    finished, data = towers_run
+    launcher = (commands.sys.executable, "launch/local.py", "--processes", "2")
+    rules = "(('kernel|embedding','largest:fsdp'),('.*','replicate'))"
+    keys = {"mesh__data": 2, "mesh__fsdp": 2, "sharding": rules}
+    argv = commands.train_towers(tmp_path / "run", data, **keys)
+    commands.succeed([*launcher, "--devices_per_process", "2", "--", *argv])
+    close(tmp_path / "run", finished, rel=1e-5)
+
+
+def test_goes_on_bit_for_bit(towers_run, tmp_path):
+    finished, data = towers_run
+    workdir = tmp_path / "run"
+    argv = commands.train_towers(workdir, data, checkpoint__every=1)
+    commands.here(argv)
+    for name in ("DONE", "results.json"):
+        (workdir / name).unlink()
+    for step in (path for path in (workdir / "ckpt").iterdir() if path.name == "3"):
+        shutil.rmtree(step)
+    assert "resuming from step 2" in commands.here(argv)
+    (_, mine), (_, other) = (test_train.final_arrays(w) for w in (workdir, finished))
+    for one, two in zip(mine, other, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bert")
+    text_models.bert_folder(folder)
+    return folder
+
+
+LOCKED = {"text__width": 0, "text__vocab_size": 30522, "towers__locked": "text"}
+
+
+def test_a_locked_text_tower_is_kept_and_its_vectors_are_made_once(towers_run, encoder, tmp_path):
+    _, data = towers_run
+    keys = {**LOCKED, "text__encoder": encoder, "data__cache": tmp_path / "cache"}
+    commands.here(commands.train_towers(tmp_path / "run", data, **keys))
+    assert len(list((tmp_path / "cache").glob("vectors-*/manifest.json"))) == 1
+    assert not list((tmp_path / "cache").glob("tokens-*"))
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.bin")}
+    commands.here(commands.train_towers(tmp_path / "again", data, **keys))
+    assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.bin")}
+    close(tmp_path / "again", tmp_path / "run", rel=0)
+    setup, state = experiment.restored(tmp_path / "run")
+    params, model_state = jax.device_get(evaluated(state))
+    start = text_models.bert().params
+    jax.tree.map(np.testing.assert_array_equal, model_state["locked"]["text"], start)
+    assert "text" not in params
+    assert setup.facts["locked"]
+
+
+def test_trained_in_memory_or_from_a_stream_it_is_the_same(towers_run, tmp_path):
+    _, data = towers_run
+    keys = {"data__random_crop": 0.0, "data__flip": False}
+    for stream in (False, True):
+        workdir = tmp_path / str(stream)
+        commands.here(commands.train_towers(workdir, data, data__stream=stream, **keys))
+    close(tmp_path / "True", tmp_path / "False", rel=0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ({"towers__locked": "image"}, "would stay as random as it starts; give config.weights"),
+        ({"towers__locked": "text"}, "would stay as random as it starts; give config.text.encoder"),
+        ({"towers__locked": "all"}, "config.towers.locked must be one of none, image, text, both"),
+        ({"towers__width": 4}, "nesting dim 8 is wider than the embedding"),
+        ({"pairs__micro_batch": 5}, "micro_batch 5 does not divide the batch_size 16"),
+        ({"pairs__temperature": 0.001}, "temperature must be >= 0.01"),
+        ({"optimizer__accumulate": 2}, "config.pairs.micro_batch saves the memory"),
+        ({"text__width": 0}, "a static table needs so many dims"),
+        ({"towers__weights": "."}, "config.model.depth is 1, but both towers and what they read"),
+    ],
+)
+def test_keys_that_cannot_be_are_refused(keys, line, towers_run, tmp_path):
+    _, data = towers_run
+    argv = commands.train_towers(tmp_path / "run", data, **keys)
+    assert line in commands.refused(argv, 2)
