@@ -34,7 +34,8 @@ class Contrastive:
         return f"Contrastive: B = {self.batch}, {dims_text(self.dims)}"
 
 
-def _data(setting: Contrastive):
+def data(setting: Contrastive) -> tuple[np.ndarray, np.ndarray]:
+    """Both sides of the pairs, [B, D] float32: alike, but for noise."""
     rng = np.random.default_rng(0)
     a_bd, noise_bd = rng.standard_normal((2, setting.batch, setting.dims[-1]), np.float32)
     return a_bd, 0.5 * a_bd + noise_bd
@@ -46,7 +47,7 @@ def _info_nce(a_bd, b_bd):
 
 
 def _one_dim(setting: Contrastive) -> Step:
-    return jax_step(lambda a, b: _info_nce(unit_length(a), unit_length(b)), _data(setting))
+    return jax_step(lambda a, b: _info_nce(unit_length(a), unit_length(b)), data(setting))
 
 
 def _naive(setting: Contrastive) -> Step:
@@ -55,10 +56,11 @@ def _naive(setting: Contrastive) -> Step:
             _info_nce(unit_length(a_bd[:, :m]), unit_length(b_bd[:, :m])) for m in setting.dims
         )
 
-    return jax_step(loss, _data(setting))
+    return jax_step(loss, data(setting))
 
 
-def _ours(setting: Contrastive) -> Step:
+def ours(setting: Contrastive) -> Step:
+    """The package's loss on all dims."""
     from mrl_jax.kernels import nested_info_nce
 
     nesting = Nesting(setting.dims)
@@ -66,14 +68,14 @@ def _ours(setting: Contrastive) -> Step:
     def loss(a_bd, b_bd):
         return nested_info_nce(a_bd, b_bd, nesting, temperature=TEMPERATURE)[0]
 
-    return jax_step(loss, _data(setting))
+    return jax_step(loss, data(setting))
 
 
 def _torch_inputs(setting: Contrastive):
     import torch
 
     torch.set_num_threads(threads())
-    return [torch.from_numpy(x).requires_grad_() for x in _data(setting)]
+    return [torch.from_numpy(x).requires_grad_() for x in data(setting)]
 
 
 def _backward(embeddings, loss_fn) -> Step:
@@ -135,7 +137,7 @@ def cases(setting: Contrastive) -> list[Case]:
     return [
         case("jax/one-dim", "one-dim", width, _one_dim),
         case("jax/naive", "nested", sum(dims), _naive),
-        case("mrl_jax/nested_info_nce", "nested", width, _ours),
+        case("mrl_jax/nested_info_nce", "nested", width, ours),
         case("torch/one-dim", "one-dim", width, _torch, dims[-1:]),
         case("torch/naive", "nested", sum(dims), _torch, dims),
         case("sentence-transformers/matryoshka", "nested", sum(dims), _sentence_transformers),

@@ -20,16 +20,16 @@ from mrl_jax.kernels.prefix import exact_dot
 from mrl_jax.nesting import blocks_of
 
 # More granularities than this become a loop in the compiled program instead of being unrolled:
-# compiling 48 takes ten seconds otherwise. Several granularities per turn of the loop save copies.
+# compiling 48 takes ten seconds otherwise.
 MAX_UNROLLED = 12
-LOOP_UNROLL = 4
 
 # Logits that a tile may hold, over all granularities, and its rows. Measured on a CPU: larger tiles
 # cost page faults, smaller ones go through `w` and its gradient too often, which weighs more where
-# blocks are small.
-TILE_ELEMENTS = 2**22
-LOOPED_TILE_ELEMENTS = 2**24
-MIN_ROWS, MAX_ROWS = 8, 256
+# blocks are small. A loop goes over arrays of one granularity many times: they should stay in the
+# cache of a core.
+MIN_ROWS = 8
+TILE_ELEMENTS, MAX_ROWS = 2**22, 256
+LOOPED_TILE_ELEMENTS, LOOPED_MAX_ROWS = 2**24, 64
 
 Reduction = Literal["logsumexp", "softplus"]
 
@@ -84,10 +84,17 @@ class SumCall:
 
     def rows_per_tile(self, rows: int, columns: int) -> int:
         """Rows of a tile, so that all tiles are of about the same size and little is padding."""
-        elements = LOOPED_TILE_ELEMENTS if self.looped else TILE_ELEMENTS
-        tile = min(max(elements // (len(self.dims) * columns), MIN_ROWS), MAX_ROWS)
+        elements, most = TILE_ELEMENTS, MAX_ROWS
+        if self.looped:
+            elements, most = LOOPED_TILE_ELEMENTS, LOOPED_MAX_ROWS
+        tile = min(max(elements // (len(self.dims) * columns), MIN_ROWS), most)
         tiles = -(-rows // tile)
         return -(-rows // tiles)
+
+
+def _product(a, w, dtype):
+    """Of one block or of a stack of them, summed in `dtype`."""
+    return jnp.matmul(a, w, preferred_element_type=dtype)
 
 
 def _reduce(reduction: Reduction, logits_rn: jax.Array):
@@ -109,8 +116,8 @@ def _reduce(reduction: Reduction, logits_rn: jax.Array):
 
 def _up(reduction: Reduction, kept_rn, running_rn, of_granularity):
     """One more granularity: its logits, their value and the gradients that depend on no other."""
-    a_rk, w_kn, row_r, col_n, bias_n, weights_r = of_granularity
-    running_rn += jnp.matmul(a_rk, w_kn, preferred_element_type=running_rn.dtype)
+    product_rn, row_r, col_n, bias_n, weights_r = of_granularity
+    running_rn += product_rn
     logits_rn = running_rn * row_r[:, None] * col_n[None]
     if bias_n is not None:
         logits_rn += bias_n[None]
@@ -130,8 +137,8 @@ def _down(dtype, suffix_rn, of_granularity):
     e_rn, pull_r, col_n, w_kn, a_kr = of_granularity
     suffix_rn += e_rn * pull_r[:, None] * col_n[None]
     narrow_rn = suffix_rn.astype(dtype)
-    da_rk = jnp.matmul(narrow_rn, w_kn.T, preferred_element_type=suffix_rn.dtype)
-    dw_kn = jnp.matmul(a_kr, narrow_rn, preferred_element_type=suffix_rn.dtype)
+    da_rk = _product(narrow_rn, w_kn.T, suffix_rn.dtype)
+    dw_kn = _product(a_kr, narrow_rn, suffix_rn.dtype)
     return suffix_rn, (da_rk, dw_kn)
 
 
@@ -175,27 +182,37 @@ def _looped_tile(call, gradients, up, down, zeros_rn, scalars, tile, columns, su
     def in_blocks(x_kr):
         return x_kr.reshape(len(call.dims), call.largest_block, x_kr.shape[1])
 
-    def up_step(running_rn, of_granularity):
-        running_rn, outputs = up(running_rn, of_granularity)
-        return running_rn, outputs if gradients else outputs[0]
+    def up_step(carry, of_granularity):
+        running_rn, tile_grn = carry
+        g, *of_granularity = of_granularity
+        running_rn, outputs = up(running_rn, (tile_grn[g], *of_granularity))
+        value_r, e_rn, *of_scalars = outputs
+        if not gradients:
+            return (running_rn, tile_grn), (value_r,)
+        tile_grn = lax.dynamic_update_index_in_dim(tile_grn, e_rn, g, 0)
+        return (running_rn, tile_grn), (value_r, *of_scalars)
 
     def down_step(carry, of_granularity):
         suffix_rn, dw_gkn = carry
         g, *of_granularity = of_granularity
-        suffix_rn, (da_rk, dw_kn) = down(suffix_rn, of_granularity)
-        return (suffix_rn, dw_gkn.at[g].add(dw_kn)), da_rk
+        suffix_rn, (da_rk, dw_kn) = down(suffix_rn, (tile_grn[g], *of_granularity))
+        dw_gkn = lax.dynamic_update_index_in_dim(dw_gkn, dw_gkn[g] + dw_kn, g, 0)
+        return (suffix_rn, dw_gkn), da_rk
 
     a_gkr, w_gkn = in_blocks(tile.a_kr), in_blocks(columns.w_dn)
-    ups = (a_gkr.swapaxes(1, 2), w_gkn, *scalars)
-    _, outputs = lax.scan(up_step, zeros_rn, ups, unroll=LOOP_UNROLL)
+    order_g = jnp.arange(len(call.dims))
+    # The products of all blocks at once; each makes room for its `e_rn`. As outputs of the scan
+    # those would be memory of its own, cleared for every tile.
+    tile_grn = _product(a_gkr.swapaxes(1, 2), w_gkn, zeros_rn.dtype)
+    ups = (order_g, *scalars)
+    (_, tile_grn), (value_gr, *outputs) = lax.scan(up_step, (zeros_rn, tile_grn), ups)
     if not gradients:
-        return outputs, None, None
-    value_gr, e_grn, pull_gr, drow_gr, *of_columns = outputs
+        return value_gr, None, None
+    pull_gr, drow_gr, *of_columns = outputs
     dw_kn, *others = sums
-    downs = (jnp.arange(len(call.dims)), e_grn, pull_gr, columns.col_gn, w_gkn, a_gkr)
-    (_, dw_gkn), da_grk = lax.scan(
-        down_step, (zeros_rn, in_blocks(dw_kn)), downs, reverse=True, unroll=LOOP_UNROLL
-    )
+    downs = (order_g, pull_gr, columns.col_gn, w_gkn, a_gkr)
+    start = (zeros_rn, in_blocks(dw_kn))
+    (_, dw_gkn), da_grk = lax.scan(down_step, start, downs, reverse=True)
     da_rk = da_grk.swapaxes(0, 1).reshape(zeros_rn.shape[0], -1)
     others = jax.tree.map(jnp.add, others, of_columns)
     return value_gr, (da_rk, drow_gr), (dw_gkn.reshape(dw_kn.shape), *others)
@@ -205,7 +222,8 @@ def _unrolled_tile(call, gradients, up, down, zeros_rn, scalars, tile, columns, 
     running_rn, outputs = zeros_rn, []
     for g, (lo, hi) in enumerate(call.blocks):
         own = (None if x is None else x[g] for x in scalars)
-        running_rn, out = up(running_rn, (tile.a_rk[:, lo:hi], columns.w_dn[lo:hi], *own))
+        product_rn = _product(tile.a_rk[:, lo:hi], columns.w_dn[lo:hi], zeros_rn.dtype)
+        running_rn, out = up(running_rn, (product_rn, *own))
         outputs.append(out)
     value, e, pull, drow, dcol, dbias = zip(*outputs, strict=True)
     if not gradients:

@@ -283,6 +283,19 @@ def test_a_learned_sigmoid_loss_near_zero_keeps_its_digits():
     np.testing.assert_allclose(ours(arrays, nesting, kind="sigmoid")[0][0], expected, rtol=1e-5)
 
 
+def test_many_granularities_take_the_memory_of_one_small_tile():
+    x_bd = jax.ShapeDtypeStruct((512, 208), jnp.float32)
+    nesting = Nesting(tuple(range(16, 209, 16)))
+    tile_mb = len(nesting) * 64 * 512 * 4 / 2**20
+
+    def loss(a_bd, b_bd):
+        return nested_info_nce(a_bd, b_bd, nesting, temperature=0.05)[0]
+
+    compiled = jax.jit(jax.grad(loss, (0, 1))).lower(x_bd, x_bd).compile()
+    # The tile, and embeddings of 0.4 MB with their transposes and gradients.
+    assert compiled.memory_analysis().temp_size_in_bytes / 2**20 < 2 * tile_mb + 3
+
+
 @pytest.mark.slow
 def test_pallas_equals_xla():
     pytest.importorskip("mrl_jax.kernels.pallas.logsumexp")
