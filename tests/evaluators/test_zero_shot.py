@@ -68,12 +68,20 @@ def test_equal_names_are_never_right():
         zero_shot.check(["cat"])
 
 
-def test_rivals_map_each_tower_by_its_own_space():
+def test_rivals_take_the_mean_of_each_tower_off():
     image, label, text = make(300)
-    spaces = cross_modal.rivals(image - 9, text + 9, 0)
-    found = zero_shot.measure(image[:40] - 9, label[:40], text + 9, 4, AT, (8,), spaces=spaces)
-    value = {r.space: r.value for r in found.results}
-    assert value["pca"] > value["trained"] == value["rotation"]
+    image, text = image - 9, text + 9
+    spaces = cross_modal.rivals(image, text, 0)
+    found = zero_shot.measure(image[:40], label[:40], text, 4, AT, (8,), spaces=spaces)
+    right = {name: examples.right_gn for name, examples in found.examples.items()}
+    np.testing.assert_array_equal(right["pets/zero_shot_rotation"], right["pets/zero_shot"])
+    # All principal components only turn what is centred.
+    centred = [np.stack([unit(x) for x in z]) for z in (image, text)]
+    centred = [z - z.mean(0) for z in centred]
+    alone = zero_shot.measure(centred[0][:40], label[:40], centred[1], 4, AT, (8,))
+    expected = alone.examples["pets/zero_shot"].right_gn
+    np.testing.assert_array_equal(right["pets/zero_shot_pca"], expected)
+    assert (right["pets/zero_shot_pca"] != right["pets/zero_shot"]).any()
 
 
 def test_the_nearest_labelled_image_tells_the_class():
