@@ -45,7 +45,7 @@ class Remarks:
 
     def add(self, kind: str, what: object, more: int = 1) -> None:
         """Counts more of a kind."""
-        count, first = self._found.get(kind, (0, printable(what)))
+        count, first = self._found.get(kind) or (0, printable(what))
         self._found[kind] = (count + more, first)
 
     def counts(self) -> dict[str, list[Any]]:

@@ -266,8 +266,8 @@ def open_data(
     splits, notes = captions.load(options, where, train=train)
     lines = [*notes, f"texts are cut after {found.max_length} tokens"]
     pairs = splits.get("train")
+    source = hashlib.sha256(pairs.texts.flat).hexdigest() if pairs else ""
     if tokenizer is None:
-        source = captions.fingerprint({"train": pairs}, "")
         tokenizer = vocabulary_of(
             pairs.texts, config.text.vocab_size, marks=found.marks, cache=d.cache, source=source
         )
@@ -283,7 +283,7 @@ def open_data(
         tokenizer,
         found.max_length,
         cache=d.cache,
-        source=hashlib.sha256(pairs.texts.flat).hexdigest(),
+        source=source,
         total=len(pairs.texts),
     )
     vectors = towers.vectors_of(start, pairs, still, config)
