@@ -232,9 +232,8 @@ class Model:
             warnings.warn(line, stacklevel=2)
         asked = {"prompt_name": prompt_name, "depth": depth, "batch_tokens": batch_tokens}
         asked = {name: value for name, value in asked.items() if value is not None}
-        known = inspect.signature(self.inputs.open).parameters
         for name in asked:
-            if name not in known:
+            if name not in inspect.signature(self.inputs.open).parameters:
                 raise UsageError(f"{name} is of texts, this model reads {self.inputs.unit}s")
         rows = self.inputs.open(items, **asked)
         for line in rows.notes:
