@@ -307,6 +307,7 @@ def test_what_a_shard_lacks_is_counted(tmp_path):
     ]
     path = tar(tmp_path / "train" / "00000.tar", [*sample, *others])
     (tmp_path / "notes").mkdir()
+    (tmp_path / "train" / "00000.parquet").touch()
     splits, notes = load({"path": str(tmp_path)})
     assert [text for _, text in pairs_of(splits["train"])] == ["a", "b"]
     assert list(splits["train"].names) == ["00000.tar/0.jpg"]
@@ -316,6 +317,7 @@ def test_what_a_shard_lacks_is_counted(tmp_path):
         f"train: not read (photos without a caption): 3, the first is {path}: 1",
         f"train: not read (captions without a photo): 1, the first is {path}: 2",
         f"not read (in no split): 1, the first is {tmp_path}/notes",
+        f"not read (in no split): 1, the first is {tmp_path}/train/00000.parquet",
     ]
 
 

@@ -377,7 +377,10 @@ def _sources(where: Where, train: bool) -> tuple[dict[str, _Source], list[str]]:
         shards = kinds == {True}
         sources[split] = _Shards(split, paths) if shards else _Files(split, paths, where.images)
     read = [file for paths in found.values() for file in paths]
-    return sources, left_in(path, [*read, *_beside(sources, path, read)])
+    notes = left_in(path, [*read, *_beside(sources, path, read)])
+    for folder in sorted({file.parent for file in read} - {pathlib.Path(path)}) if path else ():
+        notes += left_in(str(folder), read)
+    return sources, notes
 
 
 def _beside(
