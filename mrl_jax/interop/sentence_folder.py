@@ -32,7 +32,7 @@ from mrl_jax.interop.text_folder import (
     UNLIMITED,
     TextFolder,
 )
-from mrl_jax.models.text import Static, prompts
+from mrl_jax.models.text import ClipText, Static, prompts
 from mrl_jax.runtime.task import Tree
 from mrl_jax.store import outputs
 
@@ -111,6 +111,10 @@ def _write(root: pathlib.Path, title: str, folder: TextFolder, scores: Scores) -
         table_vd = params["backbone"]["tokens"]["embedding"]
         _save(place, {"embedding.weight": table_vd})
         folder.tokenizer.save(place, folder.max_length if folder.max_length < UNLIMITED else None)
+    elif isinstance(encoder.backbone, ClipText):
+        raise UsageError(
+            "sentence-transformers has no module for the text tower of a CLIP or SigLIP alone"
+        )
     else:
         _write_transformer(module("Transformer", inside=False), folder)
         mode = next(theirs for theirs, ours in POOLINGS.items() if ours == encoder.pooling)

@@ -10,20 +10,22 @@ from typing import Any, NamedTuple
 
 from mrl_jax.errors import DataError, UsageError, shown
 from mrl_jax.interop.tensor_names import Rule, TensorNames
+from mrl_jax.models.activations import ACTIVATIONS
 from mrl_jax.models.text import Bert
 from mrl_jax.models.text.tokenizer import Tokenizer
 from mrl_jax.store import json_files
 
 # transformers' names of activations -> ours.
-_ACTIVATIONS = {
+OUR_ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
     "relu": "relu",
     "silu": "silu",
     "swish": "silu",
 }
-_THEIR_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu"}
+_THEIR_ACTIVATIONS = {name: name for name in ACTIVATIONS} | {"gelu_tanh": "gelu_new"}
 
 # Settings that would make a different encoder, with the only value that is supported.
 _NEUTRAL = {
@@ -157,6 +159,7 @@ ROBERTA = Family(
 MPNET = Family(("mpnet",), "MPNetModel", "mpnet", _KEYS, _MPNET)
 DISTILBERT = Family(("distilbert",), "DistilBertModel", "distilbert", _KEYS_DISTILBERT, _DISTILBERT)
 FAMILIES = (BERT, ROBERTA, MPNET, DISTILBERT)
+TWO_TOWERS = ("clip", "siglip")  # model_types that `two_towers` reads
 
 # Tensors of a part: (their suffix, ours, form).
 _TENSORS = {
@@ -204,6 +207,11 @@ def family_of(config: dict[str, Any], where: str) -> Family:
     for family in FAMILIES:
         if model_type in family.model_types:
             return family
+    if model_type in TWO_TOWERS:
+        raise UsageError(
+            f"{where}: model_type {shown(model_type)} is two towers, not a text encoder; legal: "
+            "config.towers.weights of a run of image_text"
+        )
     legal = ", ".join(name for family in FAMILIES for name in family.model_types)
     raise UsageError(f"{where}: model_type {shown(model_type)} is not supported; legal: {legal}")
 
@@ -247,12 +255,12 @@ def bert_of(config: dict[str, Any], where: str) -> Bert:
     if "pad_token_id" in config:
         _check_field("pad_token_id", "pad_token_id", config, where)
     fields = {ours: config[theirs] for ours, theirs in family.keys.items()}
-    if fields["activation"] not in _ACTIVATIONS:
+    if fields["activation"] not in OUR_ACTIVATIONS:
         raise UsageError(
             f"{where}: {family.keys['activation']} {fields['activation']!r} is not supported; "
-            f"legal: {', '.join(_ACTIVATIONS)}"
+            f"legal: {', '.join(OUR_ACTIVATIONS)}"
         )
-    fields["activation"] = _ACTIVATIONS[fields["activation"]]
+    fields["activation"] = OUR_ACTIVATIONS[fields["activation"]]
     for key, legal in _NEUTRAL.items():
         value = config.get(key, legal)
         if value not in (legal, None):

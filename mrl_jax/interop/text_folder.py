@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -239,12 +240,24 @@ def _load(
     return traverse_util.unflatten_dict(found, sep="/")
 
 
-def _weights(folder: pathlib.Path) -> pathlib.Path:
-    """The file of weights; or the pickle if there is nothing else, which reading then refuses."""
-    path, pickle = folder / "model.safetensors", folder / "pytorch_model.bin"
-    if (folder / "model.safetensors.index.json").exists():
-        raise UsageError(f"{folder}: weights in several files; legal: one model.safetensors")
-    return pickle if pickle.exists() and not path.exists() else path
+def weights_file(
+    folder: pathlib.Path,
+    names: Sequence[str] = ("model.safetensors",),
+    pickle: str = "pytorch_model.bin",
+) -> pathlib.Path:
+    """The file of weights, under the first of the names that is there.
+
+    Or the pickle if there is nothing else, which reading then refuses.
+
+    Raises:
+      UsageError: the weights are in several files.
+    """
+    for path in (folder / name for name in names):
+        if path.with_name(f"{path.name}.index.json").exists():
+            raise UsageError(f"{folder}: weights in several files; legal: one {path.name}")
+        if path.exists():
+            return path
+    return folder / (pickle if (folder / pickle).exists() else names[0])
 
 
 @functools.lru_cache(maxsize=8)
@@ -259,7 +272,7 @@ def _read_transformer(folder: pathlib.Path) -> tuple[Any, Tree, Tokenizer, int]:
     where = folder / "config.json"
     config = read_json(where)
     bert = bert_of(config, str(where))
-    path = _weights(folder)
+    path = weights_file(folder)
     table = names_of(family_of(config, str(where)))
     params = _load(path, table, read_tensors(path), _parameter_shapes(bert))
     settings = _sentence_settings(folder)
@@ -313,7 +326,7 @@ def _limit(value: Any, where: pathlib.Path) -> int:
 
 
 def _read_static(folder: pathlib.Path) -> tuple[Any, Tree, Tokenizer, int]:
-    path = _weights(folder)
+    path = weights_file(folder)
     tensors = read_tensors(path)
     shapes = [tensor["shape"] for tensor in tensors.values() if len(tensor["shape"]) == 2]
     rows, width = shapes[0] if shapes else (0, 0)
@@ -363,5 +376,5 @@ def _read_dense(folder: pathlib.Path, width: int) -> Tree:
     wanted = {"kernel": (width, out_dim)}
     if config.get("bias", True):
         wanted["bias"] = wanted["kernel"][1:]
-    weights = _weights(folder)
+    weights = weights_file(folder)
     return _load(weights, _DENSE, read_tensors(weights), wanted)

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mrl_jax.models.activations import ACTIVATIONS, Activation
 from mrl_jax.models.features import Features
 
 Pool = Literal["gap", "cls"]
@@ -16,10 +17,17 @@ _dense_init = nn.initializers.xavier_uniform()
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; the softmax is float32."""
+    """Multi-head self-attention; the softmax is float32.
+
+    Attributes:
+      heads: divide the width.
+      dtype: of the products.
+      causal: whether a token reads none that comes after it.
+    """
 
     heads: int
     dtype: Any = jnp.float32
+    causal: bool = False
 
     @nn.compact
     def __call__(self, x_btd: jax.Array) -> jax.Array:
@@ -31,28 +39,58 @@ class Attention(nn.Module):
             return y.reshape(batch, tokens, self.heads, width // self.heads)
 
         query, key, value = project("query"), project("key"), project("value")
-        y = jax.nn.dot_product_attention(query, key, value)
+        y = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
         y = y.reshape(batch, tokens, width)
         return nn.Dense(width, kernel_init=_dense_init, dtype=self.dtype, name="out")(y)
 
 
 class Block(nn.Module):
-    """Attention and a two-layer perceptron of four times the width, normalised before each."""
+    """Attention and a two-layer perceptron, normalised before each.
+
+    Attributes:
+      heads, dtype, causal: of the attention.
+      hidden: width between the two layers of the perceptron; 0: four times that of the tokens.
+      activation: one of `models.activations`; "gelu" is the exact one.
+      epsilon: of the layer norms.
+    """
 
     heads: int
     dtype: Any = jnp.float32
+    causal: bool = False
+    hidden: int = 0
+    activation: Activation = "gelu"
+    epsilon: float = EPSILON
 
     @nn.compact
     def __call__(self, x_btd: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
+        y = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm1")(x_btd)
+        x_btd = x_btd + Attention(self.heads, self.dtype, self.causal, name="attention")(y)
+        y = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm2")(x_btd)
         width = x_btd.shape[-1]
-        y = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="norm1")(x_btd)
-        x_btd = x_btd + Attention(self.heads, self.dtype, name="attention")(y)
-        y = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="norm2")(x_btd)
-        y = nn.Dense(4 * width, kernel_init=_dense_init, dtype=self.dtype, name="fc1")(y)
-        y = nn.gelu(y, approximate=False)
+        hidden = self.hidden or 4 * width
+        y = nn.Dense(hidden, kernel_init=_dense_init, dtype=self.dtype, name="fc1")(y)
+        y = ACTIVATIONS[self.activation](y)
         y = nn.Dense(width, kernel_init=_dense_init, dtype=self.dtype, name="fc2")(y)
         return x_btd + y
+
+
+def patches_of(x_bhwc: jax.Array, patch: int) -> tuple[jax.Array, tuple[int, int]]:
+    """Images cut into patches, [B, T, patch * patch * C], and their (rows, columns).
+
+    A patch's pixels are in the order row, column, channel. One product with all patches gives the
+    numbers of a strided convolution, but faster in XLA:CPU.
+
+    Raises:
+      ValueError: the patches do not fill the images.
+    """
+    batch, height, width, channels = x_bhwc.shape
+    if height % patch or width % patch:
+        raise ValueError(f"images of {height}x{width} pixels do not divide into patches of {patch}")
+    rows, columns = height // patch, width // patch
+    x = x_bhwc.reshape(batch, rows, patch, columns, patch, channels)
+    x = x.swapaxes(2, 3).reshape(batch, rows * columns, patch**2 * channels)
+    return x, (rows, columns)
 
 
 class ViT(nn.Module):
@@ -88,16 +126,8 @@ class ViT(nn.Module):
     def __call__(self, x_bhwc: jax.Array, train: bool = False) -> jax.Array:
         """Embeds [B, H, W, C] images as [B, D]; `train` changes nothing here."""
         del train
-        batch, height, width, channels = x_bhwc.shape
-        if height % self.patch or width % self.patch:
-            raise ValueError(
-                f"images of {height}x{width} pixels do not divide into patches of {self.patch}"
-            )
-        # Patches by reshaping and one product: the numbers of a strided convolution, but faster in
-        # XLA:CPU.
-        rows, columns = height // self.patch, width // self.patch
-        x = x_bhwc.reshape(batch, rows, self.patch, columns, self.patch, channels)
-        x = x.swapaxes(2, 3).reshape(batch, rows * columns, self.patch**2 * channels)
+        x, (rows, columns) = patches_of(x_bhwc, self.patch)
+        batch = len(x)
         x = nn.Dense(self.width, dtype=self.dtype, name="patches")(x.astype(self.dtype))
         tokens = rows * columns + (self.pool == "cls")
         if self.pool == "cls":

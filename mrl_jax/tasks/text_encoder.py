@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mrl_jax.interop.text_folder import UNLIMITED, TextFolder, keep_layers, read_text_folder
-from mrl_jax.models.text import Bert, SentenceEncoder, Static, prompts
+from mrl_jax.models.text import Bert, ClipText, SentenceEncoder, Static, prompts
 from mrl_jax.models.text.tokenizer import Tokenizer
 from mrl_jax.record.folder import TOKENIZER
 from mrl_jax.tasks.common import config_errors
@@ -22,7 +22,7 @@ FRESH = {
 STATIC = "static"
 MAX_LENGTH, MAX_LENGTH_TABLE = 128, 256  # of a fresh encoder, of a table that has no limit
 
-_BACKBONES = {"bert": Bert, "static": Static}
+_BACKBONES = {"bert": Bert, "clip": ClipText, "static": Static}
 # What is no fact of a trained encoder: how it was trained and computed, and what Flax adds.
 _LEFT_OUT = {"dropout", "attention_dropout", "dtype", "remat", "parent", "name"}
 

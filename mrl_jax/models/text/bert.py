@@ -5,24 +5,15 @@ after the id of padding; MPNet (arXiv 2004.09297), whose attention adds a learne
 and DistilBERT (arXiv 1910.01108), which has no token types. Sequences are padded on the right.
 """
 
-import functools
 import math
-from typing import Any, Literal, get_args
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
-
-ACTIVATIONS = {
-    "gelu": functools.partial(nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
-    "relu": nn.relu,
-    "silu": nn.silu,
-}
-assert tuple(ACTIVATIONS) == get_args(Activation)
+from mrl_jax.models.activations import ACTIVATIONS, Activation
 
 # MPNet tells this many distances apart; all of 128 tokens or more are one.
 BUCKETS = 32
@@ -114,7 +105,7 @@ class Bert(nn.Module):
       position_offset: row of the first token's position; RoBERTa and MPNet begin after the id of
         padding.
       relative: adds MPNet's bias by distance, which all layers share.
-      activation: one of `ACTIVATIONS`; "gelu" is the exact one.
+      activation: one of `models.activations`; "gelu" is the exact one.
       epsilon: of the layer norms.
       dropout, attention_dropout: rates of hidden states and of attention, in training.
       dtype: of the matrix products and hidden states; parameters are float32.
@@ -136,6 +127,8 @@ class Bert(nn.Module):
     attention_dropout: float = 0.1
     dtype: Any = jnp.float32
     remat: bool = False
+
+    reads_padding = False  # what is beyond a text is not read
 
     @property
     def out_dim(self) -> int:

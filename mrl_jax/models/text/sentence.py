@@ -15,8 +15,9 @@ class SentenceEncoder(nn.Module):
     """Tokens to one embedding per row, not normalised.
 
     Attributes:
-      backbone: `Bert` or `Static`.
-      pooling: "mean" of the tokens, "cls": the first, "last": the last one before the padding.
+      backbone: `Bert`, `ClipText` or `Static`.
+      pooling: "mean" of the tokens, "cls": the first, "last": the last one before the padding,
+        which is that of the text or, where the backbone reads padding, of the longest text.
       projection: 0 for the pooled states as they are; else a linear layer to so many dims.
       projection_bias: whether that layer has a bias.
     """
@@ -67,6 +68,8 @@ class SentenceEncoder(nn.Module):
         return jnp.stack([self._embed(x_btd, lengths_b) for x_btd in states[-self.layers :]])
 
     def _embed(self, x_btd: jax.Array, lengths_b: jax.Array) -> jax.Array:
+        if self.backbone.reads_padding:
+            lengths_b = jnp.where(lengths_b > 0, x_btd.shape[1], 0)
         z_bd = _pool(x_btd.astype(jnp.float32), lengths_b, self.pooling)
         return self.project(z_bd) if self.projection else z_bd
 

@@ -15,6 +15,8 @@ class Static(nn.Module):
     vocab_size: int
     width: int
 
+    reads_padding = False  # what is beyond a text is not read
+
     @property
     def out_dim(self) -> int:
         """Width of the rows."""

@@ -2,12 +2,14 @@
 
 They are read as transformers 5 reads them. The class that tokenizer_config.json names decides where
 the steps from text to tokens come from: "PreTrainedTokenizerFast" takes all of them from
-tokenizer.json, while BERT's classes take the normaliser from the settings, whatever tokenizer.json
-says.
+tokenizer.json, while BERT's classes take the normaliser from the settings, and CLIP's and SigLIP's
+have one of their own, whatever tokenizer.json says.
 """
 
 import json
 import pathlib
+import re
+import string
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -30,13 +32,23 @@ SPECIAL = {
 }
 _OF_BERT = {kind: names[0] for kind, names in SPECIAL.items()}
 _OF_ROBERTA = {kind: names[1] for kind, names in SPECIAL.items()}
+_OF_CLIP = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
+_OF_CLIP |= {"unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+_OF_T5 = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
 
 class _Class(NamedTuple):
-    """A class of transformers: the model of its tokenizer.json, and its special tokens."""
+    """A class of transformers.
+
+    Attributes:
+      model: of its tokenizer.json.
+      special: its special tokens by kind.
+      around: the kinds of the tokens around a text.
+    """
 
     model: str
     special: dict[str, str]
+    around: tuple[str, ...] = ("cls_token", "sep_token")
 
 
 _CLASSES = {
@@ -47,6 +59,9 @@ _CLASSES = {
     "RobertaTokenizer": _Class("BPE", _OF_ROBERTA),
     "XLMRobertaTokenizer": _Class("Unigram", _OF_ROBERTA),
     "CamembertTokenizer": _Class("Unigram", _OF_ROBERTA),
+    "CLIPTokenizer": _Class("BPE", _OF_CLIP, ("bos_token", "eos_token")),
+    "SiglipTokenizer": _Class("Unigram", _OF_T5 | {"pad_token": "</s>"}, ("eos_token",)),
+    "T5Tokenizer": _Class("Unigram", _OF_T5, ("eos_token",)),
 }
 # Classes that take tokenizer.json as it is.
 _AS_IT_IS = ("PreTrainedTokenizer", "TokenizersBackend")
@@ -58,6 +73,8 @@ _CLASS_OF = {
     "roberta": "RobertaTokenizer",
     "xlm-roberta": "XLMRobertaTokenizer",
     "camembert": "CamembertTokenizer",
+    "clip": "CLIPTokenizer",
+    "siglip": "SiglipTokenizer",
 }
 
 _EXTRA = ("additional_special_tokens", "extra_special_tokens")
@@ -99,11 +116,7 @@ def read(path: pathlib.Path, *, settings: bool = True, lowercase: bool = False) 
     config.json if it names the class.
     """
     if path.is_dir():
-        found = [path / name for name in ("tokenizer.json", "vocab.txt")]
-        files = [file for file in found if file.exists()]
-        if not files:
-            raise UsageError(f"{path} has no tokenizer: legal is tokenizer.json or vocab.txt")
-        path = files[0]
+        path = _file_in(path)
     if not path.exists():
         raise UsageError(f"tokenizer {path} not found")
     inputs.check_file(path)
@@ -115,6 +128,8 @@ def read(path: pathlib.Path, *, settings: bool = True, lowercase: bool = False) 
         if path.name.endswith(".txt"):
             special = _special(config, kind.special if kind else _OF_BERT)
             raw = wordpiece(models.WordPiece.read_file(str(path)), config, special)
+        elif path.name == "vocab.json":
+            raw = _clip(*models.BPE.read_file(str(path), str(path.with_name("merges.txt"))))
         else:
             raw = tokenizers.Tokenizer.from_file(str(path))
     except DataError as error:
@@ -146,6 +161,26 @@ def read(path: pathlib.Path, *, settings: bool = True, lowercase: bool = False) 
         then = [] if raw.normalizer is None else [raw.normalizer]
         raw.normalizer = normalizers.Sequence([normalizers.Lowercase(), *then])
     return Read(raw, cut)
+
+
+def _file_in(folder: pathlib.Path) -> pathlib.Path:
+    """The file that the tokenizer of a folder is read from.
+
+    Raises:
+      UsageError: there is none.
+    """
+    for name in ("tokenizer.json", "vocab.txt"):
+        if (folder / name).exists():
+            return folder / name
+    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        return folder / "vocab.json"
+    legal = "tokenizer.json or vocab.txt, of a CLIP also vocab.json with merges.txt"
+    if (folder / "spiece.model").exists():
+        legal = (
+            "tokenizer.json, which transformers makes of spiece.model: "
+            "T5TokenizerFast.from_pretrained(folder).save_pretrained(folder)"
+        )
+    raise UsageError(f"{folder} has no tokenizer: legal is {legal}")
 
 
 def _check_template(raw: tokenizers.Tokenizer, path: pathlib.Path) -> None:
@@ -196,6 +231,69 @@ def wordpiece(
     )
     raw.add_special_tokens([token for token in special.values() if token in vocabulary])
     return raw
+
+
+# What one word of CLIP is, before it is cut into pieces.
+_WORD_OF_CLIP = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|"
+    r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+
+
+def _clip(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
+    """CLIP's tokenizer of a vocabulary.
+
+    Raises:
+      DataError: it lacks a special token that every text needs.
+    """
+    first, last = _OF_CLIP["bos_token"], _OF_CLIP["eos_token"]
+    missing = [token for token in (first, last) if token not in vocabulary]
+    if missing:
+        raise DataError(
+            f"the vocabulary lacks {', '.join(missing)}; of CLIP alone are vocab.json and "
+            "merges.txt read, others need a tokenizer.json"
+        )
+    raw = tokenizers.Tokenizer(
+        models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token=_OF_CLIP["unk_token"])
+    )
+    _steps_of_clip(raw)
+    raw.decoder = decoders.ByteLevel()
+    raw.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A {last}",
+        special_tokens=[(token, vocabulary[token]) for token in (first, last)],
+    )
+    raw.add_special_tokens([first, last])
+    return raw
+
+
+def _steps_of_clip(raw: tokenizers.Tokenizer) -> None:
+    raw.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), _single_spaces(), normalizers.Lowercase()]
+    )
+    split = pre_tokenizers.Split(tokenizers.Regex(_WORD_OF_CLIP), "removed", invert=True)
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+
+
+def _single_spaces() -> normalizers.Replace:
+    return normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
+
+
+def without_punctuation(
+    raw: tokenizers.Tokenizer, *, lowercase: bool = True, apart: str = ""
+) -> None:
+    """Has the tokenizer read texts as SigLIP's does: lowercase words without punctuation.
+
+    `apart`: the punctuation that becomes a space instead of nothing.
+    """
+    steps = [normalizers.Lowercase()] if lowercase else []
+    for marks, instead in ((apart, " "), (string.punctuation, "")):
+        if marks:
+            steps.append(normalizers.Replace(tokenizers.Regex(f"[{re.escape(marks)}]"), instead))
+    steps += [_single_spaces(), normalizers.Strip()]
+    then = [] if raw.normalizer is None else [raw.normalizer]
+    raw.normalizer = normalizers.Sequence([*steps, *then])
 
 
 def _bert_normalizer(config: dict[str, Any]) -> normalizers.BertNormalizer:
@@ -316,14 +414,16 @@ def _heed_class(
         raw.normalizer = _bert_normalizer(config)
         if raw.model.unk_token != special["unk_token"]:
             refuse(f"unk_token {special['unk_token']}, where its model has {raw.model.unk_token}")
+    elif name == "CLIPTokenizer":
+        _steps_of_clip(raw)
+    elif name == "SiglipTokenizer":
+        without_punctuation(raw, lowercase=config.get("do_lower_case", True))
     elif "add_prefix_space" in config or kind.model == "BPE":
         _check_prefix_space(raw, kind, config, refuse)
     around = raw.encode("").tokens
-    if around != [special["cls_token"], special["sep_token"]]:
-        refuse(
-            f"cls_token {special['cls_token']} and sep_token {special['sep_token']}, where "
-            f"tokenizer.json puts {' '.join(around) or 'nothing'} around a text"
-        )
+    if around != [special[kind_of] for kind_of in kind.around]:
+        stated = " and ".join(f"{kind_of} {special[kind_of]}" for kind_of in kind.around)
+        refuse(f"{stated}, where tokenizer.json puts {' '.join(around) or 'nothing'} around a text")
 
 
 def _check_prefix_space(raw: tokenizers.Tokenizer, kind: _Class, config: dict, refuse) -> None:

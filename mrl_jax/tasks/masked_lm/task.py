@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mrl_jax.kernels import nested_linear_cross_entropy
-from mrl_jax.models.text.bert import ACTIVATIONS, Activation, Bert
+from mrl_jax.models.activations import ACTIVATIONS, Activation
+from mrl_jax.models.text.bert import Bert
 from mrl_jax.nesting import Nesting
 from mrl_jax.runtime.mesh import rows_split
 from mrl_jax.runtime.task import Tree
@@ -18,7 +19,7 @@ class Transform(nn.Module):
     """The layers between BERT's hidden states and its output layer (arXiv 1810.04805).
 
     Attributes:
-      activation: one of `models.text.bert.ACTIVATIONS`.
+      activation: one of `models.activations.ACTIVATIONS`.
       epsilon: of the layer norm.
     """
 
