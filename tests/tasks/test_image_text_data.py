@@ -339,6 +339,15 @@ def test_wrong_captions_of_shards_are_named(tmp_path, members, message):
     assert [path.name for path in tmp_path.glob("cache/*")] == [".lock"]
 
 
+def test_a_trained_model_is_measured_without_training_data(tmp_path):
+    for make, train in ((as_files, "train.jsonl"), (as_shards, "train-*.tar")):
+        where = make(tmp_path / make.__name__)
+        for path in (tmp_path / make.__name__).glob(train):
+            path.unlink()
+        splits, _ = load(where, train=False)
+        assert [grey for grey, _ in pairs_of(splits["test"])] == [0, 0]
+
+
 def test_keys_that_contradict_each_other_are_refused(tmp_path):
     tar(tmp_path / "train.tar", [])
     jsonl(tmp_path, [])
@@ -349,6 +358,7 @@ def test_keys_that_contradict_each_other_are_refused(tmp_path):
     refused({}, "data.path=FOLDER", UsageError)
     tar(tmp_path / "other" / "test.tar", [])
     refused({"path": str(tmp_path / "other")}, r"has no train split \(train-000.tar or so\)")
+    refused({"path": str(tmp_path), "images": "a"}, "images is not for tar shards", UsageError)
     (tmp_path / "train.tar").rename(tmp_path / "train.tar.gz")
     (tmp_path / "train.tar.gz").write_bytes(b"\x1f\x8bxxxxxxxxxxxxxxxx")
     refused({"path": str(tmp_path)}, "train.tar.gz is compressed")

@@ -375,6 +375,8 @@ def _sources(where: Where, train: bool) -> tuple[dict[str, _Source], list[str]]:
         if len(kinds) > 1:
             raise UsageError(f"config.data.files: {split} has both tar shards and other files")
         shards = kinds == {True}
+        if shards and where.images:
+            raise UsageError("config.data.images is not for tar shards, which hold their photos")
         sources[split] = _Shards(split, paths) if shards else _Files(split, paths, where.images)
     read = [file for paths in found.values() for file in paths]
     notes = left_in(path, [*read, *_beside(sources, path, read)])
