@@ -210,7 +210,7 @@ def _seen_images(start: Start, pairs: Captioned, config: ConfigDict) -> dict[str
     pairs.images.update(photos)
     if isinstance(pairs.images, Stream):
         pairs.images.pin(photos)  # names and sizes alone may be those of other photos
-    network = start.vision or {k: v for k, v in config.model.items() if k != "remat"}
+    network = [start.vision, {key: v for key, v in config.model.items() if key != "remat"}]
     return {
         "photos": photos.hexdigest(),
         "network": network,
