@@ -1,10 +1,13 @@
 """Embeds many examples: `python -m mrl_jax.embed --workdir RUN --input DATA --out DIR`.
 
 Restores the newest checkpoint of a trained run. DATA is one of its splits (train, val, test), a
-folder with images at any depth, which are prepared as in evaluation, or, for an adaptor, vectors:
-.npy, .parquet or such a folder as this writes. DIR gets vectors and ids in shards, and
-manifest.json; `mrl_jax.store.vectors.open_vectors(DIR)` reads them. Ids are the rows of a split,
-the lines of names.txt, or those that vectors have. Called again it goes on: finished shards are
+folder with images at any depth, which are prepared as in evaluation, a file of texts (.txt with one
+in a line; .jsonl, .tsv or .parquet with a column text, caption, sentence or query), or, for an
+adaptor, vectors: .npy, .parquet or such a folder as this writes. Of a run with several towers, one
+of them reads DATA: of photos and captions, --tower text reads the captions of a split, where
+otherwise its photos are meant. DIR gets vectors and ids in shards, and manifest.json;
+`mrl_jax.store.vectors.open_vectors(DIR)` reads them. Ids are the rows of a split or a file, the
+lines of names.txt, or those that vectors have. Called again it goes on: finished shards are
 kept, damaged ones written again. Keys that do not change the model may be given anew, such as
 --config.eval.batch_size=512, --config.mesh.tensor=1 or --config.data.path=...
 """
@@ -30,7 +33,8 @@ from mrl_jax import config as configs
 from mrl_jax import errors, experiment
 from mrl_jax.data.named import SPLITS
 from mrl_jax.errors import UsageError
-from mrl_jax.model import Model, inputs_of
+from mrl_jax.experiment import Experiment
+from mrl_jax.model import Model
 from mrl_jax.record import folder
 from mrl_jax.runtime import agreement, distributed
 from mrl_jax.runtime.forks import check_not_forked
@@ -49,13 +53,19 @@ class Request(NamedTuple):
     normalize: bool = False
     overrides: tuple[str, ...] = ()
     step: int | None = None
+    tower: str | None = None
+    prompt_name: str | None = None
 
 
 def add_arguments(parser: cli.ArgumentParser) -> None:
     """The arguments that say which vectors are wanted and where they go."""
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
     parser.add_argument("--step", type=int, help="of an older checkpoint (default: the newest)")
-    parser.add_argument("--input", required=True, help="split of the run, images, or vectors")
+    a_source = "split of the run, images, texts, or vectors"
+    parser.add_argument("--input", required=True, help=a_source)
+    parser.add_argument("--tower", help="of a run with several, which one reads the input")
+    a_prompt = "of texts, which prompt is put before each (default: the model's own, if any)"
+    parser.add_argument("--prompt_name", help=a_prompt)
     parser.add_argument("--out", required=True, type=pathlib.Path, help="folder of the vectors")
     parser.add_argument("--dim", type=int, help="keep this prefix only (default: all dims)")
     parser.add_argument("--format", choices=get_args(Format), default="npy", help="of the shards")
@@ -67,7 +77,16 @@ def add_arguments(parser: cli.ArgumentParser) -> None:
 def request(arguments, overrides: Sequence[str]) -> Request:
     """What the arguments of `add_arguments` ask for."""
     a = arguments
-    return Request(a.workdir, a.input, a.dim, a.normalize, tuple(overrides), a.step)
+    return Request(
+        a.workdir,
+        a.input,
+        a.dim,
+        a.normalize,
+        tuple(overrides),
+        a.step,
+        a.tower,
+        a.prompt_name,
+    )
 
 
 class Job:
@@ -89,30 +108,24 @@ class Job:
     def __init__(self, request: Request):
         check_not_forked()
         config = folder.read_config(request.workdir)
-        if not inputs_of(config.task).spread:
-            raise UsageError(
-                f"{request.workdir} was trained for {config.task}, and this command embeds images "
-                "and vectors; texts are embedded by mrl_jax.load(RUN).embed(TEXTS)"
-            )
         setup, state = experiment.restored(request.workdir, request.overrides, request.step)
-        self._model = Model.of_run(setup, *evaluated(state))
-        self.dim = self._model.check_dim(request.dim)
+        model = Model.of_run(setup, *evaluated(state))
+        self.dim = model.check_dim(request.dim)
         self._normalize = request.normalize
+        asked = {"prompt_name": request.prompt_name}
         if request.source in SPLITS:
-            if request.source not in setup.dataset.splits:
-                raise UsageError(
-                    f"--input {request.source}: {setup.dataset.name} has no such split, it has "
-                    f"{', '.join(setup.dataset.splits)}"
-                )
-            self.rows = self._model.inputs.open(setup.dataset.splits[request.source])
+            self._model = model.tower(request.tower or next(iter(model.towers), None))
+            self.rows = self._model.open(_split(request.source, setup, self._model), **asked)
             source = f"split {request.source} {setup.dataset.fingerprint(request.source)}"
-        elif not pathlib.Path(request.source).exists():
-            raise UsageError(
-                f"--input must be a split ({', '.join(SPLITS)}) or a folder of images, or vectors; "
-                f"got {request.source!r}"
-            )
         else:
-            self.rows = self._model.inputs.open(request.source)
+            path = pathlib.Path(request.source)
+            if not path.exists():
+                raise UsageError(
+                    f"--input must be a split ({', '.join(SPLITS)}) or a folder of images, a file "
+                    f"of texts, or vectors; got {request.source!r}"
+                )
+            self._model = model.tower(request.tower, path)
+            self.rows = self._model.open(path, **asked)
             source = self.rows.source()
         self.ids = np.arange(self.rows.count) if self.rows.ids is None else self.rows.ids
         self.notes = list(self.rows.notes)
@@ -126,6 +139,11 @@ class Job:
             "dim": self.dim,
             "normalize": request.normalize,
         }
+        # Not where they say nothing: folders of before go on.
+        self.made_from |= {name: value for name, value in asked.items() if value is not None}
+        for name, tower in model.towers.items():
+            if tower is self._model:
+                self.made_from["tower"] = name
 
     def embed(
         self, first: int, last: int, progress: Callable[[int], Any] = lambda rows: None
@@ -156,6 +174,25 @@ class Job:
         names = self.rows.names[first:last] if self.rows.names else None
         ids_n = self.ids[first:last]
         return shards.write_shard(folder, manifest, index, ids_n, z_nd, names)
+
+
+def _split(name: str, setup: Experiment, model: Model) -> Any:
+    """A split of a run, whose examples the model reads.
+
+    Raises:
+      UsageError: there is no such split, or its examples are no such items.
+    """
+    if not model.inputs.reads_splits:
+        raise UsageError(
+            f"--input {name}: the examples of {setup.config.task} are not embedded one by one; "
+            f"give {model.inputs.legal}"
+        )
+    if name not in setup.dataset.splits:
+        raise UsageError(
+            f"--input {name}: {setup.dataset.name} has no such split, it has "
+            f"{', '.join(setup.dataset.splits)}"
+        )
+    return setup.dataset.splits[name]
 
 
 def check_place(folder: pathlib.Path) -> None:

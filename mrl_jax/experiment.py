@@ -94,10 +94,16 @@ class Experiment:
         return self._build.start(self.config, self.facts, self.program, self.dataset)
 
     @property
-    def text_folder(self) -> Callable[[Any], Any] | None:
-        """Of text, a function of trained parameters on the host that gives an
-        `interop.text_folder.TextFolder`; None of anything else."""
+    def text_folder(self) -> Callable[..., Any] | None:
+        """With a text encoder, a function of trained parameters and model state on the host that
+        gives an `interop.text_folder.TextFolder`; None without one."""
         made = self._build.text_folder
+        return functools.partial(made, self) if made else None
+
+    @property
+    def image_folder(self) -> Callable[..., Any] | None:
+        """Likewise where images are embedded beside texts, `interop.image_folder.ImageFolder`."""
+        made = self._build.image_folder
         return functools.partial(made, self) if made else None
 
     @property

@@ -29,9 +29,10 @@ import json
 import logging
 import pathlib
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,12 +43,13 @@ from mrl_jax import config as configs
 from mrl_jax import experiment
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.experiment import Experiment
-from mrl_jax.model import ABOUT, SENTENCE_CONFIG, inputs_of
+from mrl_jax.model import SENTENCE_CONFIG, inputs_of
 from mrl_jax.record import folder as workdir
 from mrl_jax.record import results as result_files
 from mrl_jax.record.runs import read_run
 from mrl_jax.runtime.step import evaluated
 from mrl_jax.store import outputs
+from mrl_jax.store.about import ABOUT, each_tower
 from mrl_jax.tasks.inputs import Inputs, alone
 
 with extras.needed("export", "exporting"):
@@ -71,14 +73,19 @@ class Graph(NamedTuple):
     outputs: tuple[str, ...]
 
 
-def graph_of(setup: Experiment, state: Any, *, exact: bool = False) -> Graph:
-    """The graph of a run, for one device; `exact`: with all products in float32."""
+def graph_of(setup: Experiment, state: Any, *, tower: str = "", exact: bool = False) -> Graph:
+    """The graph of a run or of one of its towers, for one device.
+
+    Args:
+      setup, state: the run.
+      tower: a key of `inputs_of`.
+      exact: with all products in float32.
+    """
     task = alone(setup.program.task)
-    backbone = getattr(task, "backbone", None)
-    if exact and hasattr(backbone, "dtype"):
-        task = dataclasses.replace(task, backbone=backbone.clone(dtype=jnp.float32))
+    if exact:
+        task = _exact(task)
     params, model_state = jax.device_get(evaluated(state))
-    inputs = inputs_of(setup.config.task).of_run(setup, params)
+    inputs = inputs_of(setup.config.task)[tower].of_run(setup, params)
     of_batch = inputs.graph(task, params, model_state)
 
     def compute(*arrays: jax.Array) -> dict[str, jax.Array]:
@@ -87,10 +94,26 @@ def graph_of(setup: Experiment, state: Any, *, exact: bool = False) -> Graph:
     return Graph(compute, inputs, inputs.outputs(task))
 
 
-def as_stablehlo(setup: Experiment, state: Any, about: dict) -> bytes:
+def _exact(part: Any) -> Any:
+    """A task, or a network in it, with all products in float32."""
+    if not dataclasses.is_dataclass(part):
+        return part
+    found = {}
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if field.name == "dtype":
+            found["dtype"] = jnp.float32
+        elif isinstance(value, nn.Module) and field.name != "parent":
+            found[field.name] = _exact(value)
+    return (
+        part.clone(**found) if isinstance(part, nn.Module) else dataclasses.replace(part, **found)
+    )
+
+
+def as_stablehlo(setup: Experiment, state: Any, about: Mapping, tower: str = "") -> bytes:
     """The graph as `jax.export` serialises it, which JAX promises to read for 6 months."""
     del about
-    graph = graph_of(setup, state)
+    graph = graph_of(setup, state, tower=tower)
     # A transformer has no positions for more tokens.
     scope = export.SymbolicScope([f"{name} <= {n}" for name, n in graph.inputs.most.items()])
     arguments = [
@@ -104,8 +127,8 @@ def as_stablehlo(setup: Experiment, state: Any, about: dict) -> bytes:
         return bytes(exported.serialize())
 
 
-def as_onnx(setup: Experiment, state: Any, about: dict) -> bytes:
-    """The graph as ONNX, with what about.json holds; texts are padded to `max_length` tokens.
+def as_onnx(setup: Experiment, state: Any, about: Mapping, tower: str = "") -> bytes:
+    """The graph as ONNX, with what about.json says of it; texts are padded to `max_length` tokens.
 
     ONNX checks all of its shapes, and ONNX Runtime that it computes what the run does.
 
@@ -126,7 +149,7 @@ def as_onnx(setup: Experiment, state: Any, about: dict) -> bytes:
             f"an .onnx file holds less than 2 GiB, the parameters have {size / 2**30:.1f}; "
             "legal: --format stablehlo"
         )
-    graph = graph_of(setup, state, exact=True)
+    graph = graph_of(setup, state, tower=tower, exact=True)
     inputs = [
         # A ShapeDtypeStruct takes no names of dimensions.
         types.SimpleNamespace(shape=tuple(entry["shape"]), dtype=np.dtype(entry["dtype"]))
@@ -181,49 +204,55 @@ def check_numbers(content: bytes, graph: Graph) -> None:
             )
 
 
-def as_safetensors(setup: Experiment, state: Any, about: dict) -> bytes:
+def as_safetensors(state: Any) -> bytes:
     """All parameters and model state under "params/..." and "model_state/..."."""
     from safetensors.numpy import save
 
-    del setup, about
     tree = dict(zip(("params", "model_state"), jax.device_get(evaluated(state)), strict=True))
     tensors = traverse_util.flatten_dict(tree, sep="/")
-    tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    tensors = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     return save(tensors, metadata={"format": "mrl_jax"})
 
 
-PLAIN = {
-    "stablehlo": (as_stablehlo, "embed.stablehlo"),
-    "onnx": (as_onnx, "embed.onnx"),
-    "safetensors": (as_safetensors, "model.safetensors"),
-}
-FORMATS = ("sentence_transformers", *PLAIN)
+GRAPHS = {"stablehlo": as_stablehlo, "onnx": as_onnx}
+PARAMETERS = "safetensors"
+FORMATS = ("sentence_transformers", *GRAPHS, PARAMETERS)
 
 
 def about_of(setup: Experiment, state: Any, form: str) -> dict[str, Any]:
-    """What about.json says: what the file is of, and what goes into it and comes out."""
-    graph = graph_of(setup, state)
-    sizes = graph.inputs.most if form == "onnx" else {}
+    """What about.json says: what the files are of, and what goes into them and comes out.
+
+    Of a run with several towers, what is said of each stands in `towers` by its name.
+    """
+    parts = {}
+    for tower in inputs_of(setup.config.task):
+        graph = graph_of(setup, state, tower=tower)
+        sizes = graph.inputs.most if form == "onnx" else {}
+        name = "_".join(filter(None, ("embed", tower)))
+        parts[tower] = {
+            **({} if form == PARAMETERS else {"file": f"{name}.{form}"}),
+            "inputs": {
+                name: {"shape": [sizes.get(d, d) for d in shape], "dtype": np.dtype(dtype).name}
+                for name, (shape, dtype) in graph.inputs.spec.items()
+            },
+            "outputs": list(graph.outputs),
+            **graph.inputs.about(setup, form),
+        }
     return {
         "run": setup.config.name,
         "step": int(state["step"]),
         "commit": result_files.commit(),
         "dims": list(setup.program.task.nesting.dims),
         "format": form,
-        "file": PLAIN[form][1],
-        "inputs": {
-            name: {"shape": [sizes.get(d, d) for d in shape], "dtype": np.dtype(dtype).name}
-            for name, (shape, dtype) in graph.inputs.spec.items()
-        },
-        "outputs": list(graph.outputs),
-        **graph.inputs.about(setup, form),
+        **({"file": "model.safetensors"} if form == PARAMETERS else {}),
+        **parts.get("", {"towers": parts}),
     }
 
 
 def write_plain(
     out: pathlib.Path, setup: Experiment, state: Any, about: dict, of_run: dict[str, str]
 ) -> None:
-    """A folder of a format in `PLAIN`, which appears when it is whole, with files `of_run`.
+    """A folder of graphs or parameters, which appears when it is whole, with files `of_run`.
 
     Raises:
       UsageError: something is there, packages are missing, or the network cannot be written so.
@@ -231,8 +260,14 @@ def write_plain(
     """
     try:
         with outputs.made(out) as new:
-            (new / about["file"]).write_bytes(PLAIN[about["format"]][0](setup, state, about))
-            inputs_of(setup.config.task).of_run(setup, evaluated(state)[0]).save(new)
+            kinds, params = inputs_of(setup.config.task), evaluated(state)[0]
+            for tower, part in each_tower(about).items():
+                if part["format"] in GRAPHS:
+                    graph = GRAPHS[part["format"]](setup, state, part, tower)
+                    (new / part["file"]).write_bytes(graph)
+                kinds[tower].of_run(setup, params).save(new)
+            if about["format"] == PARAMETERS:
+                (new / about["file"]).write_bytes(as_safetensors(state))
             texts = {ABOUT: json.dumps(about, indent=1) + "\n", "README.md": card(about)}
             for name, content in {**of_run, **texts}.items():
                 (new / name).write_text(content, "utf-8")
@@ -272,12 +307,22 @@ def main(argv: Sequence[str]) -> None:
     if form == "sentence_transformers":
         if setup.text_folder is None:
             raise UsageError(f"format {form} is of text, {arguments.workdir} has task {task}")
-        folder = setup.text_folder(jax.device_get(evaluated(state)[0]))
+        values = jax.device_get(evaluated(state))
+        folder = setup.text_folder(*values)
+        image = setup.image_folder(*values) if setup.image_folder else None
+        if image and not image.writable:
+            network = type(image.backbone).__name__
+            print(
+                f"of the text tower alone: sentence-transformers has no module for the {network} "
+                f"of the image tower; --format {', '.join(FORMATS[1:])} hold both"
+            )
+            image = None
         scores = scores_of(arguments.workdir)
         if not folder.trained_dims:
             # What was nested is not in the folder: its scores would be misread.
             width, scores = folder.encoder.out_dim, {}
-        write_sentence_folder(out, folder, scores=scores, files={SENTENCE_CONFIG: config})
+        files = {SENTENCE_CONFIG: config}
+        write_sentence_folder(out, folder, image=image, scores=scores, files=files)
     else:
         facts = workdir.facts_text(setup.facts, workdir.trained_on(arguments.workdir), {})
         of_run = {workdir.CONFIG: config, workdir.FACTS: facts}

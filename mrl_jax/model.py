@@ -7,7 +7,8 @@ import operator
 import os
 import pathlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -27,19 +28,24 @@ from mrl_jax.nesting import Nesting
 from mrl_jax.record import folder as workdir
 from mrl_jax.runtime import mesh as meshes
 from mrl_jax.runtime.forks import check_not_forked
+from mrl_jax.runtime.program import Program
 from mrl_jax.runtime.rows import Embed, Rows, embedded, in_batches
 from mrl_jax.runtime.step import evaluated
 from mrl_jax.store import json_files
+from mrl_jax.store.about import ABOUT, each_tower
 from mrl_jax.tasks import inputs
 from mrl_jax.tasks.inputs import Inputs, alone
 
-ABOUT = "about.json"  # of an export: what the model reads and gives
 SENTENCE_CONFIG = "mrl_jax.config.json"  # the run's config in a folder of sentence-transformers
 
 
-def inputs_of(task: str) -> type[Inputs]:
-    """What models of a task read: of the package, or of a user's module."""
-    return getattr(tasks.part(task, "inputs"), "Inputs", inputs.Inputs)
+_BATCH = 64  # images at a time, where no config says it
+
+
+def inputs_of(task: str) -> Mapping[str, type[Inputs]]:
+    """What models of a task read, by the names of its towers; "" where there is one alone."""
+    module = tasks.part(task, "inputs")
+    return getattr(module, "TOWERS", {"": getattr(module, "Inputs", inputs.Inputs)})
 
 
 def load(
@@ -72,11 +78,20 @@ def load(
         raise UsageError(f"step is of a run, {folder} holds {kind}")
     if kind == "an export":
         return Model.of_export(folder, overrides)
-    with extras.needed("text", "embedding texts"):
-        from mrl_jax.interop.text_folder import read_text_folder
     known = (folder / SENTENCE_CONFIG).exists()
     config = workdir.read_config(folder, SENTENCE_CONFIG) if known else None
-    return Model.of_text_folder(read_text_folder(folder), config)
+    with extras.needed("text", "embedding texts"):
+        from mrl_jax.interop.text_folder import ROUTER, read_text_folder
+    if not (folder / ROUTER).exists():
+        return Model.of_text_folder(read_text_folder(folder), config)
+    with extras.needed("weights", "reading image networks of others"):
+        from mrl_jax.interop.router_folder import read_router_folder
+    text, image = read_router_folder(folder)
+    towers = {
+        "image": Model.of_image_folder(image, text.trained_dims, config),
+        "text": Model.of_text_folder(text, config),
+    }
+    return Model.of_towers(towers)
 
 
 def _kind(folder: pathlib.Path) -> str:
@@ -94,7 +109,8 @@ class Model:
     """A trained model of any task.
 
     Attributes:
-      inputs: what it reads.
+      inputs: what it reads; None where each of its towers has its own.
+      towers: a model of each tower by its name, where there are several; else {}.
       width: dims of a whole embedding.
       nesting: the prefixes that were trained; None where that is not known.
       config: of the run; None where that is not known.
@@ -104,9 +120,10 @@ class Model:
 
     def __init__(
         self,
-        embed: Embed,
-        inputs: Inputs,
+        embed: Embed | None,
+        inputs: Inputs | None,
         *,
+        towers: Mapping[str, "Model"] = MappingProxyType({}),
         width: int,
         nesting: Nesting | None,
         config: ConfigDict | None = None,
@@ -117,10 +134,11 @@ class Model:
     ):
         check_not_forked()
         self._embed, self.inputs, self.width = embed, inputs, width
-        self.nesting, self.config, self.classes = nesting, config, inputs.classes
+        self.towers, self.nesting, self.config = towers, nesting, config
+        self.classes = inputs.classes if inputs else None
         self.task, self.params = task, params
         self._sharding = sharding or SingleDeviceSharding(jax.devices()[0])
-        self._batch_size = config.eval.batch_size if config else 0
+        self._batch_size = config.eval.batch_size if config else _BATCH
         self._default_dim = default_dim or width
         self._judge = None
         if self.classes is not None and task is not None:
@@ -131,20 +149,15 @@ class Model:
     @classmethod
     def of_run(cls, setup: Experiment, params: Any, model_state: Any) -> "Model":
         """The model of a run with trained parameters, on the devices of its mesh."""
-        task, mesh = setup.program.task, setup.program.mesh
-        read = inputs_of(setup.config.task).of_run(setup, params)
-        sharding, options = None, {}
-        if read.spread:
-            sharding = meshes.batch_sharding(mesh)
-            options["out_shardings"] = meshes.replicated(mesh)
-        else:
-            task = alone(task)
-            params, model_state = jax.device_put(jax.device_get((params, model_state)))
-        if "depth" in inspect.signature(task.embed).parameters:
-            options["static_argnames"] = "depth"
-        embed = functools.partial(jax.jit(task.embed, **options), params, model_state)
-        trained = {"config": setup.config, "task": task, "params": params, "sharding": sharding}
-        return cls(embed, read, width=task.nesting.width, nesting=task.nesting, **trained)
+        task = setup.program.task
+        trained = {"config": setup.config, "task": task, "params": params}
+        trained |= {"width": task.nesting.width, "nesting": task.nesting}
+        towers = {}
+        for name, kind in inputs_of(setup.config.task).items():
+            read = kind.of_run(setup, params)
+            embed, sharding = _embed_of(setup.program, read.spread, params, model_state)
+            towers[name] = cls(embed, read, sharding=sharding, **trained)
+        return cls.of_towers(towers)
 
     @classmethod
     def of_text_folder(cls, folder: Any, config: ConfigDict | None = None) -> "Model":
@@ -159,6 +172,30 @@ class Model:
             config=config,
             default_dim=folder.truncate_dim,
         )
+
+    @classmethod
+    def of_image_folder(
+        cls, folder: Any, dims: Sequence[int] = (), config: ConfigDict | None = None
+    ) -> "Model":
+        """The model of an `interop.image_folder.ImageFolder`; `dims` are the trained prefixes."""
+        from mrl_jax.tasks.image_inputs import Inputs, embed_of
+
+        return cls(
+            embed_of(folder),
+            Inputs.of_folder(folder),
+            width=folder.projection["kernel"].shape[1],
+            nesting=Nesting(tuple(dims)) if dims else None,
+            config=config,
+        )
+
+    @classmethod
+    def of_towers(cls, towers: Mapping[str, "Model"]) -> "Model":
+        """One model of those of several towers, which end in one space; of one alone itself."""
+        first = next(iter(towers.values()))
+        if "" in towers:
+            return first
+        known = {"width": first.width, "nesting": first.nesting, "config": first.config}
+        return cls(None, None, towers=towers, task=first.task, params=first.params, **known)
 
     @classmethod
     def of_export(cls, folder: pathlib.Path, overrides: Sequence[str] = ()) -> "Model":
@@ -176,20 +213,24 @@ class Model:
             )
         config = workdir.read_config(folder)
         try:
-            form, path = about["format"], folder / about["file"]
+            form = about["format"]
             if form == "safetensors":
                 setup = experiment.of_run(folder, overrides)
-                return cls.of_run(setup, *_parameters(path, setup.program.state))
+                return cls.of_run(setup, *_parameters(folder / about["file"], setup.program.state))
             if overrides:
                 raise UsageError(f"overrides are of a run, {folder} holds a graph")
-            read = inputs_of(config.task).of_export(about, folder)
             nesting = Nesting(tuple(about["dims"]), config.nesting.weights or None)
-            embed = _graph(form, path, tuple(read.spec))
+            known = {"width": nesting.width, "nesting": nesting, "config": config}
+            kinds, towers = inputs_of(config.task), {}
+            for name, part in each_tower(about).items():
+                read = kinds[name].of_export(part, folder)
+                embed = _graph(form, folder / part["file"], tuple(read.spec))
+                towers[name] = cls(embed, read, **known)
         except UsageError:
             raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{folder / ABOUT} is damaged: {error!r}") from error
-        return cls(embed, read, width=nesting.width, nesting=nesting, config=config)
+        return cls.of_towers(towers)
 
     def embed(
         self,
@@ -200,6 +241,7 @@ class Model:
         prompt_name: str | None = None,
         depth: int | None = None,
         batch_tokens: int | None = None,
+        tower: str | None = None,
     ) -> np.ndarray:
         """The embeddings [N, dim] float32 of N items, in their order; of none, [0, dim].
 
@@ -215,10 +257,11 @@ class Model:
           depth: of text, layers to run; None: all.
           batch_tokens: of text, tokens of a batch, padding included; None: what suits the device. A
             longer text is a batch by itself, and a table of tokens reads it in pieces.
+          tower: of a model with several, which reads the items; None: the one that they fit.
 
         Raises:
-          UsageError: items that the model does not read, no such prompt, dims, layers or batches;
-            or this is a fork of a process that used JAX.
+          UsageError: items that the model does not read, no such prompt, dims, layers, batches or
+            tower; or this is a fork of a process that used JAX.
           DataError: text that is not Unicode, or a file that cannot be read; names it.
           NonFiniteError: NaN or infinity; names the item.
 
@@ -230,25 +273,75 @@ class Model:
         dim = self.check_dim(dim)
         if line := self.untrained(dim):
             warnings.warn(line, stacklevel=2)
-        asked = {"prompt_name": prompt_name, "depth": depth, "batch_tokens": batch_tokens}
-        asked = {name: value for name, value in asked.items() if value is not None}
-        for name in asked:
-            if name not in inspect.signature(self.inputs.open).parameters:
-                raise UsageError(f"{name} is of texts, this model reads {self.inputs.unit}s")
-        rows = self.inputs.open(items, **asked)
+        options = {"prompt_name": prompt_name, "depth": depth, "batch_tokens": batch_tokens}
+        if isinstance(items, Iterator):
+            items = list(items)
+        reader = self.tower(tower, items)
+        rows = reader.open(items, **options)
         for line in rows.notes:
             warnings.warn(line, stacklevel=2)
         # A bar for what takes long, on a terminal.
-        bar = {"total": rows.count, "unit": self.inputs.unit, "delay": 2}
+        bar = {"total": rows.count, "unit": reader.inputs.unit, "delay": 2}
         with tqdm(desc="embedding", disable=None if jax.process_index() == 0 else True, **bar) as b:
-            return self.embed_rows(rows, 0, rows.count, dim, normalize=normalize, progress=b.update)
+            options = {"normalize": normalize, "progress": b.update}
+            return reader.embed_rows(rows, 0, rows.count, dim, **options)
+
+    def open(self, items: Any, **options: Any) -> Rows:
+        """The items as `embed_rows` takes them, see `Inputs.open`; options of None are not set.
+
+        Raises:
+          UsageError: items or options that the model does not read.
+          DataError: a file that cannot be read.
+        """
+        asked = {name: value for name, value in options.items() if value is not None}
+        for name in asked:
+            if name not in inspect.signature(self.inputs.open).parameters:
+                raise UsageError(f"{name} is of texts, and these are {self.inputs.unit}s")
+        return self.inputs.open(items, **asked)
+
+    def tower(self, name: str | None = None, items: Any = None) -> "Model":
+        """The model of one tower: by its name, or else the one that these items fit.
+
+        A model without towers is its own.
+
+        Raises:
+          UsageError: there is no such tower, or the items fit none or several.
+        """
+        if not self.towers:
+            if name is not None:
+                raise UsageError(f"tower: this model has none, it reads {self.inputs.unit}s")
+            return self
+        if name is not None:
+            if name not in self.towers:
+                raise UsageError(f"tower must be {_either(self.towers)}, got {shown(name)}")
+            return self.towers[name]
+        found = {name: model for name, model in self.towers.items() if model.inputs.fits(items)}
+        kinds = [model.inputs for model in (found or self.towers).values()]
+        if not found:
+            legal = _either(f"{kind.unit}s ({kind.legal})" for kind in kinds)
+            raise UsageError(f"items must be {legal}; got {inputs.listed_kinds(items)}")
+        if len(found) > 1 and len(items):
+            could_be = _either(f"{kind.unit}s" for kind in kinds)
+            which = _either(f'tower="{name}"' for name in found)
+            raise UsageError(
+                f"these items could be {could_be}: say {which}, and give files as pathlib.Path"
+            )
+        return next(iter(found.values()))
 
     def embed_rows(self, rows: Rows, first: int, last: int, dim: int, **options: Any) -> np.ndarray:
-        """As `embed`, of some of the rows that `inputs.open` gives; `options` as of `embedded`."""
+        """As `embed`, of some of the rows that `open` gives; `options` as of `embedded`.
+
+        Of a model with several towers, one of them does it.
+        """
         check_not_forked()
         options |= {"unit": self.inputs.unit, "scaled": self.inputs.scaled}
         span = (first, last, self._batch_size, self._sharding)
         return embedded(self._embed, rows, dim, *span, **options)
+
+    @property
+    def _units(self) -> str:
+        models = self.towers.values() or [self]
+        return " and ".join(f"{model.inputs.unit}s" for model in models)
 
     def check_dim(self, dim: int | None) -> int:
         """The dims that are asked for; None stands for those that are usual.
@@ -287,7 +380,7 @@ class Model:
         """
         check_not_forked()
         if self.classes is None:
-            raise UsageError(f"this model embeds {self.inputs.unit}s and has no classes")
+            raise UsageError(f"this model embeds {self._units} and has no classes")
         if self._judge is None:
             raise UsageError(
                 "a graph gives the scores of images, not of embeddings: load the run, or export it "
@@ -318,6 +411,27 @@ class Model:
             return self._judge(self.params, batch["z"], dims=(dim,))[0]
 
         return in_batches(judge, batches, len(z_nd)).astype(np.float32, copy=False)
+
+
+def _embed_of(
+    program: Program, spread: bool, params: Any, model_state: Any
+) -> tuple[Embed, Sharding | None]:
+    """What embeds a batch, and how that is split: over the mesh if it is `spread`, else not."""
+    task, mesh, sharding, options = program.task, program.mesh, None, {}
+    if spread:
+        sharding = meshes.batch_sharding(mesh)
+        options["out_shardings"] = meshes.replicated(mesh)
+    else:
+        task = alone(task)
+        if mesh.size > 1:
+            params, model_state = jax.device_put(meshes.on_host((params, model_state), mesh))
+    if "depth" in inspect.signature(task.embed).parameters:
+        options["static_argnames"] = "depth"
+    return functools.partial(jax.jit(task.embed, **options), params, model_state), sharding
+
+
+def _either(names: Iterable[str]) -> str:
+    return " or ".join(names)
 
 
 def _parameters(path: pathlib.Path, state: Any) -> tuple[Any, Any]:

@@ -340,7 +340,7 @@ def test_vectors_of_all_kinds(state_of, tmp_path):
     for dim in (0, 13, 2.5, True):
         with pytest.raises(UsageError, match="dim must be 1 to 12, got"):
             model.embed(VECTORS, dim=dim)
-    with pytest.raises(UsageError, match="prompt_name is of texts, this model reads vectors"):
+    with pytest.raises(UsageError, match="prompt_name is of texts, and these are vectors"):
         model.embed(VECTORS, prompt_name="query")
 
 

@@ -4,21 +4,25 @@ import json
 import shutil
 
 import commands
+import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 import test_train_adaptor
 import test_train_masked
 import test_train_text
 import text_models
+from flax.traverse_util import flatten_dict
 from PIL import Image
 
 import mrl_jax
-from mrl_jax import cascade
+from mrl_jax import cascade, models
 from mrl_jax.cascade import Policy
 from mrl_jax.errors import CheckpointError
 from mrl_jax.interop.sentence_folder import write_sentence_folder
 from mrl_jax.record import folder
 from mrl_jax.record.runs import read_run
+from mrl_jax.store.vectors import open_vectors
 
 TEXTS = text_models.SENTENCES[:3]
 FORMS = ("safetensors", "stablehlo", pytest.param("onnx", marks=pytest.mark.slow))
@@ -79,6 +83,21 @@ def documents(base):
     )
 
 
+def towers(base):
+    """Photos with captions, and the weights of both towers, which stay as they are."""
+    commands.captioned_photos(base)
+    text_models.bert_folder(base / "bert", layers=1)
+    network = models.build("cnn", embedding_dim=6, width=4, depth=1)
+    variables = jax.jit(network.init)(jax.random.key(3), np.zeros((1, 16, 16, 3), np.float32))
+    tree = {"params": {"backbone": variables["params"]}}
+    tree["model_state"] = {"batch_stats": variables["batch_stats"]}
+    named = flatten_dict(jax.tree.map(np.asarray, tree), sep="/")
+    safetensors.numpy.save_file(named, base / "network.safetensors")
+    keys = {"weights": base / "network.safetensors", "text__encoder": base / "bert"}
+    own = {"towers__locked": "both", "text__width": 0, "steps": 9, **keys}
+    return commands.train_towers(base.with_name("run"), base, **own)
+
+
 PHOTOS = np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3)).astype(np.uint8)
 VECTORS = np.random.default_rng(1).normal(size=(3, 12)).astype(np.float32)
 TASKS = {
@@ -86,6 +105,7 @@ TASKS = {
     "sentence_pairs": (texts, TEXTS),
     "adaptor": (vectors, VECTORS),
     "masked_lm": (documents, TEXTS),
+    "image_text": (towers, PHOTOS),
 }
 
 
@@ -103,6 +123,9 @@ def test_it_is_opened_and_embeds(alone):
     run, items, _ = alone
     model = mrl_jax.load(run)
     assert model.embed(items).shape == (3, model.nesting.width)
+    if model.towers:
+        assert model.embed(TEXTS).shape == (3, model.nesting.width)
+        assert model.task.locked == ("image", "text")
     if model.classes:
         assert model.classes == ("a", "b")
         z_nd = model.embed(items, normalize=False)
@@ -116,19 +139,25 @@ def test_it_is_exported(alone, tmp_path, form):
     run, items, _ = alone
     argv = ("--workdir", run, "--out", tmp_path / "out", "--format", form)
     commands.here(commands.command("mrl_jax.export", *argv))
-    expected = mrl_jax.load(run).embed(items)
-    np.testing.assert_allclose(mrl_jax.load(tmp_path / "out").embed(items), expected, atol=1e-4)
+    model, found = mrl_jax.load(run), mrl_jax.load(tmp_path / "out")
+    for some in (items, TEXTS) if model.towers else (items,):
+        np.testing.assert_allclose(found.embed(some), model.embed(some), atol=1e-4)
 
 
 def test_texts_become_a_folder_of_sentence_transformers(alone, tmp_path):
     run, items, _ = alone
     argv = ("--workdir", run, "--out", tmp_path / "out", "--format", "sentence_transformers")
     command = commands.command("mrl_jax.export", *argv)
-    if items is not TEXTS:
+    towers = mrl_jax.load(run).towers
+    if items is not TEXTS and not towers:
         assert "is of text" in commands.refused(command, 2)
         return
-    commands.here(command)
-    assert mrl_jax.load(tmp_path / "out").embed(items).shape[0] == 3
+    told = "of the text tower alone: sentence-transformers has no module for the Cnn of the image"
+    assert commands.here(command).startswith(told) == bool(towers)
+    found = mrl_jax.load(tmp_path / "out").embed(TEXTS)
+    np.testing.assert_allclose(
+        found, mrl_jax.load(run).embed(TEXTS)[:, : found.shape[1]], atol=1e-5
+    )
 
 
 def test_it_is_reported_and_its_step_is_costed(alone, tmp_path):
@@ -141,10 +170,11 @@ def test_it_is_reported_and_its_step_is_costed(alone, tmp_path):
 
 def test_given_items_are_embedded_into_a_folder(alone, tmp_path):
     run, items, _ = alone
-    if items is TEXTS:
-        pytest.skip("the command embeds images and vectors")
     source = tmp_path / "items.npy"
-    if items is PHOTOS:
+    if items is TEXTS:
+        source = tmp_path / "items.txt"
+        source.write_text("\n".join(items))
+    elif items is PHOTOS:
         source = tmp_path / "photos"
         source.mkdir()
         for number, image in enumerate(items):
@@ -153,9 +183,14 @@ def test_given_items_are_embedded_into_a_folder(alone, tmp_path):
         np.save(source, items)
     argv = ("--workdir", run, "--input", source, "--out", tmp_path / "out")
     assert "3 vectors" in commands.here(commands.command("mrl_jax.embed", *argv))
+    if items is TEXTS:
+        vectors = open_vectors(tmp_path / "out")
+        expected = mrl_jax.load(run).embed(TEXTS, normalize=False)
+        np.testing.assert_allclose(vectors.read(0, 3), expected, atol=1e-6)
     of_split = ("--workdir", run, "--input", "val", "--out", tmp_path / "other")
-    line = commands.refused(commands.command("mrl_jax.embed", *of_split), 3)
-    assert str(run.with_name("data")) in line
+    pairs = items is TEXTS
+    line = commands.refused(commands.command("mrl_jax.embed", *of_split), 2 if pairs else 3)
+    assert ("are not embedded one by one" if pairs else str(run.with_name("data"))) in line
 
 
 def test_it_is_evaluated_with_what_it_measures_alone(alone, tmp_path):

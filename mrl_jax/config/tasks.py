@@ -31,6 +31,7 @@ _DEFAULTS = {
     "start": lambda config, facts, program, data: None,
     "measures": None,
     "text_folder": None,
+    "image_folder": None,
 }
 
 

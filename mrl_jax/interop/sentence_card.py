@@ -43,6 +43,7 @@ def card(
     prompts: Mapping[str, str],
     used: Mapping[Role, str],
     scores: Scores,
+    image_size: int = 0,
 ) -> str:
     """The text of README.md.
 
@@ -54,22 +55,30 @@ def card(
       prompts: name -> text.
       used: the prompt of each role in training and for the scores.
       scores: see `table`.
+      image_size: pixels per side of the images that it reads too; 0: it reads texts alone.
     """
     dims = ", ".join(map(str, trained_dims)) if trained_dims else "not known"
     example = max((dim for dim in trained_dims if dim < width), default=width)
     limit = f"at most {max_length} tokens of it" if max_length else "all of it"
     name = next((name for name, text in prompts.items() if text), "")
     with_prompt = f", prompt_name={json.dumps(name)}" if name else ""
+    front, of_images, what = _FRONT, "", f"Text in ({limit})"
+    if image_size:
+        front = front.replace("tags:\n", "tags:\n- multimodal\n")
+        of_images = (
+            'z_of_images = model.encode([Image.open("photo.jpg")], normalize_embeddings=True)\n'
+        )
+        what = f"Text ({limit}) or an image ({image_size} pixels a side of its middle) in"
     parts = [
-        f"{_FRONT}\n# {title}\n",
-        f"Text in ({limit}), an embedding of {width} dims out, compared by cosine similarity.\n"
+        f"{front}\n# {title}\n",
+        f"{what}, an embedding of {width} dims out, compared by cosine similarity.\n"
         f"Prefixes that were trained to stand alone: {dims}.\n",
         "## Use\n",
-        "```python\n"
+        f"```python\n{'from PIL import Image' + chr(10) if image_size else ''}"
         "from sentence_transformers import SentenceTransformer\n\n"
         f'model = SentenceTransformer("PATH", truncate_dim={example})\n'
         f'z = model.encode(["a text", "another one"]{with_prompt}, normalize_embeddings=True)\n'
-        "```\n",
+        f"{of_images}```\n",
         "A prefix of a unit vector is shorter than 1: keep `normalize_embeddings=True` wherever\n"
         "inner products are compared. The same numbers in JAX:\n",
         "```python\n"

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save
 
 from mrl_jax.errors import DataError, UsageError
+from mrl_jax.interop.image_folder import ImageFolder, transformer_files
 from mrl_jax.interop.sentence_card import Scores, card
 from mrl_jax.interop.tensor_names import FORMS
 from mrl_jax.interop.text_families import (
@@ -28,6 +29,7 @@ from mrl_jax.interop.text_folder import (
     MODULES,
     OLD_POOLINGS,
     POOLINGS,
+    ROUTER,
     SETTINGS,
     UNLIMITED,
     TextFolder,
@@ -43,6 +45,7 @@ def write_sentence_folder(
     path: str | os.PathLike,
     folder: TextFolder,
     *,
+    image: ImageFolder | None = None,
     scores: Scores | None = None,
     files: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
@@ -54,6 +57,8 @@ def write_sentence_folder(
       path: a new or empty folder, or one that this function wrote and nobody has changed since,
         which is replaced.
       folder: the encoder and what belongs to it.
+      image: a network whose embeddings of images are in the same space, which then is in the folder
+        as well; it must be `writable`.
       scores: name of a measure -> dim -> value, for the table in README.md.
       files: further files by name, which sentence-transformers does not look for.
 
@@ -66,7 +71,7 @@ def write_sentence_folder(
     check_sentence_folder(path)
     try:
         with outputs.replaced(path) as new:
-            _write(new, path.name, folder, scores or {})
+            _write(new, path.name, folder, image, scores or {})
             for name, content in files.items():
                 (new / name).write_text(content, "utf-8")
     except (OSError, SafetensorError) as error:
@@ -94,40 +99,42 @@ def check_sentence_folder(path: pathlib.Path) -> None:
         )
 
 
-def _write(root: pathlib.Path, title: str, folder: TextFolder, scores: Scores) -> None:
-    encoder, params = folder.encoder, folder.params
-    modules: list[tuple[str, str]] = []
+class _Modules:
+    """Modules that follow each other, as they are written.
 
-    def module(kind: str, inside: bool = True) -> pathlib.Path:
-        place = f"{len(modules)}_{kind}" if inside else ""
-        modules.append((kind, place))
-        (root / place).mkdir(exist_ok=True)
-        return root / place
+    Attributes:
+      found: (kind, folder below the root) of each.
+    """
 
-    if isinstance(encoder.backbone, Static):
-        if encoder.pooling != "mean":
-            raise UsageError(f"a StaticEmbedding pools by mean, the encoder by {encoder.pooling}")
-        place = module("StaticEmbedding")
-        table_vd = params["backbone"]["tokens"]["embedding"]
-        _save(place, {"embedding.weight": table_vd})
-        folder.tokenizer.save(place, folder.max_length if folder.max_length < UNLIMITED else None)
-    elif isinstance(encoder.backbone, ClipText):
-        raise UsageError(
-            "sentence-transformers has no module for the text tower of a CLIP or SigLIP alone"
-        )
+    def __init__(self, root: pathlib.Path, route: str = ""):
+        self._root, self._route = root, f"{route}_" if route else ""
+        self.found: list[tuple[str, str]] = []
+
+    def add(self, kind: str) -> pathlib.Path:
+        """The folder of the next module. A Transformer that comes first is in the root itself."""
+        first = kind == "Transformer" and not self._route
+        place = "" if first else f"{self._route}{len(self.found)}_{kind}"
+        self.found.append((kind, place))
+        (self._root / place).mkdir(exist_ok=True)
+        return self._root / place
+
+
+def _write(
+    root: pathlib.Path, title: str, folder: TextFolder, image: ImageFolder | None, scores: Scores
+) -> None:
+    if image is None:
+        modules = _Modules(root)
+        _write_text(modules, folder)
+        found = modules.found
     else:
-        _write_transformer(module("Transformer", inside=False), folder)
-        mode = next(theirs for theirs, ours in POOLINGS.items() if ours == encoder.pooling)
-        modes = {key: name == mode for key, name in OLD_POOLINGS.items()}
-        width = {"word_embedding_dimension": encoder.backbone.out_dim}
-        _dump(module("Pooling") / "config.json", {**width, **modes})
-    if encoder.projection:
-        _write_dense(module("Dense"), params["project"])
-    if folder.normalize:
-        module("Normalize")
+        routes = {name: _Modules(root, name) for name in ("text", "image")}
+        _write_text(routes["text"], folder)
+        _write_image(routes["image"], image)
+        _write_router(root, {name: modules.found for name, modules in routes.items()})
+        found = [("Router", "")]
     entries = [
         {"idx": i, "name": str(i), "path": place, "type": f"{_TYPES}.{kind}"}
-        for i, (kind, place) in enumerate(modules)
+        for i, (kind, place) in enumerate(found)
     ]
     _dump(root / MODULES, entries)
     settings: dict[str, Any] = {
@@ -139,18 +146,73 @@ def _write(root: pathlib.Path, title: str, folder: TextFolder, scores: Scores) -
     if folder.truncate_dim is not None:
         settings["truncate_dim"] = folder.truncate_dim
     _dump(root / SETTINGS, settings)
-    if folder.trained_dims:
-        _dump(root / MATRYOSHKA, {"dims": list(folder.trained_dims)})
+    own: dict[str, Any] = {"dims": list(folder.trained_dims)} if folder.trained_dims else {}
+    if image:
+        own["crop_share"] = image.crop
+    if own:
+        _dump(root / MATRYOSHKA, own)
     readme = card(
         title,
-        width=encoder.out_dim,
+        width=folder.encoder.out_dim,
         max_length=folder.max_length if folder.max_length < UNLIMITED else 0,
         trained_dims=folder.trained_dims,
         prompts=folder.prompts,
         used=prompts.by_role(folder.prompts, folder.default_prompt),
         scores=scores,
+        image_size=image.size if image else 0,
     )
     (root / "README.md").write_text(readme, "utf-8")
+
+
+def _write_text(modules: _Modules, folder: TextFolder) -> None:
+    encoder, params = folder.encoder, folder.params
+    if isinstance(encoder.backbone, Static):
+        if encoder.pooling != "mean":
+            raise UsageError(f"a StaticEmbedding pools by mean, the encoder by {encoder.pooling}")
+        place = modules.add("StaticEmbedding")
+        table_vd = params["backbone"]["tokens"]["embedding"]
+        _save(place, {"embedding.weight": table_vd})
+        folder.tokenizer.save(place, folder.max_length if folder.max_length < UNLIMITED else None)
+    elif isinstance(encoder.backbone, ClipText):
+        raise UsageError(
+            "sentence-transformers has no module for the text tower of a CLIP or SigLIP alone"
+        )
+    else:
+        _write_transformer(modules.add("Transformer"), folder)
+        mode = next(theirs for theirs, ours in POOLINGS.items() if ours == encoder.pooling)
+        _write_pooling(modules.add("Pooling"), mode, encoder.backbone.out_dim)
+    if encoder.projection:
+        _write_dense(modules.add("Dense"), params["project"])
+    if folder.normalize:
+        modules.add("Normalize")
+
+
+def _write_image(modules: _Modules, image: ImageFolder) -> None:
+    place = modules.add("Transformer")
+    files, tensors = transformer_files(image)
+    for name, content in files.items():
+        _dump(place / name, content)
+    _save(place, tensors)
+    _write_pooling(modules.add("Pooling"), "cls", image.backbone.width)
+    _write_dense(modules.add("Dense"), image.dense())
+
+
+def _write_router(root: pathlib.Path, routes: Mapping[str, list[tuple[str, str]]]) -> None:
+    content = {
+        "types": {place: f"{_TYPES}.{kind}" for found in routes.values() for kind, place in found},
+        "structure": {name: [place for _, place in found] for name, found in routes.items()},
+        "parameters": {
+            "default_route": next(iter(routes)),
+            "allow_empty_key": True,
+            "route_mappings": {str((None, name)): name for name in routes},
+        },
+    }
+    _dump(root / ROUTER, content)
+
+
+def _write_pooling(place: pathlib.Path, mode: str, width: int) -> None:
+    modes = {key: name == mode for key, name in OLD_POOLINGS.items()}
+    _dump(place / "config.json", {"word_embedding_dimension": width, **modes})
 
 
 def _write_transformer(place: pathlib.Path, folder: TextFolder) -> None:
@@ -187,7 +249,7 @@ def _write_dense(place: pathlib.Path, params: Tree) -> None:
 
 
 def _save(place: pathlib.Path, state: dict[str, Any]) -> None:
-    state = {name: np.ascontiguousarray(value, np.float32) for name, value in state.items()}
+    state = {name: np.asarray(value, np.float32, order="C") for name, value in state.items()}
     # Not `save_file`, whose files only their owner may read.
     (place / "model.safetensors").write_bytes(save(state, metadata={"format": "pt"}))
 

@@ -22,6 +22,7 @@ from mrl_jax.store import json_files
 from mrl_jax.store.json_files import field
 
 MODULES = "modules.json"
+ROUTER = "router_config.json"
 SETTINGS = "config_sentence_transformers.json"
 LENGTH = "sentence_bert_config.json"
 LENGTHS = "sentence_*_config.json"  # its first releases put the kind of model here
@@ -98,7 +99,11 @@ def read_text_folder(path: str | os.PathLike) -> TextFolder:
     root = pathlib.Path(path)
     if not root.is_dir():
         raise UsageError(f"folder of a text encoder {root} not found")
-    modules = _modules(root)
+    return of_modules(root, _modules(root))
+
+
+def of_modules(root: pathlib.Path, modules: Sequence[tuple[str, pathlib.Path]]) -> TextFolder:
+    """Reads modules, each by its kind and folder, and what else a folder says of them."""
     kinds = [kind for kind, _ in modules]
     folders = dict(modules)
     if kinds[0] == "StaticEmbedding":
@@ -110,7 +115,7 @@ def read_text_folder(path: str | os.PathLike) -> TextFolder:
     tree = {"backbone": params}
     projection, bias = 0, True
     if "Dense" in folders:
-        tree["project"] = _read_dense(folders["Dense"], backbone.out_dim)
+        tree["project"] = read_dense(folders["Dense"], backbone.out_dim)
         projection = tree["project"]["kernel"].shape[1]
         bias = "bias" in tree["project"]
     encoder = SentenceEncoder(backbone, pooling, projection, bias)
@@ -193,8 +198,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         raise UsageError(f"{path} not found") from None
 
 
-# The legal sequences of modules, by the last part of their types.
-_LEGAL = tuple(
+# The sequences of modules that are read, by the last part of their types.
+LEGAL = tuple(
     (*first, *dense, *normalize)
     for first in (("Transformer", "Pooling"), ("StaticEmbedding",))
     for dense in ((), ("Dense",))
@@ -214,16 +219,31 @@ def _modules(root: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
         (field(entry, "type", str, where).rpartition(".")[2], field(entry, "path", str, where))
         for entry in entries
     ]
+    return check_modules(root, found, LEGAL, path)
+
+
+def check_modules(
+    root: pathlib.Path,
+    found: Sequence[tuple[str, str]],
+    legal: Sequence[tuple[str, ...]],
+    where: pathlib.Path,
+) -> list[tuple[str, pathlib.Path]]:
+    """The folders of modules, given as kinds and places inside the root.
+
+    Raises:
+      UsageError: another sequence of kinds than the legal ones, or a folder is missing.
+      DataError: a place outside the root.
+    """
     kinds = tuple(kind for kind, _ in found)
-    if kinds not in _LEGAL:
-        legal = "; ".join(" > ".join(kinds) for kinds in _LEGAL)
-        raise UsageError(f"{path}: modules {' > '.join(kinds)} are not known; legal: {legal}")
+    if kinds not in legal:
+        listed = "; ".join(" > ".join(kinds) for kinds in legal)
+        raise UsageError(f"{where}: modules {' > '.join(kinds)} are not known; legal: {listed}")
     for kind, place in found:
         if ".." in pathlib.PurePath(place).parts or pathlib.PurePath(place).is_absolute():
-            raise DataError(f"{path}: {shown(place)} is not inside the folder")
+            raise DataError(f"{where}: {shown(place)} is not inside the folder")
         # Nothing lies in the folder of a Normalize, and Git and archives lose empty folders.
         if place and kind != "Normalize" and not (root / place).is_dir():
-            raise UsageError(f"{path}: {root} has no folder {shown(place)}")
+            raise UsageError(f"{where}: {root} has no folder {shown(place)}")
     return [(kind, root / place) for kind, place in found]
 
 
@@ -361,7 +381,13 @@ def _includes_prompt(folder: pathlib.Path | None) -> bool:
     return folder is None or bool(read_json(folder / "config.json").get("include_prompt", True))
 
 
-def _read_dense(folder: pathlib.Path, width: int) -> Tree:
+def read_dense(folder: pathlib.Path, width: int) -> Tree:
+    """The parameters of a Dense that reads so many dims.
+
+    Raises:
+      UsageError: a file is missing, or there is an activation.
+      DataError: a file is damaged, or it reads other dims.
+    """
     path = folder / "config.json"
     config = read_json(path)
     activation = str(config.get("activation_function", "")).rpartition(".")[2]

@@ -57,6 +57,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def on_host(tree: Any, mesh: Mesh) -> Any:
+    """Whole arrays on the host of every process, however the mesh splits them."""
+    whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))
+
+    def of(leaf):
+        return np.asarray(leaf if leaf.is_fully_addressable else whole(leaf))
+
+    return jax.tree.map(of, tree)
+
+
 def rows_split(x: jax.Array, mesh: Mesh | None) -> jax.Array:
     """`x` laid out as `batch_sharding` says; as it is without a mesh."""
     return x if mesh is None else jax.lax.with_sharding_constraint(x, batch_sharding(mesh))

@@ -1,11 +1,12 @@
 """What a trained image network reads: images, as files, as pictures or as pixels."""
 
 import dataclasses
+import functools
 import io
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import numpy as np
@@ -16,11 +17,15 @@ from mrl_jax.data.folder import Record
 from mrl_jax.data.remarks import Remarks
 from mrl_jax.data.tree import open_tree
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.runtime.rows import Rows, in_order
+from mrl_jax.runtime.rows import Embed, Rows, in_order
 from mrl_jax.tasks import inputs
+from mrl_jax.tasks.image_encoder import scaled
 
-_LEGAL = "a folder of images, a list of files or of PIL images, or an array of uint8"
 _OF_PNG = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")  # modes that it can hold
+
+
+if TYPE_CHECKING:  # it needs packages that models of our own do without
+    from mrl_jax.interop.image_folder import ImageFolder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +38,9 @@ class Inputs(inputs.Inputs):
     """
 
     unit: ClassVar[str] = "image"
+    legal: ClassVar[str] = (
+        "a folder of images, a list of files or of PIL images, or an array of uint8"
+    )
     crop: float = 1.0
     threads: int = 0
 
@@ -43,6 +51,12 @@ class Inputs(inputs.Inputs):
         options = setup.config.data
         spec = {"image": (("b", *setup.program.task.image_shape), np.dtype(np.uint8))}
         return cls(spec, crop=options.eval_crop, threads=options.threads)
+
+    @classmethod
+    def of_folder(cls, folder: "ImageFolder") -> "Inputs":
+        """Those of a network and what belongs to it."""
+        spec = {"image": (("b", folder.size, folder.size, 3), np.dtype(np.uint8))}
+        return cls(spec, crop=folder.crop)
 
     @classmethod
     def of_export(cls, about: Mapping[str, Any], folder: pathlib.Path, **more: Any) -> "Inputs":
@@ -66,6 +80,20 @@ class Inputs(inputs.Inputs):
     def _shape(self) -> tuple[int, int, int]:
         return self.spec["image"][0][1:]
 
+    def fits(self, items: Any) -> bool:
+        """Whether these look like images; strings do where all of them name files."""
+        if isinstance(items, Split | Stream):
+            return True
+        if isinstance(items, np.ndarray | jax.Array):
+            return items.dtype == np.uint8
+        if isinstance(items, str | os.PathLike):
+            return pathlib.Path(items).is_dir()
+        kinds = Image.Image | os.PathLike
+        try:
+            return all(isinstance(item, kinds) or _names_file(item) for item in items)
+        except TypeError:
+            return False
+
     def open(self, items: Any) -> Rows:
         """Checks images.
 
@@ -88,10 +116,10 @@ class Inputs(inputs.Inputs):
         if isinstance(items, str | os.PathLike):
             root, remarks = pathlib.Path(items), Remarks()
             if not root.is_dir():
-                raise UsageError(f"{root} is not a folder of images; legal: {_LEGAL}")
+                raise UsageError(f"{root} is not a folder of images; legal: {self.legal}")
             records: Any = open_tree(root, remarks)
         else:
-            records, remarks = _Pictures.of(items), Remarks()
+            records, remarks = _Pictures.of(items, self.legal), Remarks()
         if channels != 3:
             raise UsageError(
                 "pictures are read as RGB, those of this network are grey: give an array of uint8 "
@@ -122,6 +150,10 @@ def preprocessing(shape: Sequence[int], crop_share: float) -> dict[str, Any]:
         "dtype": "uint8",
         "range": [0, 255],
     }
+
+
+def _names_file(item: Any) -> bool:
+    return isinstance(item, str) and os.path.isfile(item)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,11 +187,11 @@ class _Pictures:
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, items: Iterable[Any]) -> "_Pictures":
+    def of(cls, items: Iterable[Any], legal: str) -> "_Pictures":
         try:
             items = tuple(items)
         except TypeError:
-            raise UsageError(f"images must be {_LEGAL}, got {inputs.listed_kinds(items)}") from None
+            raise UsageError(f"images must be {legal}, got {inputs.listed_kinds(items)}") from None
         found = []
         for row, item in enumerate(items):
             if isinstance(item, str | os.PathLike):
@@ -196,3 +228,15 @@ class _Pictures:
         except Exception as error:  # Pillow raises dozens of kinds for what a picture can hold
             reason = getattr(error, "strerror", None) or error or type(error).__name__
             raise DataError(f"cannot read {name}: {reason}") from error
+
+
+def embed_of(folder: "ImageFolder") -> Embed:
+    """What embeds a batch of `image` [B, H, W, 3] by a network and its projection."""
+
+    @jax.jit
+    def embed(params, projection, batch):
+        image_bhwc = scaled(batch["image"], folder.mean, folder.std)
+        z_bd = folder.backbone.apply({"params": params}, image_bhwc) @ projection["kernel"]
+        return z_bd + projection["bias"][None] if "bias" in projection else z_bd
+
+    return functools.partial(embed, *jax.device_put((folder.params, folder.projection)))

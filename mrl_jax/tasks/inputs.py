@@ -21,21 +21,26 @@ class Inputs:
     """What a trained model of a task reads, and what it is exported with.
 
     As it is here, arrays by the names that the task's batches have, without `label` and `mask`. A
-    task with other items has a subclass of the same name in its inputs.py, or in its module.
+    task with other items has a subclass of the same name in its inputs.py, or in its module; one
+    with several towers has TOWERS there instead, a dict of such classes by the towers' names.
 
     Attributes:
       spec: name -> (shape with "b" examples, dtype) of what the model reads.
       unit: what one item is called.
+      legal: what `open` takes, for messages.
       most: the largest values of other names in shapes.
       scaled: whether an embedding is scaled to unit length before anyone cuts it.
+      reads_splits: whether it reads the examples of a split of a run as well.
       spread: whether batches are split over the mesh of a run.
       classes: names, where the model tells classes apart.
     """
 
     spec: Spec
     unit: ClassVar[str] = "row"
+    legal: ClassVar[str] = "arrays by name"
     most: Mapping[str, int] = dataclasses.field(default_factory=dict)
     scaled: bool = False
+    reads_splits: ClassVar[bool] = True
     spread: ClassVar[bool] = True
     classes: tuple[str, ...] | None = None
 
@@ -67,6 +72,10 @@ class Inputs:
 
     def save(self, folder: pathlib.Path) -> None:
         """Writes what `of_export` needs beside about.json."""
+
+    def fits(self, items: Any) -> bool:
+        """Whether items look like what it reads: asked where a model has several towers."""
+        return isinstance(items, Mapping | np.ndarray | jax.Array)
 
     def open(self, items: Any) -> Rows:
         """Checks items that are to be embedded: an array, or a dict of arrays by name.

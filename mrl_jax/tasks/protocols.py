@@ -96,5 +96,7 @@ class Builder(Protocol):
     def measures(self, config: ConfigDict, facts: Facts, program: Program, data: Data) -> Measured:
         """The measurements. Default: none."""
 
-    # Of tasks of text alone: the trained encoder with its tokenizer, as others read it.
-    text_folder: Callable[[Any, Any], Any] | None = None
+    # From a run, its parameters and model state to what others read: a text encoder with its
+    # tokenizer, and an image network in the same space.
+    text_folder: Callable[[Any, Any, Any], Any] | None = None
+    image_folder: Callable[[Any, Any, Any], Any] | None = None

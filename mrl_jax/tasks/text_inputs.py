@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import hashlib
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -10,7 +12,8 @@ import jax
 import numpy as np
 
 from mrl_jax import extras
-from mrl_jax.errors import UsageError, shown
+from mrl_jax.data.text_files import SUFFIXES, read_rows
+from mrl_jax.errors import DataError, UsageError, shown
 from mrl_jax.models.text import SentenceEncoder, Static, prompts
 from mrl_jax.runtime.rows import Embed, Rows, embedded, one_ahead
 from mrl_jax.tasks import inputs
@@ -19,6 +22,8 @@ with extras.needed("text", "embedding texts"):
     from mrl_jax.interop.text_folder import TextFolder
     from mrl_jax.models.text.tokenizer import Tokenizer, pad, text_list
 
+# What the column with the texts of a file may be called, the first that a row has.
+TEXT_COLUMNS = ("text", "caption", "sentence", "query")
 # So many texts are tokenised and sorted at a time.
 WINDOW = 1 << 16
 # Tokens of a batch. A transformer on a CPU is fastest where a batch stays in its caches.
@@ -72,6 +77,8 @@ class Inputs(inputs.Inputs):
     """
 
     unit: ClassVar[str] = "text"
+    legal: ClassVar[str] = "an iterable of strings, or the path of a file of texts"
+    reads_splits: ClassVar[bool] = False  # of tasks of text, pairs and the like
     spread: ClassVar[bool] = False  # batches have as many texts as suits their length
     tokenizer: Any = None
     max_length: int = 0
@@ -139,20 +146,37 @@ class Inputs(inputs.Inputs):
         lengths_b = np.array([longest, max(1, longest // 2)], np.int32)
         return {"tokens": tokens_bt, "lengths": lengths_b}
 
+    def fits(self, items: Any) -> bool:
+        """Whether these look like texts."""
+        if isinstance(items, os.PathLike):
+            return os.fspath(items).endswith(SUFFIXES)
+        try:
+            return not isinstance(items, str) and all(isinstance(text, str) for text in items)
+        except TypeError:
+            return False
+
+    def listed(self, items: Any) -> tuple[Sequence[str], tuple[str, ...] | None]:
+        """The texts that items are, and the names of those that may become a folder of vectors."""
+        if isinstance(items, os.PathLike):
+            texts = read_texts(items)
+            return texts, on_one_line(texts)
+        return text_list(items), None
+
     def open(
         self,
-        items: Iterable[str],
+        items: Iterable[str] | os.PathLike,
         *,
         prompt_name: str | None = None,
         depth: int | None = None,
         batch_tokens: int | None = None,
     ) -> "Texts":
-        """Checks texts; arguments as of `model.Model.embed`.
+        """Checks texts; arguments as of `model.Model.embed`, and see `read_texts`.
 
         Raises:
           UsageError: not texts, no such prompt, layers or batches.
+          DataError: a file that cannot be read.
         """
-        texts = text_list(items)
+        texts, names = self.listed(items)
         if depth is not None and not self.layers:
             raise UsageError("depth: this model cannot run fewer of its layers")
         if depth is not None and not (_whole(depth) and 1 <= depth <= self.layers):
@@ -183,7 +207,45 @@ class Inputs(inputs.Inputs):
                         batch = _batch([tokens[row] for row in row_b], length, rows)
                     yield start - first + row_b, batch
 
-        return Texts(len(texts), read, depth=depth, budget=budget)
+        return Texts(
+            len(texts),
+            read,
+            names=names,
+            source=lambda: f"texts {_digest(texts)}",
+            depth=depth,
+            budget=budget,
+        )
+
+
+def read_texts(path: os.PathLike) -> list[str]:
+    """The texts of a file: the lines of a .txt, or a column of a .jsonl, .tsv or .parquet.
+
+    Raises:
+      DataError: the file cannot be read, or a row has no text; names it.
+    """
+    texts = []
+    for row in read_rows(pathlib.Path(path)):
+        column = next((name for name in TEXT_COLUMNS if name in row.values), None)
+        if column is None:
+            raise DataError(f"{row.where}: needs one of the columns {', '.join(TEXT_COLUMNS)}")
+        if not isinstance(row.values[column], str):
+            raise DataError(
+                f"{row.where}: {column} must be a text, got {shown(row.values[column])}"
+            )
+        texts.append(row.values[column])
+    return texts
+
+
+def on_one_line(texts: Iterable[str]) -> tuple[str, ...]:
+    """Texts as names: without line breaks."""
+    return tuple(" ".join(text.split()) for text in texts)
+
+
+def _digest(texts: Sequence[str]) -> str:
+    found = hashlib.sha256()
+    for text in texts:
+        found.update(f"{len(text)} {text}".encode())
+    return found.hexdigest()[:16]
 
 
 def _whole(number: Any) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -19,6 +20,8 @@ from mrl_jax.data.tfds import parse_parts
 from mrl_jax.data.token_cache import tokens_of, vocabulary_of
 from mrl_jax.errors import UsageError, shown
 from mrl_jax.evaluators import zero_shot
+from mrl_jax.interop.image_folder import ImageFolder, after
+from mrl_jax.interop.text_folder import TextFolder
 from mrl_jax.models.text.tokenizer import Tokenizer
 from mrl_jax.nesting import parse_dims
 from mrl_jax.record.folder import TOKENIZER
@@ -324,3 +327,45 @@ def measures(
     )
     evaluation.notes = remarks.lines()
     return evaluation
+
+
+def text_folder(setup: Any, params: Any, model_state: Any) -> TextFolder:
+    """The text tower of a trained run, with its projection to the dims that were trained."""
+    task = setup.program.task
+    folder = text_encoder.trained_folder(setup, None, task.nesting.dims)
+    own, encoder = _tower(task, "text", params, model_state), folder.encoder
+    dense = _projection(task, "text", params)
+    if encoder.projection:
+        dense = after(own["project"], dense)
+    # Captions have no prompts, and embeddings are as long as they come out.
+    return dataclasses.replace(
+        folder,
+        encoder=encoder.clone(projection=task.nesting.width, projection_bias="bias" in dense),
+        params={"backbone": own["backbone"], "project": dense},
+        prompts={},
+        default_prompt="",
+        normalize=False,
+    )
+
+
+def image_folder(setup: Any, params: Any, model_state: Any) -> ImageFolder:
+    """The image tower of a trained run, likewise."""
+    task = setup.program.task
+    return ImageFolder(
+        task.backbone,
+        _tower(task, "image", params, model_state),
+        _projection(task, "image", params),
+        task.image_shape[0],
+        setup.config.data.eval_crop,
+        task.mean,
+        task.std,
+    )
+
+
+def _tower(task: ImageText, tower: str, params: Any, model_state: Any) -> Any:
+    return model_state["locked"][tower] if tower in task.locked else params[tower]
+
+
+def _projection(task: ImageText, tower: str, params: Any) -> dict[str, np.ndarray]:
+    dense, width = params[f"{tower}_projection"], task.nesting.width
+    return {name: np.asarray(array)[..., :width] for name, array in dense.items()}

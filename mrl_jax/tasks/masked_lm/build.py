@@ -101,7 +101,7 @@ def kept(data: Documents) -> dict[str, str]:
     return {TOKENIZER: data.tokenizer.to_json()}
 
 
-def text_folder(setup: Any, params: Any) -> TextFolder:
+def text_folder(setup: Any, params: Any, model_state: Any = None) -> TextFolder:
     """The trained encoder with its tokenizer: the mean of its hidden states is the embedding.
 
     Their prefixes were not trained, those of what the output layer reads were.

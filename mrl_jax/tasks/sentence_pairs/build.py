@@ -139,7 +139,7 @@ def kept(data: Texts) -> dict[str, str]:
     return {TOKENIZER: data.tokenizer.to_json()}
 
 
-def text_folder(setup: Any, params: Any) -> TextFolder:
+def text_folder(setup: Any, params: Any, model_state: Any = None) -> TextFolder:
     """The trained encoder with its tokenizer."""
     return text_encoder.trained_folder(setup, params, setup.program.task.nesting.dims)
 
