@@ -59,7 +59,8 @@ def read_two_towers(path: str | os.PathLike) -> TwoTowers:
     Of transformers it holds config.json (model_type clip or siglip), model.safetensors and
     preprocessor_config.json; of OpenCLIP open_clip_config.json and open_clip_model.safetensors or
     model.safetensors. The tokenizer is in tokenizer.json, or of a CLIP in vocab.json and
-    merges.txt.
+    merges.txt. Texts are read as transformers does; OpenCLIP first replaces letters such as curly
+    quotes and ligatures by plain ones.
 
     Raises:
       UsageError: no such folder or file, a pickle, a model that is not supported, tensors without a

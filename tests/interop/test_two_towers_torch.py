@@ -2,6 +2,9 @@
 
 import functools
 import json
+import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,8 +13,10 @@ from safetensors.numpy import load_file
 
 torch = pytest.importorskip("torch")
 
+from mrl_jax.errors import UsageError  # noqa: E402
 from mrl_jax.interop import towers_of_open_clip  # noqa: E402
 from mrl_jax.interop.two_towers import read_two_towers  # noqa: E402
+from mrl_jax.models.text.tokenizer import Tokenizer  # noqa: E402
 
 
 def inputs(towers):
@@ -60,6 +65,54 @@ def test_the_tokenizer_of_clip_is_that_of_transformers(tmp_path):
         found = read_two_towers(folder).text.tokenizer.encode(texts, 20)
         assert [list(ids_t) for ids_t in found] == exact
         (folder / "tokenizer.json").unlink(missing_ok=True)
+
+
+LIKELY = ("a dog runs over the grass", "two children play in the snow", "the man rides a bike")
+
+
+def test_the_tokenizer_of_siglip_is_that_of_transformers(tmp_path):
+    """Also the command that the message gives."""
+    transformers = pytest.importorskip("transformers")
+    sentencepiece = pytest.importorskip("sentencepiece")
+    with (tmp_path / "spiece.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(LIKELY * 9), model_writer=file, vocab_size=28, minloglevel=2,
+            pad_id=0, eos_id=1, unk_id=2, bos_id=-1, pad_piece="<pad>",
+        )  # fmt: skip
+    theirs = transformers.SiglipTokenizer(str(tmp_path / "spiece.model"))
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        Tokenizer.load(tmp_path)
+    command = shlex.split(str(caught.value).partition("installed: python ")[2])
+    subprocess.run([sys.executable, *command], check=True, timeout=300)
+    texts = [
+        *LIKELY,
+        *tower_models.TEXTS,
+        " The\tDOG's (grass)_runs... ",
+        "na\u00efve \ufb01ne \u00bd",
+    ]
+    found = Tokenizer.load(tmp_path).encode(texts, 500)
+    assert [list(ids_t) for ids_t in found] == theirs(texts)["input_ids"]
+
+
+def test_the_vocabulary_of_the_first_clip_gives_the_ids_of_open_clip(tmp_path):
+    open_clip = pytest.importorskip("open_clip")
+    theirs = open_clip.tokenizer.SimpleTokenizer()
+    # Its names of the marks are other than those in the files of the first CLIP.
+    names = {"<start_of_text>": tower_models.START, "<end_of_text>": tower_models.END}
+    vocabulary = {names.get(token, token): i for token, i in theirs.encoder.items()}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    merges = "\n".join(map(" ".join, theirs.bpe_ranks))
+    (tmp_path / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    texts = [
+        *tower_models.TEXTS,
+        "Two  dogs' bones, don't_they?",
+        "caf\u00e9 \u72ac 12:30 #1",
+        "a " * 99,
+    ]
+    found = Tokenizer.load(tmp_path).encode(texts, 77)
+    for ids_t, exact_t in zip(found, theirs(texts).numpy(), strict=True):
+        np.testing.assert_array_equal(np.pad(ids_t, (0, 77 - len(ids_t))), exact_t)
 
 
 @pytest.mark.parametrize("kind", ["open_clip", "open_clip_any", "open_clip_siglip"])

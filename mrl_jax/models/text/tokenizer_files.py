@@ -9,6 +9,7 @@ have one of their own, whatever tokenizer.json says.
 import json
 import pathlib
 import re
+import shlex
 import string
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -176,9 +177,14 @@ def _file_in(folder: pathlib.Path) -> pathlib.Path:
         return folder / "vocab.json"
     legal = "tokenizer.json or vocab.txt, of a CLIP also vocab.json with merges.txt"
     if (folder / "spiece.model").exists():
+        code = (
+            "from transformers import T5TokenizerFast as T; "
+            f"T.from_pretrained({str(folder)!r}, extra_ids=0)"
+            f".backend_tokenizer.save({str(folder / 'tokenizer.json')!r})"
+        )
         legal = (
-            "tokenizer.json, which transformers makes of spiece.model: "
-            "T5TokenizerFast.from_pretrained(folder).save_pretrained(folder)"
+            "tokenizer.json, which is made of a SigLIP's spiece.model where transformers is "
+            f"installed: python -c {shlex.quote(code)}"
         )
     raise UsageError(f"{folder} has no tokenizer: legal is {legal}")
 
