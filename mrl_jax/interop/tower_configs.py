@@ -15,6 +15,10 @@ from mrl_jax.store.json_files import field
 
 MOST_LAYERS = 1000  # each is traced by itself
 
+# Of the pixels, from 0 to 1, that the first CLIP was trained with.
+FIRST_MEAN = (0.48145466, 0.4578275, 0.40821073)
+FIRST_STD = (0.26862954, 0.26130258, 0.27577711)
+
 
 class Pixels(NamedTuple):
     """How the images of a folder are made.
@@ -76,12 +80,14 @@ class Config:
             raise DataError(f"{self.where}: {key} must be 1 to {most}, got {shown(value)}")
         return value
 
-    def side(self, key: str) -> int:
-        """A number of pixels, or a square's two."""
+    def side(self, key: str, inner: str = "") -> int:
+        """A number of pixels, a square's two, or an object with the number under `inner`."""
         value = self.values.get(key)
-        if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
-            return Config({key: value[0]}, self.where).count(key)
-        return self.count(key)
+        if isinstance(value, dict) and inner in value:
+            value = value[inner]
+        elif isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
+            value = value[0]
+        return Config({key: value}, self.where).count(key)
 
     def share(self, key: str, least: float = 1e-30, most: float = 1.0) -> float:
         """A number in a range."""

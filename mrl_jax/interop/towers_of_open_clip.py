@@ -6,6 +6,8 @@ import re
 from mrl_jax.errors import DataError, UsageError, shown
 from mrl_jax.interop.text_folder import weights_file
 from mrl_jax.interop.tower_configs import (
+    FIRST_MEAN,
+    FIRST_STD,
     MOST_LAYERS,
     OTHER_FILTER,
     SQUASHED,
@@ -72,10 +74,6 @@ _OPEN_TEXT_USUAL = {
     "layers": 12,
     "mlp_ratio": 4.0,
 }
-# OpenCLIP's usual pixels.
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
-
 # timm's SigLIPs: their sizes are not in the config; attention heads cannot be seen in the weights.
 _SIGLIP_NAME = r"vit_(base|large|so400m|giantopt)_patch(\d+)_siglip_(\d+)"
 SIGLIPS = {  # width, layers, heads, hidden
@@ -216,7 +214,7 @@ def _open_tokenizer(root: pathlib.Path, text: Config) -> Tokenizer:
 
 
 def _open_pixels(config: Config, size: int) -> Pixels:
-    usual = {"mean": list(_MEAN), "std": list(_STD), "size": size}
+    usual = {"mean": list(FIRST_MEAN), "std": list(FIRST_STD), "size": size}
     config = Config({**usual, **config.values}, config.where)
     if config.side("size") != size:
         raise DataError(

@@ -10,6 +10,8 @@ from mrl_jax.errors import DataError, UsageError, shown
 from mrl_jax.interop.text_families import TWO_TOWERS
 from mrl_jax.interop.text_folder import weights_file
 from mrl_jax.interop.tower_configs import (
+    FIRST_MEAN,
+    FIRST_STD,
     MOST_LAYERS,
     OTHER_FILTER,
     SQUASHED,
@@ -115,7 +117,7 @@ def describe(root: pathlib.Path) -> Described:
         size,
         space,
         projected,
-        _pixels(root, size),
+        _pixels(root, size, siglip),
         weights_file(root),
         bias=siglip,
         tokenizer=tokenizer,
@@ -147,51 +149,61 @@ def _sizes(config: Config) -> dict[str, Any]:
     return found
 
 
+# What is not said of images, by whether they are those of a SigLIP.
+_PIXELS: dict[bool, dict[str, Any]] = {
+    False: {
+        "image_mean": list(FIRST_MEAN),
+        "image_std": list(FIRST_STD),
+        "do_center_crop": True,
+        "size": 224,
+        "crop_size": 224,
+    },
+    True: {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_center_crop": False, "size": 224},
+}
+_EVERY_PIXEL = {
+    "do_rescale": True,
+    "do_normalize": True,
+    "rescale_factor": 1 / 255,
+    "resample": 3,
+}
 _BILINEAR = 2  # Pillow's number
 
 
-def _pixels(root: pathlib.Path, size: int) -> Pixels:
-    """How the images of transformers are made."""
+def _pixels(root: pathlib.Path, size: int, siglip: bool) -> Pixels:
+    """How images are made."""
     path, both = root / "preprocessor_config.json", root / "processor_config.json"
-    if not path.exists() and both.exists():
-        config = Config(json_files.read_object(both), str(both)).part("image_processor")
-    elif path.exists():
-        config = Config(json_files.read_object(path), str(path))
+    usual = _EVERY_PIXEL | _PIXELS[siglip]
+    if path.exists():
+        config = Config(json_files.read_object(path), str(path), usual)
+    elif both.exists():
+        config = Config(json_files.read_object(both), str(both)).part("image_processor", usual)
     else:
         raise UsageError(
             f"{root} has no preprocessor_config.json, which says how pixels are normalised"
         )
-    on = {"do_normalize": True, "do_rescale": True, "do_resize": True, "do_center_crop": False}
-    on |= {key: bool(config.values[key]) for key in on if config.values.get(key) is not None}
-    factor = Config({"rescale_factor": 1 / 255} | config.values, config.where).share(
-        "rescale_factor"
-    )
-    unit = factor if on["do_rescale"] else 1.0
-    mean, std = (0.0,) * 3, (1.0,) * 3
-    if on["do_normalize"]:
-        mean, std = config.channels("image_mean"), config.channels("image_std")
-    key = "crop_size" if on["do_center_crop"] else "size"
-    made = config.values.get(key)
-    sides = set(made.values()) if isinstance(made, dict) else {made}
-    if sides != {size}:
+    cropped = bool(config.values["do_center_crop"])
+    key = "crop_size" if cropped else "size"
+    if _sides(config.values[key]) not in ([size], [size, size]):
         raise DataError(
-            f"{config.where}: {key} is {shown(made)}, the image tower reads {size}x{size} pixels"
+            f"{config.where}: {key} is {shown(config.values[key])}, the image tower reads "
+            f"{size}x{size} pixels"
         )
     notes = []
-    resized = config.values.get("size")
-    if on["do_center_crop"] and (shortest := _shortest(resized)) not in (None, size):
+    if not cropped:
+        notes.append(SQUASHED)
+    elif (shortest := config.side("size", "shortest_edge")) > size:
         notes.append(
             f"images were resized to {shortest} pixels and {size} were cut out when the towers "
             f"were trained; data.eval_crop {size / shortest:.3f} does the same"
         )
-    elif not on["do_center_crop"]:
-        notes.append(SQUASHED)
-    if config.values.get("resample", 3) != _BILINEAR:
+    if config.values["resample"] != _BILINEAR:
         notes.append(OTHER_FILTER)
+    mean, std = (0.0,) * 3, (1.0,) * 3
+    if config.values["do_normalize"]:
+        mean, std = config.channels("image_mean"), config.channels("image_std")
+    unit = config.share("rescale_factor") if config.values["do_rescale"] else 1.0
     return pixels(config.where, mean, std, unit, notes)
 
 
-def _shortest(size: Any) -> int | None:
-    if isinstance(size, dict):
-        size = size.get("shortest_edge") or size.get("height")
-    return size if isinstance(size, int) else None
+def _sides(made: Any) -> list[Any]:
+    return list(made.values()) if isinstance(made, dict) else [made]

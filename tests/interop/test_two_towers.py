@@ -145,6 +145,15 @@ def test_pixels_are_normalised_as_the_folder_says(folders, tmp_path):
         "images were squeezed to ",
         "images were resized with",
     ]
+    # Without a word, as transformers has it for each.
+    for kind, mean, squeezed in (("clip", 0.48145466, False), ("siglip", 0.5, True)):
+        folder = copied(folders[kind], tmp_path / kind)
+        place = folder / "preprocessor_config.json"
+        settings = json.loads(place.read_text())
+        place.write_text(json.dumps({key: settings[key] for key in ("size", "crop_size")}))
+        found = read_two_towers(folder)
+        assert found.mean[0] == pytest.approx(255 * mean)
+        assert any("squeezed" in note for note in found.notes) == squeezed
     # As newer releases of transformers write it; and resized to more than is cut out.
     folder = copied(folders["clip"], tmp_path)
     settings = json.loads((folder / "preprocessor_config.json").read_text())
@@ -295,6 +304,11 @@ WRONG = {
         ("preprocessor_config.json", {"crop_size": 28}),
         DataError,
         "crop_size is 28, the image tower reads 14x14 pixels",
+    ),
+    "resized": (
+        ("preprocessor_config.json", {"size": "large"}),
+        DataError,
+        "field 'size' must be int, got 'large'",
     ),
     "deviation": (
         ("preprocessor_config.json", {"image_std": [0.2, 0, 0.2]}),
