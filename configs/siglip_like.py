@@ -6,10 +6,7 @@ every prefix of both embeddings is asked (arXiv 2205.13147, equation 1).
 One run:    python -m mrl_jax.train --config configs/siglip_like.py:mrl --workdir runs/siglip \
                 --config.data.path=PAIRS
             PAIRS holds train.*, val.* and test.* as README says under "Images and words"
-A published SigLIP made nested:
-            add --config.towers.weights=FOLDER (and leave the keys of model and text alone), fewer
-            steps and a learning rate of 1e-5; or train only its projections, which takes minutes,
-            with --config.towers.locked=both
+A published SigLIP made nested: configs/clip_nested.py
 What it costs on a pod, without one:
             python -m mrl_jax.train --config configs/siglip_like.py:mrl --dry_run \
                 --topology v5e:16x16

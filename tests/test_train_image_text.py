@@ -6,9 +6,13 @@ import jax
 import numpy as np
 import pytest
 
+import mrl_jax
+from mrl_jax import config as configs
 from mrl_jax import experiment
+from mrl_jax.interop.two_towers import read_two_towers
+from mrl_jax.models.text.tokenizer import pad
 from mrl_jax.runtime.step import evaluated
-from tests import commands, test_train, text_models
+from tests import commands, test_train, text_models, tower_models
 
 
 def close(workdir, expected, rel):
@@ -79,6 +83,79 @@ def test_trained_in_memory_or_from_a_stream_it_is_the_same(towers_run, tmp_path)
         workdir = tmp_path / str(stream)
         commands.here(commands.train_towers(workdir, data, data__stream=stream, **keys))
     close(tmp_path / "True", tmp_path / "False", rel=0)
+
+
+def from_clip(arg, weights, data, workdir, *flags):
+    """The argv of a run that starts from both towers in a folder."""
+    config = commands.ROOT / "configs" / f"clip_nested.py:{arg}"
+    keys = {"towers.weights": weights, "data.path": data, "nesting.dims": "2,4,8", "steps": 30}
+    keys |= {"batch_size": 16, "eval.batch_size": 8, "optimizer.warmup_steps": 1}
+    given = (f"--config.{name}={value}" for name, value in keys.items())
+    where = ("--config", config, "--workdir", workdir)
+    return commands.command("mrl_jax.train", *where, *given, *flags)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    root = tmp_path_factory.mktemp("clips")
+    return {kind: tower_models.KINDS[kind](root / kind) for kind in ("clip", "siglip")}
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+@pytest.mark.parametrize("locked", ["none", "both"])
+def test_a_run_starts_as_the_towers_in_a_folder(kind, locked, clips, towers_run, tmp_path):
+    _, data = towers_run
+    config = configs.load(str(commands.ROOT / "configs" / "clip_nested.py"))
+    config.towers.weights, config.data.path = str(clips[kind]), str(data)
+    config.towers.locked, config.nesting.dims = locked, (2, 4, 8)
+    config.pairs.loss = "sigmoid" if kind == "siglip" else "info_nce"
+    config.batch_size = config.eval.batch_size = 8
+    setup = experiment.from_config(config)
+    source, put_in = setup.start
+    assert source == f"both towers from {clips[kind]}"
+    state = put_in(setup.program.init_state(jax.random.key(0)))
+    towers = read_two_towers(clips[kind])
+    *expected, logits = tower_models.features(towers)
+    task, values = setup.program.task, evaluated(state)
+    ids = towers.text.tokenizer.encode(tower_models.TEXTS, towers.text.max_length)
+    tokens_bt, lengths_b = pad(ids, max(map(len, ids)), len(ids))
+    batches = (
+        {"image": tower_models.images(towers.image_size)},
+        {
+            "tokens": tokens_bt,
+            "lengths": lengths_b,
+        },
+    )
+    found = [np.asarray(task.embed(*values, batch)) for batch in batches]
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
+    unit = [z / np.linalg.norm(z, axis=1, keepdims=True) for z in found]
+    scale, bias = np.exp(values[0]["log_scale"]), values[0].get("bias", 0.0)
+    np.testing.assert_allclose(unit[0] @ unit[1].T * scale + bias, logits, atol=1e-4)
+
+
+def test_a_clip_is_made_nested_by_an_adaptor_on_its_frozen_outputs(clips, towers_run, tmp_path):
+    _, data = towers_run
+    weights = shutil.copytree(clips["clip"], tmp_path / "clip")
+    workdir = tmp_path / "run"
+    own = ("--config.log_every=1", "--config.optimizer.learning_rate=0.03")
+    commands.here(from_clip("adaptor", weights, data, workdir, *own))
+    shutil.rmtree(weights)
+    first, *_, last = (r for r in test_train.records(workdir) if "train/loss" in r)
+    for dim in (2, 4, 8):
+        name = f"train/loss/{dim:04d}"
+        assert last[name] < first[name] - 0.1, name
+    assert mrl_jax.load(workdir).embed(["a red picture"], dim=4).shape == (1, 4)
+
+
+@pytest.mark.slow
+def test_a_siglip_is_made_nested_by_training_all_of_it(clips, towers_run, tmp_path):
+    _, data = towers_run
+    own = ("--config.pairs.loss=sigmoid", "--config.optimizer.learning_rate=0.003")
+    own = (*own, "--config.log_every=1", "--config.data.stream=True", "--config.text.remat=True")
+    commands.here(from_clip("finetune", clips["siglip"], data, tmp_path / "run", *own))
+    first, *_, last = (r for r in test_train.records(tmp_path / "run") if "train/loss" in r)
+    assert last["train/loss"] < first["train/loss"] - 0.1
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,7 @@ def _start_of(config: ConfigDict, folder: pathlib.Path | None) -> Start:
 
 
 def _facts_of(config: ConfigDict, start: Start) -> dict[str, Any]:
+    usual = {"info_nce": 0.07, "sigmoid": 0.1}[config.pairs.loss]
     return {
         "image_shape": list(start.image_shape),
         "mean": list(start.mean),
@@ -177,7 +178,7 @@ def _facts_of(config: ConfigDict, start: Start) -> dict[str, Any]:
         "encoder": start.encoder.facts(),
         "projection_bias": [tower for tower in TOWERS if tower in start.projection_bias],
         "width": config.towers.width or start.width or max(config.nesting.dims),
-        "temperature": config.pairs.temperature or start.temperature,
+        "temperature": config.pairs.temperature or start.temperature or usual,
         "bias": config.pairs.bias if start.bias is None else start.bias,
         "locked": towers.digest(start, locked(config)),
     }
@@ -267,7 +268,8 @@ def open_data(
     options = dataclasses.replace(_options(config), image_size=size)
     where = sources.Where(**{key: d[key] for key in sources.Where._fields})
     splits, notes = captions.load(options, where, train=train)
-    lines = [*notes, f"texts are cut after {found.max_length} tokens"]
+    said = start.notes if start else ()
+    lines = [*notes, *said, f"texts are cut after {found.max_length} tokens"]
     pairs = splits.get("train")
     source = hashlib.sha256(pairs.texts.flat).hexdigest() if pairs else ""
     if tokenizer is None:

@@ -83,9 +83,14 @@ KEYS = {
         legal=("info_nce", "sigmoid"),
     ),
     "pairs.temperature": Key(
-        0.07, "what cosines are divided by, at the start; with towers.weights 0 = as it is there", 0
+        0.0,
+        "what cosines are divided by, at the start; 0 = as towers.weights were trained with, else "
+        "0.07 of info_nce and 0.1 of sigmoid",
+        0,
     ),
-    "pairs.bias": Key(-10.0, "sigmoid: what is added to the logits, at the start"),
+    "pairs.bias": Key(
+        -10.0, "sigmoid: what is added to the logits, at the start; that of a SigLIP is its own"
+    ),
     "pairs.learned": Key(True, "whether temperature and bias are learned"),
     "pairs.scales": Key(
         "shared",

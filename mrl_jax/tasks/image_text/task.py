@@ -26,8 +26,8 @@ Tower = Literal["image", "text"]
 Loss = Literal["info_nce", "sigmoid"]
 
 TOWERS: tuple[Tower, ...] = get_args(Tower)
-# Cosines are multiplied by at most this, as CLIP does (arXiv 2103.00020, section 2.5): a learned
-# temperature that falls further makes training unstable.
+# Of info_nce, what cosines are multiplied by at most, as CLIP does (arXiv 2103.00020, section 2.5):
+# a learned temperature that falls further makes training unstable.
 MAX_SCALE = 100.0
 
 
@@ -88,8 +88,9 @@ class ImageText:
     def __post_init__(self):
         check_pixels(self.mean, self.std, self.image_shape)
         check_choice("loss", self.loss_name, get_args(Loss))
-        least = 1 / MAX_SCALE if self.learned else 0
-        if not (self.temperature > 0 and self.temperature >= least):
+        least = 1 / self._most if self.learned else 0
+        # What is 100 in a file is that up to rounding.
+        if not (self.temperature > 0 and self.temperature >= 0.9999 * least):
             raise ValueError(
                 f"temperature must be {f'>= {least:g}' if least else '> 0'}, got {self.temperature}"
             )
@@ -97,6 +98,10 @@ class ImageText:
             raise ValueError(
                 f"nesting dim {self.nesting.width} is wider than the space ({self.width} dims)"
             )
+
+    @property
+    def _most(self) -> float:
+        return MAX_SCALE if self.loss_name == "info_nce" else math.inf
 
     def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of a batch of so many pairs of an image and a longest text."""
@@ -210,7 +215,7 @@ class ImageText:
     ) -> tuple[jax.Array, jax.Array]:
         temperature, bias = self.temperature, self.bias
         if self.learned:
-            temperature = jnp.exp(-jnp.minimum(params["log_scale"], math.log(MAX_SCALE)))
+            temperature = jnp.exp(-jnp.minimum(params["log_scale"], math.log(self._most)))
             bias = params.get("bias")
         shared = {
             "temperature": temperature,

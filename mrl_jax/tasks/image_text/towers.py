@@ -1,5 +1,6 @@
 """What two towers start from: weights of each, or a CLIP; and what locked ones make of data."""
 
+import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,14 +20,19 @@ from mrl_jax.data import Stream
 from mrl_jax.data.array_cache import Parts, stored
 from mrl_jax.data.token_cache import PART_VECTORS
 from mrl_jax.errors import UsageError
+from mrl_jax.interop.two_towers import read_two_towers
+from mrl_jax.models.clip_vision import ClipVision
 from mrl_jax.models.text.tokenizer import Tokenizer
 from mrl_jax.runtime.program import Program
 from mrl_jax.runtime.rows import embedded, in_order
 from mrl_jax.tasks import image_encoder
 from mrl_jax.tasks.image_text.captions import Captioned
+from mrl_jax.tasks.image_text.task import TOWERS
 from mrl_jax.tasks.text_encoder import TextEncoder
 from mrl_jax.tasks.text_inputs import Inputs, embed_of
 
+# Of a backbone, how it is computed and what Flax adds.
+_HOW = {"dtype", "remat", "parent", "name"}
 EXPORTED = "params/backbone/"  # before the names of a network in an export of ours
 
 
@@ -44,7 +50,8 @@ class Start(NamedTuple):
       projection_bias: the towers whose projection has a bias.
       width: dims of the space; 0: not known.
       temperature, bias: of the loss that they were trained with; None: not known.
-      vision: what the backbone is made of, where the config does not say it, see `vision_of`.
+      vision: sizes of the backbone, where the config does not say them, see `vision_of`.
+      notes: lines for the log.
     """
 
     backbone: nn.Module
@@ -61,16 +68,56 @@ class Start(NamedTuple):
     temperature: float | None = None
     bias: float | None = None
     vision: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def from_folder(config: ConfigDict) -> Start:
-    """Those of the CLIP or SigLIP in `towers.weights`."""
-    raise UsageError("config.towers.weights is not read yet")
+    """Those of the CLIP or SigLIP in `towers.weights`.
+
+    Raises:
+      UsageError: no such folder, a model that is not supported, or keys that do not fit it.
+      DataError: it is damaged.
+    """
+    two = read_two_towers(config.towers.weights)
+    width = two.projections["image"]["kernel"].shape[1]
+    if config.towers.width not in (0, width):
+        raise UsageError(
+            f"config.towers.width is {config.towers.width}, {config.towers.weights} has a space of "
+            f"{width} dims"
+        )
+    length = config.text.max_length or two.text.max_length
+    if length > two.text.max_length:
+        raise UsageError(
+            f"config.text.max_length {length}: {config.towers.weights} takes at most "
+            f"{two.text.max_length}"
+        )
+    sizes = {
+        field.name: getattr(two.vision, field.name)
+        for field in dataclasses.fields(two.vision)
+        if field.name not in _HOW
+    }
+    return Start(
+        two.vision,
+        TextEncoder(two.text.encoder, two.text.tokenizer.marks, length, {}),
+        two.text.tokenizer,
+        image_shape=(two.image_size, two.image_size, 3),
+        mean=two.mean,
+        std=two.std,
+        image={"params": two.vision_params},
+        text=two.text.params,
+        projections={f"{tower}_projection": two.projections[tower] for tower in TOWERS},
+        projection_bias=tuple(tower for tower in TOWERS if "bias" in two.projections[tower]),
+        width=width,
+        temperature=1 / two.scale,
+        bias=two.bias if two.loss == "sigmoid" else None,
+        vision=sizes,
+        notes=two.notes,
+    )
 
 
-def vision_of(facts: Mapping[str, Any], model: ConfigDict) -> nn.Module:
+def vision_of(sizes: Mapping[str, Any], model: ConfigDict) -> nn.Module:
     """The backbone that `Start.vision` describes, trained as this group of keys says."""
-    raise NotImplementedError
+    return ClipVision(**sizes, dtype=jnp.dtype(model.dtype), remat=model.remat)
 
 
 def with_weights(config: ConfigDict, start: Start, needed: Sequence[str] = ("image",)) -> Start:
