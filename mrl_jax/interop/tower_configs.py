@@ -14,6 +14,7 @@ from mrl_jax.store import json_files
 from mrl_jax.store.json_files import field
 
 MOST_LAYERS = 1000  # each is traced by itself
+LEAST_POSITIONS = 8  # the marks around a text need some
 
 # Of the pixels, from 0 to 1, that the first CLIP was trained with.
 FIRST_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -73,11 +74,11 @@ class Config:
         """An object of this one; one that is missing is empty."""
         return Config(self.values.get(key) or {}, f"{self.where}: {key}", usual)
 
-    def count(self, key: str, most: int = 2**31 - 1) -> int:
-        """A whole number from 1 on."""
+    def count(self, key: str, least: int = 1, most: int = 2**31 - 1) -> int:
+        """A whole number in a range."""
         value = field(self.values, key, int, self.where)
-        if not 1 <= value <= most:
-            raise DataError(f"{self.where}: {key} must be 1 to {most}, got {shown(value)}")
+        if not least <= value <= most:
+            raise DataError(f"{self.where}: {key} must be {least} to {most}, got {shown(value)}")
         return value
 
     def side(self, key: str, inner: str = "") -> int:

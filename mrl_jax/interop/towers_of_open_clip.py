@@ -8,6 +8,7 @@ from mrl_jax.interop.text_folder import weights_file
 from mrl_jax.interop.tower_configs import (
     FIRST_MEAN,
     FIRST_STD,
+    LEAST_POSITIONS,
     MOST_LAYERS,
     OTHER_FILTER,
     SQUASHED,
@@ -109,10 +110,10 @@ def describe(root: pathlib.Path) -> Described:
     backbone = ClipText(
         text.count("vocab_size"),
         width,
-        text.count("layers", MOST_LAYERS),
+        text.count("layers", most=MOST_LAYERS),
         text.count("heads"),
         int(width * text.share("mlp_ratio", most=100.0)),
-        max_positions=text.count("context_length"),
+        max_positions=text.count("context_length", LEAST_POSITIONS),
         causal=causal,
         pad_id=padding(root, tokenizer) if padded else None,
         activation=_open_activation(text, quick),
@@ -158,7 +159,7 @@ def _open_vision(vision: Config, quick: bool) -> ClipVision:
     return ClipVision(
         vision.side("patch_size"),
         width,
-        vision.count("layers", MOST_LAYERS),
+        vision.count("layers", most=MOST_LAYERS),
         width // head_width,
         int(width * vision.share("mlp_ratio", most=100.0)),
         first_norm=not vision.values.get("no_ln_pre"),

@@ -12,6 +12,7 @@ from mrl_jax.interop.text_folder import weights_file
 from mrl_jax.interop.tower_configs import (
     FIRST_MEAN,
     FIRST_STD,
+    LEAST_POSITIONS,
     MOST_LAYERS,
     OTHER_FILTER,
     SQUASHED,
@@ -86,7 +87,7 @@ def describe(root: pathlib.Path) -> Described:
     backbone = ClipText(
         text.count("vocab_size"),
         **_sizes(text),
-        max_positions=text.count("max_position_embeddings"),
+        max_positions=text.count("max_position_embeddings", LEAST_POSITIONS),
         causal=not siglip,
         pad_id=padding(root, tokenizer) if siglip else None,
     )
@@ -139,7 +140,7 @@ def _sizes(config: Config) -> dict[str, Any]:
     """The fields that both towers have."""
     found = {
         "width": config.count("hidden_size"),
-        "layers": config.count("num_hidden_layers", MOST_LAYERS),
+        "layers": config.count("num_hidden_layers", most=MOST_LAYERS),
         "heads": config.count("num_attention_heads"),
         "hidden": config.count("intermediate_size"),
         "activation": config.activation("hidden_act"),

@@ -275,6 +275,11 @@ WRONG = {
         DataError,
         "text_config: field 'vocab_size' must be int",
     ),
+    "positions": (
+        ("config.json", {"text_config": {"max_position_embeddings": 1}}),
+        DataError,
+        "text_config: max_position_embeddings must be 8 to",
+    ),
     "vocabulary": (
         ("config.json", {"text_config": {"vocab_size": 500}}),
         DataError,
