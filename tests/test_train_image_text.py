@@ -148,6 +148,12 @@ def test_a_clip_is_made_nested_by_an_adaptor_on_its_frozen_outputs(clips, towers
     assert mrl_jax.load(workdir).embed(["a red picture"], dim=4).shape == (1, 4)
 
 
+def test_dropout_is_refused_as_the_text_tower_of_a_clip_has_none(clips, towers_run, tmp_path):
+    _, data = towers_run
+    argv = from_clip("finetune", clips["clip"], data, tmp_path, "--config.text.dropout=0.1")
+    assert "config.text.dropout is 0.1, but both towers" in commands.refused(argv, 2)
+
+
 @pytest.mark.slow
 def test_a_siglip_is_made_nested_by_training_all_of_it(clips, towers_run, tmp_path):
     _, data = towers_run

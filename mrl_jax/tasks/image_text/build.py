@@ -135,7 +135,7 @@ def _check_own(config: ConfigDict) -> None:
     keys = [("weights", config.weights, usual.weights)]
     for group, names in (
         ("model", set(usual.model) - {"dtype", "remat"}),
-        ("text", set(usual.text) - {"max_length", "dropout", "dtype", "remat"}),
+        ("text", set(usual.text) - {"max_length", "dtype", "remat"}),
         ("data", {"image_size", "mean", "std"}),
     ):
         keys += [(f"{group}.{n}", config[group][n], usual[group][n]) for n in sorted(names)]
