@@ -4,7 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+import test_router_folder
 import text_models
+from PIL import Image
 
 from mrl_jax.interop.sentence_folder import write_sentence_folder
 from mrl_jax.interop.text_folder import read_text_folder
@@ -72,3 +74,17 @@ def test_what_it_saves_we_read(tmp_path, name):
     assert again.prompts == {"query": "the woman ", "document": ""}
     a, b = (Model.of_text_folder(f).embed(TEXTS, dim=24) for f in (folder, again))
     np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("embedding_dim", [0, 7])
+def test_texts_and_images_are_embedded_by_one_object(tmp_path, embedding_dim):
+    text = test_router_folder.text_folder()
+    image = test_router_folder.image_folder(embedding_dim=embedding_dim)
+    write_sentence_folder(tmp_path / "m", text, image=image)
+    ours = load(tmp_path / "m")
+    theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "m"), device="cpu")
+    pictures = [Image.fromarray(pixels) for pixels in test_router_folder.PIXELS]
+    for items in (TEXTS, pictures):
+        for dim in (4, 12):
+            found = theirs.encode(items, truncate_dim=dim, normalize_embeddings=True)
+            np.testing.assert_allclose(found, ours.embed(items, dim=dim), atol=1e-5)
