@@ -54,7 +54,11 @@ from mrl_jax.tasks.inputs import Inputs, alone
 
 with extras.needed("export", "exporting"):
     from mrl_jax.interop.plain_card import card
-    from mrl_jax.interop.sentence_folder import check_sentence_folder, write_sentence_folder
+    from mrl_jax.interop.sentence_folder import (
+        check_sentence_folder,
+        holds_images,
+        write_sentence_folder,
+    )
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 OPSET = 21  # of ONNX, which ONNX Runtime reads from 1.20 on
@@ -310,19 +314,20 @@ def main(argv: Sequence[str]) -> None:
         values = jax.device_get(evaluated(state))
         folder = setup.text_folder(*values)
         image = setup.image_folder(*values) if setup.image_folder else None
-        if image and not image.writable:
-            network = type(image.backbone).__name__
-            print(
-                f"of the text tower alone: sentence-transformers has no module for the {network} "
-                f"of the image tower; --format {', '.join(FORMATS[1:])} hold both"
-            )
-            image = None
+        of_text_alone = image is not None and not holds_images(folder, image)
         scores = scores_of(arguments.workdir)
         if not folder.trained_dims:
             # What was nested is not in the folder: its scores would be misread.
             width, scores = folder.encoder.out_dim, {}
         files = {SENTENCE_CONFIG: config}
-        write_sentence_folder(out, folder, image=image, scores=scores, files=files)
+        of_images = None if of_text_alone else image
+        write_sentence_folder(out, folder, image=of_images, scores=scores, files=files)
+        if of_text_alone:
+            print(
+                "of the text tower alone: sentence-transformers has no module for the "
+                f"{type(image.backbone).__name__} of the image tower; "
+                f"--format {', '.join(FORMATS[1:])} hold both"
+            )
     else:
         facts = workdir.facts_text(setup.facts, workdir.trained_on(arguments.workdir), {})
         of_run = {workdir.CONFIG: config, workdir.FACTS: facts}

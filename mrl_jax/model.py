@@ -39,6 +39,7 @@ from mrl_jax.tasks.inputs import Inputs, alone
 SENTENCE_CONFIG = "mrl_jax.config.json"  # the run's config in a folder of sentence-transformers
 
 
+_CLIP = "a CLIP or SigLIP"
 _BATCH = 64  # images at a time, where no config says it
 
 
@@ -54,8 +55,8 @@ def load(
     """Opens a trained model.
 
     Args:
-      path: the folder of a run, of an export in any format, or of a text encoder that transformers
-        or sentence-transformers saved.
+      path: the folder of a run, of an export in any format, of a text encoder that transformers or
+        sentence-transformers saved, or of a CLIP or SigLIP of transformers or OpenCLIP.
       step: of a run, an older checkpoint; None: the newest.
       overrides: of a run or of safetensors, "--config.key=value" strings of keys that do not change
         the model, such as --config.mesh.tensor=1.
@@ -82,11 +83,12 @@ def load(
     config = workdir.read_config(folder, SENTENCE_CONFIG) if known else None
     with extras.needed("text", "embedding texts"):
         from mrl_jax.interop.text_folder import ROUTER, read_text_folder
-    if not (folder / ROUTER).exists():
+    if kind == "a text encoder" and not (folder / ROUTER).exists():
         return Model.of_text_folder(read_text_folder(folder), config)
     with extras.needed("weights", "reading image networks of others"):
-        from mrl_jax.interop.router_folder import read_router_folder
-    text, image = read_router_folder(folder)
+        from mrl_jax.interop.router_folder import read_clip_folder, read_router_folder
+    read = read_clip_folder if kind == _CLIP else read_router_folder
+    text, image = read(folder)
     towers = {
         "image": Model.of_image_folder(image, text.trained_dims, config),
         "text": Model.of_text_folder(text, config),
@@ -97,11 +99,16 @@ def load(
 def _kind(folder: pathlib.Path) -> str:
     if (folder / ABOUT).exists():
         return "an export"
+    if (folder / "open_clip_config.json").exists():
+        return _CLIP
+    with contextlib.suppress(DataError):  # the reader of a run says what is wrong
+        model_type = json_files.read_object(folder / "config.json").get("model_type")
+        if model_type in ("clip", "siglip"):
+            return _CLIP
+        if model_type is not None:
+            return "a text encoder"
     if (folder / "modules.json").exists():
         return "a text encoder"
-    with contextlib.suppress(DataError):  # the reader of a run says what is wrong
-        if "model_type" in json_files.read_object(folder / "config.json"):
-            return "a text encoder"
     return "a run"
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import pathlib
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -19,21 +21,20 @@ from mrl_jax.store.json_files import field
 PIXELS = "preprocessor_config.json"
 _BILINEAR = 2  # of Pillow's resampling filters
 
-# Our paths of parameters -> theirs; {} is the number of a block.
+# Our modules and parameters -> theirs; {} is the number of a block.
 _NAMES = {
     "cls": "embeddings.cls_token",
     "position": "embeddings.position_embeddings",
-    "patches/kernel": "embeddings.patch_embeddings.projection.weight",
-    "patches/bias": "embeddings.patch_embeddings.projection.bias",
+    "patches": "embeddings.patch_embeddings.projection",
     "norm": "layernorm",
-    "block_{:02d}/norm1": "encoder.layer.{}.layernorm_before",
-    "block_{:02d}/norm2": "encoder.layer.{}.layernorm_after",
-    "block_{:02d}/attention/query": "encoder.layer.{}.attention.attention.query",
-    "block_{:02d}/attention/key": "encoder.layer.{}.attention.attention.key",
-    "block_{:02d}/attention/value": "encoder.layer.{}.attention.attention.value",
-    "block_{:02d}/attention/out": "encoder.layer.{}.attention.output.dense",
-    "block_{:02d}/fc1": "encoder.layer.{}.intermediate.dense",
-    "block_{:02d}/fc2": "encoder.layer.{}.output.dense",
+    "block_{}/norm1": "encoder.layer.{}.layernorm_before",
+    "block_{}/norm2": "encoder.layer.{}.layernorm_after",
+    "block_{}/attention/query": "encoder.layer.{}.attention.attention.query",
+    "block_{}/attention/key": "encoder.layer.{}.attention.attention.key",
+    "block_{}/attention/value": "encoder.layer.{}.attention.attention.value",
+    "block_{}/attention/out": "encoder.layer.{}.attention.output.dense",
+    "block_{}/fc1": "encoder.layer.{}.intermediate.dense",
+    "block_{}/fc2": "encoder.layer.{}.output.dense",
 }
 
 
@@ -48,6 +49,7 @@ class ImageFolder:
       size: pixels per side of the images that it reads.
       crop: share of the short side of a picture that is kept, see `data.images.centre_square`.
       mean, std: what is subtracted from pixels of 0 to 255, and what they are divided by then.
+      log_scale: logarithm of what cosines with texts are multiplied by in the loss.
     """
 
     backbone: nn.Module
@@ -57,11 +59,7 @@ class ImageFolder:
     crop: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
-
-    @property
-    def writable(self) -> bool:
-        """Whether sentence-transformers has a module for the network."""
-        return isinstance(self.backbone, ViT) and self.backbone.pool == "cls"
+    log_scale: float = 0.0
 
     def dense(self) -> Tree:
         """The projection, with the last layer of the network where that is linear as well."""
@@ -87,7 +85,7 @@ def after(first: Tree, second: Tree) -> Tree:
 
 def transformer_files(folder: ImageFolder) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The JSON files, by name, and the tensors of the module Transformer."""
-    vit, size = folder.backbone, folder.size
+    vit = folder.backbone
     config = {
         "architectures": ["ViTModel"],
         "model_type": "vit",
@@ -99,12 +97,34 @@ def transformer_files(folder: ImageFolder) -> tuple[dict[str, Any], dict[str, np
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "layer_norm_eps": EPSILON,
-        "image_size": size,
+        "image_size": folder.size,
         "patch_size": vit.patch,
         "num_channels": 3,
         "qkv_bias": True,
     }
-    pixels = {
+    # Without this sentence-transformers takes it for a network of texts.
+    sentence = {
+        "transformer_task": "feature-extraction",
+        "modality_config": {
+            "image": {"method": "forward", "method_output_name": "last_hidden_state"}
+        },
+        "module_output_name": "token_embeddings",
+    }
+    files = {
+        "config.json": config,
+        PIXELS: pixels_of(folder),
+        "sentence_bert_config.json": sentence,
+    }
+    return files, _tensors(vit, folder.params)
+
+
+def pixels_of(folder: ImageFolder) -> dict[str, Any]:
+    """What preprocessor_config.json says: almost what `data.images.centre_square` does.
+
+    Here a square is cut out and resized; there a picture is resized, and a square cut out.
+    """
+    size = folder.size
+    return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
@@ -118,38 +138,39 @@ def transformer_files(folder: ImageFolder) -> tuple[dict[str, Any], dict[str, np
         "image_mean": [float(x) / 255 for x in np.broadcast_to(folder.mean, 3)],
         "image_std": [float(x) / 255 for x in np.broadcast_to(folder.std, 3)],
     }
-    # Without this sentence-transformers takes it for a network of texts.
-    sentence = {
-        "transformer_task": "feature-extraction",
-        "modality_config": {
-            "image": {"method": "forward", "method_output_name": "last_hidden_state"}
-        },
-        "module_output_name": "token_embeddings",
-    }
-    files = {"config.json": config, PIXELS: pixels, "sentence_bert_config.json": sentence}
-    return files, _tensors(vit, folder.params)
 
 
 def _tensors(vit: ViT, params: Tree) -> dict[str, np.ndarray]:
-    ours = {name: np.asarray(x) for name, x in traverse_util.flatten_dict(params, sep="/").items()}
-    found = {
-        # Nothing reads these, but transformers warns if they are missing.
-        "pooler.dense.weight": np.zeros((vit.width, vit.width)),
-        "pooler.dense.bias": np.zeros(vit.width),
-    }
-    for name, theirs in _NAMES.items():
-        for block in range(vit.depth if "{" in name else 1):
-            path, target = name.format(block), theirs.format(block)
-            if path == "patches/kernel":
-                kernel = ours[path].reshape(vit.patch, vit.patch, 3, vit.width)
-                found[target] = kernel.transpose(3, 2, 0, 1)
-            elif path in ours:
-                x = ours[path]
-                found[target] = x if "bias" in path else x.reshape(1, -1, vit.width)
-            else:
-                scale, kernel = ours.get(f"{path}/scale"), ours.get(f"{path}/kernel")
-                found[f"{target}.weight"] = scale if kernel is None else kernel.T
-                found[f"{target}.bias"] = ours[f"{path}/bias"]
+    network = {name: tree for name, tree in params.items() if name != "embedding"}
+    found = renamed(network, _NAMES, vit.patch)
+    for name in ("cls", "position"):
+        found[_NAMES[name]] = found[_NAMES[name]].reshape(1, -1, vit.width)
+    # Nothing reads these, but transformers warns if they are missing.
+    found["pooler.dense.weight"] = np.zeros((vit.width, vit.width))
+    found["pooler.dense.bias"] = np.zeros(vit.width)
+    return found
+
+
+def renamed(params: Tree, names: Mapping[str, str], patch: int = 0) -> dict[str, np.ndarray]:
+    """Parameters as tensors of PyTorch.
+
+    Args:
+      params: of a network.
+      names: our modules, and parameters outside of them -> theirs; {} is the number of a layer.
+      patch: pixels per side of what the module `patches` reads, if there is one.
+    """
+    found = {}
+    for path, array in traverse_util.flatten_dict(params, sep="/").items():
+        module, _, leaf = path.rpartition("/")
+        number = re.search(r"_(\d+)/", path)
+        theirs = names[re.sub(r"_\d+/", "_{}/", module + "/").rstrip("/") or leaf]
+        theirs, array = theirs.format(int(number[1]) if number else ""), np.asarray(array)
+        if module == "patches" and leaf == "kernel":
+            array = array.reshape(patch, patch, -1, array.shape[-1]).transpose(3, 2, 0, 1)
+        elif leaf == "kernel":
+            array = array.T
+        kind = "bias" if leaf == "bias" else "weight"
+        found[f"{theirs}.{kind}" if module else theirs] = array
     return found
 
 

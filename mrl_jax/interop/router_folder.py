@@ -1,5 +1,7 @@
-"""Reads the folders of sentence-transformers that embed texts and images."""
+"""Reads folders that hold towers of texts and of images."""
 
+import dataclasses
+import math
 import pathlib
 from typing import Any
 
@@ -7,6 +9,7 @@ from mrl_jax.errors import DataError, UsageError, shown
 from mrl_jax.interop.image_folder import ImageFolder, read_transformer
 from mrl_jax.interop.text_folder import (
     LEGAL,
+    LENGTH,
     MATRYOSHKA,
     ROUTER,
     TextFolder,
@@ -15,6 +18,7 @@ from mrl_jax.interop.text_folder import (
     read_dense,
     read_json,
 )
+from mrl_jax.interop.two_towers import read_two_towers
 from mrl_jax.store.json_files import field
 
 _LEGAL = {"text": LEGAL, "image": (("Transformer", "Pooling", "Dense"),)}
@@ -48,4 +52,31 @@ def read_router_folder(root: pathlib.Path) -> tuple[TextFolder, ImageFolder]:
     dims = {image.projection["kernel"].shape[1], text.encoder.out_dim}
     if len(dims) > 1:
         raise DataError(f"{root}: texts and images have different dims, {sorted(dims)}")
+    return text, image
+
+
+def read_clip_folder(root: pathlib.Path) -> tuple[TextFolder, ImageFolder]:
+    """A CLIP or SigLIP, see `two_towers.read_two_towers`, with what we write beside it."""
+    found, path = read_two_towers(root), root / MATRYOSHKA
+    own = read_json(path) if path.exists() else {}
+    settings = read_json(root / LENGTH) if (root / LENGTH).exists() else {}
+    text, dense = found.text, found.projections["text"]
+    width, bias = dense["kernel"].shape[1], "bias" in dense
+    text = dataclasses.replace(
+        text,
+        encoder=text.encoder.clone(projection=width, projection_bias=bias),
+        params={**text.params, "project": dense},
+        max_length=min(text.max_length, settings.get("max_seq_length", text.max_length)),
+        trained_dims=tuple(own.get("dims", ())),
+    )
+    image = ImageFolder(
+        found.vision,
+        found.vision_params,
+        found.projections["image"],
+        found.image_size,
+        own.get("crop_share", 1.0),
+        found.mean,
+        found.std,
+        math.log(found.scale),
+    )
     return text, image

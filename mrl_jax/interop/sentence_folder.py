@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save
 
 from mrl_jax.errors import DataError, UsageError
+from mrl_jax.interop.clip_folder import clip_files, is_clip
 from mrl_jax.interop.image_folder import ImageFolder, transformer_files
 from mrl_jax.interop.sentence_card import Scores, card
 from mrl_jax.interop.tensor_names import FORMS
@@ -33,8 +34,10 @@ from mrl_jax.interop.text_folder import (
     SETTINGS,
     UNLIMITED,
     TextFolder,
+    read_json,
 )
 from mrl_jax.models.text import ClipText, Static, prompts
+from mrl_jax.models.vit import ViT
 from mrl_jax.runtime.task import Tree
 from mrl_jax.store import outputs
 
@@ -58,7 +61,7 @@ def write_sentence_folder(
         which is replaced.
       folder: the encoder and what belongs to it.
       image: a network whose embeddings of images are in the same space, which then is in the folder
-        as well; it must be `writable`.
+        as well; see `holds_images`.
       scores: name of a measure -> dim -> value, for the table in README.md.
       files: further files by name, which sentence-transformers does not look for.
 
@@ -77,6 +80,13 @@ def write_sentence_folder(
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"cannot write {path}: {reason}") from error
+
+
+def holds_images(folder: TextFolder, image: ImageFolder) -> bool:
+    """Whether sentence-transformers has modules for an image network beside the text encoder."""
+    if isinstance(folder.encoder.backbone, ClipText):
+        return is_clip(folder, image)
+    return isinstance(image.backbone, ViT) and image.backbone.pool == "cls"
 
 
 def check_sentence_folder(path: pathlib.Path) -> None:
@@ -122,9 +132,12 @@ class _Modules:
 def _write(
     root: pathlib.Path, title: str, folder: TextFolder, image: ImageFolder | None, scores: Scores
 ) -> None:
+    modules = _Modules(root)
     if image is None:
-        modules = _Modules(root)
         _write_text(modules, folder)
+        found = modules.found
+    elif is_clip(folder, image):
+        _write_clip(modules.add("Transformer"), folder, image)
         found = modules.found
     else:
         routes = {name: _Modules(root, name) for name in ("text", "image")}
@@ -175,7 +188,8 @@ def _write_text(modules: _Modules, folder: TextFolder) -> None:
         folder.tokenizer.save(place, folder.max_length if folder.max_length < UNLIMITED else None)
     elif isinstance(encoder.backbone, ClipText):
         raise UsageError(
-            "sentence-transformers has no module for the text tower of a CLIP or SigLIP alone"
+            "sentence-transformers has no module for the text tower of a CLIP or SigLIP alone; "
+            "other formats have"
         )
     else:
         _write_transformer(modules.add("Transformer"), folder)
@@ -195,6 +209,19 @@ def _write_image(modules: _Modules, image: ImageFolder) -> None:
     _save(place, tensors)
     _write_pooling(modules.add("Pooling"), "cls", image.backbone.width)
     _write_dense(modules.add("Dense"), image.dense())
+
+
+def _write_clip(place: pathlib.Path, folder: TextFolder, image: ImageFolder) -> None:
+    files, tensors = clip_files(folder, image)
+    for name, content in files.items():
+        _dump(place / name, content)
+    _save(place, tensors)
+    folder.tokenizer.save(place, folder.max_length)
+    # Texts are filled up with what ends them: what comes after the first of these is not read.
+    path, words = place / "tokenizer_config.json", files["config.json"]["text_config"]
+    kinds = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "pad_token": "eos_token_id"}
+    marks = {kind: folder.tokenizer.raw.id_to_token(words[key]) for kind, key in kinds.items()}
+    _dump(path, {**read_json(path), **marks})
 
 
 def _write_router(root: pathlib.Path, routes: Mapping[str, list[tuple[str, str]]]) -> None:

@@ -25,7 +25,7 @@ OUR_ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
-_THEIR_ACTIVATIONS = {name: name for name in ACTIVATIONS} | {"gelu_tanh": "gelu_new"}
+THEIR_ACTIVATIONS = {name: name for name in ACTIVATIONS} | {"gelu_tanh": "gelu_new"}
 
 # Settings that would make a different encoder, with the only value that is supported.
 _NEUTRAL = {
@@ -328,7 +328,7 @@ def config_of(bert: Bert) -> dict[str, Any]:
         "dtype": "float32",
     }
     config |= {theirs: getattr(bert, ours) for ours, theirs in family.keys.items()}
-    config[family.keys["activation"]] = _THEIR_ACTIVATIONS[bert.activation]
+    config[family.keys["activation"]] = THEIR_ACTIVATIONS[bert.activation]
     config["pad_token_id"] = bert.position_offset - 1 if bert.position_offset else 0
     if family is MPNET:
         config["relative_attention_num_buckets"] = 32

@@ -7,11 +7,14 @@ import jax
 import numpy as np
 import pytest
 import text_models
+import tower_models
 from PIL import Image
 
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.interop.image_folder import ImageFolder
-from mrl_jax.interop.sentence_folder import write_sentence_folder
+from mrl_jax.interop.router_folder import read_clip_folder
+from mrl_jax.interop.sentence_folder import holds_images, write_sentence_folder
+from mrl_jax.interop.two_towers import read_two_towers
 from mrl_jax.model import Model, load
 from mrl_jax.models.vit import ViT
 from mrl_jax.runtime.rows import unit_length
@@ -64,6 +67,58 @@ def test_what_is_written_is_read_back(written, tmp_path):
     assert "model.encode([Image.open" in (place / "README.md").read_text()
 
 
+@pytest.mark.parametrize("kind", ["clip", "clip_gelu", "siglip", "open_clip"])
+def test_a_clip_of_others_embeds_both(tmp_path, kind):
+    place = tower_models.KINDS[kind](tmp_path / "m")
+    model, towers = load(place), read_two_towers(place)
+    pixels = tower_models.images(towers.image_size)
+    image_bd, text_bd, _ = tower_models.features(towers)
+    np.testing.assert_allclose(model.embed(pixels, normalize=False), image_bd, atol=1e-5)
+    found = model.embed(list(tower_models.TEXTS), normalize=False)
+    np.testing.assert_allclose(found, text_bd, atol=1e-5)
+    assert model.nesting is None
+    with pytest.raises(UsageError, match=r"step is of a run, .* holds a CLIP or SigLIP"):
+        load(place, step=3)
+
+
+def nested_clip(base):
+    """(text, image) of a CLIP whose first 4 and 6 dims were trained, and of pictures less is read.
+
+    What has been a CLIP is still one.
+    """
+    text, image = read_clip_folder(tower_models.transformers_folder(base / "theirs"))
+    dense = {"kernel": text.params["project"]["kernel"][:, :6]}
+    text = dataclasses.replace(
+        text,
+        encoder=text.encoder.clone(projection=6),
+        params={**text.params, "project": dense},
+        trained_dims=(4, 6),
+        max_length=9,
+    )
+    projection = {"kernel": image.projection["kernel"][:, :6]}
+    return text, dataclasses.replace(image, projection=projection, crop=0.9)
+
+
+def test_a_clip_is_written_as_one(tmp_path):
+    text, image = nested_clip(tmp_path)
+    write_sentence_folder(tmp_path / "m", text, image=image)
+    model = load(tmp_path / "m")
+    assert (model.width, model.nesting.dims) == (6, (4, 6))
+    assert model.towers["text"].inputs.max_length == 9
+    assert model.towers["image"].inputs.crop == 0.9
+    pixels = tower_models.images(image.size)
+    for items, exact in (
+        (pixels, Model.of_image_folder(image).embed(pixels, dim=4)),
+        (TEXTS, Model.of_text_folder(text).embed(TEXTS, dim=4)),
+    ):
+        np.testing.assert_allclose(model.embed(items, dim=4), exact, atol=1e-6)
+    assert read_two_towers(tmp_path / "m").scale == pytest.approx(np.exp(image.log_scale))
+    siglip = read_clip_folder(tower_models.transformers_folder(tmp_path / "s", siglip=True))
+    assert not holds_images(*siglip)
+    with pytest.raises(UsageError, match="no module for the text tower of a CLIP or SigLIP"):
+        write_sentence_folder(tmp_path / "alone", siglip[0])
+
+
 def change(path, **values):
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
@@ -88,7 +143,8 @@ def test_a_folder_of_another_kind_is_refused(written, tmp_path, file, values, er
     assert "\n" not in str(caught.value)
 
 
-def test_networks_without_a_module_are_not_writable():
-    assert image_folder().writable
-    pooled = dataclasses.replace(image_folder(), backbone=ViT(8, 24, 2, 3, "gap"))
-    assert not pooled.writable
+def test_not_every_network_has_a_module():
+    text = text_folder()
+    assert holds_images(text, image_folder())
+    gap = dataclasses.replace(image_folder(), backbone=ViT(8, 24, 2, 3, "gap"))
+    assert not holds_images(text, gap)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import test_router_folder
 import text_models
+import tower_models
 from PIL import Image
 
 from mrl_jax.interop.sentence_folder import write_sentence_folder
@@ -88,3 +89,16 @@ def test_texts_and_images_are_embedded_by_one_object(tmp_path, embedding_dim):
         for dim in (4, 12):
             found = theirs.encode(items, truncate_dim=dim, normalize_embeddings=True)
             np.testing.assert_allclose(found, ours.embed(items, dim=dim), atol=1e-5)
+
+
+def test_a_clip_of_ours_is_one_of_theirs(tmp_path):
+    text, image = test_router_folder.nested_clip(tmp_path)
+    image = dataclasses.replace(image, crop=1.0)
+    write_sentence_folder(tmp_path / "m", text, image=image)
+    ours = load(tmp_path / "m")
+    theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "m"), device="cpu")
+    pixels = tower_models.images(image.size)
+    for items, read in ((TEXTS, TEXTS), ([Image.fromarray(x) for x in pixels], pixels)):
+        for dim in (4, 6):
+            found = theirs.encode(items, truncate_dim=dim, normalize_embeddings=True)
+            np.testing.assert_allclose(found, ours.embed(read, dim=dim), atol=1e-5)

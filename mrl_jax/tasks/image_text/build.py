@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -361,6 +362,8 @@ def image_folder(setup: Any, params: Any, model_state: Any) -> ImageFolder:
         setup.config.data.eval_crop,
         task.mean,
         task.std,
+        # Of the widest prefix, where each has its own.
+        float(np.ravel(params.get("log_scale", -math.log(task.temperature)))[-1]),
     )
 
 
