@@ -1,4 +1,4 @@
-"""Flickr8k, 8,000 photos of 64 pixels with five captions each: photos and words in one nested space.
+"""Flickr8k, 8,000 photos of 64 pixels with five captions each: photos and words in one space.
 
 Data:       DATA/train.jsonl, val.jsonl and test.jsonl of {"image": NAME, "captions": [...]}, the
             official 6,000, 1,000 and 1,000 photos, which lie in PHOTOS

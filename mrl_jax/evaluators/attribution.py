@@ -47,7 +47,8 @@ def chosen_examples(right_gn: np.ndarray, seed: int) -> list[tuple[str, int]]:
     return sorted(drawn[:MOST_IMAGES], key=lambda found: place(found[0]))
 
 
-def _images(split: Split | Stream, rows: Sequence[int]) -> np.ndarray:
+def images_of(split: Split | Stream, rows: Sequence[int]) -> np.ndarray:
+    """These images of a split, [B, H, W, C] uint8, as they are in evaluation."""
     if isinstance(split, Split):
         return split.image[list(rows)]
     # Opened one by one: batches would decode the whole split on the way there.
@@ -94,7 +95,7 @@ def measure(subject: Subject, split: str) -> Finding:
     examples = chosen_examples(right_gn, subject.seed)
     rows = [row for _, row in examples]
     arrays = {
-        "image": _images(subject.split(split), rows),
+        "image": images_of(subject.split(split), rows),
         "class_bg": predicted_gn[:, rows].T.astype(np.int32),
     }
     divisor = batch_divisor(subject.mesh.shape)

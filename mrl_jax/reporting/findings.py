@@ -384,12 +384,32 @@ def _maps(file: File) -> str:
     return f"{images}{'; '.join(parts)}." if parts else ""
 
 
-def attribution(methods: Sequence[Method], base: Series) -> Section | None:
-    """Where in a few images each prefix finds its class: the first nested run, else any."""
+def _picture(
+    methods: Sequence[Method], kind: str, place: str
+) -> tuple[Method | None, int, bytes | None]:
+    """A picture of this kind with its method and seed: of the first nested run, else of any."""
     ordered = sorted(methods, key=lambda method: method.kind in ONE_DIM)
     runs = ((m, seed, run.artefacts) for m in ordered for seed, run in sorted(m.runs.items()))
-    pictures = ((m, seed, files.image("attribution", base.place)) for m, seed, files in runs)
-    method, seed, picture = next((found for found in pictures if found[2]), (None, 0, None))
+    pictures = ((m, seed, files.image(kind, place)) for m, seed, files in runs)
+    return next((found for found in pictures if found[2]), (None, 0, None))
+
+
+def found_photos(methods: Sequence[Method], base: Series) -> Section | None:
+    """The photos that a few captions find."""
+    method, seed, picture = _picture(methods, "found_photos", base.place)
+    if not picture:
+        return None
+    caption = (
+        f"The nearest photos of six captions at few, some and all dims of {method.label}, seed "
+        f"{seed} ({base.place} captions drawn at random)."
+    )
+    figure = Figure("found_photos.png", caption, lambda dark: picture, wide=True)
+    return Section("What captions find", "", (figure,))
+
+
+def attribution(methods: Sequence[Method], base: Series) -> Section | None:
+    """Where in a few images each prefix finds its class."""
+    method, seed, picture = _picture(methods, "attribution", base.place)
     if not picture:
         return None
     told = [file for file in files([method], "attribution", base.place) if file.seed == seed]

@@ -38,6 +38,7 @@ PARTS: tuple[Group | Callable[[Sequence[Method], Series], Section | None], ...] 
     Group(("match",), "match", True),
     Group(("photo_search",), "text_to_image_recall1", True),
     Group(("caption_search",), "image_to_text_recall1", True),
+    findings.found_photos,
     Group(("zero_shot",), "zero_shot", True),
     Group(("caption_neighbours",), "caption_1nn"),
     Group(("masked",), "masked_accuracy", True),

@@ -154,6 +154,7 @@ def test_the_report_shows_both_ways_and_the_classes(measured):
     assert [section.heading for section in composed.sections] == [
         "Text to image, recall@1",
         "Image to text, recall@1",
+        "What captions find",
         "Nearest other caption is of the same photo",
         "both: 1-NN",
         "both: Zero-shot",

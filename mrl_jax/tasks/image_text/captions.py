@@ -44,6 +44,10 @@ class Captioned:
         """Pairs."""
         return len(self.photo_n)
 
+    def caption(self, pair: int) -> str:
+        """The text of a pair."""
+        return self.texts[int(self.text_n[pair])]
+
     def ids(self, pair_b: np.ndarray) -> dict[str, np.ndarray]:
         """[B] int32 of pairs, equal for those of one photo or one caption."""
         photo_b, text_b = self.photo_n[pair_b], self.text_n[pair_b]

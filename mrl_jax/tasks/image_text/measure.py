@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 from mrl_jax.data import Split, Stream
 from mrl_jax.data.class_folders import NamedClasses
 from mrl_jax.data.folder import Chosen
-from mrl_jax.evaluators import cross_modal, zero_shot
+from mrl_jax.evaluators import cross_modal, found_photos, zero_shot
 from mrl_jax.evaluators.attempt import attempt
+from mrl_jax.evaluators.attribution import images_of
 from mrl_jax.evaluators.cross_modal import Captions, Sides
 from mrl_jax.evaluators.text_common import FITTED_ON
 from mrl_jax.models.text.tokenizer import Tokenizer
@@ -62,6 +63,12 @@ class ImageTextEvaluation:
         self._dims = tuple(m for m in dims if m <= task.nesting.width)
         self._embed = jax.jit(task.embed, out_shardings=replicated(mesh))
 
+    @property
+    def _shown(self) -> tuple[int, ...]:
+        """The dims that are trained, or of one that is, all."""
+        trained = tuple(m for m in self._dims if m in self._task.nesting.dims)
+        return trained if len(trained) > 1 else self._dims
+
     @functools.cached_property
     def _read(self) -> dict[str, str]:
         """Digests of the sets, see `Finding`."""
@@ -105,6 +112,12 @@ class ImageTextEvaluation:
             attempt(found, f"{name}/{SEARCH}", functools.partial(search, **shared))
             nearest = functools.partial(cross_modal.nearest_captions, text_nd, **shared)
             attempt(found, f"{name}/{CAPTIONS}", nearest)
+            picture = functools.partial(
+                found_photos.measure,
+                *(image_pd, text_nd, _captions(split), split.caption, at, self._shown),
+                photos=functools.partial(images_of, split.images),
+            )
+            attempt(found, f"{name}/{found_photos.KIND}", picture)
         for name, classes in self._classes.items():
             tell = functools.partial(self._told, images, texts, classes, Series(name), spaces)
             attempt(found, name, tell)
