@@ -101,7 +101,7 @@ class ClipVision(nn.Module):
         )
         if self.pool == "cls":
             cls_d = self.param("cls", nn.initializers.zeros, (self.width,))
-            first_b1d = jnp.broadcast_to(cls_d, (len(x_btd), 1, self.width))
+            first_b1d = jnp.broadcast_to(cls_d, (x_btd.shape[0], 1, self.width))
             x_btd = jnp.concatenate([first_b1d.astype(x_btd.dtype), x_btd], 1)
         position_td = self.param("position", nn.initializers.normal(0.02), x_btd.shape[1:])
         x_btd = x_btd + position_td.astype(x_btd.dtype)[None]

@@ -127,7 +127,7 @@ class ViT(nn.Module):
         """Embeds [B, H, W, C] images as [B, D]; `train` changes nothing here."""
         del train
         x, (rows, columns) = patches_of(x_bhwc, self.patch)
-        batch = len(x)
+        batch = x.shape[0]
         x = nn.Dense(self.width, dtype=self.dtype, name="patches")(x.astype(self.dtype))
         tokens = rows * columns + (self.pool == "cls")
         if self.pool == "cls":
