@@ -2,7 +2,8 @@
 
 Takes the newest checkpoint of a run. FORMAT is one of
 
-  sentence_transformers   of text: a folder for SentenceTransformer(PLACE, truncate_dim=64) and for
+  sentence_transformers   of text, and of images beside it where there is a module for the network:
+                          a folder for SentenceTransformer(PLACE, truncate_dim=64) and for
                           `mrl_jax.load`, with the scores of results.json
   stablehlo               a folder with the network compiled for any number of examples on CPU,
                           CUDA and TPU, for `jax.export.deserialize`; needs the extra `export`
@@ -14,7 +15,7 @@ and so on: the scores of the classes by each trained prefix. Embeddings come out
 scaled: cut a prefix, then scale it to unit length. Each folder also has README.md, with code for
 all graphs and for parameters of images; about.json, which names the classes and says what is done
 to an image, or holds the prompts of texts; the run's config.json and facts.json; and for texts
-tokenizer.json.
+tokenizer.json. Of a run with several towers there is a graph of each, and one folder holds all.
 """
 
 from mrl_jax import cli, extras
@@ -87,7 +88,7 @@ def graph_of(setup: Experiment, state: Any, *, tower: str = "", exact: bool = Fa
     """
     task = alone(setup.program.task)
     if exact:
-        task = _exact(task)
+        task = in_float32(task)
     params, model_state = jax.device_get(evaluated(state))
     inputs = inputs_of(setup.config.task)[tower].of_run(setup, params)
     of_batch = inputs.graph(task, params, model_state)
@@ -98,7 +99,7 @@ def graph_of(setup: Experiment, state: Any, *, tower: str = "", exact: bool = Fa
     return Graph(compute, inputs, inputs.outputs(task))
 
 
-def _exact(part: Any) -> Any:
+def in_float32(part: Any) -> Any:
     """A task, or a network in it, with all products in float32."""
     if not dataclasses.is_dataclass(part):
         return part
@@ -108,7 +109,7 @@ def _exact(part: Any) -> Any:
         if field.name == "dtype":
             found["dtype"] = jnp.float32
         elif isinstance(value, nn.Module) and field.name != "parent":
-            found[field.name] = _exact(value)
+            found[field.name] = in_float32(value)
     return (
         part.clone(**found) if isinstance(part, nn.Module) else dataclasses.replace(part, **found)
     )

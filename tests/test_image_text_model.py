@@ -1,17 +1,21 @@
 """A trained model of images and texts: one object embeds both, in every form that it has."""
 
+import dataclasses
 import json
 import pathlib
 
 import commands
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_export
 from PIL import Image
 
 import mrl_jax
-from mrl_jax import experiment
+from mrl_jax import experiment, export
 from mrl_jax.errors import DataError, UsageError
+from mrl_jax.models.text import Bert
+from mrl_jax.models.vit import ViT
 from mrl_jax.runtime.rows import unit_length
 from mrl_jax.runtime.step import evaluated
 from mrl_jax.store.vectors import open_vectors
@@ -197,3 +201,31 @@ def test_other_layouts_of_devices_embed_the_same(towers_run, model, photos):
     assert len({str(shard.index) for shard in kernel_io.addressable_shards}) == 2
     for items in (photos, TEXTS):
         np.testing.assert_allclose(other.embed(items), model.embed(items), atol=1e-6)
+
+
+def test_graphs_that_are_exact_have_no_product_in_bfloat16(towers_run):
+    """ONNX Runtime has none on CPUs; networks of both towers may train with them."""
+    task = experiment.of_run(towers_run[0]).program.task
+    bert = Bert(9, 8, 1, 2, 8, dtype=jnp.bfloat16)
+    vit = ViT(8, 8, 1, 2, dtype=jnp.bfloat16)
+    half = dataclasses.replace(task, backbone=vit, encoder=task.encoder.clone(backbone=bert))
+    found = export.in_float32(half)
+    assert (found.backbone, found.encoder.backbone) == (
+        vit.clone(dtype=jnp.float32),
+        bert.clone(dtype=jnp.float32),
+    )
+    assert found.nesting == task.nesting
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["test", "texts.txt"])
+def test_two_processes_embed_what_one_embeds(towers_run, tmp_path, source):
+    (tmp_path / "texts.txt").write_text("\n".join(filter(None, TEXTS)))
+    source = tmp_path / source if "." in source else source
+    split = '--config.sharding=(("params","largest:fsdp"),(".*","replicate"))'
+    argv = ("--input", source, "--config.mesh.data=1", "--config.mesh.fsdp=2", split)
+    launcher = (commands.sys.executable, "launch/local.py", "--processes", "2", "--")
+    commands.succeed([*launcher, *command("embed", towers_run[0], tmp_path / "both", *argv)])
+    commands.here(command("embed", towers_run[0], tmp_path / "one", "--input", source))
+    both, one = (open_vectors(tmp_path / name) for name in ("both", "one"))
+    np.testing.assert_allclose(both.read(0, both.rows), one.read(0, one.rows), atol=1e-6)

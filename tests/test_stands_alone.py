@@ -86,7 +86,7 @@ def documents(base):
 def towers(base):
     """Photos with captions, and the weights of both towers, which stay as they are."""
     commands.captioned_photos(base)
-    text_models.bert_folder(base / "bert", layers=1)
+    text_models.bert_folder(base / "bert", layers=1, projection=7)
     network = models.build("cnn", embedding_dim=6, width=4, depth=1)
     variables = jax.jit(network.init)(jax.random.key(3), np.zeros((1, 16, 16, 3), np.float32))
     tree = {"params": {"backbone": variables["params"]}}
