@@ -146,7 +146,10 @@ def train_step(
     if "ema_params" in state:
         keep = jnp.minimum(ema_decay, (1 + state["step"]) / (10 + state["step"]))
         for name in AVERAGED:
-            new_state[f"ema_{name}"] = optax.incremental_update(
-                new_state[name], state[f"ema_{name}"], 1 - keep
+            new_state[f"ema_{name}"] = jax.tree.map(
+                # A step towards the new value, so that what never changes stays as it is.
+                lambda old, new: old + (1 - keep) * (new - old),
+                state[f"ema_{name}"],
+                new_state[name],
             )
     return new_state, {"loss": loss, "loss_g": loss_g, "grad_norm": optax.tree.norm(grads)}

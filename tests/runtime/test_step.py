@@ -143,3 +143,26 @@ def test_moving_averages_of_parameters_and_statistics(setup):
             expected = 0.15 * (0.1 * start + 0.9 * one) + 0.85 * two
             np.testing.assert_allclose(average, expected, atol=1e-6)
     assert evaluated({"params": 1, "model_state": 2}) == (1, 2)
+
+
+def test_the_average_of_what_never_changes_is_that_itself():
+    """As the parameters of a locked tower, which are model state."""
+
+    def loss(params, model_state, batch, key):
+        return params * 1.0, (params[None], model_state)
+
+    kept = np.random.default_rng(0).normal(size=100).astype(np.float32)
+    state = {"step": np.int32(0), "params": np.float32(1), "opt_state": ()}
+    state |= {"model_state": kept, "ema_params": np.float32(1), "ema_model_state": kept}
+    step = functools.partial(
+        train_step,
+        task=types.SimpleNamespace(loss=loss),
+        optimizer=optax.identity(),
+        ema_decay=0.999,
+    )
+    after, _ = jax.jit(
+        lambda state: jax.lax.scan(
+            lambda state, _: (step(state, {}, jax.random.key(0))[0], None), state, length=1000
+        )
+    )(state)
+    np.testing.assert_array_equal(after["ema_model_state"], kept)
