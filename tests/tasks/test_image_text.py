@@ -118,13 +118,37 @@ def test_what_is_not_learned_is_no_parameter():
     np.testing.assert_allclose(loss_and_gradients(fixed, batch)[1], expected_g, rtol=1e-4)
 
 
-def test_a_learned_scale_ends_at_its_limit():
+@pytest.mark.parametrize("beyond", [0.0, 1.0])
+def test_a_learned_scale_ends_at_its_limit_and_comes_back(beyond):
     params, state = initial(task())
-    beyond = {**params, "log_scale": jnp.float32(math.log(MAX_SCALE) + 1)}
-    batch = batch_of(task())
-    _, loss_g, _, grads = loss_and_gradients(task(), batch, (beyond, state))
-    np.testing.assert_allclose(loss_g, brute_force(task(), batch, [MAX_SCALE] * 2, [0.0] * 2), 1e-4)
-    assert grads["log_scale"] == 0
+    limit, batch = math.log(MAX_SCALE), batch_of(task())
+    found = []
+    for log_scale in (limit + beyond, limit - 1e-4):
+        values = ({**params, "log_scale": jnp.float32(log_scale)}, state)
+        found.append(loss_and_gradients(task(), batch, values))
+    expected_g = brute_force(task(), batch, [MAX_SCALE] * 2, [0.0] * 2)
+    np.testing.assert_allclose(found[0][1], expected_g, 1e-4)
+    at_limit, below = (grads["log_scale"] for *_, grads in found)
+    assert below > 1
+    np.testing.assert_allclose(at_limit, below, rtol=1e-2)
+
+
+def test_a_learned_scale_at_its_limit_rises_no_further():
+    still = task(locked=("image", "text"))
+    params, state = initial(still)
+    # All pairs are found already, which a larger scale would make surer.
+    angle_b = 2 * np.pi * np.arange(ROWS) / ROWS
+    batch = batch_of(still) | {"image_id": np.arange(ROWS), "text_id": np.arange(ROWS) + ROWS}
+    for tower in ("image", "text"):
+        vector_bd = batch[f"{tower}_vector"] = np.zeros_like(batch[f"{tower}_vector"])
+        vector_bd[:, 0], vector_bd[:, 1] = np.cos(angle_b), np.sin(angle_b)
+        params = {**params, f"{tower}_projection": {"kernel": np.eye(vector_bd.shape[1], 8)}}
+    limit, found = math.log(MAX_SCALE), []
+    for log_scale in (limit - 1e-4, limit, limit + 1):
+        values = ({**params, "log_scale": jnp.float32(log_scale)}, state)
+        found.append(loss_and_gradients(still, batch, values)[3]["log_scale"])
+    assert found[0] < 0
+    assert found[1] == found[2] == 0
 
 
 @pytest.mark.parametrize(("pairs", "shared"), [((1, 2), "image_id"), ((3, 4), "text_id")])

@@ -31,6 +31,28 @@ TOWERS: tuple[Tower, ...] = get_args(Tower)
 MAX_SCALE = 100.0
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _at_most(x: jax.Array, most: float) -> jax.Array:
+    """The smaller one. There, only a step that would raise x further has no gradient.
+
+    That of `jnp.minimum` is 0 either way: x, which in many a CLIP starts there, would stay there.
+    """
+    return jnp.minimum(x, most)
+
+
+def _at_most_forward(x, most):
+    return jnp.minimum(x, most), x >= most
+
+
+def _at_most_backward(most, is_there, grad):
+    del most
+    # Training goes against the gradient.
+    return (jnp.where(is_there & (grad < 0), 0, grad),)
+
+
+_at_most.defvjp(_at_most_forward, _at_most_backward)
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageText:
     """Two towers that end in one space, and a loss on every prefix of it.
@@ -215,7 +237,7 @@ class ImageText:
     ) -> tuple[jax.Array, jax.Array]:
         temperature, bias = self.temperature, self.bias
         if self.learned:
-            temperature = jnp.exp(-jnp.minimum(params["log_scale"], math.log(self._most)))
+            temperature = jnp.exp(-_at_most(params["log_scale"], math.log(self._most)))
             bias = params.get("bias")
         shared = {
             "temperature": temperature,
