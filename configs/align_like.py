@@ -5,7 +5,7 @@ fits any pairs of images and texts.
 
 One run:    python -m mrl_jax.train --config configs/align_like.py:mrl --workdir runs/align \
                 --config.data.path=PAIRS
-            PAIRS holds train.*, val.* and test.* as README says under "Images and words"
+            PAIRS holds train.*, val.* and test.* as README says under "Search photos by words"
 What it costs on a pod, without one:
             python -m mrl_jax.train --config configs/align_like.py:mrl --dry_run \
                 --topology v5e:16x16

@@ -5,8 +5,8 @@ with safetensors. The pairs should be like what is searched later; a few tens of
 
 One run:    python -m mrl_jax.train --config configs/clip_nested.py:adaptor --workdir runs/nested \
                 --config.towers.weights=CLIP --config.data.path=PAIRS
-            PAIRS holds train.*, val.* and test.* as README says under "Images and words"; of a
-            SigLIP add --config.pairs.loss=sigmoid, of a space of other than 512 dims
+            PAIRS holds train.*, val.* and test.* as README says under "Search photos by words"; of
+            a SigLIP add --config.pairs.loss=sigmoid, of a space of other than 512 dims
             --config.nesting.dims=12,24,48,96,192,384,768
 Arguments:  adaptor: the towers stay as they are, what they make of the pairs is computed once, and
             only their projections are trained | finetune: all of both towers is trained. With

@@ -5,7 +5,7 @@ every prefix of both embeddings is asked (arXiv 2205.13147, equation 1).
 
 One run:    python -m mrl_jax.train --config configs/siglip_like.py:mrl --workdir runs/siglip \
                 --config.data.path=PAIRS
-            PAIRS holds train.*, val.* and test.* as README says under "Images and words"
+            PAIRS holds train.*, val.* and test.* as README says under "Search photos by words"
 A published SigLIP made nested: configs/clip_nested.py
 What it costs on a pod, without one:
             python -m mrl_jax.train --config configs/siglip_like.py:mrl --dry_run \
