@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mrl_jax.data import Split, Stream
-from mrl_jax.data.folder import Record
+from mrl_jax.data.folder import Chosen, Record
 from mrl_jax.data.remarks import Remarks
 from mrl_jax.data.tree import open_tree
 from mrl_jax.errors import DataError, UsageError
@@ -156,24 +156,10 @@ def _names_file(item: Any) -> bool:
     return isinstance(item, str) and os.path.isfile(item)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Some:
-    """Some of a stream's records."""
-
-    records: Any
-    first: int
-    last: int
-
-    def __len__(self) -> int:
-        return self.last - self.first
-
-    def __getitem__(self, row: int) -> Record:
-        return self.records[self.first + row]
-
-
 def _of_stream(stream: Stream) -> Rows:
     def read(first, last, batch_size, sharding):
-        part = dataclasses.replace(stream, records=_Some(stream.records, first, last))
+        records = Chosen(stream.records, np.arange(first, last))
+        part = dataclasses.replace(stream, records=records)
         return in_order(part.padded(batch_size, sharding), last - first)
 
     return Rows(stream.examples, read)
