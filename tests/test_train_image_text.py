@@ -172,6 +172,10 @@ def test_a_siglip_is_made_nested_by_training_all_of_it(clips, towers_run, tmp_pa
         ({"towers__locked": "all"}, "config.towers.locked must be one of none, image, text, both"),
         ({"towers__width": 4}, "nesting dim 8 is wider than the embedding"),
         ({"pairs__micro_batch": 5}, "micro_batch 5 does not divide the batch_size 16"),
+        (
+            {"pairs__micro_batch": 4, "model__batch_norm_groups": 8},
+            "model.batch_norm_groups 8 does not divide the micro_batch 4",
+        ),
         ({"pairs__temperature": 0.001}, "temperature must be >= 0.01"),
         ({"optimizer__accumulate": 2}, "config.pairs.micro_batch saves the memory"),
         ({"text__width": 0}, "a static table needs so many dims"),

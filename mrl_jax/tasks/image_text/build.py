@@ -108,6 +108,10 @@ def check(config: ConfigDict) -> None:
             raise ValueError(
                 f"micro_batch {p.micro_batch} does not divide the batch_size {config.batch_size}"
             )
+        if p.micro_batch % (groups := config.model.batch_norm_groups):
+            raise ValueError(
+                f"model.batch_norm_groups {groups} does not divide the micro_batch {p.micro_batch}"
+            )
     with config_errors("data"):
         _options(config)
     parse_parts(config.data.splits)
