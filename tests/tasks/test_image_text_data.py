@@ -353,6 +353,8 @@ def test_keys_that_contradict_each_other_are_refused(tmp_path):
     jsonl(tmp_path, [])
     both = [f"train={tmp_path}/train.tar", f"train={tmp_path}/train.jsonl"]
     refused({"files": both}, "train has both tar shards and other files", UsageError)
+    twice = [f"val={tmp_path}/a.tar", f"val={tmp_path}/./a.tar"]
+    refused({"files": [*both[:1], *twice]}, "data.files: val has one file twice", UsageError)
     refused({"path": str(tmp_path), "splits": ["train=train"]}, "data sets of TFDS", UsageError)
     refused({"dataset": "mnist", "images": "a"}, "not for data sets of TFDS", UsageError)
     refused({}, "data.path=FOLDER", UsageError)

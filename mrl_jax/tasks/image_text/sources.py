@@ -371,6 +371,8 @@ def _sources(where: Where, train: bool) -> tuple[dict[str, _Source], list[str]]:
         raise DataError(f"{path} has no train split (train-000.tar or so)")
     sources: dict[str, _Source] = {}
     for split, paths in found.items():
+        if len({os.path.abspath(file) for file in paths}) < len(paths):
+            raise UsageError(f"config.data.files: {split} has one file twice")
         kinds = {is_shard(file) for file in paths}
         if len(kinds) > 1:
             raise UsageError(f"config.data.files: {split} has both tar shards and other files")
