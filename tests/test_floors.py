@@ -41,17 +41,24 @@ ROOMS = {
 EXCEPTIONS: set[tuple[str, str]] = set()
 
 
-def _imported(path: pathlib.Path) -> set[str]:
-    """The rooms that a file imports from, also inside functions."""
+def _modules(path: pathlib.Path) -> set[str]:
+    """The modules that a file imports from, also inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module == "mrl_jax":
             found |= {f"mrl_jax.{name.name}" for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "mrl_jax.tasks":
+            found |= {f"mrl_jax.tasks.{name.name}" for name in node.names}
         elif isinstance(node, ast.ImportFrom):
             found.add(node.module)
-    return {name.split(".")[1] for name in found if name.startswith("mrl_jax.")}
+    return found
+
+
+def _imported(path: pathlib.Path) -> set[str]:
+    """The rooms that a file imports from."""
+    return {name.split(".")[1] for name in _modules(path) if name.startswith("mrl_jax.")}
 
 
 def _upwards() -> dict[tuple[str, str], list[str]]:
@@ -64,6 +71,16 @@ def _upwards() -> dict[tuple[str, str], list[str]]:
             if order[other] > order[room]:
                 found.setdefault((room, other), []).append(str(path.relative_to(PACKAGE)))
     return found
+
+
+def test_no_task_imports_from_the_room_of_another():
+    tasks = [path for path in (PACKAGE / "tasks").iterdir() if (path / "task.py").exists()]
+    assert len(tasks) > 3
+    for room in tasks:
+        others = tuple(f"mrl_jax.tasks.{other.name}" for other in tasks if other != room)
+        for path in room.rglob("*.py"):
+            found = {name for name in _modules(path) if name.startswith(others)}
+            assert not found, f"{path} imports {found}"
 
 
 def test_every_room_is_listed():

@@ -19,6 +19,11 @@ RESAMPLES = 1000
 _AT_A_TIME = 2**20  # numbers of resampled examples
 
 
+def fitted_on(count: int) -> slice:
+    """Which of so many training rows rivals are fitted on: at most `FITTED_ON`, evenly spread."""
+    return slice(None, None, max(1, -(-count // FITTED_ON)))
+
+
 def rivals(train_nd: np.ndarray, seed: int) -> dict[str, Space]:
     """The embedding itself, and what needs no training: a rotation and PCA, see `fit_spaces`.
 

@@ -12,15 +12,16 @@ import jax
 import numpy as np
 
 from mrl_jax import extras
+from mrl_jax.data.loader import put
 from mrl_jax.data.text_files import SUFFIXES, read_rows
 from mrl_jax.errors import DataError, UsageError, shown
 from mrl_jax.models.text import SentenceEncoder, Static, prompts
-from mrl_jax.runtime.rows import Embed, Rows, embedded, one_ahead
+from mrl_jax.runtime.rows import Embed, Rows, embedded, gathered, one_ahead
 from mrl_jax.tasks import inputs
 
 with extras.needed("text", "embedding texts"):
     from mrl_jax.interop.text_folder import TextFolder
-    from mrl_jax.models.text.tokenizer import Tokenizer, pad, text_list
+    from mrl_jax.models.text.tokenizer import Tokenizer, pad, padded_length, text_list
 
 # What the column with the texts of a file may be called, the first that a row has.
 TEXT_COLUMNS = ("text", "caption", "sentence", "query")
@@ -308,3 +309,30 @@ def teacher_of(folder: TextFolder) -> Callable[[Iterable[str]], np.ndarray]:
         return embedded(embed, rows, folder.encoder.out_dim, 0, rows.count, normalize=True)
 
     return teach
+
+
+def embed_texts(
+    embed: Callable[[dict[str, jax.Array]], jax.Array],
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    max_length: int,
+    batch_size: int,
+    sharding: jax.sharding.Sharding,
+) -> np.ndarray:
+    """Embeddings [N, D] float32 of any texts, in their order, the same on every process.
+
+    `embed` takes a batch of `tokens` [B, T] and `lengths` [B] to embeddings [B, D] on every device.
+    """
+    tokens = tokenizer.encode(list(texts), max_length)
+    # The longest go first: what does not fit in memory shows at once.
+    order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]))
+
+    def results():
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            length = padded_length(len(tokens[rows[0]]), max_length)
+            tokens_bt, lengths_b = pad([tokens[i] for i in rows], length, batch_size)
+            yield rows, embed(put({"tokens": tokens_bt, "lengths": lengths_b}, sharding))
+
+    return gathered(results(), len(tokens)).astype(np.float32, copy=False)

@@ -3,7 +3,14 @@ import pytest
 from evaluators.subjects import texts_by
 
 from mrl_jax.errors import NonFiniteError
-from mrl_jax.evaluators.text_common import RESAMPLES, interval, resamples, rivals
+from mrl_jax.evaluators.text_common import (
+    FITTED_ON,
+    RESAMPLES,
+    fitted_on,
+    interval,
+    resamples,
+    rivals,
+)
 from mrl_jax.record.results import Series
 
 WIDTH = 6
@@ -57,3 +64,10 @@ def test_interval_is_the_middle_95_percent():
 def test_embeddings_that_are_not_finite_are_refused():
     with pytest.raises(NonFiniteError, match="1 of 2 embeddings of queries hold NaN"):
         texts_by(lambda t: np.array([[1.0, np.nan], [1, 1]]), (2,)).embedded(["a", "b"], "queries")
+
+
+@pytest.mark.parametrize("count", [1, FITTED_ON, FITTED_ON + 1, 2 * FITTED_ON - 1, 50 * FITTED_ON])
+def test_rivals_are_fitted_on_rows_from_everywhere(count):
+    rows = range(count)[fitted_on(count)]
+    assert min(count, FITTED_ON / 2) <= len(rows) <= FITTED_ON
+    assert rows[-1] >= count - rows.step

@@ -18,7 +18,7 @@ from mrl_jax.evaluators import cross_modal, found_photos, zero_shot
 from mrl_jax.evaluators.attempt import attempt
 from mrl_jax.evaluators.attribution import images_of
 from mrl_jax.evaluators.cross_modal import Captions, Sides
-from mrl_jax.evaluators.text_common import FITTED_ON
+from mrl_jax.evaluators.text_common import fitted_on
 from mrl_jax.models.text.tokenizer import Tokenizer
 from mrl_jax.record.finding import NO_TRAIN, Finding, refusals
 from mrl_jax.record.results import Series
@@ -26,7 +26,7 @@ from mrl_jax.runtime.mesh import batch_sharding, replicated
 from mrl_jax.runtime.rows import in_batches
 from mrl_jax.tasks.image_text.captions import Captioned
 from mrl_jax.tasks.image_text.task import ImageText
-from mrl_jax.tasks.sentence_pairs.measure import embed_texts
+from mrl_jax.tasks.text_inputs import embed_texts
 
 SEARCH = "text_to_image_recall1"  # names the search in messages
 CAPTIONS = "caption_1nn"
@@ -125,10 +125,8 @@ class ImageTextEvaluation:
 
     def _rivals(self, images: Callable, texts: Callable) -> dict[str, Sides]:
         train = self._captioned["train"]
-        text_n = _spread(np.arange(len(train.texts)))
-        return cross_modal.rivals(
-            images(_some(train)), texts([train.texts[i] for i in text_n]), self._seed
-        )
+        fitted = train.texts[fitted_on(len(train.texts))]
+        return cross_modal.rivals(images(_some(train)), texts(fitted), self._seed)
 
     def _told(
         self,
@@ -177,15 +175,10 @@ def _captions(split: Captioned) -> Captions:
     return Captions(split.photo_n, split.text_n)
 
 
-def _spread(row_n: np.ndarray) -> np.ndarray:
-    """At most `FITTED_ON` of these rows, evenly spread."""
-    return row_n[:: max(1, len(row_n) // FITTED_ON)][:FITTED_ON]
-
-
 def _some(split: Captioned) -> Split | Stream:
     """Photos to fit rivals on."""
-    images = split.images
-    row_n = _spread(np.arange(images.examples))
+    images, rows = split.images, fitted_on(split.images.examples)
     if isinstance(images, Split):
-        return Split(images.image[row_n], images.label[row_n])
+        return Split(images.image[rows], images.label[rows])
+    row_n = np.arange(images.examples)[rows]
     return dataclasses.replace(images, records=Chosen(images.records, row_n))

@@ -9,21 +9,20 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mrl_jax.data.loader import put
 from mrl_jax.data.text import TextData, TextSplit
 from mrl_jax.evaluators import matching, text_common, text_sets, text_sts
 from mrl_jax.evaluators.attempt import attempt
 from mrl_jax.evaluators.spaces import Space
-from mrl_jax.evaluators.text_common import FITTED_ON, Embed, TextSubject
+from mrl_jax.evaluators.text_common import Embed, TextSubject, fitted_on
 from mrl_jax.evaluators.text_sets import TextSet
 from mrl_jax.models.text.prompts import Role, by_role
-from mrl_jax.models.text.tokenizer import Tokenizer, pad, padded_length
+from mrl_jax.models.text.tokenizer import Tokenizer
 from mrl_jax.record.finding import NO_TRAIN, Finding, digest_of, refusals
 from mrl_jax.record.results import Series
 from mrl_jax.runtime.mesh import batch_sharding, replicated
-from mrl_jax.runtime.rows import gathered
 from mrl_jax.tasks.sentence_pairs.documents import Documents
 from mrl_jax.tasks.sentence_pairs.task import SentencePairs
+from mrl_jax.tasks.text_inputs import embed_texts
 
 NO_PROMPTS = MappingProxyType(by_role({}, ""))
 
@@ -122,7 +121,7 @@ class SentenceEvaluation:
 
     def _rivals(self, embed: Embed) -> dict[str, Space]:
         train = self._data.splits["train"]
-        fitted = train.texts[:: max(1, len(train.texts) // FITTED_ON)][:FITTED_ON]
+        fitted = train.texts[fitted_on(len(train.texts))]
         # Where pairs are a query and a document, documents are what is searched.
         role = "document" if _is_asked(train) else "default"
         return text_common.rivals(embed(fitted, role), self._seed)
@@ -188,30 +187,3 @@ def _ids(split: TextSplit) -> tuple[np.ndarray, np.ndarray]:
 def _is_asked(split: TextSplit) -> bool:
     """Whether the first text of each pair is a query and the second a document."""
     return split.kind in ("pairs", "triplets")
-
-
-def embed_texts(
-    embed: Callable[[dict[str, jax.Array]], jax.Array],
-    texts: Sequence[str],
-    tokenizer: Tokenizer,
-    *,
-    max_length: int,
-    batch_size: int,
-    sharding: jax.sharding.Sharding,
-) -> np.ndarray:
-    """Embeddings [N, D] float32 of any texts, in their order, the same on every process.
-
-    `embed` takes a batch of `tokens` [B, T] and `lengths` [B] to embeddings [B, D] on every device.
-    """
-    tokens = tokenizer.encode(list(texts), max_length)
-    # The longest go first: what does not fit in memory shows at once.
-    order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]))
-
-    def results():
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            length = padded_length(len(tokens[rows[0]]), max_length)
-            tokens_bt, lengths_b = pad([tokens[i] for i in rows], length, batch_size)
-            yield rows, embed(put({"tokens": tokens_bt, "lengths": lengths_b}, sharding))
-
-    return gathered(results(), len(tokens)).astype(np.float32, copy=False)
