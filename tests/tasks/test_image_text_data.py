@@ -5,11 +5,14 @@ import io
 import json
 import tarfile
 import threading
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
+from interop.torch_reference import resnet_state
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
@@ -19,10 +22,13 @@ from mrl_jax.data import Options
 from mrl_jax.data.token_cache import Tokens, vocabulary_of
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.models import build
+from mrl_jax.models.resnet import ResNet
+from mrl_jax.nesting import Nesting
 from mrl_jax.tasks import text_encoder
 from mrl_jax.tasks.image_text import captions, towers
 from mrl_jax.tasks.image_text.captions import TrainPairs
 from mrl_jax.tasks.image_text.sources import Where
+from mrl_jax.tasks.image_text.task import ImageText
 
 SIZE = 4
 # The captions of each photo: two have one in common, and one has a caption twice.
@@ -391,6 +397,45 @@ def towers_of(split, **keys):
         image=backbone.init(key, jnp.zeros((1, *image_shape))),
         text=encoder.module.init(key, *one)["params"],
     )
+
+
+@pytest.fixture
+def torch_image_tower(tmp_path):
+    """A network of PyTorch in a file, and one like it with a linear layer more on top."""
+    save_file = pytest.importorskip("safetensors.numpy").save_file
+    state = resnet_state((1, 1, 1, 1), False, 4)
+    save_file({n: np.ascontiguousarray(x) for n, x in state.items()}, tmp_path / "w.safetensors")
+    return tmp_path / "w.safetensors", ResNet((1, 1, 1, 1), False, 4, embedding_dim=6)
+
+
+ANY = types.SimpleNamespace(texts=["a dog", "a cat"])
+
+
+def test_what_a_file_of_weights_lacks_starts_fresh(torch_image_tower):
+    config, start = towers_of(ANY)
+    path, backbone = torch_image_tower
+    config.weights = str(path)
+    start = towers.with_weights(config, start._replace(backbone=backbone, image=None, text=None))
+    two = ImageText(backbone, start.encoder.module, Nesting((2, 4)), 4, (SIZE, SIZE, 3), 8)
+    state = dict(
+        zip(("params", "model_state"), jax.eval_shape(two.init, jax.random.key(0)), strict=True)
+    )
+    given = types.SimpleNamespace(task=two, state=state, with_values=lambda _, *values: values)
+    where, put = towers.put_in(config, given, start)
+    assert where == f"image tower from {path}"
+    params, model_state = put(None)
+    image = traverse_util.flatten_dict(params["image"], sep="/")
+    fresh = {name for name, leaf in image.items() if not isinstance(leaf, np.ndarray)}
+    assert fresh == {"embedding/bias", "embedding/kernel"}
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(model_state))
+
+
+def test_a_locked_tower_has_weights_for_all_of_it(torch_image_tower):
+    config, start = towers_of(ANY)
+    path, backbone = torch_image_tower
+    config.weights, config.towers.locked = str(path), "image"
+    with pytest.raises(UsageError, match=r"embedding/bias.* would stay as random as it starts"):
+        towers.with_weights(config, start._replace(backbone=backbone, image=None))
 
 
 def vectors_of(split, start, config):

@@ -124,7 +124,7 @@ def with_weights(config: ConfigDict, start: Start, needed: Sequence[str] = ("ima
     """The same with the weights of the image tower, where a file has them and they are needed.
 
     Raises:
-      UsageError: no such file, or one of another network.
+      UsageError: no such file, one of another network, or one that lacks a part of a locked tower.
       DataError: it is damaged.
     """
     if not config.weights or start.image is not None or "image" not in needed:
@@ -132,7 +132,15 @@ def with_weights(config: ConfigDict, start: Start, needed: Sequence[str] = ("ima
     variables = _abstract(start)
     named = {"backbone": variables.pop("params")}
     params, state = _read(pathlib.Path(config.weights), start.backbone, named, variables)
-    return start._replace(image={"params": params["backbone"], **state})
+    image = traverse_util.flatten_dict({"params": params["backbone"], **state}, sep="/")
+    # A linear layer on top, which a network of PyTorch lacks, is still a shape.
+    found = {name: leaf for name, leaf in image.items() if isinstance(leaf, np.ndarray)}
+    if (lacking := image.keys() - found.keys()) and config.towers.locked in ("image", "both"):
+        raise UsageError(
+            f"config.towers.locked: {min(lacking)} of the image tower would stay as random as it "
+            f"starts, {config.weights} has none; legal: config.model.embedding_dim=0"
+        )
+    return start._replace(image=traverse_util.unflatten_dict(found, sep="/"))
 
 
 def _abstract(start: Start) -> dict[str, Any]:
