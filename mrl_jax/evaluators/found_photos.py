@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mrl_jax.evaluators.cross_modal import Captions
+from mrl_jax.evaluators.ranking import ROUNDING
 from mrl_jax.evaluators.text_common import unit_rows
 from mrl_jax.record.finding import Finding
 from mrl_jax.record.results import Series
@@ -112,7 +113,9 @@ def _search(
         best_k = np.argsort(-cosine_p, kind="stable")[:BEST]
         photos.append(best_k)
         rights.append(right_p[best_k])
-        rank_g.append(1 + int((cosine_p > cosine_p[right_p].max()).sum()))
+        # As in `cross_modal.ranks`: what is as near within rounding is ahead.
+        ahead_p = ~(cosine_p < cosine_p[right_p].max() - ROUNDING) & ~right_p
+        rank_g.append(1 + int(ahead_p.sum()))
     return Found(text, np.stack(photos), np.stack(rights), np.array(rank_g))
 
 
