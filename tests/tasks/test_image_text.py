@@ -133,6 +133,13 @@ def test_a_learned_scale_ends_at_its_limit_and_comes_back(beyond):
     np.testing.assert_allclose(at_limit, below, rtol=1e-2)
 
 
+def test_the_scale_of_a_model_is_the_one_of_its_loss():
+    limit = math.log(MAX_SCALE)
+    assert task().log_scale({"log_scale": jnp.float32(limit + 0.1)}) == jnp.float32(limit)
+    assert task(loss_name="sigmoid").log_scale({"log_scale": jnp.float32(5)}) == 5
+    np.testing.assert_allclose(task(learned=False, temperature=0.1).log_scale({}), math.log(10))
+
+
 def test_a_learned_scale_at_its_limit_rises_no_further():
     still = task(locked=("image", "text"))
     params, state = initial(still)

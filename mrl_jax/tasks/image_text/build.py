@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -367,7 +366,7 @@ def image_folder(setup: Any, params: Any, model_state: Any) -> ImageFolder:
         task.mean,
         task.std,
         # Of the widest prefix, where each has its own.
-        float(np.ravel(params.get("log_scale", -math.log(task.temperature)))[-1]),
+        float(np.ravel(task.log_scale(params))[-1]),
     )
 
 

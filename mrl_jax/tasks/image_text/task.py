@@ -232,12 +232,18 @@ class ImageText:
         divides = self.mesh is not None and len(z_bd) % batch_divisor(dict(self.mesh.shape)) == 0
         return rows_split(z_bd, self.mesh) if divides else z_bd
 
+    def log_scale(self, params: Tree) -> jax.Array:
+        """The logarithm of what cosines are multiplied by in the loss, [] or [G]."""
+        if not self.learned:
+            return jnp.array(-math.log(self.temperature))
+        return _at_most(params["log_scale"], math.log(self._most))
+
     def _nested_loss(
         self, params: Tree, a_bd, b_bd, mask_b, keep_bn
     ) -> tuple[jax.Array, jax.Array]:
         temperature, bias = self.temperature, self.bias
         if self.learned:
-            temperature = jnp.exp(-_at_most(params["log_scale"], math.log(self._most)))
+            temperature = jnp.exp(-self.log_scale(params))
             bias = params.get("bias")
         shared = {
             "temperature": temperature,
