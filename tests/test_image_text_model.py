@@ -86,6 +86,7 @@ def test_what_fits_no_tower_or_several_is_refused_in_a_line(model, photos):
         ([3], {}, r"got \[3\]"),
         (np.zeros((1, 16, 16, 3)), {}, "got an array of float64"),
         ([str(photos[0])], {}, 'could be images or texts: say tower="image" or tower="text", and'),
+        (["no/such/photo.JPG"], {}, "could be images or texts: .* files as pathlib.Path"),
         (["a dog"], {"tower": "dogs"}, "tower must be image or text, got 'dogs'"),
         (photos, {"prompt_name": "query"}, "prompt_name is of texts, and these are images"),
         (["a dog"], {"prompt_name": "query"}, "no prompt 'query'; legal: none"),

@@ -1,5 +1,6 @@
 """Two towers trained by the command: in two processes, stopped and gone on with, locked."""
 
+import json
 import shutil
 
 import jax
@@ -9,9 +10,11 @@ import pytest
 import mrl_jax
 from mrl_jax import config as configs
 from mrl_jax import experiment
+from mrl_jax.errors import UsageError
 from mrl_jax.interop.two_towers import read_two_towers
 from mrl_jax.models.text.tokenizer import pad
 from mrl_jax.runtime.step import evaluated
+from mrl_jax.tasks.image_text import build
 from tests import commands, test_train, text_models, tower_models
 
 
@@ -176,6 +179,7 @@ def test_a_siglip_is_made_nested_by_training_all_of_it(clips, towers_run, tmp_pa
             {"pairs__micro_batch": 4, "model__batch_norm_groups": 8},
             "model.batch_norm_groups 8 does not divide the micro_batch 4",
         ),
+        ({"data__std": (0.0,)}, "config.data: std must be one positive number"),
         ({"pairs__temperature": 0.001}, "temperature must be >= 0.01"),
         ({"optimizer__accumulate": 2}, "config.pairs.micro_batch saves the memory"),
         ({"text__width": 0}, "a static table needs so many dims"),
@@ -186,3 +190,21 @@ def test_keys_that_cannot_be_are_refused(keys, line, towers_run, tmp_path):
     _, data = towers_run
     argv = commands.train_towers(tmp_path / "run", data, **keys)
     assert line in commands.refused(argv, 2)
+
+
+@pytest.mark.parametrize("same", ["photo", "caption"])
+def test_pairs_that_are_all_positives_are_refused(same, towers_run, tmp_path):
+    _, data = towers_run
+    rows = [{"image": f"photos/{n:02}.png", "caption": f"number {n}"} for n in range(2)]
+    column = {"photo": "image"}.get(same, same)
+    rows = [{**row, column: rows[0][column]} for row in rows]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = commands.train_towers(tmp_path / "run", tmp_path, data__images=data)
+    assert f"all pairs of train have the same {same}, so none is" in commands.refused(argv, 3)
+
+
+def test_a_batch_of_one_pair_is_refused():
+    config = configs.load(str(commands.ROOT / "configs" / "flickr8k.py"))
+    config.batch_size = 1
+    with pytest.raises(UsageError, match="batch_size must be >= 2: a pair is told from the others"):
+        build.check(config)

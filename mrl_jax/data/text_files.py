@@ -232,7 +232,10 @@ def find_files(
         be one split.
     """
     if bool(path) == bool(files):
-        raise UsageError("texts to learn from: needs data.path=FOLDER or data.files=train=FILE,...")
+        given = "both" if path else "neither"
+        raise UsageError(
+            f"config.data needs data.path=FOLDER or data.files=train=FILE,..., got {given}"
+        )
     found: dict[str, list[pathlib.Path]] = {}
     for split, file in named.pairs("data.files", files, SPLITS, "SPLIT=FILE"):
         found.setdefault(split, []).append(pathlib.Path(file))

@@ -73,9 +73,10 @@ def alone(width: int) -> dict[str, Sides]:
 def check(captions: Captions) -> None:
     """Raises Unmeasurable where no search can go wrong."""
     photos, texts = (len(np.unique(number_t)) for number_t in captions)
-    if min(photos, texts) < 2:
+    if np.unique(np.stack(captions), axis=1).shape[1] == photos * texts:
         raise Unmeasurable(
-            f"needs at least 2 photos with different captions, got {photos} and {texts} texts"
+            f"needs 2 photos whose captions are not the same, got photos: {photos}, different "
+            f"captions of each: {texts}"
         )
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from mrl_jax.data import Split, Stream
 from mrl_jax.data.folder import Chosen, Record
+from mrl_jax.data.images import IMAGE_SUFFIXES
 from mrl_jax.data.remarks import Remarks
 from mrl_jax.data.tree import open_tree
 from mrl_jax.errors import DataError, UsageError
@@ -153,7 +154,10 @@ def preprocessing(shape: Sequence[int], crop_share: float) -> dict[str, Any]:
 
 
 def _names_file(item: Any) -> bool:
-    return isinstance(item, str) and os.path.isfile(item)
+    if not isinstance(item, str):
+        return False
+    # A file that is missing would else be embedded as the text that its name is.
+    return item.lower().endswith(tuple(IMAGE_SUFFIXES)) or os.path.isfile(item)
 
 
 def _of_stream(stream: Stream) -> Rows:

@@ -163,12 +163,14 @@ def test_photos_with_one_text_have_no_nearest_other_caption():
 
 
 def test_two_photos_are_needed_and_numbers():
-    with pytest.raises(
-        Unmeasurable, match="at least 2 photos with different captions, got 1 and 2"
-    ):
+    with pytest.raises(Unmeasurable, match="got photos: 1, different captions of each: 2"):
         cross_modal.measure(
             np.eye(2), np.eye(2), Captions(np.zeros(2, int), np.arange(2)), AT, (2,)
         )
+    all_of_all = Captions(np.array([0, 0, 1, 1, 1]), np.array([0, 1, 0, 1, 1]))
+    with pytest.raises(Unmeasurable, match="got photos: 2, different captions of each: 2"):
+        cross_modal.check(all_of_all)
+    cross_modal.check(Captions(*(number_t[1:] for number_t in all_of_all)))
     captions = Captions(np.arange(2), np.arange(2))
     bad = np.array([[1, np.nan], [0, 1]])
     with pytest.raises(NonFiniteError, match="1 of 2 embeddings of images of test hold NaN"):

@@ -18,7 +18,7 @@ from mrl_jax.data.class_folders import open_classes
 from mrl_jax.data.remarks import Remarks
 from mrl_jax.data.tfds import parse_parts
 from mrl_jax.data.token_cache import tokens_of, vocabulary_of
-from mrl_jax.errors import UsageError, shown
+from mrl_jax.errors import DataError, UsageError, shown
 from mrl_jax.evaluators import zero_shot
 from mrl_jax.interop.image_folder import ImageFolder, after
 from mrl_jax.interop.text_folder import TextFolder
@@ -28,6 +28,7 @@ from mrl_jax.record.folder import TOKENIZER
 from mrl_jax.runtime.program import Program
 from mrl_jax.tasks import common, image_encoder, text_encoder
 from mrl_jax.tasks.common import config_errors
+from mrl_jax.tasks.image_encoder import check_pixels
 from mrl_jax.tasks.image_text import captions, sources, towers
 from mrl_jax.tasks.image_text.captions import Captioned, TrainPairs
 from mrl_jax.tasks.image_text.measure import ImageTextEvaluation
@@ -101,6 +102,10 @@ def check(config: ConfigDict) -> None:
         raise UsageError(
             "config.optimizer.accumulate: parts of a batch would not be told from each other; "
             "config.pairs.micro_batch saves the memory and keeps the loss"
+        )
+    if config.batch_size < 2:
+        raise UsageError(
+            "config.batch_size must be >= 2: a pair is told from the others of its batch"
         )
     with config_errors("pairs"):
         if p.micro_batch and config.batch_size % p.micro_batch:
@@ -223,6 +228,7 @@ def make_task(config: ConfigDict, facts: Mapping[str, Any], mesh: Mesh | None) -
             flip=d.flip,
             shift=d.random_shift,
         )
+        check_pixels(facts["mean"], facts["std"], facts["image_shape"])
     with config_errors("pairs"):
         return ImageText(
             backbone=_backbone(config, facts),
@@ -275,6 +281,11 @@ def open_data(
     said = start.notes if start else ()
     lines = [*notes, *said, f"texts are cut after {found.max_length} tokens"]
     pairs = splits.get("train")
+    if train and min(len(pairs.names), len(pairs.texts)) < 2:
+        raise DataError(
+            f"{where.name}: all pairs of train have the same "
+            f"{'photo' if len(pairs.names) < 2 else 'caption'}, so none is told from another"
+        )
     source = hashlib.sha256(pairs.texts.flat).hexdigest() if pairs else ""
     if tokenizer is None:
         tokenizer = vocabulary_of(
