@@ -444,7 +444,7 @@ def test_images_do_not_read_the_keys_of_texts():
         configs.load("configs/digits.py:mrl", ["--config.pairs.margin=0.5"])
 
 
-def test_embedding_a_text_run_is_refused(finished, tmp_path):
+def test_embedding_the_pairs_of_a_split_is_refused(finished, tmp_path):
     line = commands.refused(
         commands.command(
             *("mrl_jax.embed", "--workdir", finished[0], "--input", "train"),
@@ -452,4 +452,4 @@ def test_embedding_a_text_run_is_refused(finished, tmp_path):
         ),
         2,
     )
-    assert "embeds images" in line
+    assert "are not embedded one by one; give an iterable of strings, or the path" in line
