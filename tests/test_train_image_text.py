@@ -6,11 +6,12 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import mrl_jax
 from mrl_jax import config as configs
 from mrl_jax import experiment
-from mrl_jax.errors import UsageError
+from mrl_jax.errors import DataError, UsageError
 from mrl_jax.interop.two_towers import read_two_towers
 from mrl_jax.models.text.tokenizer import pad
 from mrl_jax.runtime.step import evaluated
@@ -76,7 +77,15 @@ def test_a_locked_text_tower_is_kept_and_its_vectors_are_made_once(towers_run, e
     start = text_models.bert().params
     jax.tree.map(np.testing.assert_array_equal, model_state["locked"]["text"], start)
     assert "text" not in params
-    assert setup.facts["locked"]
+    weights = encoder / "model.safetensors"
+    tensors = safetensors.numpy.load_file(weights)
+    other = shutil.copytree(encoder, tmp_path / "other") / weights.name
+    safetensors.numpy.save_file({name: 2 * x for name, x in tensors.items()}, other)
+    setup.config.text.encoder = str(other.parent)
+    with pytest.raises(
+        DataError, match=r"stays locked \(text\) are others than the run began with"
+    ):
+        experiment.from_config(setup.config, tmp_path / "run")
 
 
 def test_trained_in_memory_or_from_a_stream_it_is_the_same(towers_run, tmp_path):

@@ -166,8 +166,8 @@ def draw(
                     spine.set_color(RIGHT if right else FAINT)
                     spine.set_linewidth(3 if right else 0.6)
     note = (
-        f"The {BEST} nearest of {photos:,} photos; a green frame has the photo that the caption is "
-        "of, whose rank is at the left"
+        f"The {BEST} nearest of {photos:,} photos; a green frame marks the photo that the caption "
+        "belongs to; its rank is at the left"
     )
     figure.text(*inches(GAP, total_height - NOTE / 2), note, va="center", **text)
     buffer = io.BytesIO()

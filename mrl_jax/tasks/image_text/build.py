@@ -294,6 +294,11 @@ def open_data(
         found = found.with_vocabulary(tokenizer.vocab_size)
         start = start._replace(encoder=found, tokenizer=tokenizer)
     known = dict(facts) if start is None else _facts_of(config, start)
+    if facts is not None and known["locked"] != facts["locked"]:
+        raise DataError(
+            f"the weights of what stays locked ({' and '.join(still)}) are others than the run "
+            "began with; put those back, or start in a new folder"
+        )
     reading = f"{tokenizer.content} {tokenizer.marks} {found.max_length} {size} {known['locked']}"
     if pairs is None or start is None:
         return Pairs(where.name, splits, dict(splits), found, tokenizer, reading, lines, known)
