@@ -13,6 +13,7 @@ All runs:   python -m mrl_jax.sweep --config configs/flickr8k.py --root runs/fli
             flags
 Arguments:  mrl | fixed=M, M one of the dims below; then ",locked" or ",unlocked"
 Hardware:   two CPU cores
+Expected:   not run to its end yet; the paper has no Flickr8k
 """
 
 from mrl_jax.config import default_config, set_method
