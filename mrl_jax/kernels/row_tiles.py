@@ -26,10 +26,11 @@ MAX_UNROLLED = 12
 # Logits that a tile may hold, over all granularities, and its rows. Measured on a CPU: larger tiles
 # cost page faults, smaller ones go through `w` and its gradient too often, which weighs more where
 # blocks are small. A loop goes over arrays of one granularity many times: they should stay in the
-# cache of a core.
+# cache of a core, and be so small that XLA leaves each operation to one thread. Splitting these over
+# two takes longer than it saves: both wait for each other thousands of times.
 MIN_ROWS = 8
 TILE_ELEMENTS, MAX_ROWS = 2**22, 256
-LOOPED_TILE_ELEMENTS, LOOPED_MAX_ROWS = 2**24, 64
+LOOPED_TILE_ELEMENTS, LOOPED_MAX_ROWS = 2**24, 32
 
 Reduction = Literal["logsumexp", "softplus"]
 
@@ -109,9 +110,26 @@ def _reduce(reduction: Reduction, logits_rn: jax.Array):
         scale_r = jnp.where(mass_r == 0, 0, 1 / mass_r)
         return jnp.log(mass_r) + peak_r, e_rn, scale_r
     e_rn = jnp.exp(-jnp.abs(logits_rn))
-    value_r = exact_dot(jnp.maximum(logits_rn, 0) + jnp.log1p(e_rn), ones_n)
+    value_r = exact_dot(jnp.maximum(logits_rn, 0), ones_n) + _sum_log1p(e_rn)
     sigmoid_rn = jnp.where(logits_rn >= 0, 1, e_rn) / (1 + e_rn)
     return value_r, sigmoid_rn, jnp.ones_like(value_r)
+
+
+def _sum_log1p(e_rn: jax.Array) -> jax.Array:
+    """Sums of log(1 + e) along rows, [R], of numbers from 0 to 1.
+
+    A product of factors 1 + e is kept as what exceeds one, which loses no small `e`; so there is
+    one logarithm for up to sixteen of them.
+    """
+    above_rn = e_rn
+    for _ in range(4):
+        half, odd = divmod(above_rn.shape[1], 2)
+        if odd:
+            break
+        first_rn, second_rn = above_rn[:, :half], above_rn[:, half:]
+        above_rn = first_rn + second_rn + first_rn * second_rn
+    logs_rn = jnp.log1p(above_rn)
+    return exact_dot(logs_rn, jnp.ones(logs_rn.shape[1], logs_rn.dtype))
 
 
 def _up(reduction: Reduction, kept_rn, running_rn, of_granularity):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mrl_jax import Nesting
-from mrl_jax.kernels import nested_info_nce, nested_sigmoid_loss
+from mrl_jax.kernels import nested_info_nce, nested_sigmoid_loss, row_tiles
 
 NESTING = Nesting((3, 8, 20), (1.0, 0.5, 3.0))
 DENSE = Nesting(tuple(range(1, 33)))
@@ -352,3 +352,12 @@ def test_a_bad_bias_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             traced(nested_sigmoid_loss, nesting=NESTING, temperature=0.1, bias=bias, **problem())
+
+
+@pytest.mark.parametrize("columns", [1, 7, 24, 48])
+def test_sums_of_log1p_lose_no_small_number(columns):
+    rng = np.random.default_rng(columns)
+    for low in (-30, -3, 0):  # almost nothing, something, and all ones
+        e_rn = np.exp(rng.uniform(low, 0, (5, columns))).astype(np.float32)
+        wanted_r = np.log1p(e_rn.astype(np.float64)).sum(1)
+        np.testing.assert_allclose(row_tiles._sum_log1p(e_rn), wanted_r, rtol=1e-6)
