@@ -26,8 +26,8 @@ MAX_UNROLLED = 12
 # Logits that a tile may hold, over all granularities, and its rows. Measured on a CPU: larger tiles
 # cost page faults, smaller ones go through `w` and its gradient too often, which weighs more where
 # blocks are small. A loop goes over arrays of one granularity many times: they should stay in the
-# cache of a core, and be so small that XLA leaves each operation to one thread. Splitting these over
-# two takes longer than it saves: both wait for each other thousands of times.
+# cache of a core, and be so small that XLA leaves each operation to one thread. Two threads take
+# longer than they save, as they wait for each other thousands of times.
 MIN_ROWS = 8
 TILE_ELEMENTS, MAX_ROWS = 2**22, 256
 LOOPED_TILE_ELEMENTS, LOOPED_MAX_ROWS = 2**24, 32
