@@ -23,6 +23,8 @@ SLIM = "slim"
 ONE_DIM = ("fixed", SLIM)
 NAMES = {"separate": "MRL", "shared": "MRL-E", "fixed": "FF", SLIM: "Slim"}
 
+MOST_SHOWN = 3  # config keys in a label
+
 COLUMNS = ("run", "method", "seed", *Result._fields)
 
 # The config values, as (key, JSON text), in which a method differs from others of the study.
@@ -193,12 +195,36 @@ def read_of(variant: Variant) -> Variant:
     return tuple(item for item in variant if item[0].startswith(READ))
 
 
+def _told_by(variants: Collection[Variant]) -> set[str]:
+    """The keys that labels show: all, or of more than `MOST_SHOWN` as few as tell variants apart.
+
+    A configuration that differs in many keys is known by one of them, which is rather a word, such
+    as towers.locked=both, than one of the numbers that go with it.
+    """
+    values = [dict(variant) for variant in variants]
+    left = list(dict.fromkeys(key for of_keys in values for key in of_keys))
+    if len(left) <= MOST_SHOWN:
+        return set(left)
+
+    def apart(keys: Collection[str]) -> int:
+        return len({tuple(of_keys.get(key) for key in keys) for of_keys in values})
+
+    chosen: list[str] = []
+    while apart(chosen) < apart(left):
+        words = {k: all(v.get(k, '"').startswith('"') for v in values) for k in left}
+        more = [key for key in left if apart([*chosen, key]) > apart(chosen)]
+        chosen.append(max(more, key=lambda key: (words[key], apart([*chosen, key]))))
+    return set(chosen)
+
+
 def suffix(variant: Variant, variants: Collection[Variant]) -> str:
     """The part of a label that tells a variant from the others, e.g. ", learning_rate=0.1"."""
-    keys = {key for other in variants for key, _ in other}
+    keys = _told_by(variants)
     last = [key.rpartition(".")[2] for key in keys]
     parts = []
     for key, text in variant:
+        if key not in keys:
+            continue
         short = key.rpartition(".")[2]
         value = json.loads(text)
         shown = value if isinstance(value, str) and value else text

@@ -192,6 +192,30 @@ def test_varying_keys_become_labels():
     assert [c.label for c in table.comparisons] == labels
 
 
+def test_labels_of_unlike_configs_show_what_tells_them_apart():
+    unlike = {"towers.locked": ("both", "image"), "batch_size": (512, 256), "steps": (1171, 117)}
+    unlike |= {"optimizer.learning_rate": (1e-3, 2e-4), "optimizer.warmup_steps": (117, 11)}
+    runs = [
+        make_run(kind, dims, 0, top1(d8=0.5), **{key: two[i] for key, two in unlike.items()})
+        for i in (0, 1)
+        for kind, dims in (("separate", (2, 8)), ("fixed", (8,)))
+    ]
+    assert [m.label for m in methods.group(runs)] == [
+        "MRL, locked=both",
+        "MRL, locked=image",
+        "FF-8, locked=both",
+        "FF-8, locked=image",
+    ]
+    # Two that share the word are told apart by one of the numbers.
+    other = {key: two[1] for key, two in unlike.items()} | {"optimizer.learning_rate": 0.5}
+    runs.append(make_run("separate", (2, 8), 0, top1(d8=0.5), **other))
+    assert [m.label for m in methods.group(runs) if m.kind == "separate"] == [
+        "MRL, locked=both, learning_rate=0.001",
+        "MRL, locked=image, learning_rate=0.0002",
+        "MRL, locked=image, learning_rate=0.5",
+    ]
+
+
 def test_short_labels_stay_unambiguous():
     runs = [
         make_run("separate", (2,), 0, top1(d2=0.5), **{"model.name": name, "optimizer.name": opt})
