@@ -3,12 +3,12 @@
 Restores the newest checkpoint of a trained run. DATA is one of its splits (train, val, test), a
 folder with images at any depth, which are prepared as in evaluation, a file of texts (.txt with one
 in a line; .jsonl, .tsv or .parquet with a column text, caption, sentence or query), or, for an
-adaptor, vectors: .npy, .parquet or such a folder as this writes. Of a run with several towers, one
-of them reads DATA: of photos and captions, --tower text reads the captions of a split, where
-otherwise its photos are meant. DIR gets vectors and ids in shards, and manifest.json;
-`mrl_jax.store.vectors.open_vectors(DIR)` reads them. Ids are the rows of a split or a file, the
-lines of names.txt, or those that vectors have. Called again it goes on: finished shards are
-kept, damaged ones written again. Keys that do not change the model may be given anew, such as
+adaptor, vectors: whatever `mrl_jax.search` reads, such a folder as this writes included. Of a run
+with several towers, one of them reads DATA: of photos and captions, --tower text reads the captions
+of a split, where otherwise its photos are meant. DIR gets vectors and ids in shards, and
+manifest.json; `mrl_jax.store.vectors.open_vectors(DIR)` reads them. Ids are the rows of a split or
+a file, the lines of names.txt, or those that vectors have. Called again it goes on: finished shards
+are kept, damaged ones written again. Keys that do not change the model may be given anew, such as
 --config.eval.batch_size=512, --config.mesh.tensor=1 or --config.data.path=...
 """
 
@@ -42,6 +42,7 @@ from mrl_jax.runtime.step import evaluated
 from mrl_jax.store import shards, tables
 from mrl_jax.store.files import write_text
 from mrl_jax.store.shards import Format, Manifest, Shard
+from mrl_jax.store.vectors import place
 
 
 class Request(NamedTuple):
@@ -119,7 +120,7 @@ class Job:
             source = f"split {request.source} {setup.dataset.fingerprint(request.source)}"
         else:
             path = pathlib.Path(request.source)
-            if not path.exists():
+            if not place(path)[0].exists():
                 raise UsageError(
                     f"--input must be a split ({', '.join(SPLITS)}) or a folder of images, a file "
                     f"of texts, or vectors; got {request.source!r}"

@@ -1,11 +1,11 @@
 """Embeddings that somebody else computed, on which adaptors are trained and measured.
 
-    FOLDER/train.npy             vectors, floating point [N, D]; or train.parquet with a column of
-                                 lists, or the folder train that `mrl_jax.embed` wrote
+    FOLDER/train.npy             vectors, floating point [N, D]; or any other file or folder that
+                                 `store.vectors` opens, such as train.parquet or train.fvecs
     FOLDER/train_positives.npy   if there are any: row i answers row i of train
 
 and the same for val and test. Files may also be named one by one. Which rows make up a batch is a
-pure function of (seed, step); .npy files stay on disk and are read row by row.
+pure function of (seed, step); files that can be mapped stay on disk and are read row by row.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from mrl_jax.data.loader import put, train_rows
 from mrl_jax.data.named import SPLITS
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.store import inputs
-from mrl_jax.store.vectors import Vectors, open_vectors
+from mrl_jax.store.vectors import SUFFIXES, Vectors, open_vectors, place
 
 POSITIVES = "_positives"
 PARTS = (*SPLITS, *(split + POSITIVES for split in SPLITS))
@@ -125,23 +125,23 @@ def find_vectors(path: str, files: Sequence[str], *, train: bool = True) -> dict
     if bool(path) == bool(files):
         raise UsageError("task adaptor needs data.path=FOLDER or data.files=train=X.npy,...")
     pairs = named.pairs("data.files", files, PARTS, "PART=PLACE", once=True)
-    found = {part: pathlib.Path(place) for part, place in pairs}
+    found = {part: pathlib.Path(where) for part, where in pairs}
     if path:
         folder = pathlib.Path(path)
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder")
         for part in PARTS:
-            here = [folder / f"{part}{suffix}" for suffix in (".npy", ".parquet", "")]
-            here = [place for place in here if place.exists()]
+            here = [folder / f"{part}{suffix}" for suffix in (*SUFFIXES, "")]
+            here = [where for where in here if where.exists()]
             if len(here) > 1:
                 raise DataError(f"{here[0]} and {here[1]}: which is {part}?")
             if here:
                 found[part] = here[0]
     where = path or "data.files"
     if not train and not all(
-        found[p].exists() for p in ("train", "train" + POSITIVES) if p in found
+        place(found[p])[0].exists() for p in ("train", "train" + POSITIVES) if p in found
     ):
-        found = {part: place for part, place in found.items() if not part.startswith("train")}
+        found = {part: where for part, where in found.items() if not part.startswith("train")}
     for part in (*["train"] * train, *(part.removesuffix(POSITIVES) for part in found)):
         if part not in found:
             raise DataError(f"{where} has no {part} split ({part}.npy, {part}.parquet or a folder)")
@@ -154,13 +154,13 @@ def load(path: str, files: Sequence[str], *, train: bool = True) -> VectorData:
     """Opens and checks all vectors; arguments as of `find_vectors`.
 
     Raises:
-      UsageError: as `find_vectors`; Parquet without pyarrow.
+      UsageError: as `find_vectors`; or see `open_vectors`.
       DataError: anything missing, damaged or empty, NaN or infinity (names file and row), or files
         that do not fit each other.
     """
     places = find_vectors(path, files, train=train)
     first = "train" if "train" in places else next(iter(places))
-    opened = {part: open_vectors(place).in_reach() for part, place in places.items()}
+    opened = {part: open_vectors(where).in_reach() for part, where in places.items()}
     splits = {}
     for part, vectors in opened.items():
         split = part.removesuffix(POSITIVES)

@@ -1,9 +1,9 @@
 """Hands vectors over: `python -m mrl_jax.engines postgres|milvus load|query ...`, or `parquet`.
 
-Vectors are a .npy or .parquet file [N, D], or a folder that `mrl_jax.embed` wrote. A schedule reads
-like "64:400 > 2048", or comes from a plan (`mrl_jax.search plan`) with the metric and code that it
-was measured for; a load says what of the plan the engine does not have. Secrets belong in
-PGPASSWORD or ~/.pgpass, and in MILVUS_TOKEN.
+Vectors are any file or folder that `mrl_jax.search` reads. A schedule reads like "64:400 > 2048",
+or comes from a plan (`mrl_jax.search plan`) with the metric and code that it was measured for; a
+load says what of the plan the engine does not have. Secrets belong in PGPASSWORD or ~/.pgpass, and
+in MILVUS_TOKEN.
 """
 
 from mrl_jax import cli
@@ -43,11 +43,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     source = cli.ArgumentParser(add_help=False)
     source.add_argument(
-        "--vectors", required=True, help=".npy or .parquet [N, D], or a folder of mrl_jax.embed"
+        "--vectors",
+        required=True,
+        help="file or folder, such as X.npy, X.parquet, X.hdf5:train or what mrl_jax.embed wrote",
     )
-    source.add_argument("--ids", help=".npy [N] of integers; default: row numbers")
+    source.add_argument("--ids", help=".npy or .ivecs of N integers; default: row numbers")
     asked = cli.ArgumentParser(add_help=False)
-    asked.add_argument("--queries", required=True, help=".npy [B, D], or a folder")
+    asked.add_argument("--queries", required=True, help="as --vectors, such as X.hdf5:test")
     asked.add_argument("--k", type=int, default=10)
     asked.add_argument("--out", required=True, type=pathlib.Path, help=".npz: ids, scores [B, k]")
     places = {"postgres": cli.ArgumentParser(add_help=False)}

@@ -29,7 +29,7 @@ from mrl_jax.search.device import on_disk
 from mrl_jax.search.device.on_disk import Found
 from mrl_jax.search.schedule import Metric
 from mrl_jax.store.shards import Format, Manifest
-from mrl_jax.store.vectors import open_vectors
+from mrl_jax.store.vectors import open_vectors, place
 
 _STORE_BYTES = 2**28  # of a cluster on this machine: no vectors go through it
 
@@ -183,7 +183,7 @@ def embed(
 ) -> str:
     """What `mrl_jax.embed` does, with the shards spread over workers; gives its last line."""
     request = request._replace(workdir=request.workdir.absolute())
-    if pathlib.Path(request.source).exists():
+    if place(request.source)[0].exists():
         request = request._replace(source=str(pathlib.Path(request.source).absolute()))
     out = out.absolute()
     with _quiet() as ray:

@@ -1,9 +1,11 @@
 """Plans, builds and asks indexes: `python -m mrl_jax.search COMMAND ...`, see COMMAND --help.
 
-Vectors are a .npy or .parquet file [N, D], or a folder that `mrl_jax.embed` wrote. `plan` measures
-which dims, codes and clusters reach a recall; `build` writes an index by that plan, or for exact
-search; `query` asks it, `evaluate` measures it, `add`, `delete` and `compact` change it, `verify`
-reads all of it and compares checksums.
+Vectors are a file of .npy, .fvecs, .bvecs, .safetensors, .hdf5 (.h5), .parquet, .arrow or .feather,
+a folder of .parquet or .arrow files, or one that `mrl_jax.embed` wrote. Where a file holds several
+arrays or columns, FILE:NAME says which. `plan` measures which dims, codes and clusters reach a
+recall; `build` writes an index by that plan, or for exact search; `query` asks it, `evaluate`
+measures it, `add`, `delete` and `compact` change it, `verify` reads all of it and compares
+checksums.
 """
 
 from mrl_jax import cli
@@ -24,11 +26,13 @@ def _parser() -> cli.ArgumentParser:
     index.add_argument("--index", required=True, type=pathlib.Path, help="folder of the index")
     vectors = cli.ArgumentParser(add_help=False)
     vectors.add_argument(
-        "--vectors", required=True, help=".npy or .parquet [N, D], or a folder of mrl_jax.embed"
+        "--vectors",
+        required=True,
+        help="file or folder, such as X.npy, X.parquet, X.hdf5:train or what mrl_jax.embed wrote",
     )
-    vectors.add_argument("--ids", help=".npy [N] of integers (default: row numbers)")
+    vectors.add_argument("--ids", help=".npy or .ivecs of N integers (default: row numbers)")
     queries = cli.ArgumentParser(add_help=False)
-    queries.add_argument("--queries", required=True, help=".npy or .parquet [Q, D], or a folder")
+    queries.add_argument("--queries", required=True, help="as --vectors, such as X.hdf5:test")
     queries.add_argument("--k", type=int, default=10, help="neighbours (default: 10)")
 
     parser = cli.ArgumentParser("python -m mrl_jax.search", description=__doc__)
@@ -57,7 +61,7 @@ def _parser() -> cli.ArgumentParser:
     verbs.add_parser("evaluate", parents=[index, queries], help="recall, times and bytes")
     verbs.add_parser("add", parents=[index, vectors], help="more vectors")
     verb = verbs.add_parser("delete", parents=[index], help="some vectors")
-    verb.add_argument("--ids", required=True, type=pathlib.Path, help=".npy [n] of integers")
+    verb.add_argument("--ids", required=True, type=pathlib.Path, help=".npy or .ivecs of integers")
     verbs.add_parser("compact", parents=[index], help="free the room of deleted vectors")
     verbs.add_parser("verify", parents=[index], help="read all and compare checksums")
     return parser

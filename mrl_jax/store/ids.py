@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from mrl_jax.errors import DataError
-from mrl_jax.store import inputs
+from mrl_jax.store import inputs, vecs
 
 LARGEST = 2**63 - 1
 
@@ -32,12 +32,13 @@ def as_int64(ids_n: np.ndarray, where: object) -> np.ndarray:
 
 
 def read(path: pathlib.Path) -> np.ndarray:
-    """The ids [N] int64 of an .npy file, in memory.
+    """The ids [N] int64 of an .npy or .ivecs file, in memory.
 
     Raises:
       DataError: it is missing or damaged, or see `as_int64`.
     """
-    return np.array(as_int64(inputs.open_npy(path), path))
+    found_n = vecs.read_ids(path) if path.suffix == vecs.IDS else inputs.open_npy(path)
+    return np.array(as_int64(found_n, path))
 
 
 def check_unique(ids_n: np.ndarray, where: object) -> None:

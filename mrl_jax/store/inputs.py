@@ -71,6 +71,23 @@ def open_npy(path: pathlib.Path) -> np.ndarray:
     return array
 
 
+def mapped_file(path: pathlib.Path) -> np.ndarray:
+    """The bytes of a file, uint8 and read-only, read when they are used; there may be none.
+
+    Raises:
+      DataError: it is missing, no regular file, or cannot be read; names it.
+    """
+    check_file(path)
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            return mapped(file.fileno()) if size else np.empty(0, np.uint8)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path} is missing") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
 @contextlib.contextmanager
 def opened_npz(path: pathlib.Path) -> Iterator[np.lib.npyio.NpzFile]:
     """The arrays of an .npz file by name, read when they are asked for; no Python objects.

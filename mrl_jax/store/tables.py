@@ -1,17 +1,21 @@
 """Parquet files of vectors and their ids, which anyone may have written."""
 
 import contextlib
+import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from mrl_jax import extras
-from mrl_jax.errors import DataError, shown
-from mrl_jax.store import ids, inputs
+from mrl_jax.errors import DataError
+from mrl_jax.store import columns, inputs
+from mrl_jax.store.parts import BLOCK, Blocks, Last
 
-_BATCH = 2**22  # numbers that are decoded at a time
+_MOST_ROWS = 2**16  # of a block
+# Pages are read and decoded as they are needed: a row group may hold all of a large file.
+_STREAMED = {"pre_buffer": False, "buffer_size": 2**20, "page_checksum_verification": True}
 
 
 def parquet() -> Any:
@@ -25,8 +29,145 @@ def parquet() -> Any:
     return pyarrow.parquet
 
 
+def open_tables(
+    paths: Sequence[pathlib.Path],
+    name: str | None = None,
+    *,
+    with_ids: bool = True,
+    trusted: bool = False,
+) -> list[Blocks]:
+    """The vectors of Parquet files, of which one block is in memory at a time.
+
+    Files are read once here, to see that no vector is missing or of another length.
+
+    Args:
+      paths: of the files.
+      name: of the column of vectors; None: as the first file has it, see `columns.of_vectors`.
+      with_ids: whether ids are read, from the column id where there is one.
+      trusted: whether lists of a fixed size are believed to be whole until they are read, so that
+        files are not read here.
+
+    Raises:
+      UsageError: pyarrow is not installed.
+      DataError: a damaged file; no such column, or lists that are missing or not of one length; ids
+        that are missing or not whole numbers. Names the file and mostly the row.
+    """
+    last, stream, parts = Last(), _Stream(), []
+    for path in paths:
+        part, name = _open(path, name, with_ids, trusted, last, stream)
+        parts.append(part)
+    return parts
+
+
+def _open(
+    path: pathlib.Path,
+    name: str | None,
+    with_ids: bool,
+    trusted: bool,
+    last: Last,
+    stream: "_Stream",
+) -> tuple[Blocks, str]:
+    """The vectors of a file, and the column that they are in."""
+    with _opened(path) as file:
+        metadata, schema, ids_n = file.metadata, file.schema_arrow, None
+        name = columns.of_vectors(path, schema, name)
+        kind = schema.field(name).type
+        told = trusted and str(kind).startswith("fixed_size_list")
+        width = kind.list_size if told else _seen_width(file, name, path)
+        if with_ids and "id" in schema.names:
+            ids_n = columns.as_ids(file.read(["id"])["id"], path)
+    groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    starts, at_a_time = np.cumsum([0, *groups]), _rows_in_a_block(width)
+    # The group of every block, and which of its blocks it is.
+    places = [(g, i) for g, rows in enumerate(groups) for i in range(-(-rows // at_a_time))]
+    sizes = [min(at_a_time, groups[g] - i * at_a_time) for g, i in places]
+    dtype = np.dtype(kind.value_type.to_pandas_dtype())
+
+    def blocks_of(group: int) -> Iterator[np.ndarray]:
+        row, last_row = int(starts[group]), int(starts[group + 1])
+        with _opened(path, metadata=metadata) as file:
+            batches = file.iter_batches(at_a_time, row_groups=[group], columns=[name])
+            # Batches may be smaller than asked for.
+            part_nd = np.empty((0, width), dtype)
+            while row < last_row:
+                rows = min(at_a_time, last_row - row)
+                block_nd, filled = np.empty((rows, width), dtype), 0
+                while filled < rows:
+                    if not len(part_nd):
+                        if (batch := next(batches, None)) is None:
+                            raise DataError(f"{path} is no whole Parquet file: rows are missing")
+                        part_nd = _rows(batch, name, path, row, width)
+                    some_nd = part_nd[: rows - filled]
+                    block_nd[filled : filled + len(some_nd)] = some_nd
+                    part_nd = part_nd[len(some_nd) :]
+                    filled += len(some_nd)
+                    row += len(some_nd)
+                yield block_nd
+
+    def load(block: int) -> np.ndarray:
+        group, i = places[block]
+        return stream.block((path, group), i, functools.partial(blocks_of, group))
+
+    return Blocks(path, sizes, width, dtype, load, last, ids_n), name
+
+
+class _Stream:
+    """The blocks of one row group in order: of it, no later one is decoded without the earlier.
+
+    All files of a set share it, because each that is open holds a descriptor.
+    """
+
+    def __init__(self):
+        self._group, self._next, self._blocks = None, 0, None
+
+    def block(
+        self, group: Any, index: int, open_group: Callable[[], Iterator[np.ndarray]]
+    ) -> np.ndarray:
+        """A block of a row group, whose blocks `open_group` gives from its beginning."""
+        if self._group != group or self._next > index:
+            if self._blocks is not None:
+                self._blocks.close()
+            self._group, self._next, self._blocks = group, 0, open_group()
+        try:
+            while True:
+                block_nd = next(self._blocks)
+                self._next += 1
+                if self._next > index:
+                    return block_nd
+        except BaseException:
+            self._group = None
+            raise
+
+
+def _rows(batch: Any, name: str, path: pathlib.Path, row: int, width: int | None) -> np.ndarray:
+    """The vectors of a batch that begins at a row of the file and must have this width."""
+    if not len(batch):
+        return np.empty((0, width or 0), np.float32)
+    rows_nd = columns.as_rows(batch.column(name), path, row)
+    if width is not None and rows_nd.shape[1] != width:
+        raise columns.uneven(path, row, rows_nd.shape[1], width)
+    return rows_nd
+
+
+def _seen_width(file: Any, name: str, path: pathlib.Path) -> int:
+    """Dims of the vectors, of which every one is looked at; 0 if there are no rows."""
+    # Not from the metadata of columns: pyarrow aborts the process where these are damaged.
+    first = next((batch for batch in file.iter_batches(1, columns=[name]) if len(batch)), None)
+    if first is None:
+        return 0
+    width, row = _rows(first, name, path, 0, None).shape[1], 0
+    for batch in file.iter_batches(_rows_in_a_block(width), columns=[name]):
+        _rows(batch, name, path, row, width)
+        row += len(batch)
+    return width
+
+
+def _rows_in_a_block(width: int) -> int:
+    return min(max(BLOCK // max(width, 1), 1), _MOST_ROWS)
+
+
 @contextlib.contextmanager
-def opened(path: pathlib.Path, **options: Any) -> Iterator[Any]:
+def _opened(path: pathlib.Path, **options: Any) -> Iterator[Any]:
     """A `pyarrow.parquet.ParquetFile`; errors of pyarrow become one line.
 
     Raises:
@@ -38,133 +179,11 @@ def opened(path: pathlib.Path, **options: Any) -> Iterator[Any]:
 
     inputs.check_file(path)
     try:
-        with module.ParquetFile(path, **options) as file:
+        with module.ParquetFile(path, **_STREAMED, **options) as file:
             yield file
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{path} is missing") from None
     except MemoryError:
         raise DataError(f"{path} unpacks to more than fits in memory") from None
     except (OSError, ValueError, EOFError, pa.ArrowException) as error:
         raise DataError(f"{path} is no whole Parquet file: {error}") from error
-
-
-def read(path: pathlib.Path, with_ids: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
-    """The vectors [N, D] of a file and, where it has a column id, their ids [N] int64.
-
-    Vectors are the only column of lists of floating point numbers, or the one called vector.
-
-    Raises:
-      UsageError: pyarrow is not installed.
-      DataError: a damaged file; no such column, or lists that are missing, empty or not of one
-        length; ids that are missing or not whole numbers. Names the file and mostly the row.
-    """
-    with opened(path) as file:
-        schema = file.schema_arrow
-        name = _column_of_vectors(path, schema)
-        rows, z_nd, first = file.metadata.num_rows, None, 0
-        for batch in file.iter_batches(columns=[name], batch_size=_rows_at_a_time(file)):
-            if not len(batch):
-                continue
-            part_nd = as_rows(batch.column(0), path, first)
-            if z_nd is None:
-                z_nd = np.empty((rows, part_nd.shape[1]), part_nd.dtype)
-            if part_nd.shape[1] != z_nd.shape[1]:
-                raise _uneven(path, first, part_nd.shape[1], z_nd.shape[1])
-            z_nd[first : first + len(part_nd)] = part_nd
-            first += len(part_nd)
-        if z_nd is None or not z_nd.size:
-            width = 0 if z_nd is None else z_nd.shape[1]
-            raise DataError(f"{path} is empty: {rows} rows of {width} dims")
-        ids_n = read_ids(path, file) if with_ids and "id" in schema.names else None
-    return z_nd, ids_n
-
-
-def read_ids(path: pathlib.Path, file: Any) -> np.ndarray:
-    """The column id [N] of a file that is open, as int64.
-
-    Raises:
-      DataError: a row without an id, or ids that are not whole numbers.
-    """
-    import pyarrow as pa
-
-    field = file.schema_arrow.field("id")
-    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-    if not pa.types.is_integer(kind):
-        raise DataError(
-            f"{path}: the column id must hold whole numbers (int64, or another type of integers), "
-            f"it holds {field.type}; leave it out where row numbers will do"
-        )
-    # pyarrow would make floats of a column with nulls, and round the ids.
-    column = file.read(["id"])["id"].cast(kind)
-    if column.null_count:
-        row = int(column.is_null().to_numpy().argmax())
-        raise DataError(f"{path}: row {row} has no id")
-    return ids.as_int64(column.to_numpy(), path)
-
-
-def as_rows(column: Any, path: pathlib.Path, first: int) -> np.ndarray:
-    """Vectors [N, D] of an Arrow array of lists of floats.
-
-    Args:
-      column: N >= 1 lists of any kind.
-      path: of the file, for the message.
-      first: number of the first row in the file.
-
-    Raises:
-      DataError: a list that is missing, holds a null, or has another length; names the row.
-    """
-    import pyarrow.compute as pc
-
-    lengths = pc.list_value_length(column)
-    if lengths.null_count:
-        row = int(lengths.is_null().to_numpy(zero_copy_only=False).argmax())
-        raise DataError(f"{path}: row {first + row} has no vector")
-    lengths_n = lengths.to_numpy()
-    width = int(lengths_n[0])
-    if (uneven_n := lengths_n != width).any():
-        row = int(uneven_n.argmax())
-        raise _uneven(path, first + row, int(lengths_n[row]), width)
-    values = pc.list_flatten(column)
-    if values.null_count:
-        row = int(values.is_null().to_numpy(zero_copy_only=False).argmax()) // width
-        raise DataError(f"{path}: row {first + row} has a vector with a null in it")
-    return values.to_numpy(zero_copy_only=False).reshape(len(column), width)
-
-
-def _uneven(path: pathlib.Path, row: int, dims: int, width: int) -> DataError:
-    return DataError(f"{path}: row {row} has {dims} dims, the rows before it have {width}")
-
-
-def _column_of_vectors(path: pathlib.Path, schema: Any) -> str:
-    if len(set(schema.names)) < len(schema.names):
-        raise DataError(f"{path} has two columns of the same name: {shown(schema.names)}")
-    lists = [field.name for field in schema if is_vector(field.type)]
-    if len(lists) > 1 and "vector" in lists:
-        lists = ["vector"]
-    if len(lists) != 1:
-        types = {field.name: str(field.type) for field in schema}
-        raise DataError(
-            f"{path} must have one column of lists of floating point numbers, or one of them "
-            f"called vector; it has {shown(types)}"
-        )
-    return lists[0]
-
-
-def is_vector(kind: Any) -> bool:
-    """Whether an Arrow type is one of lists of floating point numbers."""
-    import pyarrow as pa
-
-    kinds = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
-    is_list = any(getattr(pa.types, f"is_{name}")(kind) for name in kinds)
-    return is_list and pa.types.is_floating(kind.value_type)
-
-
-def _rows_at_a_time(file: Any) -> int:
-    """So few that their numbers take no more memory than the vectors themselves."""
-    rows = max(file.metadata.num_rows, 1)
-    numbers = sum(
-        file.metadata.row_group(group).column(column).num_values
-        for group in range(file.metadata.num_row_groups)
-        for column in range(file.metadata.num_columns)
-    )
-    return int(min(max(_BATCH // max(numbers // rows, 1), 1), 2**16))

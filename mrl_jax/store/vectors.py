@@ -1,84 +1,27 @@
-"""Vectors on disk, read a part at a time: one file, or a folder of shards (see `shards`)."""
+"""Vectors on disk, read a part at a time: one file, or a folder of them (see `open_vectors`)."""
 
 import pathlib
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from mrl_jax.errors import DataError, UsageError, shown
-from mrl_jax.store import ids, inputs, shards, tables
+from mrl_jax.store import arrow_files, hdf5, ids, inputs, shards, tables, tensors, vecs
+from mrl_jax.store.parts import Mapped, Part, check_matrix
 
+_TABLES = {
+    ".parquet": tables.open_tables,
+    ".arrow": arrow_files.open_arrow,
+    ".feather": arrow_files.open_arrow,
+}
+_ARRAYS = {
+    ".safetensors": tensors.open_tensor,
+    ".hdf5": hdf5.open_dataset,
+    ".h5": hdf5.open_dataset,
+}
+_NAMED = (*_TABLES, *_ARRAYS)
+SUFFIXES = (".npy", *vecs.VECTORS, *_NAMED)  # of files of vectors
 _SAMPLED = 8192  # rows of a sample in memory at a time beside what is kept of them
-
-
-class _Array:
-    """The vectors [rows, width] of a file, in memory or mapped."""
-
-    def __init__(self, path: pathlib.Path, z_nd: np.ndarray):
-        self.path, self._z_nd = path, z_nd
-        (self.rows, self.width), self.dtype = z_nd.shape, z_nd.dtype
-
-    def read(self, rows: slice | np.ndarray) -> np.ndarray:
-        """These rows, in rising order."""
-        return self._z_nd[rows]
-
-
-def _npy(path: pathlib.Path) -> _Array:
-    z_nd = inputs.open_npy(path)
-    if z_nd.ndim != 2:
-        raise DataError(f"{path} must hold [rows, dims], its shape is {z_nd.shape}")
-    if not np.issubdtype(z_nd.dtype, np.floating):
-        raise DataError(f"{path} must hold floating point numbers, it holds {z_nd.dtype}")
-    if not z_nd.size:
-        raise DataError(f"{path} is empty: {len(z_nd)} rows of {z_nd.shape[1]} dims")
-    return _Array(path, z_nd)
-
-
-class _Parquet:
-    """The vectors of a Parquet shard, read by row groups."""
-
-    def __init__(self, path: pathlib.Path, cache: dict[Any, np.ndarray]):
-        self.path, self._cache = path, cache
-        with tables.opened(path) as file:
-            self._metadata, schema = file.metadata, file.schema_arrow
-            types = {field.name: str(field.type) for field in schema}
-            fixed = types.get("vector", "").startswith("fixed_size_list")
-            if "id" not in types or not fixed or not tables.is_vector(schema.field("vector").type):
-                raise DataError(
-                    f"{path} must have columns id (int64) and vector, it has {shown(types)}"
-                )
-            self.width = schema.field("vector").type.list_size
-            self.ids_n = tables.read_ids(path, file)
-        self.rows, self.dtype = self._metadata.num_rows, np.dtype(np.float32)
-        groups = range(self._metadata.num_row_groups)
-        sizes = [self._metadata.row_group(i).num_rows for i in groups]
-        self._start_g = np.cumsum([0, *sizes])
-
-    def read(self, rows: slice | np.ndarray) -> np.ndarray:
-        """These rows, in rising order."""
-        row_n = np.arange(self.rows)[rows]
-        edges = np.searchsorted(row_n, self._start_g)
-        found = [
-            self._group(g)[row_n[edges[g] : edges[g + 1]] - self._start_g[g]]
-            for g in range(len(edges) - 1)
-            if edges[g] < edges[g + 1]
-        ]
-        return np.concatenate(found)
-
-    def _group(self, g: int) -> np.ndarray:
-        """One row group; of all files together, the last one read is kept."""
-        if (self.path, g) not in self._cache:
-            self._cache.clear()
-            options = {"metadata": self._metadata, "page_checksum_verification": True}
-            with tables.opened(self.path, **options) as file:
-                column = file.read_row_group(g, ["vector"])["vector"].combine_chunks()
-                rows_nd = tables.as_rows(column, self.path, int(self._start_g[g]))
-            self._cache[self.path, g] = rows_nd
-        return self._cache[self.path, g]
-
-
-_Part = _Array | _Parquet
 
 
 def _read_ids(path: pathlib.Path, rows: int) -> np.ndarray:
@@ -98,7 +41,7 @@ class Vectors:
       ids: [N] int64, unique.
     """
 
-    def __init__(self, parts: list[_Part], ids_n: np.ndarray):
+    def __init__(self, parts: list[Part], ids_n: np.ndarray):
         self._parts = parts
         self._start_p = np.cumsum([0, *(part.rows for part in parts)])
         self.rows, self.width = int(self._start_p[-1]), parts[0].width
@@ -150,7 +93,7 @@ class Vectors:
     def take(self, row_n: np.ndarray, width: int | None = None) -> np.ndarray:
         """The vectors of these rows, in any order, each any number of times, [n, width] float32.
 
-        Cheap where rows are in memory or in .npy files; raises as `read`.
+        Cheap where rows are mapped, see `in_reach`; raises as `read`.
         """
         if len(row_n) and not 0 <= row_n.min() <= row_n.max() < self.rows:
             raise ValueError(f"rows {row_n.min()} to {row_n.max()} are not among the {self.rows}")
@@ -167,14 +110,14 @@ class Vectors:
     def in_reach(self) -> "Vectors":
         """The same vectors, of which any rows are read quickly in any order.
 
-        Parquet is unpacked into memory; .npy files are mapped as they are.
+        What is mapped stays as it is; Parquet and what is compressed is unpacked into memory.
         """
-        if not any(isinstance(part, _Parquet) for part in self._parts):
+        if all(part.at_hand for part in self._parts):
             return self
-        return Vectors([_Array(self._parts[0].path.parent, self.read(0, self.rows))], self.ids)
+        return Vectors([Mapped(self._parts[0].path, self.read(0, self.rows))], self.ids)
 
 
-def _checked(part: _Part, rows: slice | np.ndarray) -> np.ndarray:
+def _checked(part: Part, rows: slice | np.ndarray) -> np.ndarray:
     """Rows of one file as float32 in memory of their own, all of them numbers."""
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
         z_nd = np.array(part.read(rows), np.float32, order="C")
@@ -185,54 +128,129 @@ def _checked(part: _Part, rows: slice | np.ndarray) -> np.ndarray:
     return z_nd
 
 
-def _open_folder(folder: pathlib.Path) -> Vectors:
+def place(path: pathlib.Path | str) -> tuple[pathlib.Path, str | None]:
+    """PATH, or PATH:NAME, as the path of a file or folder and the name of what is meant in it."""
+    path = pathlib.Path(path)
+    before, _, name = str(path).rpartition(":")
+    if not name or not before or path.exists():
+        return path, None
+    inner = pathlib.Path(before)
+    return (inner, name) if inner.exists() or inner.suffix in _NAMED else (path, None)
+
+
+def _npy(path: pathlib.Path) -> Mapped:
+    z_nd = inputs.open_npy(path)
+    check_matrix(path, z_nd.shape, z_nd.dtype)
+    return Mapped(path, z_nd)
+
+
+def _open_file(path: pathlib.Path, name: str | None, with_ids: bool) -> list[Part]:
+    if name is not None and path.suffix not in _NAMED:
+        raise UsageError(f"{path} holds one array only, there is no {shown(name)} to name in it")
+    if path.suffix in _TABLES:
+        return _TABLES[path.suffix]([path], name, with_ids=with_ids)
+    if path.suffix in _ARRAYS:
+        return [_ARRAYS[path.suffix](path, name)]
+    if path.suffix in vecs.VECTORS:
+        return [vecs.Rows(path)]
+    if path.suffix == vecs.IDS:
+        raise DataError(f"{path} holds whole numbers, such as ids; vectors are in .fvecs or .bvecs")
+    return [_npy(path)]
+
+
+def _open_shards(folder: pathlib.Path) -> list[Part]:
+    """What `mrl_jax.embed` wrote."""
     manifest = shards.read_manifest(folder)
-    parts, all_ids, cache = [], [], {}
-    for index, shard in enumerate(manifest.shards):
-        files = [folder / name for name in manifest.files(index)]
+    files = [[folder / name for name in manifest.files(i)] for i in range(len(manifest.shards))]
+    for (first, *_), shard in zip(files, manifest.shards, strict=True):
         if not shard.sha256:
-            raise DataError(
-                f"{files[0]} is unfinished: call mrl_jax.embed again as before to go on"
-            )
-        part = _Parquet(*files, cache) if manifest.format == "parquet" else _npy(files[0])
+            raise DataError(f"{first} is unfinished: call mrl_jax.embed again as before to go on")
+    if manifest.format == "parquet":
+        parts = tables.open_tables([first for (first,) in files], "vector", trusted=True)
+    else:
+        parts = [_npy(first) for first, _ in files]
+    for part, shard, (first, *more) in zip(parts, manifest.shards, files, strict=True):
         if (part.rows, part.width, part.dtype) != (shard.rows, manifest.width, np.float32):
             raise DataError(
-                f"{files[0]} holds {part.rows} x {part.width} {part.dtype}, "
+                f"{first} holds {part.rows} x {part.width} {part.dtype}, "
                 f"{shards.MANIFEST} says {shard.rows} x {manifest.width} float32"
             )
-        parts.append(part)
-        all_ids.append(part.ids_n if len(files) == 1 else _read_ids(files[1], part.rows))
-    ids_n = np.concatenate(all_ids)
-    ids.check_unique(ids_n, folder)
-    return Vectors(parts, ids_n)
+        if more:
+            part.ids_n = _read_ids(more[0], part.rows)
+        if part.ids_n is None:
+            raise DataError(f"{first} must have a column id (int64), it has none")
+    return parts
+
+
+def _open_tables(folder: pathlib.Path, name: str | None, with_ids: bool) -> list[Part]:
+    """A folder of Parquet or Arrow files at any depth, in the order in which pyarrow reads them."""
+    found = (path for path in folder.rglob("*") if path.suffix in _TABLES and not path.is_dir())
+    inside = (path.relative_to(folder) for path in found)
+    # What begins so is of those who write such folders: _SUCCESS, _metadata, .part-0.crc.
+    inside = sorted(path for path in inside if not any(x[0] in "._" for x in path.parts))
+    if not inside:
+        raise DataError(
+            f"{folder} has no {shards.MANIFEST}, as mrl_jax.embed writes it, and no file of "
+            f"{' or '.join(_TABLES)}"
+        )
+    openers = {_TABLES[path.suffix]: path for path in inside}
+    if len(openers) > 1:
+        both = " and ".join(map(str, openers.values()))
+        raise DataError(f"{folder} holds {both}: move one kind away, or name a file")
+    (open_all,) = openers
+    parts = open_all([folder / path for path in inside], name, with_ids=with_ids)
+    # Who writes in parallel leaves files without rows.
+    return [part for part in parts if part.rows] or parts[:1]
 
 
 def open_vectors(path: pathlib.Path | str, ids_path: pathlib.Path | str | None = None) -> Vectors:
-    """Opens vectors on disk; they are read when they are asked for, not before.
+    """Opens vectors on disk; they are read when they are asked for, never all at once.
 
     Args:
-      path: a .npy file, floating point [N, D]; a .parquet file with a column of lists of one
-        length, which is read into memory; or a folder that `mrl_jax.embed` wrote.
-      ids_path: for a file, a .npy file with unique ids [N], whole numbers that int64 can hold;
-        None: the column id of Parquet, or the row numbers from 0.
+      path: one of
+        - .npy, floating point [N, D];
+        - .fvecs or .bvecs;
+        - .safetensors or .hdf5 (.h5): the tensor or data set [N, D] called NAME in PATH:NAME, or
+          the only one;
+        - .parquet, .arrow or .feather: a column of lists of one length, called NAME in PATH:NAME or
+          `vector`, or the only one;
+        - a folder of .parquet or of .arrow files, as one;
+        - a folder that `mrl_jax.embed` wrote.
+      ids_path: an .npy or .ivecs file with unique ids [N], whole numbers that int64 can hold; None:
+        the column id of Parquet or Arrow, or the row numbers from 0.
 
     Raises:
-      UsageError: ids for a folder, which holds its own; or Parquet without pyarrow.
+      UsageError: ids for a folder of `mrl_jax.embed`, which holds its own; a NAME where there are
+        none; or a package is missing: pyarrow for Parquet and Arrow, h5py for HDF5.
       DataError: anything missing, unfinished, cut short, empty or not as described; names the file.
+        Where rows of .fvecs have unequal lengths is seen when they are read.
     """
-    path = pathlib.Path(path)
-    if path.is_dir():
-        if ids_path is not None:
+    path, name = place(path)
+    with_ids = ids_path is None
+    if path.is_dir() and (path / shards.MANIFEST).exists():
+        if not with_ids:
             raise UsageError(f"{path} holds ids itself, {ids_path} cannot be given besides")
-        return _open_folder(path)
-    if path.suffix == ".parquet":
-        z_nd, ids_n = tables.read(path, with_ids=ids_path is None)
-        part = _Array(path, z_nd)
+        if name is not None:
+            raise UsageError(f"{path} holds one array only, there is no {shown(name)} in it")
+        parts = _open_shards(path)
+    elif path.is_dir():
+        parts = _open_tables(path, name, with_ids)
     else:
-        part, ids_n = _npy(path), None
-    if ids_path is not None:
-        ids_n = _read_ids(pathlib.Path(ids_path), part.rows)
-    if ids_n is None:
-        return Vectors([part], np.arange(part.rows))
-    ids.check_unique(ids_n, path if ids_path is None else ids_path)
-    return Vectors([part], ids_n)
+        parts = _open_file(path, name, with_ids)
+    rows, width = sum(part.rows for part in parts), parts[0].width
+    if not rows or not width:
+        raise DataError(f"{path} is empty: {rows} rows of {width} dims")
+    for part in parts:
+        if part.width != width:
+            raise DataError(f"{part.path} has {part.width} dims, {parts[0].path} has {width}")
+        if (part.ids_n is None) != (parts[0].ids_n is None):
+            with_id, without = sorted((part, parts[0]), key=lambda x: x.ids_n is None)
+            raise DataError(f"{without.path} has no column id, {with_id.path} has one")
+    if not with_ids:
+        ids_n = _read_ids(pathlib.Path(ids_path), rows)
+    elif parts[0].ids_n is not None:
+        ids_n = np.concatenate([part.ids_n for part in parts])
+    else:
+        return Vectors(parts, np.arange(rows))
+    ids.check_unique(ids_n, path if with_ids else ids_path)
+    return Vectors(parts, ids_n)

@@ -178,6 +178,28 @@ def test_places_that_say_too_little_or_too_much(folder):
         vectors.load(str(folder), ())
 
 
+def test_splits_in_files_of_other_tools(tmp_path):
+    save_file = pytest.importorskip("safetensors.numpy").save_file
+    x_nd, y_nd = rows(9), rows(5, seed=1)
+    file = tmp_path / "all.safetensors"
+    save_file({"train": x_nd, "val": y_nd, "positives": x_nd + 1}, file)
+    named = [f"train={file}:train", f"train_positives={file}:positives", f"val={file}:val"]
+    (tmp_path / "folder").mkdir()
+    save_file({"x": x_nd}, tmp_path / "folder" / "train.safetensors")
+    save_file({"x": x_nd + 1}, tmp_path / "folder" / "train_positives.safetensors")
+    write_parquet(tmp_path / "folder" / "val.parquet", y_nd)
+    fingerprints = set()
+    for path, files in (("", named), (str(tmp_path / "folder"), ())):
+        data = vectors.load(path, files)
+        np.testing.assert_array_equal(all_of(data.splits["train"].sides["positive"]), x_nd + 1)
+        np.testing.assert_array_equal(all_of(data.splits["val"].sides["vector"]), y_nd)
+        fingerprints.add(data.fingerprint())
+    assert len(fingerprints) == 1
+    file.rename(tmp_path / "moved.safetensors")
+    later = [f"train={file}:train", f"val={tmp_path}/moved.safetensors:val"]
+    assert list(vectors.load("", later, train=False).splits) == ["val"]
+
+
 def test_scored_pairs(tmp_path):
     path, z_nd = tmp_path / "sts.npz", rows(4).astype(np.float16)
     np.savez(path, a=z_nd, b=z_nd[::-1], score=[1, 2, 3, 4])

@@ -124,6 +124,34 @@ def test_changes(files, tmp_path, capsys):
         _main("verify", "--index", index)
 
 
+def test_files_of_other_tools_are_taken(tmp_path, capsys):
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    safetensors = pytest.importorskip("safetensors.numpy", reason="the queries are of its kind")
+    x_nd, queries_bd = vectors(60, WIDTH, 0), vectors(9, WIDTH, 1)
+    as_bytes = np.concatenate([np.full((30, 1), WIDTH, "<i4").view("<f4"), x_nd[:30]], 1)
+    (tmp_path / "x.fvecs").write_bytes(as_bytes.astype("<f4").tobytes())
+    (tmp_path / "parts").mkdir()
+    for first, last in ((30, 50), (50, 60)):
+        table = pa.table({"id": np.arange(first, last), "vector": list(x_nd[first:last])})
+        pq.write_table(table, tmp_path / "parts" / f"part-{first}.parquet")
+    safetensors.save_file({"a": queries_bd, "b": x_nd}, tmp_path / "q.safetensors")
+    index, asked = tmp_path / "index", f"{tmp_path}/q.safetensors:a"
+    _main("build", "--vectors", tmp_path / "x.fvecs", "--out", index)
+    _main("add", "--index", index, "--vectors", tmp_path / "parts")
+    _main("query", "--index", index, "--queries", asked, "--k", 3, "--out", tmp_path / "n.npz")
+    with np.load(tmp_path / "n.npz") as found:
+        np.testing.assert_array_equal(found["ids"], nearest(x_nd, queries_bd, 3))
+    _main("evaluate", "--index", index, "--queries", asked, "--k", 3)
+    assert "1.0000 of 9 queries" in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"q\.safetensors: say which are the vectors, such as"):
+        _main("evaluate", "--index", index, "--queries", tmp_path / "q.safetensors")
+    ids_n = np.array([[1, 30], [1, 59], [1, 0]], "<i4")  # each after their number
+    (tmp_path / "gone.ivecs").write_bytes(ids_n.tobytes())
+    _main("delete", "--index", index, "--ids", tmp_path / "gone.ivecs")
+    assert sorted(set(range(60)) - set(Index.open(index).ids.tolist())) == [0, 30, 59]
+
+
 def test_planning_with_the_vectors_themselves_is_no_test(tmp_path, capsys):
     """They find themselves: nothing is known of what others find."""
     np.save(tmp_path / "x.npy", vectors(60, 8, 0))

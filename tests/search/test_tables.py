@@ -96,7 +96,7 @@ def test_all_lists_of_floats_are_vectors(stored, kind):
 
 
 def test_rows_of_many_groups_and_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "_BATCH", 4)  # one row
+    monkeypatch.setattr(tables, "BLOCK", 2)  # one row
     schema = pa.schema({"id": pa.int32(), "vector": FLOATS})
     with pq.ParquetWriter(tmp_path / "x.parquet", schema) as writer:
         for rows in ([], [0, 1], [], [2], []):

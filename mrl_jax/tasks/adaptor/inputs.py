@@ -32,7 +32,7 @@ class Inputs(inputs.Inputs):
         """Checks vectors: an array [N, D], a file or folder of vectors, or a split of a run.
 
         Raises:
-          UsageError: vectors of other dims, or none; Parquet without pyarrow.
+          UsageError: vectors of other dims, or none; or see `open_vectors`.
           DataError: files that are missing or damaged, or NaN or infinity in them.
         """
         width = self.spec["vector"][0][1]

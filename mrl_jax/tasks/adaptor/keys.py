@@ -6,8 +6,8 @@ KEEPS_INPUTS = True
 KEYS = {
     "data.path": Key(
         "",
-        "folder with train.npy, val.npy, ..., train_positives.npy, ..., or .parquet, or folders by "
-        "mrl_jax.embed",
+        "folder with train.npy, val.npy, ..., train_positives.npy, ..., or other files or folders "
+        "that mrl_jax.search reads",
         resume=True,
         path=True,
     ),
