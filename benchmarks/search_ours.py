@@ -49,7 +49,7 @@ class Ours(Case):
             lists=self.lists,
             list_dim=self.dims[0] if self.lists > 1 else 0,
         )
-        Index.build(folder / "index", open_vectors(vectors), plan)
+        Index.build(folder / "index", open_vectors(vectors), plan=plan)
 
     def open(self, vectors, folder):
         """Opened, and where its lists begin."""

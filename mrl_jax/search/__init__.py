@@ -1,16 +1,17 @@
 """Searching nested embeddings: find with few dims, decide with many. All of it sees only arrays.
 
 `top_k` and `funnel` search arrays on devices, exactly and by a `Schedule`; a `DeviceIndex` does so
-again and again. `search.index.Index` is an index on disk, for which `search.planner` finds a plan.
+again and again. An `Index` is in a folder, and `search.planner` finds a plan for it.
 """
 
 import importlib
 from typing import Any
 
-__all__ = ["DeviceIndex", "Schedule", "funnel", "top_k"]
+__all__ = ["DeviceIndex", "Index", "Schedule", "funnel", "top_k"]
 
 _MODULES = {
     "DeviceIndex": "device.funnel",
+    "Index": "index",
     "Schedule": "schedule",
     "funnel": "device.funnel",
     "top_k": "device.exact",

@@ -100,7 +100,7 @@ def build(arguments: argparse.Namespace) -> None:
     how = read_plan(arguments.plan) if arguments.plan else Plan(Schedule.exact(vectors.width))
     outputs.check_new(arguments.out)
     start = time.perf_counter()
-    index = Index.build(arguments.out, vectors, how, progress=_progress(vectors.rows))
+    index = Index.build(arguments.out, vectors, plan=how, progress=_progress(vectors.rows))
     seconds = time.perf_counter() - start
     print(f"{index.rows:,} vectors of {index.width} dims in {seconds:.1f} s: {arguments.out}")
     print(f"{frontier.described(index.plan)}, {index.plan.metric}; {_bytes(index)}")
@@ -122,7 +122,10 @@ def query(arguments: argparse.Namespace) -> None:
             found_ids.append(found[0])
             scores.append(found[1])
             bar.update(len(query_bd))
-    found = {"ids": np.concatenate(found_ids), "scores": np.concatenate(scores)}
+    all_ids = np.concatenate(found_ids)
+    if all_ids.dtype == object:
+        all_ids = all_ids.astype(str)  # which can be read without unpickling
+    found = {"ids": all_ids, "scores": np.concatenate(scores)}
     outputs.write_arrays(arguments.out, _NEIGHBOURS, **found)
     print(f"{queries.rows:,} queries, {queries.rows / seconds:,.1f} a second: {arguments.out}")
 
@@ -137,7 +140,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     row_bk = ranks.neighbours(
         source, query_bd, k, index.plan.metric, dim=final, progress=_progress(source.rows)
     )
-    recall_b = (source.ids[row_bk][:, :, None] == found_bk[:, None, :]).any(2).mean(1)
+    recall_b = (index.ids[row_bk][:, :, None] == found_bk[:, None, :]).any(2).mean(1)
     low, high = propose.prediction_interval(recall_b, k, 0)
     times = trial.times(index, query_bd, k)
     latency = ", ".join(f"{name} {value:.3f}" for name, value in times.latency_ms.items())

@@ -61,7 +61,7 @@ def test_an_index(macos, tmp_path):
     z_nd = np.random.default_rng(0).standard_normal((300, 16)).astype(np.float32)
     for name, lists in (("flat", {}), ("lists", {"lists": 4, "list_dim": 8, "probes": 4})):
         plan = Plan(Schedule.parse("8:100 > 16"), code="int8", **lists)
-        index = Index.build(tmp_path / name, InMemory(z_nd), plan)
+        index = Index.build(tmp_path / name, InMemory(z_nd), plan=plan)
         index.delete([7])
         index.compact()
         index.verify()

@@ -95,7 +95,7 @@ def test_an_index_and_the_truth_of_plans_are_found_so(metric, tmp_path, monkeypa
         source = store(tmp_path, z_nd, name=kind)
         np.testing.assert_array_equal(ranks.neighbours(source, query_bd, K, metric), row_bk)
         for schedule in (Schedule.exact(D), Schedule.parse(f"8:{N} > {D}")):
-            index = Index.build(tmp_path / f"{kind} {schedule}", source, Plan(schedule, metric))
+            index = Index.build(tmp_path / f"{kind} {schedule}", source, plan=Plan(schedule, metric))
             np.testing.assert_array_equal(index.search(query_bd, K)[0], row_bk)
 
 
@@ -108,7 +108,7 @@ def test_short_vectors_are_found_as_long_ones_are(code, lists, tmp_path):
     found = []
     for power in (0, -44, -80):  # a power of two rounds nothing
         scale = np.float32(2.0**power)
-        index = Index.build(tmp_path / str(power), store(tmp_path, z_nd * scale), plan)
+        index = Index.build(tmp_path / str(power), store(tmp_path, z_nd * scale), plan=plan)
         found.append(index.search(query_bd * scale, 5))
     for ids_bk, scores_bk in found[1:]:
         np.testing.assert_array_equal(ids_bk, found[0][0])
@@ -127,6 +127,6 @@ def test_vectors_that_cannot_be_compared_are_refused(tmp_path):
 
 def test_more_results_than_could_ever_be_are_refused(tmp_path):
     z_nd, query_bd = hard("many equal")
-    index = Index.build(tmp_path / "index", store(tmp_path, z_nd[:5]), Plan(Schedule.exact(D)))
+    index = Index.build(tmp_path / "index", store(tmp_path, z_nd[:5]), plan=Plan(Schedule.exact(D)))
     with pytest.raises(ValueError, match="k must be 1 to 10000; got 100000000"):
         index.search(query_bd, 100_000_000)

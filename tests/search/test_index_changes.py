@@ -57,7 +57,7 @@ def test_added_deleted_compacted(plan, query_bd, tmp_path):
     folder = tmp_path / "index"
     z_nd, ids = draw(700, D), np.random.default_rng(0).permutation(700) * 3 + 2**40 + 5
     alive_n = np.zeros(700, bool)
-    Index.build(folder, store(tmp_path, z_nd[:400], ids[:400]), plan)
+    Index.build(folder, store(tmp_path, z_nd[:400], ids[:400]), plan=plan)
     alive_n[:400] = True
 
     def compare(index):
@@ -68,7 +68,7 @@ def test_added_deleted_compacted(plan, query_bd, tmp_path):
             check(everything(index, query_bd, threads=threads), truth_bn, ids[alive_n])
         new = store(tmp_path, z_nd[alive_n], ids[alive_n], name="new")
         shutil.rmtree(tmp_path / "new", ignore_errors=True)
-        anew = Index.build(tmp_path / "new", new, plan)
+        anew = Index.build(tmp_path / "new", new, plan=plan)
         same(everything(index, query_bd), everything(anew, query_bd))
         return anew
 
@@ -98,8 +98,8 @@ def test_added_deleted_compacted(plan, query_bd, tmp_path):
 def test_two_segments_keep_at_least_what_one_would(query_bd, tmp_path):
     """By the plan's own numbers: each segment keeps as many, so that no result becomes worse."""
     z_nd = draw(900, D)
-    one = Index.build(tmp_path / "one", store(tmp_path, z_nd), PLANS["flat"])
-    two = Index.build(tmp_path / "two", store(tmp_path, z_nd[:500], name="a"), PLANS["flat"])
+    one = Index.build(tmp_path / "one", store(tmp_path, z_nd), plan=PLANS["flat"])
+    two = Index.build(tmp_path / "two", store(tmp_path, z_nd[:500], name="a"), plan=PLANS["flat"])
     two.add(store(tmp_path, z_nd[500:], np.arange(500, 900), name="b"))
     assert (two.search(query_bd, 20)[1] >= one.search(query_bd, 20)[1]).all()
 
@@ -108,7 +108,7 @@ def test_ties_go_to_the_segment_that_was_first(tmp_path, plan):
     row_1d = draw(1, D)
     ids = np.arange(120)[::-1]
     vectors = store(tmp_path, np.repeat(row_1d, 50, 0), ids[:50])
-    index = Index.build(tmp_path / "index", vectors, plan)
+    index = Index.build(tmp_path / "index", vectors, plan=plan)
     index.add(store(tmp_path, np.repeat(row_1d, 70, 0), ids[50:]))
     np.testing.assert_array_equal(everything(index, row_1d, 20)[0][0], ids[:20])
     index.delete(ids[5:45])
@@ -118,7 +118,7 @@ def test_ties_go_to_the_segment_that_was_first(tmp_path, plan):
 
 def test_an_id_may_come_back(plan, query_bd, tmp_path):
     z_nd, ids = draw(60, D), np.arange(60) - 200
-    index = Index.build(tmp_path / "index", store(tmp_path, z_nd, ids), plan)
+    index = Index.build(tmp_path / "index", store(tmp_path, z_nd, ids), plan=plan)
     index.delete(ids[10:20])
     index.add(store(tmp_path, 2 * z_nd[10:20] + 1, ids[10:20]))
     z_nd[10:20] = 2 * z_nd[10:20] + 1
@@ -131,7 +131,7 @@ def test_an_id_may_come_back(plan, query_bd, tmp_path):
 
 
 def test_until_nothing_is_left(plan, query_bd, tmp_path):
-    index = Index.build(tmp_path / "index", store(tmp_path, draw(30, D)), plan)
+    index = Index.build(tmp_path / "index", store(tmp_path, draw(30, D)), plan=plan)
     index.delete(np.arange(28))
     ids_bk, scores_bk = everything(index, query_bd)
     assert set(ids_bk[:, :2].ravel()) == {28, 29}
@@ -152,7 +152,7 @@ def test_until_nothing_is_left(plan, query_bd, tmp_path):
 
 def test_what_is_refused_changes_nothing(tmp_path, query_bd):
     z_nd = draw(80, D)
-    index = Index.build(tmp_path / "index", store(tmp_path, z_nd), PLANS["lists"])
+    index = Index.build(tmp_path / "index", store(tmp_path, z_nd), plan=PLANS["lists"])
     index.delete([7, 8])
     before, found = content(tmp_path / "index"), everything(index, query_bd)
     changes = [
@@ -189,7 +189,7 @@ def test_what_is_refused_changes_nothing(tmp_path, query_bd):
 
 
 def test_other_files_stay(tmp_path):
-    index = Index.build(tmp_path / "index", store(tmp_path, draw(20, D)), PLANS["flat"])
+    index = Index.build(tmp_path / "index", store(tmp_path, draw(20, D)), plan=PLANS["flat"])
     for name in ("plan.json", "notes", "segmentation.md"):
         (tmp_path / "index" / name).write_text("mine")
     (tmp_path / "index" / "results").mkdir()
@@ -202,7 +202,7 @@ def test_other_files_stay(tmp_path):
 
 def test_readers_see_what_they_opened(plan, query_bd, tmp_path):
     z_nd = draw(100, D)
-    writer = Index.build(tmp_path / "index", store(tmp_path, z_nd), plan)
+    writer = Index.build(tmp_path / "index", store(tmp_path, z_nd), plan=plan)
     reader, asked = Index.open(tmp_path / "index"), Index.open(tmp_path / "index")
     found = everything(asked, query_bd)
     writer.delete(np.arange(50))
@@ -219,7 +219,7 @@ def test_readers_see_what_they_opened(plan, query_bd, tmp_path):
 
 def test_opened_while_it_changes(tmp_path, query_bd):
     """Whatever others do meanwhile, what is opened is whole."""
-    writer = Index.build(tmp_path / "index", store(tmp_path, draw(60, D)), PLANS["flat"])
+    writer = Index.build(tmp_path / "index", store(tmp_path, draw(60, D)), plan=PLANS["flat"])
     more = store(tmp_path, draw(5, D, seed=5), np.arange(5) + 500)
     errors, sizes = [], []
     stop = threading.Event()
@@ -248,7 +248,7 @@ def test_opened_while_it_changes(tmp_path, query_bd):
 
 def test_one_change_at_a_time(tmp_path):
     folder = tmp_path / "index"
-    index = Index.build(folder, store(tmp_path, draw(40, D)), PLANS["flat"])
+    index = Index.build(folder, store(tmp_path, draw(40, D)), plan=PLANS["flat"])
     more = store(tmp_path, draw(5, D), np.arange(5) + 500)
     before = content(folder)
 
@@ -282,7 +282,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(fcntl, "flock", flock)
     monkeypatch.setattr(locks, "_said", set())
-    index = Index.build(tmp_path / "index", store(tmp_path, draw(40, D)), PLANS["flat"])
+    index = Index.build(tmp_path / "index", store(tmp_path, draw(40, D)), plan=PLANS["flat"])
     index.add(store(tmp_path, draw(5, D), np.arange(5) + 500))
     index.delete([3])
     index.compact()
@@ -304,10 +304,10 @@ def test_one_build_at_a_time(tmp_path):
 
         def read(self, first, last):
             with pytest.raises(UsageError, match=r"index\S* is being changed by another command"):
-                Index.build(tmp_path / "index", vectors, PLANS["flat"])
+                Index.build(tmp_path / "index", vectors, plan=PLANS["flat"])
             return vectors.read(first, last)
 
-    Index.build(tmp_path / "index", Second(), PLANS["flat"]).verify()
+    Index.build(tmp_path / "index", Second(), plan=PLANS["flat"]).verify()
     assert not (tmp_path / "index.unfinished").exists()
 
 
@@ -317,7 +317,7 @@ def test_one_build_at_a_time(tmp_path):
 def test_deleted_rows_are_not_found_by_many_queries_at_once(plan, tmp_path):
     """Which are compared with all rows by matrix products."""
     z_nd = draw(3000, 16)
-    index = Index.build(tmp_path / "index", store(tmp_path, z_nd), plan)
+    index = Index.build(tmp_path / "index", store(tmp_path, z_nd), plan=plan)
     index.delete(np.arange(0, 3000, 2))
     ids_bk, _ = index.search(z_nd[:200], 5, threads=1)
     assert (ids_bk % 2 == 1).all()
@@ -343,7 +343,7 @@ class _Swapped:
 def test_a_source_of_the_other_byte_order(tmp_path):
     z_nd = np.random.default_rng(0).standard_normal((300, 16)).astype(np.float32)
     plan = Plan(Schedule.parse("8:50 > 16"), lists=4, list_dim=8, probes=4)
-    index = Index.build(tmp_path / "index", _Swapped(z_nd[:200], np.arange(200)), plan)
+    index = Index.build(tmp_path / "index", _Swapped(z_nd[:200], np.arange(200)), plan=plan)
     index.add(_Swapped(z_nd[200:], np.arange(1000, 1100)))
     index.delete(np.array([1000], ">i8"))
     found, _ = index.search(z_nd[[7, 201]].astype(">f4"), 1)

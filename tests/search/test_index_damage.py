@@ -37,7 +37,7 @@ def whole(tmp_path_factory):
     """Indexes of two segments with deleted rows, by name."""
     folder = tmp_path_factory.mktemp("whole")
     for name, plan in PLANS.items():
-        index = Index.build(folder / name, store(folder, draw(N, D)), plan)
+        index = Index.build(folder / name, store(folder, draw(N, D)), plan=plan)
         index.add(store(folder, draw(20, D), np.arange(20) + 900))
         index.delete([7, 903])
         index.verify()
@@ -342,7 +342,7 @@ def test_what_cannot_be_built(tmp_path):
     flat = Plan(Schedule.parse(f"8:20 > {D}"))
 
     def refused(error, message, plan=flat, vectors=vectors, where=where):
-        line = line_of(error, lambda: Index.build(where, vectors, plan))
+        line = line_of(error, lambda: Index.build(where, vectors, plan=plan))
         assert message in line
         left = {path.name for path in tmp_path.iterdir() if path.suffix != ".npy"}
         assert left <= {"there", "file"}
@@ -376,7 +376,7 @@ def test_what_cannot_be_built(tmp_path):
     (tmp_path / "file").write_text("x")
     refused(UsageError, "file exists already; remove it or give another", where=tmp_path / "file")
     refused(DataError, "Not a directory", where=tmp_path / "file" / "index")
-    there = Index.build(tmp_path / "there", vectors, flat)
+    there = Index.build(tmp_path / "there", vectors, plan=flat)
     refused(UsageError, "there exists already; remove it or give another", where=tmp_path / "there")
     there.verify()
 
@@ -388,7 +388,7 @@ def test_a_full_disk(name, whole, tmp_path):
     folder = shutil.copytree(whole / name, tmp_path / "index")
     old = {path: path.read_bytes() for path in inside(folder)}
     changes = {
-        "build": lambda: Index.build(tmp_path / "new", more, PLANS[name]),
+        "build": lambda: Index.build(tmp_path / "new", more, plan=PLANS[name]),
         "add": lambda: Index.open(folder).add(more),
         "delete": lambda: Index.open(folder).delete(Index.open(folder).ids[:100]),
         "compact": lambda: Index.open(folder).compact(),
@@ -440,7 +440,7 @@ def test_too_few_descriptors(change, whole, tmp_path):
     index = Index.open(folder)
     do = {
         "open": lambda: Index.open(folder),
-        "build": lambda: Index.build(tmp_path / "new", more, LISTS),
+        "build": lambda: Index.build(tmp_path / "new", more, plan=LISTS),
         "add": lambda: index.add(more),
         "delete": lambda: index.delete([3]),
         "compact": lambda: index.compact(),
@@ -567,7 +567,7 @@ def test_opening_reads_no_arrays(whole, tmp_path):
     vectors = store(tmp_path, draw(8000, D))
     script = [sys.executable, "-c", OPENED]
     for name, plan in PLANS.items():
-        Index.build(tmp_path / name, vectors, plan)
+        Index.build(tmp_path / name, vectors, plan=plan)
         script += [whole / name, tmp_path / name]
     done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=True)
     for name, line in zip(PLANS, done.stdout.splitlines(), strict=True):

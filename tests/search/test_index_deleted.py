@@ -45,7 +45,7 @@ def recall(found_bk, wanted_bk):
 
 def test_near_a_group_that_is_deleted(plan, tmp_path):
     z_nd, query_bd = grouped(N, 0), grouped(40, 1)
-    index = Index.build(tmp_path / "index", store(tmp_path, z_nd), plan)
+    index = Index.build(tmp_path / "index", store(tmp_path, z_nd), plan=plan)
     left = np.arange(1, N, 2)
     wanted_bk = left[best(similar(z_nd[left], query_bd, plan.metric), K)]
     index.delete(np.arange(0, N, 2))
@@ -67,7 +67,7 @@ def test_changes_at_random(plan, tmp_path):
     """Added, deleted and compacted in any order: only what is there, and k of it."""
     generator = np.random.default_rng(list(PLANS.values()).index(plan))
     z_nd, query_bd = draw(900, D), draw(12, D, seed=1)
-    index = Index.build(tmp_path / "index", store(tmp_path, z_nd[:400]), plan)
+    index = Index.build(tmp_path / "index", store(tmp_path, z_nd[:400]), plan=plan)
     there, unused = set(range(400)), 400
     for step in range(10):
         change = generator.choice(["add", "delete", "delete near", "compact"])
@@ -111,7 +111,7 @@ def test_more_candidates_than_a_graph_looks_at_by_itself(metric, tmp_path):
     z_nd, query_bd = 2 + draw(600, D), draw(20, D, seed=1)
     wanted_bk = best(similar(z_nd, query_bd, metric), K)
     plan = Plan(Schedule.parse(f"8:600 > {D}"), metric, factory="HNSW8")
-    index = Index.build(tmp_path / "index", store(tmp_path, z_nd), plan)
+    index = Index.build(tmp_path / "index", store(tmp_path, z_nd), plan=plan)
     assert recall(index.search(query_bd, K)[0], wanted_bk) == 1
     ids_bk, _ = index.search(query_bd, 400, keeps=(400,))
     assert (ids_bk != NO_ID).all()

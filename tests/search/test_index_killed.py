@@ -37,7 +37,7 @@ vectors = open_vectors(folder / "more.npy", folder / "more-ids.npy")
 
 def do(change, here, plan):
     if change == "build":
-        return Index.build(here, vectors, plan)
+        return Index.build(here, vectors, plan=plan)
     index = Index.open(here)
     if change == "add":
         index.add(vectors)
@@ -108,7 +108,7 @@ def outcomes(tmp_path_factory):
     store(folder, draw(20, D, seed=5), np.arange(20) + 500, name="more")
     for name, plan in PLANS.items():
         (folder / f"{name}.json").write_text(json.dumps(plan.to_json()))
-        old = Index.build(folder / name, store(folder, draw(60, D)), plan)
+        old = Index.build(folder / name, store(folder, draw(60, D)), plan=plan)
         old.add(store(folder, draw(5, D, seed=6), np.arange(5) + 900))
         old.delete([1, 2, 903])
     script = [sys.executable, "-c", SCRIPT, folder, json.dumps(CASES)]

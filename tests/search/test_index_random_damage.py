@@ -34,7 +34,7 @@ def indexes(tmp_path_factory):
     z_nd = draw(N + 20, D)
     found = {}
     for name, plan in PLANS.items():
-        index = Index.build(folder / name, store(folder, z_nd[:N]), plan)
+        index = Index.build(folder / name, store(folder, z_nd[:N]), plan=plan)
         index.add(store(folder, z_nd[N:], np.arange(N, N + 20)))
         index.delete([7, N + 3])
         found[name] = folder / name, query_bd, answers(folder / name, query_bd)

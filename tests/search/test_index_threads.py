@@ -21,7 +21,7 @@ PLANS = {
 
 @pytest.fixture(params=PLANS)
 def index(request, tmp_path):
-    return Index.build(tmp_path / "index", store(tmp_path, draw(300, D)), PLANS[request.param])
+    return Index.build(tmp_path / "index", store(tmp_path, draw(300, D)), plan=PLANS[request.param])
 
 
 @pytest.mark.parametrize("change", ["add", "delete", "compact"])
@@ -53,7 +53,7 @@ def test_a_search_is_of_what_was_there_when_it_began(index, change, tmp_path, mo
 
 
 def test_deleted_rows_are_never_found_by_other_threads(tmp_path):
-    index = Index.build(tmp_path / "index", store(tmp_path, draw(3000, D)), PLANS["lists"])
+    index = Index.build(tmp_path / "index", store(tmp_path, draw(3000, D)), plan=PLANS["lists"])
     index.delete(np.arange(1000))
     query_bd, found, stop = draw(8, D, seed=1), [], threading.Event()
 

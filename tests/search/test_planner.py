@@ -91,7 +91,7 @@ def test_a_sample_says_the_same_on_average(looked):
 )
 def test_ranks_say_what_an_index_recalls(looked, tmp_path, plan):
     z_nd, query_bd, truth, counted = looked
-    index = Index.build(tmp_path / "index", InMemory(z_nd), plan)
+    index = Index.build(tmp_path / "index", InMemory(z_nd), plan=plan)
     real = recall(index.search(query_bd, K)[0], truth.row_bk)
     assert 0.5 < real < 0.999
     # Rows of lists that are not looked into are not in the way.
@@ -243,7 +243,7 @@ def test_a_sample_says_what_codes_lose(code, tmp_path):
     counted = ranks.count(truth, sample, (16, 24), [code], 1, (), "cosine", seed=0, progress=False)
     dims = tuple(stage.dim for stage in plan.schedule.stages)
     counted = ranks.with_blocks(counted, truth, sample, {(code, dims)}, "cosine", progress=False)
-    index = Index.build(tmp_path / "index", InMemory(z_nd), plan)
+    index = Index.build(tmp_path / "index", InMemory(z_nd), plan=plan)
     real = recall(index.search(query_bd, K)[0], truth.row_bk)
     assert 0.02 < real < 0.95
     assert counted.recall(plan).mean() == pytest.approx(real, abs=0.03)
@@ -264,7 +264,7 @@ def test_fresh_queries_are_answered_as_promised(tmp_path, rows, sample_rows, dim
     chosen = found.chosen
     assert chosen.low >= 0.95
     assert (found.rows, found.tuned_on, found.held_out) == (rows, 200, 200)
-    index = Index.build(tmp_path / "index", InMemory(z_nd), chosen.plan)
+    index = Index.build(tmp_path / "index", InMemory(z_nd), plan=chosen.plan)
     fresh_bd = vectors(200, WIDTH, 30 + seed)
     real = recall(index.search(fresh_bd, K)[0], nearest(z_nd, fresh_bd, K))
     assert chosen.low <= real <= chosen.high
@@ -296,7 +296,7 @@ def test_promises_hold_for_the_kind_of_queries_that_plans_were_made_with(tmp_pat
     promised, found = {}, {}
     for kind, query_bd in planned_with.items():
         chosen = propose(InMemory(photos_nd), InMemory(query_bd), wanted).chosen
-        index = Index.build(tmp_path / kind, InMemory(photos_nd), chosen.plan)
+        index = Index.build(tmp_path / kind, InMemory(photos_nd), plan=chosen.plan)
         promised[kind] = chosen
         for other, fresh_bd in asked.items():
             true_bk = nearest(photos_nd, fresh_bd, K)

@@ -1,6 +1,7 @@
 """Indexes of faiss, where a plan leaves a stage of the search to them; their errors become ours."""
 
 import contextlib
+import math
 import os
 import pathlib
 import threading
@@ -90,7 +91,7 @@ def _takes_mask(index) -> bool:
     return isinstance(index, library.IndexIVF | library.IndexFlat | library.IndexScalarQuantizer)
 
 
-def _told(index, asked: int, allowed_n: np.ndarray | None, effort: int):
+def _told(index, asked: int, allowed_n: np.ndarray | None, effort: float):
     """Parameters by which an index of faiss gives as many rows as asked for; None if it needs none.
 
     Args:
@@ -116,7 +117,7 @@ def _told(index, asked: int, allowed_n: np.ndarray | None, effort: int):
     if allowed_n is not None:
         told["sel"] = library.IDSelectorBitmap(np.packbits(allowed_n, bitorder="little"))
     if isinstance(index, library.IndexIVF):
-        probes = min(index.nprobe * effort, index.nlist)
+        probes = min(math.ceil(index.nprobe * effort), index.nlist)
         lists = _told(index.quantizer, probes, None, 1)
         if lists is not None:
             told["quantizer_params"] = lists
@@ -225,7 +226,9 @@ class Stored:
         takes_mask, dead = _takes_mask(index), self._rows - rows
         row_bk, lacking_m = np.full((len(query_bd), keep), -1), np.arange(len(query_bd))
         wanted = keep if faiss().try_extract_index_ivf(index) is None else least
-        for effort in (1, _MORE):
+        # The fewer rows may be found, the more lists hold as many of them as were planned for.
+        least_effort = self._rows / rows if takes_mask else 1
+        for effort in (least_effort, _MORE * least_effort):
             asked = keep
             if not takes_mask:
                 # Some of what it finds is not allowed: assume twice the share that it has of all.

@@ -64,8 +64,12 @@ def looked_into(
     rows_l: np.ndarray,
     least: int,
     enough: int,
+    all_l: np.ndarray | None = None,
 ) -> np.ndarray:
     """The `probes` nearest lists of every query that are not empty, or more if these hold too few.
+
+    Where rows are hidden, the nearest of the others lie in more lists: a query goes on until it has
+    as many rows to compare as the `probes` nearest lists would give it with nothing hidden.
 
     Args:
       z_bd: [B, d] queries.
@@ -75,20 +79,27 @@ def looked_into(
       rows_l: [lists] how many rows of each list may be found; not all 0.
       least: a query whose lists hold fewer rows goes on to the next lists,
       enough: until they hold so many, or there are no more.
+      all_l: [lists] how many rows each list has, hidden ones included; None: `rows_l`.
 
     Returns:
       [B, >= 1] int64, in no order; where a query looks into fewer, the number of lists fills up.
     """
     score_bl = _scores(z_bd, centroid_ld, metric)
+    planned_b = np.zeros(len(z_bd), np.int64)
+    if all_l is not None and (all_l != rows_l).any():
+        there_bl = np.where(all_l > 0, score_bl, -np.inf)
+        planned_b = all_l[_best(there_bl, min(probes, np.count_nonzero(all_l)))].sum(1)
     filled = np.count_nonzero(rows_l)
     if filled < len(rows_l):
         score_bl[:, rows_l == 0] = -np.inf
     list_bp = _best(score_bl, min(probes, filled))
-    few_m = np.flatnonzero(rows_l[list_bp].sum(1) < least)
+    held_b = rows_l[list_bp].sum(1)
+    few_m = np.flatnonzero(held_b < np.maximum(planned_b, least))
     if len(few_m) and list_bp.shape[1] < filled:
+        enough_b = np.where(held_b < least, np.maximum(planned_b, enough), planned_b)
         order_ml = np.argsort(-score_bl[few_m], 1, kind="stable")[:, :filled]
         before_ml = np.cumsum(rows_l[order_ml], 1) - rows_l[order_ml]
-        needed_ml = before_ml < enough
+        needed_ml = before_ml < enough_b[few_m, None]
         more = max(int(needed_ml.sum(1).max()) - list_bp.shape[1], 0)
         list_bp = np.pad(list_bp, ((0, 0), (0, more)), constant_values=len(rows_l))
         order_ml = np.where(needed_ml, order_ml, len(rows_l))

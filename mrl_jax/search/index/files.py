@@ -2,7 +2,8 @@
 
     manifest.json          schema, plan, width, segments, the size of every file, checksums
     shared-00001/          what all segments are made with: centroids.npy or trained.faiss
-    segment-00001/         a batch of rows: codes by stage in list order, whole vectors, ids
+    segment-00001/         a batch of rows: codes by stage in list order, whole vectors, ids,
+                           attributes.parquet if they have some
     deleted-00003-segment-00001.npy    which rows of the segment were deleted
 
 Folders have checksums of all their pages (see `pages`). They are written under another name and
@@ -114,7 +115,7 @@ def _check(content: dict[str, Any]) -> None:
         named(f"{kind}-[0-9]{{5,}}", about["name"])
         of(str, about["checksum"])
         for name, file in of(dict, about["files"]).items():
-            named(r"[a-z_]+(-[0-9]+)?\.(npy|faiss)", name)
+            named(r"[a-z_]+(-[0-9]+)?\.(npy|bin|faiss|parquet)", name)
             if not 0 <= of(int, file["bytes"]) < 2**62:
                 raise ValueError(f"{name} has {shown(file['bytes'])} bytes")
 

@@ -401,7 +401,7 @@ def _at_most(metric, product_n, norm_n, query_norm, rounding, most_n):
 
 @_compile
 def compare_products(
-    metric, product_bn, first, vector_nd, norm_n, alive_n, query_bd, query_length_b,
+    metric, product_bn, first, vector_nd, norm_n, query_bd, query_length_b,
     compared_norm_b, count_b, row_bk, score_bk,
 ):  # fmt: skip
     """Adds the best of some rows, numbered from `first` on, given their products with all queries.
@@ -432,7 +432,31 @@ def compare_products(
             if above == 0:
                 continue
             for j in range(start, end):
-                if most_n[j] > score_bk[b, last] and alive_n[j]:
+                if most_n[j] > score_bk[b, last]:
                     score = _compare(metric, vector_nd[j], query_bd[b], query_length_b[b])
                     _insert(score, first + j, count_b[b], row_bk[b], score_bk[b])
                     count_b[b] += 1
+
+
+@_compile
+def within_products(
+    metric, product_bn, least, vector_nd, norm_n, query_bd, query_length_b, compared_norm_b
+):  # fmt: skip
+    """Queries, rows and scores [F] of all scores of at least `least`; see `compare_products`."""
+    rows = product_bn.shape[1]
+    rounding = np.float32((query_bd.shape[1] + 32) * 2.0**-24)
+    most_n = np.empty(rows, np.float32)
+    room, count = 1024, 0
+    query_f, row_f, score_f = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room)
+    for b in range(len(product_bn)):
+        _at_most(metric, product_bn[b], norm_n, np.float32(compared_norm_b[b]), rounding, most_n)
+        for j in range(rows):
+            if most_n[j] >= least:
+                score = _compare(metric, vector_nd[j], query_bd[b], query_length_b[b])
+                if score >= least:
+                    if count == room:
+                        query_f, row_f = np.append(query_f, query_f), np.append(row_f, row_f)
+                        score_f, room = np.append(score_f, score_f), 2 * room
+                    query_f[count], row_f[count], score_f[count] = b, j, score
+                    count += 1
+    return query_f[:count], row_f[:count], score_f[:count]

@@ -142,7 +142,11 @@ def _unread(first_n, last_n, start, row_bytes, page, read_p):
 
 
 class Array(File):
-    """A .npy file of an index; DataError, too, if it holds an array of another type or shape."""
+    """A .npy file of an index; DataError, too, if it holds an array of another type or shape.
+
+    Attributes:
+      nbytes, row_bytes: of all its numbers, and of a row of them.
+    """
 
     def __init__(self, path, size: int, sum_p: np.ndarray, dtype: Any, shape: tuple[int, ...]):
         super().__init__(path, size, sum_p)
@@ -152,12 +156,12 @@ class Array(File):
         except Exception as error:  # a header is read as Python, so that damage may mean anything
             raise DataError(f"{path} is damaged: {error}") from error
         self._start, dtype = start, np.dtype(dtype)
-        self.nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize  # of the numbers alone
+        self.nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
         as_described = (found, order, kind) == (shape, False, dtype)
         if not as_described or start + self.nbytes != size:
             raise DataError(f"{path} is damaged: {kind} {found} instead of {dtype} {shape}")
         self._array = self._content[start:].view(dtype).reshape(shape)
-        self._row_bytes = self.nbytes // max(shape[0], 1)
+        self.row_bytes = self.nbytes // max(shape[0], 1)
 
     def whole(self) -> np.ndarray:
         """The array; DataError if it differs from its checksums."""
@@ -171,7 +175,7 @@ class Array(File):
         if self._left <= _FEW:
             return self.whole()
         spans = np.asarray(first_n, np.int64), np.asarray(last_n, np.int64)
-        page_n = _unread(*spans, self._start, self._row_bytes, PAGE, self._read_p)
+        page_n = _unread(*spans, self._start, self.row_bytes, PAGE, self._read_p)
         if len(page_n):
             self._check(np.unique(page_n))
             self._left = PAGE * int((~self._read_p).sum())
@@ -215,6 +219,10 @@ class Folder:
             raise DataError(f"{path / CHECKSUMS} is damaged: its checksum differs")
         sums = np.split(content.view("<u8"), np.cumsum(pages, dtype=int))
         self._sums = dict(zip(self._sizes, sums, strict=False))
+
+    def has(self, name: str) -> bool:
+        """Whether it has such a file."""
+        return name in self._sizes
 
     def file(self, name: str) -> File:
         """One of its files."""

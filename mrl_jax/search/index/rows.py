@@ -1,12 +1,14 @@
 """The rows that an index is written from."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
+import ml_dtypes
 import numpy as np
 
 from mrl_jax.errors import DataError
+from mrl_jax.search.index import attributes as tables
+from mrl_jax.search.index import ids as names
 
-NO_ID = -1  # where there are fewer results than asked for
 # Vectors of this length or more are refused, because squares of their differences may be infinite.
 TOO_LONG = 2.0**62
 
@@ -17,7 +19,7 @@ class Source(Protocol):
     Attributes:
       rows: N.
       width: dims of each.
-      ids: [N] int64.
+      ids: [N] int64 or texts.
     """
 
     rows: int
@@ -49,6 +51,30 @@ class InMemory:
         return self._vector_nd[np.sort(row_n), :width]
 
 
+def source_of(vectors: Any) -> Source:
+    """Vectors as they are given: a source, or an array [N, D] of numpy or JAX.
+
+    Raises:
+      ValueError: an array that is not of floating point numbers, of another shape, or empty.
+    """
+    if all(hasattr(vectors, name) for name in ("rows", "width", "read")):
+        return vectors
+    z_nd = floats(vectors, "vectors")
+    if z_nd.ndim != 2 or not z_nd.size:
+        raise ValueError(f"vectors must be [N, D] and not empty, got {z_nd.shape}")
+    return InMemory(z_nd)
+
+
+def floats(values: Any, what: str) -> np.ndarray:
+    """An array of floating point numbers, as it is given; ValueError if it is none."""
+    if np.ma.is_masked(values):
+        raise ValueError(f"{what} must have a number everywhere, some are masked")
+    z = np.asarray(values)
+    if not (np.issubdtype(z.dtype, np.floating) or z.dtype == ml_dtypes.bfloat16):
+        raise ValueError(f"{what} must be floating point, got {z.dtype}")
+    return z
+
+
 def legal(z_nd: np.ndarray) -> np.ndarray:
     """Which rows an index can work with: those of numbers, shorter than `TOO_LONG`."""
     # Cheaper than lengths: no vector is longer than the root of d times its largest number.
@@ -58,18 +84,15 @@ def legal(z_nd: np.ndarray) -> np.ndarray:
 
 
 class Legal:
-    """A source, checked as it is read.
+    """The vectors of a source, checked as they are read.
 
     Raises:
-      DataError: an id that stands for "none found"; later NaN, infinity, or vectors longer than
-        4e18.
+      DataError: NaN, infinity, or vectors longer than 4e18.
     """
 
     def __init__(self, source: Source):
         self._source = source
-        self.rows, self.width, self.ids = source.rows, source.width, source.ids
-        if (self.ids == NO_ID).any():
-            raise DataError(f"no vector can have the id {NO_ID}: it stands for none found")
+        self.rows, self.width = source.rows, source.width
 
     def read(self, first: int, last: int) -> np.ndarray:
         """Rows first to last - 1."""
@@ -86,6 +109,43 @@ class Legal:
         if not legal(z_nd).all():
             raise DataError("a vector holds NaN or infinity, or is longer than 4e18")
         return z_nd
+
+
+class Rows(Legal):
+    """Vectors with ids and attributes, as an index takes them in.
+
+    Attributes:
+      ids: [N], see `mrl_jax.search.index.ids`.
+      attributes: a table of N rows; None: there are none.
+
+    Raises:
+      DataError: ids that rows cannot have, or another number of them; attributes where rows of the
+        index have none, none where they have some, or other ones. Also as `Legal`.
+      ValueError: ids that are neither whole numbers nor texts.
+    """
+
+    def __init__(
+        self,
+        vectors: Any,
+        ids: Any,
+        attributes: tables.Table | None,
+        kind: names.Kind | None = None,
+        schema: Any = None,
+    ):
+        """Of an array or a source; `kind` and `schema` are those of the index they are added to."""
+        source = source_of(vectors)
+        super().__init__(source)
+        self.ids = names.taken(source.ids if ids is None else ids)
+        if len(self.ids) != self.rows:
+            raise DataError(f"there are {len(self.ids)} ids for {self.rows} vectors")
+        names.check_new(self.ids, kind)
+        if schema is not None and attributes is None:
+            raise DataError("vectors of this index have attributes: give those of the new ones, too")
+        if schema is None and kind is not None and attributes is not None:
+            raise DataError("vectors of this index have no attributes")
+        self.attributes = None
+        if attributes is not None:
+            self.attributes = tables.taken(attributes, self.rows, schema)
 
 
 def _float32(z_nd: np.ndarray) -> np.ndarray:

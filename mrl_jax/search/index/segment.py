@@ -10,12 +10,16 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from mrl_jax import extras
 from mrl_jax.errors import DataError
-from mrl_jax.search.index import approximate, clusters, codes, files, loops, pages
-from mrl_jax.search.index.exhaustive import Exhaustive
+from mrl_jax.search.index import approximate, attributes, clusters, codes, files, ids, loops, pages
+from mrl_jax.search.index.exhaustive import Exhaustive, Within
 from mrl_jax.search.index.loops import Block, Candidates, Codes, Product
-from mrl_jax.search.index.rows import Source, legal
+from mrl_jax.search.index.rows import Rows, legal
 from mrl_jax.search.plan import Plan
+
+with extras.needed("search", "an index"):
+    import pyarrow as pa
 
 CHUNK = 8192  # rows read and written at a time
 TILE = 1024  # rows of a list where there are no clusters, and of one product of int8 codes
@@ -80,7 +84,7 @@ def _spans(plan: Plan) -> list[tuple[int, int]]:
 
 
 def write(
-    folder: pathlib.Path, source: Source, plan: Plan, shared: Shared, *, progress: bool
+    folder: pathlib.Path, source: "Rows | Alive", plan: Plan, shared: Shared, *, progress: bool
 ) -> None:
     """Writes a segment's files from two readings of the source, a chunk in memory at a time."""
     n, spans = source.rows, _spans(plan)
@@ -101,7 +105,9 @@ def write(
         counts_l = np.bincount(list_n, minlength=len(shared.centroid_ld))
         bounds_l = np.append(0, counts_l.cumsum())
     files.save(folder / "bounds.npy", bounds_l.astype(np.int64))
-    files.save(folder / "ids.npy", np.asarray(source.ids, np.int64))
+    ids.write(folder, source.ids)
+    if source.attributes is not None:
+        attributes.write(folder, source.attributes)
     vector_nd = files.array(folder / "vectors.npy", np.float32, (n, source.width))
     norm_n = files.array(folder / "norms.npy", np.float32, (n,))
     blocks = []
@@ -148,13 +154,14 @@ def prepare(
     shared: Shared,
     probes: int,
     rows_l: np.ndarray | None,
+    all_l: np.ndarray | None,
     k: int,
     keep: int,
 ) -> Queries:
     """Encodes queries as the rows are, and finds the lists they look into.
 
-    These are `probes`, or, if these hold fewer than k rows that are not deleted, as many as hold
-    `keep` of them. `rows_l`, [lists], counts such rows; None where there are no lists.
+    These are `probes`, or as many as hold enough rows that may be found, see `clusters.looked_into`.
+    `rows_l`, [lists], counts such rows, `all_l` all rows; None where there are no lists.
     """
     encoded = []
     if not plan.factory:
@@ -166,7 +173,7 @@ def prepare(
         prefix_bd, centroid_ld = query_bd[:, : plan.list_dim], shared.centroid_ld
         if rows_l.any():
             list_bp = clusters.looked_into(
-                prefix_bd, centroid_ld, probes, plan.metric, rows_l, k, keep
+                prefix_bd, centroid_ld, probes, plan.metric, rows_l, k, keep, all_l
             )
         else:
             list_bp = np.empty((len(query_bd), 0), np.int64)
@@ -190,7 +197,10 @@ class Segment:
       rows: of it, deleted ones included.
       path: of its folder.
       vectors: [N, D] float32, on disk.
-      alive_rows: how many are not deleted.
+      ids: [N], on disk.
+      attributes: of N rows, on disk; None if there are none.
+      alive: [N] bool, which rows may be found: those that are not deleted, or some of them.
+      alive_rows: how many.
     """
 
     def __init__(self, folder: pages.Folder, plan: Plan, rows: int, width: int):
@@ -200,7 +210,10 @@ class Segment:
         self._rows = folder.array("rows.npy", np.int32, (rows,))
         lists = plan.lists if plan.lists > 1 else -(-rows // TILE)
         self._bounds = folder.array("bounds.npy", np.int64, (lists + 1,))
-        self._ids = folder.array("ids.npy", np.int64, (rows,))
+        self.ids = ids.Stored(folder, rows)
+        self.attributes = None
+        if folder.has(attributes.FILE):
+            self.attributes = attributes.Stored(folder, rows)
         self._blocks = []
         self._approximate = None
         if plan.factory:
@@ -210,7 +223,8 @@ class Segment:
             for g in range(len(plan.schedule.stages)):
                 arrays = (folder.array(name, *of) for name, of in _files(plan, g, rows))
                 self._blocks.append(StoredBlock(*arrays))
-        self._alive_n, self.alive_rows = np.ones(rows, bool), rows  # in list order
+        self.alive = self._alive_n = np.ones(rows, bool)  # the latter in list order
+        self.alive_rows = rows
 
     # Compiled code follows these numbers wherever they lead, even out of an array. They are checked
     # at first use: opening an index reads no large array.
@@ -238,15 +252,6 @@ class Segment:
         return bounds_l
 
     @property
-    def ids(self) -> np.ndarray:
-        """[N] int64; DataError if they are damaged."""
-        return self._ids.whole()
-
-    def ids_of(self, row_bk: np.ndarray) -> np.ndarray:
-        """The ids of these rows, any number where there is no row; raises as `ids`."""
-        return self._ids.at(row_bk[row_bk != loops.NO_ROW])[row_bk]
-
-    @property
     def resident_bytes(self) -> int:
         """Of what a search reads beside whole vectors."""
         found = sum(x.nbytes for block in self._blocks for x in block)
@@ -254,40 +259,47 @@ class Segment:
             found += self._approximate.bytes
         return found + self._rows.nbytes + self._norms.nbytes + self.rows
 
-    @property
-    def alive(self) -> np.ndarray:
-        """Which rows are not deleted, [N] bool."""
-        alive_n = np.empty(self.rows, bool)
-        alive_n[self._row_n] = self._alive_n
-        return alive_n
-
     def without(self, row_n: np.ndarray, where: pathlib.Path) -> "Segment":
         """The same segment, in which these rows, read from the file `where`, are not found."""
         if len(row_n) and not 0 <= row_n.min() <= row_n.max() < self.rows:
             raise DataError(f"{where} is damaged: {self.path} has rows 0 to {self.rows - 1}")
         alive_n = np.ones(self.rows, bool)
         alive_n[row_n] = False
+        return self._finding(alive_n)
+
+    def only(self, allowed_n: np.ndarray) -> "Segment":
+        """The same segment, in which no other rows than these, [N] bool, are found."""
+        return self._finding(self.alive & allowed_n)
+
+    def _finding(self, alive_n: np.ndarray) -> "Segment":
         other = copy.copy(self)
-        other._alive_n, other.alive_rows = alive_n[self._row_n], int(alive_n.sum())
+        other.alive, other._alive_n = alive_n, alive_n[self._row_n]
+        other.alive_rows = int(np.count_nonzero(alive_n))
         return other
 
+    def rows_of_lists(self) -> np.ndarray:
+        """How many rows each list has, [lists]."""
+        return np.diff(self._bounds_l)
+
     def alive_of_lists(self) -> np.ndarray:
-        """How many rows of each list are not deleted, [lists]."""
+        """How many rows of each list may be found, [lists]."""
         if self.alive_rows == self.rows:
-            return np.diff(self._bounds_l)
+            return self.rows_of_lists()
         return np.diff(np.append(0, np.cumsum(self._alive_n))[self._bounds_l])
 
     def search(
         self, queries: Queries, keeps: tuple[int, ...], k: int, parameters: str
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows [B, k] int64 and scores [B, k] float64: the best of the rows that are not deleted.
+        """Rows [B, k] int64 and scores [B, k] float64: the best of the rows that may be found.
 
         The stages keep `keeps`. There is `NO_ROW` only where fewer rows are left, or, where there
         are clusters, where the lists of `queries` hold fewer.
         """
         query_bd, keeps = queries.query_bd, tuple(min(keep, self.alive_rows) for keep in keeps)
         # Whatever finds a shortlist of all finds all; an index of faiss is no help then.
-        if not keeps or (self._approximate and keeps[0] == self.alive_rows):
+        if not keeps or (self._approximate and keeps[0] == self.alive_rows) or self._are_few(
+            queries.list_bp, keeps[0]
+        ):
             return self._compare_all(query_bd, k)
         row_bk = np.full((len(query_bd), k), loops.NO_ROW)
         score_bk = np.full(row_bk.shape, -np.inf)
@@ -349,15 +361,45 @@ class Segment:
         bounds_l, asked = self._bounds_l, queries.codes[0]
         loops.scan_lists(product, block, self._alive_n, bounds_l, list_bp, asked, keep, found)
 
+    def _are_few(self, list_bp: np.ndarray | None, keep: int) -> bool:
+        """Whether so many rows are hidden that to compare all others takes less reading.
+
+        Stages read the codes of hidden rows, too; then whole vectors of `keep` candidates.
+        """
+        if self.alive_rows == self.rows or self._approximate:
+            return False
+        code_bytes = self._blocks[0].codes.row_bytes
+        scanned = self.rows
+        if list_bp is not None:
+            scanned = np.append(self.rows_of_lists(), 0)[list_bp].sum() / max(len(list_bp), 1)
+        whole_bytes = self.vectors.row_bytes
+        return self.alive_rows * whole_bytes <= scanned * code_bytes + keep * whole_bytes
+
     def _compare_all(self, query_bd: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """All rows by whole vectors; there are no clusters, so that places are rows."""
-        found, norm_n = Exhaustive(query_bd, k, self._plan.metric), self._norms.whole()
-        for i in range(0, self.rows, TILE):
-            rows = slice(i, min(i + TILE, self.rows))
-            if self._alive_n[rows].any():
-                vector_nd = self.vectors.rows([rows.start], [rows.stop])
-                found.take(i, vector_nd[rows], norm_n[rows], self._alive_n[rows])
-        return found.row_bk, found.score_bk
+        """All rows that may be found, by whole vectors."""
+        found = Exhaustive(query_bd, k, self._plan.metric)
+        row_n = self._show(found)
+        return np.append(row_n, loops.NO_ROW)[found.row_bk], found.score_bk
+
+    def within(
+        self, query_bd: np.ndarray, least: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Queries, rows and scores [F] of all rows that may be found with scores of `least`."""
+        found = Within(query_bd, least, self._plan.metric)
+        row_n = self._show(found)
+        query_f, place_f, score_f = found.found()
+        return query_f, row_n[place_f], score_f
+
+    def _show(self, found: Exhaustive | Within) -> np.ndarray:
+        """Shows it the vectors of all rows that may be found, in order; gives their numbers."""
+        norm_n, row_n = self._norms.whole(), np.flatnonzero(self.alive)
+        for i in range(0, len(row_n), TILE):
+            row_t = row_n[i : i + TILE]
+            vector_nd, some = self.vectors.at(row_t), row_t
+            if row_t[-1] - row_t[0] == len(row_t) - 1:
+                some = slice(row_t[0], row_t[-1] + 1)  # which copies nothing
+            found.take(i, vector_nd[some], norm_n[some])
+        return row_n
 
     def _compare_found(
         self, queries: Queries, keep: int, parameters: str, row_bk, score_bk
@@ -377,14 +419,32 @@ class Segment:
 
 
 class Alive:
-    """The rows of some segments that are not deleted, as a source of an index."""
+    """The rows of some segments that may be found, as a source of an index.
+
+    Attributes:
+      rows, width: how many, and their dims.
+      ids: [N], see `mrl_jax.search.index.ids`.
+      attributes: a table of N rows; None if there are none.
+    """
 
     def __init__(self, segments: Sequence[Segment], width: int):
         self.width = width
         self._rows = [(part, np.flatnonzero(part.alive)) for part in segments]
         self._starts = list(itertools.accumulate((len(r) for _, r in self._rows), initial=0))
         self.rows = self._starts[-1]
-        self.ids = np.concatenate([part.ids[row_n] for part, row_n in self._rows])
+
+    @property
+    def ids(self) -> pa.Array:
+        """DataError if they are damaged."""
+        return pa.concat_arrays([part.ids.all().filter(part.alive) for part, _ in self._rows])
+
+    @property
+    def attributes(self) -> pa.Table | None:
+        """DataError if they are damaged."""
+        if any(part.attributes is None for part, _ in self._rows):
+            return None
+        parts = [part.attributes.table().filter(part.alive) for part, _ in self._rows]
+        return pa.concat_tables(parts)
 
     def read(self, first: int, last: int) -> np.ndarray:
         """Rows first to last - 1."""

@@ -107,7 +107,7 @@ def tries(
     It scans as many rows as a search of all N rows would: in more lists, as these are shorter. If
     there are too few lists, the time of the rest is estimated from the scan alone.
     """
-    index = Index.build(folder, InMemory(sample.vector_nd), plans[0], seed=seed)
+    index = Index.build(folder, InMemory(sample.vector_nd), plan=plans[0], seed=seed)
     found = index.bytes()["resident"] - centroid_bytes(plans[0])
     best: dict[Plan, tuple[float, np.ndarray]] = {}
     # All of them twice, so that a moment in which the machine was busy spoils no plan.
