@@ -95,7 +95,9 @@ def test_an_index_and_the_truth_of_plans_are_found_so(metric, tmp_path, monkeypa
         source = store(tmp_path, z_nd, name=kind)
         np.testing.assert_array_equal(ranks.neighbours(source, query_bd, K, metric), row_bk)
         for schedule in (Schedule.exact(D), Schedule.parse(f"8:{N} > {D}")):
-            index = Index.build(tmp_path / f"{kind} {schedule}", source, plan=Plan(schedule, metric))
+            index = Index.build(
+                tmp_path / f"{kind} {schedule}", source, plan=Plan(schedule, metric)
+            )
             np.testing.assert_array_equal(index.search(query_bd, K)[0], row_bk)
 
 

@@ -231,7 +231,9 @@ def test_exact_search_far_from_the_origin(tmp_path):
     z_nd, query_bd = (
         (1000 + generator.standard_normal((n, 64))).astype(np.float32) for n in (2000, 30)
     )
-    index = Index.build(tmp_path / "index", store(tmp_path, z_nd), plan=Plan(Schedule.exact(64), "l2"))
+    index = Index.build(
+        tmp_path / "index", store(tmp_path, z_nd), plan=Plan(Schedule.exact(64), "l2")
+    )
     check(index.search(query_bd, 10), similar(z_nd, query_bd, "l2"))
 
 
@@ -264,9 +266,9 @@ def test_fewer_rows_than_asked_for(structure, tmp_path):
     check((ids_bk[:, :6], scores_bk[:, :6]), similar(z_nd, query_bd, "l2"), np.arange(6) + 7)
     one = store(tmp_path, z_nd[:1], name="one")
     if structure != "lists":
-        ids_bk, _ = Index.build(tmp_path / "one", one, plan=STRUCTURES.get(structure, faiss)).search(
-            query_bd, 2
-        )
+        ids_bk, _ = Index.build(
+            tmp_path / "one", one, plan=STRUCTURES.get(structure, faiss)
+        ).search(query_bd, 2)
         np.testing.assert_array_equal(ids_bk, [[0, NO_ID]] * 3)
 
 
@@ -398,7 +400,7 @@ def test_facts(data, build):
     for factory in ("HNSW16", "IVF16,PQ8x4fs"):
         faiss = build(Plan(Schedule.parse(f"16:200 > {FINAL}"), factory=factory)).bytes()
         assert faiss["resident"] > N * 4
-    again = Index.open(str(index._folder))
+    again = Index.open(str(index.folder))
     assert (again.plan, again.rows, again.bytes()) == (plan, N, index.bytes())
 
 

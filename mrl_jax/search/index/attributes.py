@@ -52,7 +52,9 @@ def taken(columns: Table, rows: int, schema: pa.Schema | None = None) -> pa.Tabl
     try:
         return table.select(schema.names).cast(schema)
     except (pa.ArrowException, ValueError) as error:
-        raise DataError(f"attributes are of other types than the index has: {_said(error)}") from None
+        raise DataError(
+            f"attributes are of other types than the index has: {_said(error)}"
+        ) from None
 
 
 def write(folder: pathlib.Path, table: pa.Table) -> None:

@@ -131,8 +131,8 @@ class Stored:
         if self._read is None:
             ends, content = self._ends.whole(), self._texts.content()
             buffers = [None, pa.py_buffer(ends), pa.py_buffer(content)]
-            read = pa.Array.from_buffers(_TYPES["texts"], len(ends) - 1, buffers)
             try:
+                read = pa.Array.from_buffers(_TYPES["texts"], len(ends) - 1, buffers)
                 if ends[-1] != len(content):
                     raise ValueError(f"texts end at {ends[-1]} of {len(content)}")
                 read.validate(full=True)

@@ -158,6 +158,11 @@ class Index:
             self._now = Snapshot.read(self._now.folder)
 
     @property
+    def folder(self) -> pathlib.Path:
+        """Where it is, also if among temporary files."""
+        return self._now.folder
+
+    @property
     def plan(self) -> Plan:
         """What it was built by."""
         return self._now.plan

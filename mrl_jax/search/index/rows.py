@@ -140,7 +140,9 @@ class Rows(Legal):
             raise DataError(f"there are {len(self.ids)} ids for {self.rows} vectors")
         names.check_new(self.ids, kind)
         if schema is not None and attributes is None:
-            raise DataError("vectors of this index have attributes: give those of the new ones, too")
+            raise DataError(
+                "vectors of this index have attributes: give those of the new ones, too"
+            )
         if schema is None and kind is not None and attributes is not None:
             raise DataError("vectors of this index have no attributes")
         self.attributes = None

@@ -297,8 +297,10 @@ class Segment:
         """
         query_bd, keeps = queries.query_bd, tuple(min(keep, self.alive_rows) for keep in keeps)
         # Whatever finds a shortlist of all finds all; an index of faiss is no help then.
-        if not keeps or (self._approximate and keeps[0] == self.alive_rows) or self._are_few(
-            queries.list_bp, keeps[0]
+        if (
+            not keeps
+            or (self._approximate and keeps[0] == self.alive_rows)
+            or self._are_few(queries.list_bp, keeps[0])
         ):
             return self._compare_all(query_bd, k)
         row_bk = np.full((len(query_bd), k), loops.NO_ROW)

@@ -224,7 +224,9 @@ class Snapshot:
 
         def found(block_bd):
             parts = [part.within(block_bd, least) for part in self.segments]
-            ids_f = np.concatenate([p.ids.at(f[1]) for p, f in zip(self.segments, parts, strict=True)])
+            ids_f = np.concatenate(
+                [p.ids.at(f[1]) for p, f in zip(self.segments, parts, strict=True)]
+            )
             query_f, score_f = (np.concatenate([f[which] for f in parts]) for which in (0, 2))
             order_f = np.lexsort((-score_f, query_f))
             counts_b = np.bincount(query_f, minlength=len(block_bd))
