@@ -24,7 +24,7 @@ plans = {
     "graph": Plan(short, factory="HNSW8"),
     "IVF": Plan(short, factory="IVF8,Flat", parameters="nprobe=8"),
 }
-indexes = {name: Index.build(folder / name, InMemory(z_nd), plan=plan) for name, plan in plans.items()}
+indexes = {n: Index.build(folder / n, InMemory(z_nd), plan=plan) for n, plan in plans.items()}
 found = {name: index.search(z_nd[:200], 5)[0] for name, index in indexes.items()}
 top_k(z_nd, z_nd[:3], (16,), 1)
 if not os.fork():

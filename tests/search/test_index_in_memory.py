@@ -83,7 +83,7 @@ def test_saved(tmp_path):
     copy.save(tmp_path / "second")
     assert (5 in copy, len(Index.open(tmp_path / "second"))) == (False, 87)
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot write .*file/x: Not a directory"):
+    with pytest.raises(DataError, match=r"cannot write .*file/x: Not a directory"):
         copy.save(tmp_path / "file" / "x")
 
 

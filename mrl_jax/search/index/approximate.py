@@ -16,6 +16,7 @@ from mrl_jax.search.index.clusters import directions, faiss
 from mrl_jax.search.schedule import Metric
 
 _MORE = 8  # times as many lists are looked into if an index finds too few rows
+_SLOWER = 8  # times as long a graph takes to find a row, at least, as a comparison of one takes
 
 
 @contextlib.contextmanager
@@ -233,7 +234,7 @@ class Stored:
             if not takes_mask:
                 # Some of what it finds is not allowed: assume twice the share that it has of all.
                 asked = effort * (keep + (2 * keep * dead // rows + 8 if dead else 0))
-                if asked > rows:
+                if asked * (_SLOWER if dead else 1) > rows:
                     break
             told = _told(index, asked, allowed_n if takes_mask and dead else None, effort)
             found_mk = _search(index, query_bd[lacking_m], asked, parameters, told)

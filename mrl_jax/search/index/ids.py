@@ -92,6 +92,13 @@ def places(asked: pa.Array, ids: pa.Array) -> np.ndarray:
     return pc.index_in(ids, value_set=asked).fill_null(-1).to_numpy()
 
 
+def among(asked: pa.Array, ids: pa.Array) -> np.ndarray:
+    """Which of [N] ids are among those `asked`, [N] bool."""
+    if kind_of(ids) == "int64":  # numpy needs no table of those asked where they lie close together
+        return np.isin(ids.to_numpy(), asked.to_numpy())
+    return pc.is_in(ids, value_set=asked).to_numpy(zero_copy_only=False)
+
+
 def as_numpy(ids: pa.Array) -> np.ndarray:
     """Ids [n] as an index gives them: int64, or an array of Python's `str`."""
     return ids.to_numpy(zero_copy_only=kind_of(ids) == "int64")

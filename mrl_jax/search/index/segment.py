@@ -23,6 +23,9 @@ with extras.needed("search", "an index"):
 
 CHUNK = 8192  # rows read and written at a time
 TILE = 1024  # rows of a list where there are no clusters, and of one product of int8 codes
+# What a row costs beside the reading of its bytes, as so many bytes more; and how many rows are
+# compared in the time in which an index of faiss finds one. Both measured, and rough.
+_ROW_BYTES, _FEW = 64, 32
 DENSE_QUERIES = 64  # so many compare int8 codes of all rows faster by a matrix product
 
 
@@ -160,7 +163,7 @@ def prepare(
 ) -> Queries:
     """Encodes queries as the rows are, and finds the lists they look into.
 
-    These are `probes`, or as many as hold enough rows that may be found, see `clusters.looked_into`.
+    These are `probes`, or as many as hold enough rows, see `clusters.looked_into`.
     `rows_l`, [lists], counts such rows, `all_l` all rows; None where there are no lists.
     """
     encoded = []
@@ -223,8 +226,7 @@ class Segment:
             for g in range(len(plan.schedule.stages)):
                 arrays = (folder.array(name, *of) for name, of in _files(plan, g, rows))
                 self._blocks.append(StoredBlock(*arrays))
-        self.alive = self._alive_n = np.ones(rows, bool)  # the latter in list order
-        self.alive_rows = rows
+        self.alive, self.alive_rows = np.ones(rows, bool), rows
 
     # Compiled code follows these numbers wherever they lead, even out of an array. They are checked
     # at first use: opening an index reads no large array.
@@ -273,9 +275,14 @@ class Segment:
 
     def _finding(self, alive_n: np.ndarray) -> "Segment":
         other = copy.copy(self)
-        other.alive, other._alive_n = alive_n, alive_n[self._row_n]
-        other.alive_rows = int(np.count_nonzero(alive_n))
+        other.__dict__.pop("_alive_n", None)
+        other.alive, other.alive_rows = alive_n, int(np.count_nonzero(alive_n))
         return other
+
+    @functools.cached_property
+    def _alive_n(self) -> np.ndarray:
+        """Which rows may be found, [N] bool in the order of lists."""
+        return self.alive[self._row_n]
 
     def rows_of_lists(self) -> np.ndarray:
         """How many rows each list has, [lists]."""
@@ -364,17 +371,19 @@ class Segment:
         loops.scan_lists(product, block, self._alive_n, bounds_l, list_bp, asked, keep, found)
 
     def _are_few(self, list_bp: np.ndarray | None, keep: int) -> bool:
-        """Whether so many rows are hidden that to compare all others takes less reading.
+        """Whether so many rows are hidden that it is quicker to compare all others.
 
         Stages read the codes of hidden rows, too; then whole vectors of `keep` candidates.
         """
-        if self.alive_rows == self.rows or self._approximate:
+        if self.alive_rows == self.rows:
             return False
-        code_bytes = self._blocks[0].codes.row_bytes
+        if self._approximate:
+            return self.alive_rows <= _FEW * keep
+        code_bytes = _ROW_BYTES + self._blocks[0].codes.row_bytes
+        whole_bytes = _ROW_BYTES + self.vectors.row_bytes
         scanned = self.rows
         if list_bp is not None:
             scanned = np.append(self.rows_of_lists(), 0)[list_bp].sum() / max(len(list_bp), 1)
-        whole_bytes = self.vectors.row_bytes
         return self.alive_rows * whole_bytes <= scanned * code_bytes + keep * whole_bytes
 
     def _compare_all(self, query_bd: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

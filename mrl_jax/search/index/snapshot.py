@@ -110,7 +110,7 @@ class Snapshot:
         return None if first is None else first.schema
 
     def places(self, asked: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-        """Of [n] unique ids the number of the segment, -1 if the id is not there, and of the row."""
+        """Numbers of the segments and rows of [n] unique ids; -1 where an id is not there."""
         segment_n, row_n = np.full(len(asked), -1), np.full(len(asked), -1)
         for s, part in enumerate(self.segments):
             place_r = ids.places(asked, part.ids.all())
@@ -133,16 +133,18 @@ class Snapshot:
             return [part.attributes.fulfilling(allow) for part in self.segments]
         given = np.asarray(allow)
         if given.dtype != bool:
-            asked = ids.taken(allow, self.kind).unique()
-            return [ids.places(asked, part.ids.all()) >= 0 for part in self.segments]
+            asked = ids.taken(allow, self.kind)
+            return [ids.among(asked, part.ids.all()) for part in self.segments]
         if given.shape != (self.rows,):
             raise ValueError(f"allow must be [{self.rows}], one for each id, got {given.shape}")
         masks, first = [], 0
         for part in self.segments:
-            mask_n = part.alive.copy()
-            mask_n[part.alive] = given[first : first + part.alive_rows]
-            masks.append(mask_n)
+            mask_n = given[first : first + part.alive_rows]
             first += part.alive_rows
+            if part.alive_rows < part.rows:
+                of_alive_a, mask_n = mask_n, part.alive.copy()
+                mask_n[part.alive] = of_alive_a
+            masks.append(mask_n)
         return masks
 
     @functools.cached_property
@@ -161,7 +163,7 @@ class Snapshot:
         parameters: str | None,
         threads: int | None,
     ) -> Effort:
-        """How to search, the plan's own way where nothing else is said; raises as `Index.search`."""
+        """How to search: as the plan says, but for what is given; raises as `Index.search`."""
         plan, stages = self.plan, self.plan.schedule.stages
         keeps = tuple(s.keep for s in stages) if keeps is None else tuple(keeps)
         if len(keeps) != len(stages):
