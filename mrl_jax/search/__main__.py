@@ -58,6 +58,7 @@ def _parser() -> cli.ArgumentParser:
     verb.add_argument("--out", required=True, type=pathlib.Path, help="folder that is not there")
     verb = verbs.add_parser("query", parents=[index, queries], help="the nearest of an index")
     verb.add_argument("--out", required=True, type=pathlib.Path, help=".npz: ids, scores [Q, k]")
+    verb.add_argument("--allow", type=pathlib.Path, help=".npy [n] of ids (default: all)")
     verbs.add_parser("evaluate", parents=[index, queries], help="recall, times and bytes")
     verbs.add_parser("add", parents=[index, vectors], help="more vectors")
     verb = verbs.add_parser("delete", parents=[index], help="some vectors")

@@ -109,15 +109,18 @@ def build(arguments: argparse.Namespace) -> None:
 def query(arguments: argparse.Namespace) -> None:
     """Writes the neighbours of all queries."""
     index, queries = _open(arguments)
-    outputs.check_file(arguments.out, _NEIGHBOURS, (arguments.queries,))
+    allow = None if arguments.allow is None else ids.read(arguments.allow)
+    read = (arguments.queries, arguments.allow or "")
+    outputs.check_file(arguments.out, _NEIGHBOURS, read)
     found_ids, scores, seconds = [], [], 0.0
     # Few and many queries take different paths. Each is compiled at first use, which is not timed.
     for some in (1, DENSE_QUERIES):
-        _search(index, queries.read(0, min(queries.rows, some)), arguments, threads=1)
+        query_bd = queries.read(0, min(queries.rows, some))
+        _search(index, query_bd, arguments, allow=allow, threads=1)
     with tqdm(total=queries.rows, desc="queries", disable=not _progress(queries.rows)) as bar:
         for _, query_bd in queries.chunks(_CHUNK):
             start = time.perf_counter()
-            found = _search(index, query_bd, arguments)
+            found = _search(index, query_bd, arguments, allow=allow)
             seconds += time.perf_counter() - start
             found_ids.append(found[0])
             scores.append(found[1])
@@ -207,9 +210,9 @@ def _open(arguments: argparse.Namespace) -> tuple[Index, Vectors]:
     return index, queries
 
 
-def _search(index: Index, query_bd: np.ndarray, arguments: argparse.Namespace, threads=None):
+def _search(index: Index, query_bd: np.ndarray, arguments: argparse.Namespace, **how):
     try:
-        return index.search(query_bd, arguments.k, threads=threads)
+        return index.search(query_bd, arguments.k, **how)
     except ValueError as error:
         if isinstance(error, UsageError):
             raise

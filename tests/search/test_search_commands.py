@@ -111,6 +111,14 @@ def test_changes(files, tmp_path, capsys):
             found["ids"], np.where(row_bk < 1500, row_bk + 500, row_bk - 1500 + 100_000)
         )
 
+    query = ("query", "--index", index, "--queries", files / "fresh.npy")
+    np.save(tmp_path / "allow.npy", np.arange(0, 1000, 3))
+    _main(*query, "--allow", tmp_path / "allow.npy", "--out", tmp_path / "some.npz")
+    allowed = np.arange(501, 1000, 3)
+    row_bk = nearest(np.load(files / "x.npy")[allowed], np.load(files / "fresh.npy"), K)
+    with np.load(tmp_path / "some.npz") as found:
+        np.testing.assert_array_equal(found["ids"], allowed[row_bk])
+
     everything = Index.open(index)
     everything.delete(everything.ids)
     with pytest.raises(DataError, match="holds no vectors: all were deleted"):

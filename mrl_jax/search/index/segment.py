@@ -164,7 +164,7 @@ def prepare(
     """Encodes queries as the rows are, and finds the lists they look into.
 
     These are `probes`, or as many as hold enough rows, see `clusters.looked_into`.
-    `rows_l`, [lists], counts such rows, `all_l` all rows; None where there are no lists.
+    `rows_l`, [lists], counts such rows, `all_l` all rows; None where lists are not needed.
     """
     encoded = []
     if not plan.factory:
@@ -294,27 +294,45 @@ class Segment:
             return self.rows_of_lists()
         return np.diff(np.append(0, np.cumsum(self._alive_n))[self._bounds_l])
 
+    def compares_all(self, keeps: tuple[int, ...], probes: int) -> bool:
+        """Whether a search compares all rows that may be found, by whole vectors.
+
+        There are no stages; or what finds a shortlist of all finds all; or so many rows are hidden
+        that this is quicker: stages read the codes of hidden rows as well, in the more lists the
+        more are hidden, then whole vectors of candidates.
+        """
+        if not keeps:
+            return True
+        keep = min(keeps[0], self.alive_rows)
+        if self._approximate and keep == self.alive_rows:
+            return True
+        if self.alive_rows == self.rows:
+            return False
+        if self._approximate:
+            return self.alive_rows <= _FEW * keep
+        code_bytes = _ROW_BYTES + self._blocks[0].codes.row_bytes
+        whole_bytes = _ROW_BYTES + self.vectors.row_bytes
+        hidden_times = self.rows / max(self.alive_rows, 1)
+        scanned = self.rows * min(probes / self._plan.lists * hidden_times, 1)
+        return self.alive_rows * whole_bytes <= scanned * code_bytes + keep * whole_bytes
+
     def search(
-        self, queries: Queries, keeps: tuple[int, ...], k: int, parameters: str
+        self, queries: Queries, keeps: tuple[int, ...], probes: int, k: int, parameters: str
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rows [B, k] int64 and scores [B, k] float64: the best of the rows that may be found.
 
         The stages keep `keeps`. There is `NO_ROW` only where fewer rows are left, or, where there
         are clusters, where the lists of `queries` hold fewer.
         """
-        query_bd, keeps = queries.query_bd, tuple(min(keep, self.alive_rows) for keep in keeps)
-        # Whatever finds a shortlist of all finds all; an index of faiss is no help then.
-        if (
-            not keeps
-            or (self._approximate and keeps[0] == self.alive_rows)
-            or self._are_few(queries.list_bp, keeps[0])
-        ):
+        query_bd = queries.query_bd
+        if self.compares_all(keeps, probes):
             return self._compare_all(query_bd, k)
+        keeps = tuple(min(keep, self.alive_rows) for keep in keeps)
         row_bk = np.full((len(query_bd), k), loops.NO_ROW)
         score_bk = np.full(row_bk.shape, -np.inf)
         if self._approximate:
             self._compare_found(queries, keeps[0], parameters, row_bk, score_bk)
-        elif self.alive_rows:
+        else:
             self._compare_stages(queries, keeps, row_bk, score_bk)
         return row_bk, score_bk
 
@@ -369,22 +387,6 @@ class Segment:
             list_bp = np.tile(np.arange(len(self._bounds_l) - 1), (len(code_bw), 1))
         bounds_l, asked = self._bounds_l, queries.codes[0]
         loops.scan_lists(product, block, self._alive_n, bounds_l, list_bp, asked, keep, found)
-
-    def _are_few(self, list_bp: np.ndarray | None, keep: int) -> bool:
-        """Whether so many rows are hidden that it is quicker to compare all others.
-
-        Stages read the codes of hidden rows, too; then whole vectors of `keep` candidates.
-        """
-        if self.alive_rows == self.rows:
-            return False
-        if self._approximate:
-            return self.alive_rows <= _FEW * keep
-        code_bytes = _ROW_BYTES + self._blocks[0].codes.row_bytes
-        whole_bytes = _ROW_BYTES + self.vectors.row_bytes
-        scanned = self.rows
-        if list_bp is not None:
-            scanned = np.append(self.rows_of_lists(), 0)[list_bp].sum() / max(len(list_bp), 1)
-        return self.alive_rows * whole_bytes <= scanned * code_bytes + keep * whole_bytes
 
     def _compare_all(self, query_bd: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """All rows that may be found, by whole vectors."""

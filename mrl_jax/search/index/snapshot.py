@@ -190,7 +190,9 @@ class Snapshot:
         """
         query_bd = checked_queries(queries, self.plan.schedule.final)
         first = effort.keeps[0] if effort.keeps else 0
-        rows_l, all_l = self._rows_of_lists
+        rows_l = all_l = None
+        if not all(part.compares_all(effort.keeps, effort.probes) for part in self.segments):
+            rows_l, all_l = self._rows_of_lists
 
         def found(block_bd):
             prepared = segment.prepare(
@@ -209,7 +211,9 @@ class Snapshot:
     def _found(self, queries: segment.Queries, effort: Effort):
         found_ids, scores = [], []
         for part in self.segments:
-            row_bk, score_bk = part.search(queries, effort.keeps, effort.k, effort.parameters)
+            row_bk, score_bk = part.search(
+                queries, effort.keeps, effort.probes, effort.k, effort.parameters
+            )
             found_ids.append(part.ids.at(row_bk))
             scores.append(score_bk)
         if len(found_ids) == 1:

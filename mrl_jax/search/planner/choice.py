@@ -13,7 +13,7 @@ from mrl_jax.search.schedule import Schedule
 
 TARGET_RECALL = 0.99
 FEWEST_ROWS = 10_000  # fewer are compared sooner than a plan is made
-_SHARE, _MOST_DRAWN = 10, 1000  # of the rows, a tenth at most, are drawn as queries
+_SHARE = 10  # of the rows, a tenth at most, are drawn as queries
 _log = logging.getLogger(__name__)
 
 
@@ -58,7 +58,9 @@ def choose(
             "the plan is made for queries like the vectors themselves: where others will be asked, "
             "such as texts that ask for photos, give some as queries"
         )
-        drawn = min(source.rows // _SHARE, _MOST_DRAWN)
+        # So many more than promise the target if nothing is missed let a plan miss something.
+        enough = 2 * (propose.queries_needed(wanted) or propose.MOST_QUERIES)
+        drawn = min(source.rows // _SHARE, enough, propose.MOST_QUERIES)
         if drawn < propose.FEWEST_QUERIES:
             raise UsageError(
                 f"a plan of {source.rows} vectors needs queries: give {propose.FEWEST_QUERIES} "
