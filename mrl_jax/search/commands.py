@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import pathlib
 import re
 import shlex
 import sys
@@ -109,7 +110,7 @@ def build(arguments: argparse.Namespace) -> None:
 def query(arguments: argparse.Namespace) -> None:
     """Writes the neighbours of all queries."""
     index, queries = _open(arguments)
-    allow = None if arguments.allow is None else ids.read(arguments.allow)
+    allow = None if arguments.allow is None else _ids(index, arguments.allow)
     read = (arguments.queries, arguments.allow or "")
     outputs.check_file(arguments.out, _NEIGHBOURS, read)
     found_ids, scores, seconds = [], [], 0.0
@@ -170,7 +171,7 @@ def delete(arguments: argparse.Namespace) -> None:
     """Deletes vectors from an index."""
     index = Index.open(arguments.index)
     before = index.rows
-    index.delete(ids.read(arguments.ids))
+    index.delete(_ids(index, arguments.ids))
     print(f"{before - index.rows:,} vectors deleted, {index.rows:,} left: {arguments.index}")
 
 
@@ -208,6 +209,14 @@ def _open(arguments: argparse.Namespace) -> tuple[Index, Vectors]:
     if arguments.k > index.rows:
         raise UsageError(f"--k must be 1 to {index.rows}, the number of vectors; got {arguments.k}")
     return index, queries
+
+
+def _ids(index: Index, path: pathlib.Path) -> np.ndarray:
+    """The ids in a file, which an index may have."""
+    found = ids.read(path)
+    if index.kind != "int64":
+        raise DataError(f"{path} holds whole numbers, the ids of {index.folder} are {index.kind}")
+    return found
 
 
 def _search(index: Index, query_bd: np.ndarray, arguments: argparse.Namespace, **how):

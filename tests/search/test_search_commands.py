@@ -180,6 +180,24 @@ def test_a_plan_that_cannot_be_made_leaves_nothing(files, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_index_of_texts(files, tmp_path, capsys):
+    z_nd, queries = np.load(files / "x.npy")[:200], files / "fresh.npy"
+    names = [f"photo {n}" for n in range(200)]
+    Index.build(tmp_path / "index", z_nd, names)
+    index, out = ("--index", tmp_path / "index"), ("--out", tmp_path / "n.npz")
+    _main("query", *index, "--queries", queries, *out)
+    row_bk = nearest(z_nd, np.load(queries), K)
+    with np.load(tmp_path / "n.npz") as found:
+        np.testing.assert_array_equal(found["ids"], np.array(names)[row_bk])
+    _main("query", *index, "--queries", queries, *out)  # which replaces what it wrote
+    _main("evaluate", *index, "--queries", queries)
+    assert re.search("recall@10 +1.0000 of 80 queries", capsys.readouterr().out)
+    message = r"ids\.npy holds whole numbers, the ids of .*index are texts"
+    for command in (("delete", "--ids"), ("query", "--queries", queries, *out, "--allow")):
+        with pytest.raises(DataError, match=message):
+            _main(*command, files / "ids.npy", *index)
+
+
 def test_errors_are_one_line(tmp_path):
     line = commands.fail(commands.command(SEARCH, "verify", "--index", tmp_path), 3)
     assert "holds no index" in line

@@ -199,6 +199,11 @@ class Index:
         now = self._now
         return Alive(now.segments, now.width)
 
+    @property
+    def kind(self) -> names.Kind:
+        """Of its ids: "int64" or "texts"."""
+        return self._now.kind
+
     def get(self, ids: Any) -> np.ndarray:
         """The vectors of these ids, [n, D] float32, in this order.
 
