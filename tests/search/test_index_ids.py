@@ -220,7 +220,9 @@ def test_texts_that_lead_out_of_their_file(z_nd, tmp_path):
     """They must not be followed, even where the checksums are right."""
     from test_index_damage import forge
 
-    for n, change in enumerate((lambda x: x + 1, lambda x: x[::-1].copy(), lambda x: x * 10**9)):
+    changes = [lambda x: x + 1, lambda x: x[::-1].copy(), lambda x: x * 10**9]
+    changes.append(lambda x: x + 10**9 * (np.arange(len(x)) == 5))
+    for n, change in enumerate(changes):
         folder = tmp_path / str(n)
         Index.build(folder, z_nd[:20], IDS["texts"][:20])
         path = forge(folder, "id_ends.npy", change)

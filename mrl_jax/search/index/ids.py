@@ -94,8 +94,6 @@ def places(asked: pa.Array, ids: pa.Array) -> np.ndarray:
 
 def among(asked: pa.Array, ids: pa.Array) -> np.ndarray:
     """Which of [N] ids are among those `asked`, [N] bool."""
-    if kind_of(ids) == "int64":  # numpy needs no table of those asked where they lie close together
-        return np.isin(ids.to_numpy(), asked.to_numpy())
     return pc.is_in(ids, value_set=asked).to_numpy(zero_copy_only=False)
 
 
