@@ -234,7 +234,7 @@ class Stored:
             if not takes_mask:
                 # Some of what it finds is not allowed: assume twice the share that it has of all.
                 asked = effort * (keep + (2 * keep * dead // rows + 8 if dead else 0))
-                if asked * (_SLOWER if dead else 1) > rows:
+                if asked * (_SLOWER if dead > rows else 1) > rows:
                     break
             told = _told(index, asked, allowed_n if takes_mask and dead else None, effort)
             found_mk = _search(index, query_bd[lacking_m], asked, parameters, told)
