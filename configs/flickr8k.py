@@ -12,6 +12,10 @@ One run:    python -m mrl_jax.train --config configs/flickr8k.py:mrl,locked \
 All runs:   python -m mrl_jax.sweep --config configs/flickr8k.py --root runs/flickr8k with the same
             flags and --config.data.cache=CACHE, so that locked towers pass over the data once
 Arguments:  mrl | fixed=M, M one of the dims below; then nothing, ",locked" or ",unlocked"
+Time:       two CPU cores, once the cache is filled: locked three minutes, unlocked six
+Expected:   a caption finds its photo among 1,000: with EfficientNet-Lite0 and both locked, nested
+            5.3 % at 12 dims and 15.9 % at 384, plain 1.4 and 15.1 % (docs/results/flickr8k); from
+            scratch not measured
 """
 
 from mrl_jax.config import default_config, set_method
