@@ -88,6 +88,7 @@ def test_a_locked_text_tower_is_kept_and_its_vectors_are_made_once(towers_run, e
         experiment.from_config(setup.config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_trained_in_memory_or_from_a_stream_it_is_the_same(towers_run, tmp_path):
     _, data = towers_run
     keys = {"data__random_crop": 0.0, "data__flip": False}
@@ -114,7 +115,7 @@ def clips(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
-@pytest.mark.parametrize("locked", ["none", "both"])
+@pytest.mark.parametrize("locked", [pytest.param("none", marks=pytest.mark.slow), "both"])
 def test_a_run_starts_as_the_towers_in_a_folder(kind, locked, clips, towers_run, tmp_path):
     _, data = towers_run
     config = configs.load(str(commands.ROOT / "configs" / "clip_nested.py"))
