@@ -51,7 +51,7 @@ def get_config(arg="mrl"):
     c.sharding = ((".*", "replicate"),)
 
     # Two projections of vectors in the cache cost seconds, but know the pairs by heart soon; MiniLM
-    # reads some 60 captions a second on two cores.
+    # reads some 50 captions a second on two cores.
     epochs, c.batch_size, c.optimizer.learning_rate = {
         "": (10, 256, 1e-3),
         "locked": (5, 256, 1e-3),
