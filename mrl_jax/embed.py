@@ -39,7 +39,7 @@ from mrl_jax.record import folder
 from mrl_jax.runtime import agreement, distributed
 from mrl_jax.runtime.forks import check_not_forked
 from mrl_jax.runtime.step import evaluated
-from mrl_jax.store import shards, tables
+from mrl_jax.store import ids, shards, tables
 from mrl_jax.store.files import write_text
 from mrl_jax.store.shards import Format, Manifest, Shard
 from mrl_jax.store.vectors import place
@@ -128,7 +128,9 @@ class Job:
             self._model = model.tower(request.tower, path)
             self.rows = self._model.open(path, **asked)
             source = self.rows.source()
-        self.ids = np.arange(self.rows.count) if self.rows.ids is None else self.rows.ids
+        self.ids = np.arange(self.rows.count)
+        if self.rows.ids is not None:
+            self.ids = ids.as_int64(self.rows.ids, request.source)
         self.notes = list(self.rows.notes)
         if line := self._model.untrained(self.dim):
             self.notes.append(f"warning: {line}")

@@ -9,6 +9,7 @@ import pytest
 import test_train
 from jax import export as jax_export
 
+import mrl_jax
 from mrl_jax import config as configs
 from mrl_jax import dry_run, embed, experiment, export
 from mrl_jax.errors import DataError, UsageError
@@ -206,6 +207,21 @@ def test_vectors_are_adapted_into_a_folder_that_can_be_searched(finished, folder
     np.save(tmp_path / "narrow.npy", new[:, :5])
     argv = (*where, tmp_path / "narrow.npy", "--out", tmp_path / "other")
     with pytest.raises(UsageError, match="has 5 dims, the run adapts 12"):
+        embed.main([*map(str, argv)])
+
+
+def test_vectors_with_texts_for_ids(finished, folder, tmp_path):
+    """They are embedded in memory; the folder of vectors numbers its rows, which is said."""
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    workdir, _ = finished
+    z_nd = np.load(folder / "test.npy")[:5]
+    names = ["e", "d", "c", "b", "a"]
+    pq.write_table(pa.table({"id": names, "vector": list(z_nd)}), tmp_path / "x.parquet")
+    model = mrl_jax.load(workdir)
+    np.testing.assert_array_equal(model.embed(tmp_path / "x.parquet"), model.embed(z_nd))
+    argv = ("--workdir", workdir, "--input", tmp_path / "x.parquet", "--out", tmp_path / "out")
+    with pytest.raises(DataError, match=r"x\.parquet must hold ids as whole numbers.* holds texts"):
         embed.main([*map(str, argv)])
 
 

@@ -23,6 +23,7 @@ from mrl_jax.engines import ray
 from mrl_jax.errors import UsageError
 from mrl_jax.search.schedule import Metric
 from mrl_jax.store import outputs
+from mrl_jax.store.ids import without_objects
 from mrl_jax.store.vectors import open_vectors
 
 
@@ -34,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command line; see the module's docstring."""
     parser = cli.ArgumentParser("launch/ray/search.py", description=__doc__)
     parser.add_argument("--vectors", type=pathlib.Path, required=True, help=".npy or folder")
-    parser.add_argument("--ids", type=pathlib.Path, help=".npy of ids, for a .npy of vectors")
+    parser.add_argument("--ids", type=pathlib.Path, help="ids, such as I.npy, for X.npy")
     parser.add_argument("--queries", type=pathlib.Path, required=True, help=".npy or folder")
     parser.add_argument("--dims", type=_dims, required=True, help="prefixes, such as 8,16,64")
     parser.add_argument("--k", type=int, default=10, help="rows per query and prefix")
@@ -62,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
             )
     except ValueError as error:
         raise UsageError(str(error)) from error
-    ids_gbk = vectors.ids[found.rows_gbk]
+    ids_gbk = without_objects(vectors.ids[found.rows_gbk])
     content = io.BytesIO()
     np.savez(content, dims=np.array(a.dims), ids=ids_gbk, scores=found.scores_gbk)
     outputs.write_file(a.out, content.getvalue(), own)

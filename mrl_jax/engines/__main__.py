@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="file or folder, such as X.npy, X.parquet, X.hdf5:train or what mrl_jax.embed wrote",
     )
-    source.add_argument("--ids", help=".npy or .ivecs of N integers; default: row numbers")
+    source.add_argument("--ids", help="N whole numbers, such as I.npy; default: row numbers")
     asked = cli.ArgumentParser(add_help=False)
     asked.add_argument("--queries", required=True, help="as --vectors, such as X.hdf5:test")
     asked.add_argument("--k", type=int, default=10)

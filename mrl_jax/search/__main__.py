@@ -2,10 +2,10 @@
 
 Vectors are a file of .npy, .fvecs, .bvecs, .safetensors, .hdf5 (.h5), .parquet, .arrow or .feather,
 a folder of .parquet or .arrow files, or one that `mrl_jax.embed` wrote. Where a file holds several
-arrays or columns, FILE:NAME says which. `plan` measures which dims, codes and clusters reach a
-recall; `build` writes an index by that plan, or for exact search; `query` asks it, `evaluate`
-measures it, `add`, `delete` and `compact` change it, `verify` reads all of it and compares
-checksums.
+arrays or columns, FILE:NAME says which. Ids are whole numbers or texts. `plan` measures which dims,
+codes and clusters reach a recall; `build` writes an index by that plan, or for exact search;
+`query` asks it, `evaluate` measures it, `add`, `delete` and `compact` change it, `verify` reads all
+of it and compares checksums.
 """
 
 from mrl_jax import cli
@@ -19,6 +19,9 @@ from typing import get_args
 
 from mrl_jax.search import commands
 from mrl_jax.search.schedule import Metric
+from mrl_jax.store import id_files
+
+_IDS = f"numbers or texts of {id_files.LEGAL}"
 
 
 def _parser() -> cli.ArgumentParser:
@@ -30,7 +33,7 @@ def _parser() -> cli.ArgumentParser:
         required=True,
         help="file or folder, such as X.npy, X.parquet, X.hdf5:train or what mrl_jax.embed wrote",
     )
-    vectors.add_argument("--ids", help=".npy or .ivecs of N integers (default: row numbers)")
+    vectors.add_argument("--ids", help=f"{_IDS} (default: the column id, or row numbers)")
     queries = cli.ArgumentParser(add_help=False)
     queries.add_argument("--queries", required=True, help="as --vectors, such as X.hdf5:test")
     queries.add_argument("--k", type=int, default=10, help="neighbours (default: 10)")
@@ -58,11 +61,11 @@ def _parser() -> cli.ArgumentParser:
     verb.add_argument("--out", required=True, type=pathlib.Path, help="folder that is not there")
     verb = verbs.add_parser("query", parents=[index, queries], help="the nearest of an index")
     verb.add_argument("--out", required=True, type=pathlib.Path, help=".npz: ids, scores [Q, k]")
-    verb.add_argument("--allow", type=pathlib.Path, help=".npy [n] of ids (default: all)")
+    verb.add_argument("--allow", help=f"ids that may be found: {_IDS} (default: all)")
     verbs.add_parser("evaluate", parents=[index, queries], help="recall, times and bytes")
     verbs.add_parser("add", parents=[index, vectors], help="more vectors")
     verb = verbs.add_parser("delete", parents=[index], help="some vectors")
-    verb.add_argument("--ids", required=True, type=pathlib.Path, help=".npy or .ivecs of integers")
+    verb.add_argument("--ids", required=True, help=_IDS)
     verbs.add_parser("compact", parents=[index], help="free the room of deleted vectors")
     verbs.add_parser("verify", parents=[index], help="read all and compare checksums")
     return parser

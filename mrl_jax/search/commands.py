@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import pathlib
 import re
 import shlex
 import sys
@@ -18,7 +17,7 @@ from mrl_jax.search.index.segment import DENSE_QUERIES
 from mrl_jax.search.plan import Plan, read_plan
 from mrl_jax.search.planner import frontier, propose, ranks, trial
 from mrl_jax.search.schedule import Schedule
-from mrl_jax.store import ids, outputs
+from mrl_jax.store import id_files, ids, outputs
 from mrl_jax.store.vectors import Vectors, open_vectors
 
 _CHUNK = 4096  # queries read and asked at a time
@@ -110,7 +109,7 @@ def build(arguments: argparse.Namespace) -> None:
 def query(arguments: argparse.Namespace) -> None:
     """Writes the neighbours of all queries."""
     index, queries = _open(arguments)
-    allow = None if arguments.allow is None else _ids(index, arguments.allow)
+    allow = None if arguments.allow is None else id_files.read(arguments.allow, index.kind)
     read = (arguments.queries, arguments.allow or "")
     outputs.check_file(arguments.out, _NEIGHBOURS, read)
     found_ids, scores, seconds = [], [], 0.0
@@ -126,11 +125,8 @@ def query(arguments: argparse.Namespace) -> None:
             found_ids.append(found[0])
             scores.append(found[1])
             bar.update(len(query_bd))
-    all_ids = np.concatenate(found_ids)
-    if all_ids.dtype == object:
-        all_ids = all_ids.astype(str)  # which can be read without unpickling
-    found = {"ids": all_ids, "scores": np.concatenate(scores)}
-    outputs.write_arrays(arguments.out, _NEIGHBOURS, **found)
+    all_ids = ids.without_objects(np.concatenate(found_ids))
+    outputs.write_arrays(arguments.out, _NEIGHBOURS, ids=all_ids, scores=np.concatenate(scores))
     print(f"{queries.rows:,} queries, {queries.rows / seconds:,.1f} a second: {arguments.out}")
 
 
@@ -162,7 +158,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 def add(arguments: argparse.Namespace) -> None:
     """Adds vectors to an index."""
     index = Index.open(arguments.index)
-    vectors = open_vectors(arguments.vectors, arguments.ids)
+    vectors = open_vectors(arguments.vectors, arguments.ids, index.kind)
     index.add(vectors, progress=_progress(vectors.rows))
     print(f"{vectors.rows:,} vectors added, {index.rows:,} in all: {arguments.index}")
 
@@ -171,7 +167,7 @@ def delete(arguments: argparse.Namespace) -> None:
     """Deletes vectors from an index."""
     index = Index.open(arguments.index)
     before = index.rows
-    index.delete(_ids(index, arguments.ids))
+    index.delete(id_files.read(arguments.ids, index.kind))
     print(f"{before - index.rows:,} vectors deleted, {index.rows:,} left: {arguments.index}")
 
 
@@ -209,14 +205,6 @@ def _open(arguments: argparse.Namespace) -> tuple[Index, Vectors]:
     if arguments.k > index.rows:
         raise UsageError(f"--k must be 1 to {index.rows}, the number of vectors; got {arguments.k}")
     return index, queries
-
-
-def _ids(index: Index, path: pathlib.Path) -> np.ndarray:
-    """The ids in a file, which an index may have."""
-    found = ids.read(path)
-    if index.kind != "int64":
-        raise DataError(f"{path} holds whole numbers, the ids of {index.folder} are {index.kind}")
-    return found
 
 
 def _search(index: Index, query_bd: np.ndarray, arguments: argparse.Namespace, **how):

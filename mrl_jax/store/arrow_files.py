@@ -39,6 +39,17 @@ def open_arrow(
     return parts
 
 
+def read_column(path: pathlib.Path, name: str | None) -> np.ndarray:
+    """The ids [N] of a file or stream; arguments and errors are those of `tables.read_column`."""
+    content = inputs.mapped_file(path)
+    with _said(path):
+        schema = _reader(path, content, []).schema
+        name = columns.of_ids(path, schema, name)
+        reader = _reader(path, content, [schema.get_field_index(name)])
+        parts = [_sound(batch.column(name)) for batch in _batches(reader)]
+        return columns.as_ids(_joined(parts, schema.field(name).type), path, name)
+
+
 def _open(path: pathlib.Path, name: str | None, with_ids: bool, last: Last) -> tuple[Blocks, str]:
     """The vectors of a file, and the column that they are in."""
     content = inputs.mapped_file(path)
@@ -51,11 +62,10 @@ def _open(path: pathlib.Path, name: str | None, with_ids: bool, last: Last) -> t
             # Nothing else is unpacked. Of a file that is not compressed, pyarrow would copy these.
             wanted = [name] + ["id"] * with_ids
             reader = _reader(path, content, [schema.get_field_index(field) for field in wanted])
-        batches = map(reader.get_batch, range(reader.num_record_batches)) if in_file else reader
         sizes, mapped_g, id_columns, width, row = [], [], [], None, 0
-        for batch in batches:
+        for batch in _batches(reader):
             if with_ids:
-                id_columns.append(batch.column("id"))
+                id_columns.append(_sound(batch.column("id")))
             rows_nd = None
             if len(batch):
                 rows_nd = columns.as_rows(_sound(batch.column(name)), path, row)
@@ -105,6 +115,13 @@ def _reader(path: pathlib.Path, content: np.ndarray, fields: Sequence[int]) -> A
     if content[-8:].tobytes() != _END:
         raise DataError(f"{path} is no Arrow file, or cut short: no end of a file or stream")
     return pa.ipc.open_stream(buffer, options=options)
+
+
+def _batches(reader: Any) -> Iterator[Any]:
+    """All batches in order."""
+    if hasattr(reader, "get_batch"):
+        return map(reader.get_batch, range(reader.num_record_batches))
+    return iter(reader)
 
 
 def _sound(column: Any) -> Any:

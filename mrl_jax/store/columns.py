@@ -88,27 +88,47 @@ def uneven(path: pathlib.Path, row: int, dims: int, width: int) -> DataError:
     return DataError(f"{path}: row {row} has {dims} dims, the rows before it have {width}")
 
 
-def as_ids(column: Any, path: pathlib.Path) -> np.ndarray:
-    """The ids [N] int64 of a column of Arrow.
-
-    Args:
-      column: of several chunks, of whole numbers or a dictionary of them.
-      path: of the file, for the message.
+def of_ids(path: pathlib.Path, schema: Any, name: str | None) -> str:
+    """Which column holds ids; arguments are those of `of_vectors`.
 
     Raises:
-      DataError: a row without an id, or ids that are not whole numbers.
+      DataError: there is none, or several of which none is called id.
+    """
+    has = f"it has {listed(schema.names)}"
+    if name is None and "id" not in schema.names and len(schema.names) != 1:
+        hint = f"; say which, such as {path}:{schema.names[0]}" if schema.names else ""
+        raise DataError(f"{path} must have a column id, or one column only; {has}{hint}")
+    if name is None:
+        name = "id" if "id" in schema.names else schema.names[0]
+    if schema.names.count(name) != 1:
+        count = "two columns" if name in schema.names else "no column"
+        raise DataError(f"{path} has {count} {shown(name)}; {has}")
+    return name
+
+
+def as_ids(column: Any, path: pathlib.Path, name: str = "id") -> np.ndarray:
+    """The ids [N] of a column of Arrow, see `ids.checked`.
+
+    Args:
+      column: of several chunks, of whole numbers or texts, or a dictionary of them.
+      path: of the file, for the message.
+      name: of the column, for the message.
+
+    Raises:
+      DataError: a row without an id, or ids that are neither whole numbers nor texts.
     """
     import pyarrow as pa
 
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not pa.types.is_integer(kind):
+    texts = (pa.string(), pa.large_string(), pa.string_view())
+    if not pa.types.is_integer(kind) and kind not in texts:
         raise DataError(
-            f"{path}: the column id must hold whole numbers (int64, or another type of integers), "
-            f"it holds {column.type}; leave it out where row numbers will do"
+            f"{path}: the column {name} must hold whole numbers (int64, or another type of "
+            f"integers) or texts, it holds {column.type}; leave it out where row numbers will do"
         )
     # pyarrow would make floats of a column with nulls, and round the ids.
     column = column.cast(kind)
     if column.null_count:
         row = int(column.is_null().to_numpy().argmax())
         raise DataError(f"{path}: row {row} has no id")
-    return ids.as_int64(column.to_numpy(), path)
+    return ids.checked(column.to_numpy(), path)

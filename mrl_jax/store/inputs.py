@@ -5,7 +5,7 @@ import os
 import pathlib
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
@@ -23,6 +23,19 @@ _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
+
+
+def place(path: pathlib.Path | str, named: Collection[str]) -> tuple[pathlib.Path, str | None]:
+    """PATH, or PATH:NAME, as the path of a file or folder and the name of what is meant in it.
+
+    `named` are the endings of files that hold what has names.
+    """
+    path = pathlib.Path(path)
+    before, _, name = str(path).rpartition(":")
+    if not name or not before or path.exists():
+        return path, None
+    inner = pathlib.Path(before)
+    return (inner, name) if inner.exists() or inner.suffix in named else (path, None)
 
 
 def check_file(path: pathlib.Path | str, error: type[Exception] = DataError) -> None:

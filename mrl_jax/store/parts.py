@@ -16,7 +16,7 @@ class Mapped:
     """The vectors [rows, width] of a file, which the system reads as they are looked at.
 
     Attributes:
-      ids_n: [rows] int64, or None where the file holds none.
+      ids_n: [rows], see `ids.checked`; None where the file holds none.
       at_hand: whether any rows are read quickly in any order.
     """
 

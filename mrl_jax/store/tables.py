@@ -50,13 +50,25 @@ def open_tables(
     Raises:
       UsageError: pyarrow is not installed.
       DataError: a damaged file; no such column, or lists that are missing or not of one length; ids
-        that are missing or not whole numbers. Names the file and mostly the row.
+        that are missing, or neither whole numbers nor texts. Names the file and mostly the row.
     """
     last, stream, parts = Last(), _Stream(), []
     for path in paths:
         part, name = _open(path, name, with_ids, trusted, last, stream)
         parts.append(part)
     return parts
+
+
+def read_column(path: pathlib.Path, name: str | None) -> np.ndarray:
+    """The ids [N] of a file, in the column called `name`, or see `columns.of_ids`.
+
+    Raises:
+      UsageError: pyarrow is not installed.
+      DataError: a damaged file, or no such column of ids.
+    """
+    with _opened(path) as file:
+        name = columns.of_ids(path, file.schema_arrow, name)
+        return columns.as_ids(file.read([name])[name], path, name)
 
 
 def _open(

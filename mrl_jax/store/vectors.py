@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from mrl_jax.errors import DataError, UsageError, shown
-from mrl_jax.store import arrow_files, hdf5, ids, inputs, shards, tables, tensors, vecs
+from mrl_jax.store import arrow_files, hdf5, id_files, ids, inputs, shards, tables, tensors, vecs
 from mrl_jax.store.parts import Mapped, Part, check_matrix
 
 _TABLES = {
@@ -24,8 +24,8 @@ SUFFIXES = (".npy", *vecs.VECTORS, *_NAMED)  # of files of vectors
 _SAMPLED = 8192  # rows of a sample in memory at a time beside what is kept of them
 
 
-def _read_ids(path: pathlib.Path, rows: int) -> np.ndarray:
-    ids_n = ids.read(path)
+def _read_ids(path: pathlib.Path | str, rows: int, kind: ids.Kind | None = None) -> np.ndarray:
+    ids_n = id_files.read(path, kind)
     if len(ids_n) != rows:
         raise DataError(f"{path} must hold an id for each of {rows} rows, it holds {len(ids_n)}")
     return ids_n
@@ -38,7 +38,7 @@ class Vectors:
       rows: N.
       width: dims of each.
       dtype: as stored; what is read is float32.
-      ids: [N] int64, unique.
+      ids: [N] int64, or an array of `str`; unique.
     """
 
     def __init__(self, parts: list[Part], ids_n: np.ndarray):
@@ -130,12 +130,7 @@ def _checked(part: Part, rows: slice | np.ndarray) -> np.ndarray:
 
 def place(path: pathlib.Path | str) -> tuple[pathlib.Path, str | None]:
     """PATH, or PATH:NAME, as the path of a file or folder and the name of what is meant in it."""
-    path = pathlib.Path(path)
-    before, _, name = str(path).rpartition(":")
-    if not name or not before or path.exists():
-        return path, None
-    inner = pathlib.Path(before)
-    return (inner, name) if inner.exists() or inner.suffix in _NAMED else (path, None)
+    return inputs.place(path, _NAMED)
 
 
 def _npy(path: pathlib.Path) -> Mapped:
@@ -203,7 +198,11 @@ def _open_tables(folder: pathlib.Path, name: str | None, with_ids: bool) -> list
     return [part for part in parts if part.rows] or parts[:1]
 
 
-def open_vectors(path: pathlib.Path | str, ids_path: pathlib.Path | str | None = None) -> Vectors:
+def open_vectors(
+    path: pathlib.Path | str,
+    ids_path: pathlib.Path | str | None = None,
+    id_kind: ids.Kind | None = None,
+) -> Vectors:
     """Opens vectors on disk; they are read when they are asked for, never all at once.
 
     Args:
@@ -216,8 +215,9 @@ def open_vectors(path: pathlib.Path | str, ids_path: pathlib.Path | str | None =
           `vector`, or the only one;
         - a folder of .parquet or of .arrow files, as one;
         - a folder that `mrl_jax.embed` wrote.
-      ids_path: an .npy or .ivecs file with unique ids [N], whole numbers that int64 can hold; None:
-        the column id of Parquet or Arrow, or the row numbers from 0.
+      ids_path: a file with unique ids [N], see `id_files.read`; None: the column id of Parquet or
+        Arrow, or the row numbers from 0.
+      id_kind: that those of `ids_path` must have; None: either.
 
     Raises:
       UsageError: ids for a folder of `mrl_jax.embed`, which holds its own; a NAME where there are
@@ -246,8 +246,11 @@ def open_vectors(path: pathlib.Path | str, ids_path: pathlib.Path | str | None =
         if (part.ids_n is None) != (parts[0].ids_n is None):
             with_id, without = sorted((part, parts[0]), key=lambda x: x.ids_n is None)
             raise DataError(f"{without.path} has no column id, {with_id.path} has one")
+        if part.ids_n is not None and ids.kind_of(part.ids_n) != ids.kind_of(parts[0].ids_n):
+            texts, numbers = sorted((part, parts[0]), key=lambda x: ids.kind_of(x.ids_n) == "int64")
+            raise DataError(f"{texts.path} has texts for ids, {numbers.path} has whole numbers")
     if not with_ids:
-        ids_n = _read_ids(pathlib.Path(ids_path), rows)
+        ids_n = _read_ids(ids_path, rows, id_kind)
     elif parts[0].ids_n is not None:
         ids_n = np.concatenate([part.ids_n for part in parts])
     else:

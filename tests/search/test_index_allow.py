@@ -175,6 +175,28 @@ def test_a_predicate(build, name, attributes, query_bd, tmp_path):
     index.verify()
 
 
+@pytest.mark.parametrize("name", ["exact", "lists", "IVF"])
+def test_a_filter_that_is_kept(name, z_nd, query_bd):
+    """It gives what a search with it gives, and of the index as it was."""
+    for allow, allowed in ((None, 500), (np.arange(0, 500, 3), 167), (np.arange(500) < 80, 80)):
+        index = Index.build(None, z_nd[:500], plan=PLANS[name])
+        kept = index.allowing(allow)
+        assert len(kept) == allowed
+        wanted = index.search(query_bd, K, allow=allow)
+        least = float(wanted[1][:, 3].max())
+        wanted_range = index.range_search(query_bd, least, allow=allow)
+        index.delete(wanted[0][:, 0])
+        for found in (kept.search(query_bd, K), *kept.search_batches([query_bd], K)):
+            for a, b in zip(found, wanted, strict=True):
+                np.testing.assert_array_equal(a, b)
+        for a, b in zip(kept.range_search(query_bd, least), wanted_range, strict=True):
+            np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="least_score must be a number, got nan"):
+        kept.range_search(query_bd, float("nan"))
+    with pytest.raises(ValueError, match="k must be 1 to"):
+        kept.search(query_bd, 0)
+
+
 def test_what_cannot_be_allowed(build, query_bd, z_nd):
     index, plain = build("flat"), Index.build(None, z_nd[:20])
     there = index.rows

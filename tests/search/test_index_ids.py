@@ -158,6 +158,7 @@ REFUSED = [
     (["a", "b", "c", "b"], DataError, "rows 1 and 3 have the same id, 'b'"),
     ([0, 1, -1, 2], DataError, "no vector can have the id -1: it stands for none found"),
     (["a", "b", "", "c"], DataError, "no vector can have the id '': it stands for none found"),
+    (["a", "b\0", "c", "d"], DataError, "no id can end with the character NUL, 'b\\x00' does"),
     ([1, 2, 3], DataError, "there are 3 ids for 4 vectors"),
     ([1.0, 2, 3, 4], ValueError, "ids must be int64 or texts, got float64"),
     ([[1], [2], [3], [4]], ValueError, "one for each row; their shape is"),

@@ -192,10 +192,51 @@ def test_an_index_of_texts(files, tmp_path, capsys):
     _main("query", *index, "--queries", queries, *out)  # which replaces what it wrote
     _main("evaluate", *index, "--queries", queries)
     assert re.search("recall@10 +1.0000 of 80 queries", capsys.readouterr().out)
-    message = r"ids\.npy holds whole numbers, the ids of .*index are texts"
-    for command in (("delete", "--ids"), ("query", "--queries", queries, *out, "--allow")):
+    message = r"ids\.npy holds whole numbers, the ids of the index are texts"
+    ask = ("query", "--queries", queries, *out)
+    for command in (("delete", "--ids"), (*ask, "--allow")):
         with pytest.raises(DataError, match=message):
             _main(*command, files / "ids.npy", *index)
+
+    allowed = np.arange(0, 200, 7)
+    (tmp_path / "allowed.txt").write_text("".join(f"{names[row]}\n" for row in allowed))
+    _main(*ask, *index, "--allow", tmp_path / "allowed.txt")
+    with np.load(tmp_path / "n.npz") as found:
+        row_bk = nearest(z_nd[allowed], np.load(queries), K)
+        np.testing.assert_array_equal(found["ids"], np.array(names)[allowed[row_bk]])
+
+
+def test_texts_are_ids_of_every_command(files, tmp_path, capsys):
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    z_nd, queries = np.load(files / "x.npy")[:60], files / "fresh.npy"
+    names = [f"{n}.jpg" for n in range(50)] + [str(n) for n in range(10)]
+    np.save(tmp_path / "first.npy", z_nd[:30])
+    np.save(tmp_path / "names.npy", np.array(names[:30]))
+    table = {"id": names[30:50], "vector": list(z_nd[30:50])}
+    pq.write_table(pa.table(table), tmp_path / "second.parquet")
+    np.save(tmp_path / "third.npy", z_nd[50:])
+    (tmp_path / "third.txt").write_text("\n".join(names[50:]))  # which look like numbers
+    pq.write_table(pa.table({"a": names[5:9], "b": names[:4]}), tmp_path / "gone.parquet")
+    index = ("--index", tmp_path / "index")
+    first = ("--vectors", tmp_path / "first.npy", "--ids", tmp_path / "names.npy")
+    plan = ("plan", *first, "--queries", queries, "--target_recall", 0.5)
+    _main(*plan, "--out", tmp_path / "p.json")
+    _main("build", *first, "--out", tmp_path / "index")
+    _main("add", *index, "--vectors", tmp_path / "second.parquet")
+    _main("add", *index, "--vectors", tmp_path / "third.npy", "--ids", tmp_path / "third.txt")
+    assert Index.open(tmp_path / "index").ids.tolist() == names
+    _main("delete", *index, "--ids", f"{tmp_path}/gone.parquet:b")
+    assert Index.open(tmp_path / "index").ids.tolist() == names[4:]
+    with pytest.raises(DataError, match=r"gone\.parquet must have a column id, .* it has a, b;"):
+        _main("delete", *index, "--ids", tmp_path / "gone.parquet")
+    with pytest.raises(DataError, match=r"id 0\.jpg is not in the index"):
+        _main("delete", *index, "--ids", f"{tmp_path}/gone.parquet:b")
+    # Whole numbers as text.
+    _main("build", "--vectors", files / "x.npy", "--out", tmp_path / "numbers")
+    (tmp_path / "gone.txt").write_text("3\n1999\n")
+    _main("delete", "--index", tmp_path / "numbers", "--ids", tmp_path / "gone.txt")
+    assert "2 vectors deleted, 1,998 left" in capsys.readouterr().out
 
 
 def test_errors_are_one_line(tmp_path):
@@ -244,7 +285,7 @@ def test_bad_input_is_refused_before_any_work(files, tmp_path):
         (
             ("delete", "--index", index, "--ids", tmp_path / "float_ids.npy"),
             DataError,
-            "must hold ids as whole numbers",
+            "must hold ids, one for each row: whole numbers .* or texts; it holds float64",
         ),
         (
             ("delete", "--index", index, "--ids", tmp_path / "no_id.npy"),

@@ -14,7 +14,7 @@ from mrl_jax.interop import torch_weights
 from mrl_jax.models.text import tokenizer_files
 from mrl_jax.record import artefacts
 from mrl_jax.search.plan import read_plan
-from mrl_jax.store import ids, inputs
+from mrl_jax.store import id_files, inputs
 from mrl_jax.store.vectors import open_vectors
 
 
@@ -50,7 +50,7 @@ def read_tree(path):
         ("x.tsv.gz", text_files.sha256),
         ("x.npy", open_vectors),
         ("x.parquet", open_vectors),
-        ("x.npy", ids.read),
+        ("x.npy", id_files.read),
         ("x.npz", lambda path: vector_splits.read_scored(path, 2)),
         ("x.safetensors", torch_weights.read_tensors),
         ("x.csv", lambda path: hierarchy.read(str(path), ["a"])),

@@ -11,7 +11,7 @@ import pytest
 
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.extras import MissingPackageError
-from mrl_jax.store import hdf5, ids, parts, shards, tables
+from mrl_jax.store import hdf5, id_files, parts, shards, tables
 from mrl_jax.store.vectors import open_vectors, place
 
 pa = pytest.importorskip("pyarrow", reason="Arrow and Parquet need pyarrow")
@@ -211,10 +211,10 @@ def test_ids_from_ivecs(tmp_path):
     for name, ids_nd in (("column", ids_n), ("row", ids_n.T)):
         path = vecs(tmp_path / f"{name}.ivecs", ids_nd, "i")
         assert open_vectors(tmp_path / "z.npy", path).ids.tolist() == ids_n.ravel().tolist()
-        assert ids.read(path).dtype == np.int64
+        assert id_files.read(path).dtype == np.int64
     path = vecs(tmp_path / "neighbours.ivecs", np.arange(12).reshape(4, 3), "i")
     with pytest.raises(DataError, match=r"neighbours\.ivecs must hold one id in each row.*4 rows"):
-        ids.read(path)
+        id_files.read(path)
     refused("holds whole numbers, such as ids", path)
 
 

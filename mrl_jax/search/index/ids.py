@@ -1,19 +1,19 @@
 """Ids of rows: whole numbers (int64) or texts, one of both in an index, and each occurs once."""
 
 import pathlib
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from mrl_jax import extras
 from mrl_jax.errors import DataError, shown
 from mrl_jax.search.index import files, pages
+from mrl_jax.store.ids import Kind
 
 with extras.needed("search", "an index"):
     import pyarrow as pa
     import pyarrow.compute as pc
 
-Kind = Literal["int64", "texts"]
 NO_ID = -1  # where there are fewer results than asked for
 NO_TEXT = ""  # the same among texts
 _TYPES = {"int64": pa.int64(), "texts": pa.large_string()}
@@ -73,13 +73,17 @@ def check_new(ids: pa.Array, kind: Kind | None) -> None:
     """Refuses ids that rows cannot have; `kind` is that of an index which they are added to.
 
     Raises:
-      DataError: another kind, an id that stands for "none found", or one that occurs twice.
+      DataError: another kind, an id that stands for "none found" or ends with NUL, or one that
+        occurs twice.
     """
     found = kind_of(ids)
     if kind is not None and found != kind:
         raise DataError(f"the index has {kind} for ids, got {found}")
     if pc.index(ids, nothing(found)).as_py() >= 0:
         raise DataError(f"no vector can have the id {nothing(found)!r}: it stands for none found")
+    if found == "texts" and (cut := pc.index(pc.ends_with(ids, "\0"), True).as_py()) >= 0:
+        # numpy's own texts drop it, in which ids are written to files and sent.
+        raise DataError(f"no id can end with the character NUL, {ids[cut].as_py()!r} does")
     code_n = ids.dictionary_encode().indices.to_numpy()
     twice_n = code_n != np.arange(len(ids))  # from the first repetition on
     if twice_n.any():

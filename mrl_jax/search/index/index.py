@@ -1,7 +1,6 @@
 """An index: find with few dims, decide with many, on one machine's CPUs."""
 
 import contextlib
-import math
 import os
 import pathlib
 import shutil
@@ -16,9 +15,10 @@ from mrl_jax.errors import DataError, UsageError
 from mrl_jax.search.index import attributes as tables
 from mrl_jax.search.index import changes, files, pages
 from mrl_jax.search.index import ids as names
+from mrl_jax.search.index.allowed import Allowed
 from mrl_jax.search.index.rows import Rows, Source, source_of
 from mrl_jax.search.index.segment import Alive
-from mrl_jax.search.index.snapshot import Snapshot, checked_threads
+from mrl_jax.search.index.snapshot import Snapshot
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.schedule import Metric
 
@@ -226,6 +226,16 @@ class Index:
         resident = now.shared.nbytes + sum(part.resident_bytes for part in now.segments)
         return {"resident": resident, "vectors": sum(x.vectors.nbytes for x in now.segments)}
 
+    def allowing(self, allow: Any) -> Allowed:
+        """The rows that `allow` of `search` says, as they are now, to be searched again and again.
+
+        Raises:
+          ValueError: ids of another type than those of the index, or a mask of another shape.
+          UsageError: a predicate that cannot be told of the attributes, or there are none.
+          DataError: a file is damaged.
+        """
+        return Allowed(self._now.allowing(allow))
+
     def search(
         self,
         query_bd: Any,
@@ -246,7 +256,7 @@ class Index:
             matter; or [N] bool in the order of `ids`; or a predicate of attributes, such as
             `pyarrow.compute.field("year") >= 2020`. As long as k are allowed, k are found, with the
             recall of the plan: the fewer are allowed, the farther it looks, and where they are few
-            all of them are compared.
+            all of them are compared. `allowing` looks it up once for many searches.
           keeps: candidates kept by every stage, instead of the plan's.
           probes: lists looked into, instead of the plan's; more where these hold fewer than k
             vectors, or where some of their vectors are deleted or not allowed.
@@ -264,9 +274,8 @@ class Index:
           ValueError: illegal arguments, NaN or infinity.
           DataError: a file is damaged.
         """
-        now = self._now
-        effort = now.effort(k, keeps, probes, parameters, threads)
-        return now.allowing(allow).search(query_bd, effort)
+        how = {"keeps": keeps, "probes": probes, "parameters": parameters, "threads": threads}
+        return self.allowing(allow).search(query_bd, k, **how)
 
     def search_batches(
         self, batches: Iterable[Any], k: int, *, allow: Any = None, **how: Any
@@ -275,10 +284,7 @@ class Index:
 
         All of them see the index as it is now, and `allow` is looked up only once.
         """
-        now = self._now
-        settings = {"keeps": None, "probes": None, "parameters": None, "threads": None, **how}
-        effort, allowing = now.effort(k, **settings), now.allowing(allow)
-        return (allowing.search(query_bd, effort) for query_bd in batches)
+        return self.allowing(allow).search_batches(batches, k, **how)
 
     def range_search(
         self, query_bd: Any, least_score: float, *, allow: Any = None, threads: int | None = None
@@ -299,10 +305,7 @@ class Index:
         Raises:
           ValueError, DataError: as `search`.
         """
-        if not isinstance(least_score, int | float | np.number) or math.isnan(least_score):
-            raise ValueError(f"least_score must be a number, got {least_score!r}")
-        now, threads = self._now, checked_threads(threads)
-        return now.allowing(allow).within(query_bd, float(least_score), threads)
+        return self.allowing(allow).range_search(query_bd, least_score, threads=threads)
 
     def add(
         self,

@@ -12,6 +12,7 @@ from mrl_jax.data.vector_splits import VectorSplit, digest, row_digests
 from mrl_jax.errors import UsageError
 from mrl_jax.models.adaptors import Rotation
 from mrl_jax.runtime.rows import Batch, Rows, in_order
+from mrl_jax.store.ids import without_objects
 from mrl_jax.store.vectors import Vectors, open_vectors
 from mrl_jax.tasks import inputs
 
@@ -77,6 +78,7 @@ def _of_files(vectors: Vectors) -> Rows:
         return in_order(padded_batches(arrays, batch_size, sharding), last - first)
 
     def source():
-        return f"vectors {digest([row_digests(vectors), vectors.ids])}"
+        numbers_n = without_objects(vectors.ids)
+        return f"vectors {digest([row_digests(vectors), numbers_n])}"
 
     return Rows(vectors.rows, read, ids=vectors.ids, source=source)
