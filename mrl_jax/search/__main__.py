@@ -27,6 +27,14 @@ _IDS = f"numbers or texts of {id_files.LEGAL}"
 def _parser() -> cli.ArgumentParser:
     index = cli.ArgumentParser(add_help=False)
     index.add_argument("--index", required=True, type=pathlib.Path, help="folder of the index")
+    changed = cli.ArgumentParser(add_help=False, parents=[index])
+    changed.add_argument(
+        "--wait",
+        type=commands.seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="for another command that is changing the index (default: 0)",
+    )
     vectors = cli.ArgumentParser(add_help=False)
     vectors.add_argument(
         "--vectors",
@@ -63,10 +71,10 @@ def _parser() -> cli.ArgumentParser:
     verb.add_argument("--out", required=True, type=pathlib.Path, help=".npz: ids, scores [Q, k]")
     verb.add_argument("--allow", help=f"ids that may be found: {_IDS} (default: all)")
     verbs.add_parser("evaluate", parents=[index, queries], help="recall, times and bytes")
-    verbs.add_parser("add", parents=[index, vectors], help="more vectors")
-    verb = verbs.add_parser("delete", parents=[index], help="some vectors")
+    verbs.add_parser("add", parents=[changed, vectors], help="more vectors")
+    verb = verbs.add_parser("delete", parents=[changed], help="some vectors")
     verb.add_argument("--ids", required=True, help=_IDS)
-    verbs.add_parser("compact", parents=[index], help="free the room of deleted vectors")
+    verbs.add_parser("compact", parents=[changed], help="free the room of deleted vectors")
     verbs.add_parser("verify", parents=[index], help="read all and compare checksums")
     return parser
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import re
 import shlex
 import sys
@@ -34,6 +35,17 @@ def size(text: str) -> int:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is no size such as 2GB or 500MB")
     return round(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def seconds(text: str) -> float:
+    """A number of seconds, 0 or more; for argparse."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not found >= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} are no seconds such as 0 or 30")
+    return found
 
 
 def dims(text: str) -> tuple[int, ...]:
@@ -157,7 +169,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def add(arguments: argparse.Namespace) -> None:
     """Adds vectors to an index."""
-    index = Index.open(arguments.index)
+    index = Index.open(arguments.index, wait=arguments.wait)
     vectors = open_vectors(arguments.vectors, arguments.ids, index.kind)
     index.add(vectors, progress=_progress(vectors.rows))
     print(f"{vectors.rows:,} vectors added, {index.rows:,} in all: {arguments.index}")
@@ -165,7 +177,7 @@ def add(arguments: argparse.Namespace) -> None:
 
 def delete(arguments: argparse.Namespace) -> None:
     """Deletes vectors from an index."""
-    index = Index.open(arguments.index)
+    index = Index.open(arguments.index, wait=arguments.wait)
     before = index.rows
     index.delete(id_files.read(arguments.ids, index.kind))
     print(f"{before - index.rows:,} vectors deleted, {index.rows:,} left: {arguments.index}")
@@ -173,7 +185,7 @@ def delete(arguments: argparse.Namespace) -> None:
 
 def compact(arguments: argparse.Namespace) -> None:
     """Merges the segments of an index and drops deleted vectors."""
-    index = Index.open(arguments.index)
+    index = Index.open(arguments.index, wait=arguments.wait)
     before = sum(index.bytes().values())
     index.compact(progress=_progress(index.rows))
     freed = before - sum(index.bytes().values())

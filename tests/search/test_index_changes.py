@@ -57,8 +57,8 @@ def test_added_deleted_compacted(plan, query_bd, tmp_path):
     folder = tmp_path / "index"
     z_nd, ids = draw(700, D), np.random.default_rng(0).permutation(700) * 3 + 2**40 + 5
     alive_n = np.zeros(700, bool)
-    Index.build(folder, store(tmp_path, z_nd[:400], ids[:400]), plan=plan)
-    alive_n[:400] = True
+    Index.build(folder, store(tmp_path, z_nd[:470], ids[:470]), plan=plan)
+    alive_n[:470] = True
 
     def compare(index):
         assert index.rows == alive_n.sum()
@@ -73,9 +73,10 @@ def test_added_deleted_compacted(plan, query_bd, tmp_path):
         return anew
 
     index = Index.open(folder)
-    index.add(store(tmp_path, z_nd[400:430], ids[400:430], name="few"))
-    index.add(store(tmp_path, z_nd[430:], ids[430:], name="more"))
-    alive_n[400:] = True
+    index.add(store(tmp_path, z_nd[470:650], ids[470:650], name="more"))
+    index.add(store(tmp_path, z_nd[650:], ids[650:], name="few"))
+    alive_n[470:] = True
+    assert len(list(folder.glob("segment-*"))) == 3
     compare(index)
     gone_n = np.random.default_rng(1).permutation(700)[:300]
     index.delete(ids[gone_n[:200]])
@@ -99,21 +100,24 @@ def test_two_segments_keep_at_least_what_one_would(query_bd, tmp_path):
     """By the plan's own numbers: each segment keeps as many, so that no result becomes worse."""
     z_nd = draw(900, D)
     one = Index.build(tmp_path / "one", store(tmp_path, z_nd), plan=PLANS["flat"])
-    two = Index.build(tmp_path / "two", store(tmp_path, z_nd[:500], name="a"), plan=PLANS["flat"])
-    two.add(store(tmp_path, z_nd[500:], np.arange(500, 900), name="b"))
+    two = Index.build(tmp_path / "two", store(tmp_path, z_nd[:650], name="a"), plan=PLANS["flat"])
+    two.add(store(tmp_path, z_nd[650:], np.arange(650, 900), name="b"))
+    assert len(list((tmp_path / "two").glob("segment-*"))) == 2
     assert (two.search(query_bd, 20)[1] >= one.search(query_bd, 20)[1]).all()
 
 
 def test_ties_go_to_the_segment_that_was_first(tmp_path, plan):
     row_1d = draw(1, D)
     ids = np.arange(120)[::-1]
-    vectors = store(tmp_path, np.repeat(row_1d, 50, 0), ids[:50])
+    vectors = store(tmp_path, np.repeat(row_1d, 85, 0), ids[:85])
     index = Index.build(tmp_path / "index", vectors, plan=plan)
-    index.add(store(tmp_path, np.repeat(row_1d, 70, 0), ids[50:]))
+    index.add(store(tmp_path, np.repeat(row_1d, 35, 0), ids[85:]))
+    assert len(list((tmp_path / "index").glob("segment-*"))) == 2
     np.testing.assert_array_equal(everything(index, row_1d, 20)[0][0], ids[:20])
     index.delete(ids[5:45])
     wanted = np.delete(ids, np.arange(5, 45))[:20]
     np.testing.assert_array_equal(everything(index, row_1d, 20)[0][0], wanted)
+    assert len(list((tmp_path / "index").glob("segment-*"))) == 1  # merged, in the same order
 
 
 def test_an_id_may_come_back(plan, query_bd, tmp_path):

@@ -14,6 +14,7 @@ from mrl_jax.errors import DataError, UsageError
 from mrl_jax.search.__main__ import main
 from mrl_jax.search.commands import size
 from mrl_jax.search.index import Index
+from mrl_jax.search.index import files as index_files
 from mrl_jax.search.plan import read_plan
 
 SEARCH, WIDTH, K = "mrl_jax.search", 32, 10
@@ -130,6 +131,24 @@ def test_changes(files, tmp_path, capsys):
     segment.write_bytes(content)
     with pytest.raises(DataError, match=r"vectors\.npy is damaged: its checksum differs"):
         _main("verify", "--index", index)
+
+
+def test_changes_wait_for_others(files, tmp_path, capsys):
+    index = Index.build(tmp_path / "index", np.load(files / "x.npy")[:50])
+    np.save(tmp_path / "gone.npy", np.arange(5))
+    more = ("--vectors", files / "more.npy", "--ids", files / "more_ids.npy")
+    for verb, *arguments in (
+        ("add", *more),
+        ("delete", "--ids", tmp_path / "gone.npy"),
+        ("compact",),
+    ):
+        with index_files.writing(index.folder):
+            with pytest.raises(UsageError, match=r"changed by another command, also 0.01 s later$"):
+                _main(verb, "--index", index.folder, *arguments, "--wait", 0.01)
+            with pytest.raises(UsageError, match="'soon' are no seconds such as 0 or 30"):
+                _main(verb, "--index", index.folder, *arguments, "--wait", "soon")
+        _main(verb, "--index", index.folder, *arguments, "--wait", 1)
+    assert "145 vectors" in capsys.readouterr().out
 
 
 def test_files_of_other_tools_are_taken(tmp_path, capsys):

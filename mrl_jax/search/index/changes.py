@@ -1,6 +1,7 @@
 """What changes an index: each is there at once, when the manifest names it, or not at all."""
 
 import contextlib
+import logging
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -9,14 +10,16 @@ import numpy as np
 
 from mrl_jax import extras
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search.index import approximate, clusters, files, pages, segment
+from mrl_jax.search.index import approximate, clusters, files, merging, pages, segment
 from mrl_jax.search.index.rows import Rows
-from mrl_jax.search.index.segment import Alive, Shared
+from mrl_jax.search.index.segment import Alive, Segment, Shared
 from mrl_jax.search.index.snapshot import Snapshot
 from mrl_jax.search.plan import Plan
 
 with extras.needed("search", "an index"):
     import pyarrow as pa
+
+_log = logging.getLogger(__name__)
 
 
 def check_new(folder: pathlib.Path) -> None:
@@ -56,14 +59,17 @@ def copy(now: Snapshot, folder: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def begun(now: Snapshot) -> Iterator[Snapshot]:
-    """The index as it is on disk now, which no other command can change meanwhile."""
-    with files.writing(now.folder), files.written(now.folder):
+def begun(now: Snapshot, wait: float) -> Iterator[Snapshot]:
+    """The index as it is on disk now, which no other command can change meanwhile.
+
+    While another one does, this waits for so many seconds; then UsageError.
+    """
+    with files.writing(now.folder, wait), files.written(now.folder):
         manifest = files.read_manifest(now.folder)
         # Of commands that were stopped; below, of this one.
         files.remove_left_overs(now.folder, _named(manifest))
         try:
-            yield now if manifest == now.manifest else Snapshot.read(now.folder)
+            yield now if manifest == now.manifest else Snapshot.read(now.folder, now)
         finally:
             # What cannot be removed now is removed before the next change.
             with contextlib.suppress(OSError, DataError):
@@ -76,19 +82,22 @@ def add(now: Snapshot, source: Rows, progress: bool) -> Snapshot:
     found_n = now.places(source.ids)[0] >= 0
     if found_n.any():
         raise DataError(f"id {source.ids[found_n.argmax()].as_py()} is in the index already")
-    return _commit(now, [*now.manifest["segments"], _added(now, source, progress)])
+    nothing = np.empty(0, np.int64)
+    return _tidied(_replaced(now, nothing, nothing, source, progress), source.rows)
 
 
 def upsert(now: Snapshot, source: Rows, progress: bool) -> Snapshot:
     """More rows, in place of those that have their ids."""
-    about = _added(now, source, progress)
-    return _commit(now, [*_without(now, *now.places(source.ids)), about])
+    segment_n, row_n = now.places(source.ids)
+    there_n = segment_n >= 0
+    changed = _replaced(now, segment_n[there_n], row_n[there_n], source, progress)
+    return _tidied(changed, source.rows)
 
 
 def delete(now: Snapshot, ids: pa.Array) -> Snapshot:
     """Less by the rows of these ids, which must be there."""
     ids = ids.unique()
-    return _commit(now, _without(now, *found(now, ids)))
+    return _tidied(_replaced(now, *found(now, ids), None, False), len(ids))
 
 
 def compact(now: Snapshot, progress: bool) -> Snapshot:
@@ -107,21 +116,56 @@ def found(now: Snapshot, ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return segment_n, row_n
 
 
-def _without(now: Snapshot, segment_n: np.ndarray, row_n: np.ndarray) -> list[dict]:
-    """What the manifest says of all segments when these rows are deleted."""
-    segments = []
-    for s, (part, about) in enumerate(zip(now.segments, now.manifest["segments"], strict=True)):
-        gone_n = row_n[segment_n == s]
-        if len(gone_n):
-            deleted_n = ~part.alive
-            deleted_n[gone_n] = True
-            path = now.folder / f"{_next(now, 'deleted')}-{about['name']}.npy"
-            about = {**about, "deleted": files.write_deleted(path, deleted_n)}
-        segments.append(about)
-    return segments
+def _replaced(
+    now: Snapshot, segment_n: np.ndarray, row_n: np.ndarray, source: Rows | None, progress: bool
+) -> Snapshot:
+    """Less by these rows, and more by those of a source, which small segments are merged with."""
+    parts = list(now.segments)
+    for s in np.unique(segment_n).tolist():
+        left_n = np.ones(parts[s].rows, bool)
+        left_n[row_n[segment_n == s]] = False
+        parts[s] = parts[s].only(left_n)
+    first = len(parts)
+    if source is not None:
+        rows_s = [part.alive_rows for part in parts] + [source.rows]
+        first = merging.first_merged(rows_s, merging.most_rows(now.plan, now.width, source.rows))
+    segments = [_with_deleted(now, s, parts[s]) for s in range(first) if parts[s].alive_rows]
+    if source is not None:
+        old = Alive([part for part in parts[first:] if part.alive_rows], now.width)
+        source = merging.Joined(old, source) if old.rows else source
+        segments.append(_added(now, source, progress))
+    elif not segments:  # a manifest names one at least
+        segments.append(_with_deleted(now, 0, parts[0]))
+    return _commit(now, segments)
 
 
-def _added(now: Snapshot, source: Rows | Alive, progress: bool) -> dict:
+def _with_deleted(now: Snapshot, s: int, part: Segment) -> dict:
+    """What the manifest says of a segment, in which as many rows are found as in `part`."""
+    about = now.manifest["segments"][s]
+    if part.alive_rows < now.segments[s].alive_rows:
+        path = now.folder / f"{_next(now, 'deleted')}-{about['name']}.npy"
+        about = {**about, "deleted": files.write_deleted(path, ~part.alive)}
+    return about
+
+
+def _tidied(now: Snapshot, changed: int) -> Snapshot:
+    """The same rows, some of them merged if that is due after a change of so many rows.
+
+    The change is on disk: an error here is no error of it.
+    """
+    span = merging.next_merge(now.segments, merging.most_rows(now.plan, now.width, changed))
+    if span is None:
+        return now
+    try:
+        segments = list(now.manifest["segments"])
+        segments[span] = [_added(now, Alive(now.segments[span], now.width), False)]
+        return _commit(now, segments)
+    except (DataError, UsageError) as error:
+        _log.warning("%s was changed, but its segments cannot be merged: %s", now.folder, error)
+        return now
+
+
+def _added(now: Snapshot, source: Rows | Alive | merging.Joined, progress: bool) -> dict:
     """Writes a new segment; gives what the manifest says of it."""
     name = _next(now, "segment")
     with files.finished(now.folder / name) as temporary:
@@ -152,7 +196,11 @@ def _named(manifest: dict) -> set[str]:
 
 
 def _write_segment(
-    folder: pathlib.Path, source: Rows | Alive, plan: Plan, shared: Shared, progress: bool
+    folder: pathlib.Path,
+    source: Rows | Alive | merging.Joined,
+    plan: Plan,
+    shared: Shared,
+    progress: bool,
 ) -> dict:
     folder.mkdir(exist_ok=True)
     segment.write(folder, source, plan, shared, progress=progress)

@@ -22,6 +22,7 @@ import os
 import pathlib
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,6 +35,7 @@ from mrl_jax.store import json_files
 
 SCHEMA = 2
 _ZEROS = 2**20  # bytes written at a time
+_POLL = 0.02  # seconds between two looks whether a lock is free
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished"
 LOCK = ".lock"
@@ -265,11 +267,23 @@ def remove_left_overs(folder: pathlib.Path, named: set[str]) -> None:
 
 
 @contextlib.contextmanager
-def writing(folder: pathlib.Path) -> Iterator[None]:
-    """Only one command changes an index at a time: UsageError if another one does already."""
+def writing(folder: pathlib.Path, wait: float = 0) -> Iterator[None]:
+    """Only one command changes an index at a time.
+
+    Args:
+      folder: of it.
+      wait: seconds in which another command may end. There is no order among those that wait.
+
+    Raises:
+      UsageError: it has not ended then.
+    """
+    end = time.monotonic() + wait
     with written(folder):
         lock = (folder / LOCK).open("a")
     with lock:
-        if not locks.taken(lock):
-            raise UsageError(f"{folder} is being changed by another command")
+        while not locks.taken(lock):
+            if (left := end - time.monotonic()) <= 0:
+                waited = f", also {wait:g} s later" if wait else ""
+                raise UsageError(f"{folder} is being changed by another command{waited}")
+            time.sleep(min(left, _POLL))
         yield

@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -30,30 +31,52 @@ class Index:
     """Vectors with codes of their prefixes, made by `build` and read by `open`.
 
     It opens without reading what it holds; a search reads codes of prefixes and the few whole
-    vectors that decide. Rows added later form a segment of their own, which is searched like the
-    first until `compact` merges them.
+    vectors that decide. Rows added later form segments of their own, which are searched like the
+    first. Small ones are merged as they come, so that there are few, however many changes were
+    made; `compact` merges all.
 
     Ids are whole numbers (int64) or texts, whichever it was built with. Rows may have attributes,
     columns of a table by which a search can choose.
 
     Several threads may search it while one changes it: a search sees what was there when it began.
-    Changes are on disk when they return. What others change on disk is seen after `refresh`, and
-    before every change.
+    Changes are on disk when they return, one at a time. What others change on disk is seen after
+    `refresh`, and before every change; until then all searches are of what was there before, which
+    stays readable whatever others do.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, wait: float = 0):
         # A search reads it once, and a change replaces it by one assignment: threads need no lock.
         self._now = Snapshot.read(pathlib.Path(folder))
+        self.wait = wait
 
     @classmethod
-    def open(cls, folder: Path) -> "Index":
+    def open(cls, folder: Path, *, wait: float = 0) -> "Index":
         """Opens an index; milliseconds, whatever its size. `verify` reads all of it.
+
+        Args:
+          folder: of it.
+          wait: see `Index.wait`.
 
         Raises:
           DataError: it is missing, of another version, or its files are not of the sizes and
             shapes that were written.
+          ValueError: `wait` is below 0.
         """
-        return cls(folder)
+        return cls(folder, wait)
+
+    @property
+    def wait(self) -> float:
+        """Seconds in which a change waits for another command to end its own; it may be set.
+
+        0: a change is refused at once while there is another one. ValueError if set below 0.
+        """
+        return self._wait
+
+    @wait.setter
+    def wait(self, seconds: float) -> None:
+        if not seconds >= 0:
+            raise ValueError(f"wait must be a number of seconds, 0 or more; got {seconds}")
+        self._wait = float(seconds)
 
     @classmethod
     def build(
@@ -154,8 +177,9 @@ class Index:
         Raises:
           DataError: as `open`.
         """
-        if files.read_manifest(self._now.folder) != self._now.manifest:
-            self._now = Snapshot.read(self._now.folder)
+        with _renewing:  # otherwise a change that another thread makes meanwhile could be forgotten
+            if files.read_manifest(self._now.folder) != self._now.manifest:
+                self._now = Snapshot.read(self._now.folder, self._now)
 
     @property
     def folder(self) -> pathlib.Path:
@@ -315,7 +339,7 @@ class Index:
         attributes: tables.Table | None = None,
         progress: bool = False,
     ) -> None:
-        """Adds vectors as a segment of their own, at once or not at all.
+        """Adds vectors, at once or not at all; see `Index` for how they are merged.
 
         Args:
           vectors: [n, D] floating point, or a source.
@@ -324,14 +348,15 @@ class Index:
           progress: whether to show bars.
 
         Raises:
-          UsageError: an array without ids, or another command changes the index.
+          UsageError: an array without ids, or another command changes the index and has not ended
+            after `wait`.
           DataError: another width, ids that are there already, other attributes; NaN, infinity or a
             vector longer than 4e18; or the disk is full.
           ValueError: arrays of another shape or type.
         """
         source = self._taken(vectors, ids, attributes)
         with self._changing() as now:
-            self._now = changes.add(now, source, progress)
+            self._renew(changes.add(now, source, progress))
 
     def upsert(
         self,
@@ -344,10 +369,13 @@ class Index:
         """As `add`, in place of those that have these ids; a search sees the old or the new."""
         source = self._taken(vectors, ids, attributes)
         with self._changing() as now:
-            self._now = changes.upsert(now, source, progress)
+            self._renew(changes.upsert(now, source, progress))
 
     def delete(self, ids: Any) -> None:
-        """These vectors are found no more; `compact` frees their room.
+        """These vectors are found no more.
+
+        Their room is freed when most of a segment is deleted, unless that is large, or by
+        `compact`.
 
         Raises:
           UsageError: another command changes the index.
@@ -356,7 +384,7 @@ class Index:
         """
         gone = names.taken(ids, self._now.kind)
         with self._changing() as now:
-            self._now = changes.delete(now, gone)
+            self._renew(changes.delete(now, gone))
 
     def compact(self, *, progress: bool = False) -> None:
         """Merges all segments into one, without deleted rows. Clusters stay as they are.
@@ -366,7 +394,7 @@ class Index:
           DataError: nothing is left, or the disk is full.
         """
         with self._changing() as now:
-            self._now = changes.compact(now, progress)
+            self._renew(changes.compact(now, progress))
 
     def verify(self) -> None:
         """Reads every file; DataError names one that differs from its checksum."""
@@ -389,9 +417,25 @@ class Index:
     @contextlib.contextmanager
     def _changing(self) -> Iterator[Snapshot]:
         """What is on disk now, which no other command can change meanwhile."""
-        with changes.begun(self._now) as now:
-            self._now = now
+        with changes.begun(self._now, self.wait) as now:
+            self._renew(now)
             yield now
+
+    def _renew(self, now: Snapshot) -> None:
+        with _renewing:
+            self._now = now
+
+
+# One for all indexes, and a new one in a fork, where a thread that held it would be gone.
+_renewing = threading.Lock()
+
+
+def _start_anew() -> None:
+    global _renewing
+    _renewing = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_start_anew)
 
 
 def _remove(folder: pathlib.Path, process: int) -> None:

@@ -23,6 +23,7 @@ with extras.needed("search", "an index"):
     import pyarrow.compute as pc
 
 _BLOCK = 512  # queries a thread works on at a time
+_FIXED = ("plan", "width", "shared")  # what a manifest says of all segments
 _LEAST_K = 10_000  # the least k that every index accepts, however few vectors it has
 
 
@@ -52,11 +53,16 @@ class Snapshot:
     segments: tuple[Segment, ...]
 
     @classmethod
-    def read(cls, folder: pathlib.Path) -> "Snapshot":
-        """What is in the folder now; raises as `Index.open`."""
+    def read(cls, folder: pathlib.Path, before: "Snapshot | None" = None) -> "Snapshot":
+        """What is in the folder now; raises as `Index.open`.
+
+        What `before`, an older snapshot, holds of it is not opened again.
+        """
         while True:
             manifest = files.read_manifest(folder)
             try:
+                if before and all(before.manifest[key] == manifest[key] for key in _FIXED):
+                    return before.changed(manifest)
                 return cls._opened(folder, manifest)
             except DataError:
                 # Meanwhile another command may have replaced what this manifest names.
@@ -82,9 +88,11 @@ class Snapshot:
         segments = []
         for about in manifest["segments"]:
             was, part = before.get(about["name"], (None, None))
-            if part is None:
+            written = {key: value for key, value in about.items() if key != "deleted"}
+            # Another index may have been built in this folder, whose files have the same names.
+            if was is None or not written.items() <= was.items():
                 folder = pages.Folder(self.folder / about["name"], about)
-                part = Segment(folder, self.plan, about["rows"], self.width)
+                was, part = None, Segment(folder, self.plan, about["rows"], self.width)
             if about["deleted"] is not None and about != was:
                 where = self.folder / about["deleted"]["name"]
                 part = part.without(files.read_deleted(where, about["deleted"]), where)
