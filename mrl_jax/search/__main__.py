@@ -74,7 +74,12 @@ def _parser() -> cli.ArgumentParser:
     verbs.add_parser("add", parents=[changed, vectors], help="more vectors")
     verb = verbs.add_parser("delete", parents=[changed], help="some vectors")
     verb.add_argument("--ids", required=True, help=_IDS)
-    verbs.add_parser("compact", parents=[changed], help="free the room of deleted vectors")
+    verb = verbs.add_parser(
+        "compact", parents=[changed], help="one segment of all, free the room of deleted vectors"
+    )
+    verb.add_argument(
+        "--recluster", action="store_true", help="make clusters anew, of all vectors that it holds"
+    )
     verbs.add_parser("verify", parents=[index], help="read all and compare checksums")
     return parser
 

@@ -164,6 +164,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
         ("one by one", f"{latency} ms"),
         ("bytes", _bytes(index)),
     )
+    if index.plan.lists > 1:
+        read = f"a query like the vectors reads {index.slowdown:.1f} times as many as at first"
+        rows = (*rows, ("clusters", read))
     print(printing.pairs(rows))
 
 
@@ -187,7 +190,7 @@ def compact(arguments: argparse.Namespace) -> None:
     """Merges the segments of an index and drops deleted vectors."""
     index = Index.open(arguments.index, wait=arguments.wait)
     before = sum(index.bytes().values())
-    index.compact(progress=_progress(index.rows))
+    index.compact(recluster=arguments.recluster, progress=_progress(index.rows))
     freed = before - sum(index.bytes().values())
     print(f"{index.rows:,} vectors, {freed:,} bytes freed: {arguments.index}")
 

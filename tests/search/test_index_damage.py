@@ -250,9 +250,9 @@ def test_other_schemas(folder):
     path = folder / files.MANIFEST
     content = json.loads(path.read_text())
     for schema, line in (
-        (3, "is of schema 3, 2 is read"),
+        (4, "is of schema 4, 3 is read"),
         (1, "was written by an older release: build the index again"),
-        (None, "is of schema None, 2 is read"),
+        (None, "is of schema None, 3 is read"),
         ({"a": [10**90]}, "is of schema {'a': "),
     ):
         path.write_text(json.dumps({**content, "schema": schema}))
@@ -281,6 +281,10 @@ def test_other_schemas(folder):
         lambda m: m["segments"].append(m["segments"][0]),
         lambda m: m["segments"].clear(),
         lambda m: m.update(version=float("nan")),
+        lambda m: m.pop("clusters"),
+        lambda m: m.update(clusters={"read": 0, "said": 1.0}),
+        lambda m: m.update(clusters={"read": 0.5, "said": float("nan")}),
+        lambda m: m.update(clusters=[0.5, 1.0]),
         *(
             lambda m, name=name: m["segments"][0].update(name=name)
             for name in ("/etc", "../..", "..", "", "segment-00001/../segment-00001", "x\n", 7)

@@ -1,6 +1,7 @@
 """What changes an index: each is there at once, when the manifest names it, or not at all."""
 
 import contextlib
+import dataclasses
 import logging
 import pathlib
 import shutil
@@ -10,7 +11,7 @@ import numpy as np
 
 from mrl_jax import extras
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search.index import approximate, clusters, files, merging, pages, segment
+from mrl_jax.search.index import approximate, balance, clusters, files, merging, pages, segment
 from mrl_jax.search.index.rows import Rows
 from mrl_jax.search.index.segment import Alive, Segment, Shared
 from mrl_jax.search.index.snapshot import Snapshot
@@ -20,6 +21,7 @@ with extras.needed("search", "an index"):
     import pyarrow as pa
 
 _log = logging.getLogger(__name__)
+_FEW = 100  # one row of so many is a small change, and after so many changes one is looked at
 
 
 def check_new(folder: pathlib.Path) -> None:
@@ -43,6 +45,10 @@ def build(folder: pathlib.Path, source: Rows, plan: Plan, seed: int, progress: b
         about = _write_segment(temporary / "segment-00001", source, plan, shared, progress)
         content = {"version": 1, "plan": plan.to_json(), "width": source.width}
         content |= {"shared": about_shared, "segments": [about]}
+        nothing = Snapshot(
+            temporary, {**content, "segments": []}, plan, source.width, shared, segments=()
+        )
+        content["clusters"] = _balanced(nothing.changed(content))
         files.write_manifest(temporary, content)
 
 
@@ -102,10 +108,36 @@ def delete(now: Snapshot, ids: pa.Array) -> Snapshot:
 
 def compact(now: Snapshot, progress: bool) -> Snapshot:
     """The same rows in one segment."""
+    return _commit(now, [_added(now, _left(now), progress)])
+
+
+def recluster(now: Snapshot, progress: bool) -> Snapshot:
+    """The same rows in one segment, made with what is fitted on them."""
+    source, name = _left(now), _next(now, "shared")
+    if now.plan.lists > source.rows:
+        raise DataError(
+            f"{now.folder}: the plan has {now.plan.lists} lists, there are {source.rows} vectors: "
+            "build a new index"
+        )
+    with files.finished(now.folder / name) as temporary:
+        about = _write_shared(temporary, source, now.plan, seed=0)
+    about = {**about, "name": name}
+    shared = Shared(pages.Folder(now.folder / name, about), now.plan)
+    # No segment of it is left, as they were made with something else.
+    manifest = {**now.manifest, "shared": about, "segments": []}
+    now = dataclasses.replace(now, manifest=manifest, shared=shared, segments=())
+    segments = [_added(now, source, progress)]
+    made = _balanced(now.changed({**manifest, "segments": segments}))
+    now = dataclasses.replace(now, manifest={**manifest, "clusters": made})
+    return _commit(now, segments)
+
+
+def _left(now: Snapshot) -> Alive:
+    """What is to be written again; DataError if that is nothing."""
     source = Alive(now.segments, now.width)
     if not source.rows:
         raise DataError(f"{now.folder}: all vectors are deleted; build a new index")
-    return _commit(now, [_added(now, source, progress)])
+    return source
 
 
 def found(now: Snapshot, ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -136,7 +168,14 @@ def _replaced(
         segments.append(_added(now, source, progress))
     elif not segments:  # a manifest names one at least
         segments.append(_with_deleted(now, 0, parts[0]))
-    return _commit(now, segments)
+    # To look at the clusters takes milliseconds, as long as a small change does.
+    watched = source is not None and (
+        source.rows * _FEW >= now.rows or now.manifest["version"] % _FEW == 0
+    )
+    changed = _commit(now, segments, watched)
+    if not now.plan.schedule.stages and now.rows < balance.FEWEST_ROWS <= changed.rows:
+        balance.say_many(now.folder, changed.rows)
+    return changed
 
 
 def _with_deleted(now: Snapshot, s: int, part: Segment) -> dict:
@@ -173,12 +212,30 @@ def _added(now: Snapshot, source: Rows | Alive | merging.Joined, progress: bool)
     return {**about, "name": name}
 
 
-def _commit(now: Snapshot, segments: list[dict]) -> Snapshot:
-    """Opens what is new before the manifest names it: after that nothing can fail."""
+def _commit(now: Snapshot, segments: list[dict], watched: bool = False) -> Snapshot:
+    """Opens what is new before the manifest names it: after that nothing can fail.
+
+    `watched`: whether to say so if the clusters do not suit the rows any more.
+    """
     manifest = {**now.manifest, "segments": segments, "version": now.manifest["version"] + 1}
-    changed = now.changed(manifest)
+    changed, made, slowdown = now.changed(manifest), manifest["clusters"], 0.0
+    if watched and made:
+        with contextlib.suppress(DataError):  # of older rows, which those who ask for them are told
+            slowdown = changed.slowdown
+    said = made and slowdown >= balance.STEP * made["said"]
+    if said:
+        manifest = {**manifest, "clusters": {**made, "said": slowdown}}
+        changed = dataclasses.replace(changed, manifest=manifest)
     files.write_manifest(now.folder, manifest)
+    if said:
+        balance.say_slower(now.folder, slowdown)
     return changed
+
+
+def _balanced(now: Snapshot) -> dict[str, float] | None:
+    """What the manifest says of new clusters: the share read, and how much slower it was said."""
+    share = now.share_read
+    return None if share is None else {"read": share, "said": 1.0}
 
 
 def _next(now: Snapshot, kind: str) -> str:
@@ -207,9 +264,9 @@ def _write_segment(
     return {**files.describe(folder), "rows": source.rows, "deleted": None}
 
 
-def _write_shared(folder: pathlib.Path, source: Rows, plan: Plan, seed: int) -> dict:
+def _write_shared(folder: pathlib.Path, source: Rows | Alive, plan: Plan, seed: int) -> dict:
     """Fits on examples what all segments are made with; gives what the manifest says of it."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     dim = plan.schedule.stages[0].dim if plan.factory else plan.list_dim
     rows = min(source.rows, clusters.EXAMPLES * max(plan.lists, 4096))
     if plan.lists > 1:

@@ -1,6 +1,7 @@
 """The files of an index: arrays in folders, a manifest that says what must be in them.
 
-    manifest.json          schema, plan, width, segments, the size of every file, checksums
+    manifest.json          schema, plan, width, segments, the size of every file, checksums,
+                           how well the clusters suited the first rows
     shared-00001/          what all segments are made with: centroids.npy or trained.faiss
     segment-00001/         a batch of rows: codes by stage in list order, whole vectors, ids,
                            attributes.parquet if they have some
@@ -33,7 +34,7 @@ from mrl_jax.runtime import locks
 from mrl_jax.search.index import pages
 from mrl_jax.store import json_files
 
-SCHEMA = 2
+SCHEMA = 3
 _ZEROS = 2**20  # bytes written at a time
 _POLL = 0.02  # seconds between two looks whether a lock is free
 MANIFEST = "manifest.json"
@@ -130,6 +131,11 @@ def _check(content: dict[str, Any]) -> None:
         if about["deleted"] is not None:
             named(f"deleted-[0-9]{{5,}}-{about['name']}\\.npy", about["deleted"]["name"])
             of(int, about["deleted"]["bytes"]), of(str, about["deleted"]["checksum"])
+    clusters = content["clusters"]
+    if clusters is not None and not (
+        0 < of(float, clusters["read"]) <= 1 <= of(float, clusters["said"])
+    ):
+        raise ValueError(f"of its clusters it says {shown(clusters)}")
     names = [about["name"] for about in content["segments"]]
     if not names or len(set(names)) < len(names):
         raise ValueError("it names no segment, or one twice")

@@ -228,6 +228,16 @@ class Index:
         """Of its ids: "int64" or "texts"."""
         return self._now.kind
 
+    @property
+    def slowdown(self) -> float:
+        """How many times as many rows a query reads as when the clusters were made; 1: as many.
+
+        Of queries like the rows, for the same number of rows. It grows where rows were added that
+        are of another kind than the first; a change that makes it 1.5 times larger logs a warning,
+        and `compact(recluster=True)` mends it. Without clusters it is 1.
+        """
+        return self._now.slowdown
+
     def get(self, ids: Any) -> np.ndarray:
         """The vectors of these ids, [n, D] float32, in this order.
 
@@ -386,15 +396,21 @@ class Index:
         with self._changing() as now:
             self._renew(changes.delete(now, gone))
 
-    def compact(self, *, progress: bool = False) -> None:
-        """Merges all segments into one, without deleted rows. Clusters stay as they are.
+    def compact(self, *, recluster: bool = False, progress: bool = False) -> None:
+        """Merges all segments into one, without deleted rows.
+
+        Args:
+          recluster: whether the clusters, or what faiss was trained on, are made anew, of all rows
+            that are there; see `slowdown`. Otherwise they stay as they are.
+          progress: whether to show bars.
 
         Raises:
           UsageError: another command changes the index.
-          DataError: nothing is left, or the disk is full.
+          DataError: nothing is left, or fewer rows than clusters; or the disk is full.
         """
+        change = changes.recluster if recluster else changes.compact
         with self._changing() as now:
-            self._renew(changes.compact(now, progress))
+            self._renew(change(now, progress))
 
     def verify(self) -> None:
         """Reads every file; DataError names one that differs from its checksum."""

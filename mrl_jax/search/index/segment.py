@@ -467,3 +467,13 @@ class Alive:
             wanted = row_n[max(first - start, 0) : max(last - start, 0)]
             found.append(part.vectors.at(wanted)[wanted])
         return np.concatenate(found)
+
+    def sample(self, n: int, seed: int, width: int | None = None) -> np.ndarray:
+        """The first `width` dims of n rows, in their order."""
+        drawn_n = np.random.default_rng(seed).choice(self.rows, n, replace=False, shuffle=False)
+        drawn_n, found = np.sort(drawn_n), []
+        for (part, row_n), start in zip(self._rows, self._starts, strict=False):
+            first, last = np.searchsorted(drawn_n, (start, start + len(row_n)))
+            wanted = row_n[drawn_n[first:last] - start]
+            found.append(part.vectors.at(wanted)[wanted, :width])
+        return np.concatenate(found)

@@ -11,7 +11,7 @@ import numpy as np
 
 from mrl_jax import extras
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search.index import files, ids, pages, segment
+from mrl_jax.search.index import balance, files, ids, pages, segment
 from mrl_jax.search.index.rows import TOO_LONG, floats
 from mrl_jax.search.index.segment import Segment, Shared
 from mrl_jax.search.index.threads import alone, cores, one_each
@@ -162,6 +162,19 @@ class Snapshot:
             return None, None
         alive = np.sum([part.alive_of_lists() for part in self.segments], axis=0)
         return alive, np.sum([part.rows_of_lists() for part in self.segments], axis=0)
+
+    @functools.cached_property
+    def share_read(self) -> float | None:
+        """The share of its rows that a query like them reads, see `balance`; None: no lists."""
+        if self.plan.lists == 1:
+            return None
+        return balance.share_read(self.segments, self.shared, self.plan, self.width)
+
+    @property
+    def slowdown(self) -> float:
+        """How many times the share is that of when the clusters were made; 1 without clusters."""
+        made = self.manifest["clusters"]
+        return 1.0 if made is None or not self.rows else self.share_read / made["read"]
 
     def effort(
         self,

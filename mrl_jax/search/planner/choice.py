@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from mrl_jax.errors import UsageError
+from mrl_jax.search.index.balance import FEWEST_ROWS
 from mrl_jax.search.index.rows import InMemory, Source
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.planner import propose
 from mrl_jax.search.schedule import Schedule
 
 TARGET_RECALL = 0.99
-FEWEST_ROWS = 10_000  # fewer are compared sooner than a plan is made
 _SHARE = 10  # of the rows, a tenth at most, are drawn as queries
 _log = logging.getLogger(__name__)
 
