@@ -10,7 +10,8 @@ from mrl_jax.errors import UsageError
 
 EXTRAS = {
     *("faiss", "flatbuffers", "jax2onnx", "numba", "numkong", "onnx", "onnxruntime", "psycopg"),
-    *("pyarrow", "pymilvus", "ray", "safetensors", "tensorflow", "tokenizers", "xxhash"),
+    *("pyarrow", "pymilvus", "ray", "safetensors", "starlette", "tensorflow", "tokenizers"),
+    *("orjson", "uvicorn", "xxhash"),
 }
 
 
@@ -48,6 +49,7 @@ def test_without_extras_imports_say_what_to_install(bare):
         ("search.index", "search"),
         ("search.planner.propose", "search"),
         ("search.__main__", "search"),
+        ("search.service.bodies", "serve"),
         ("tasks.text_inputs", "text"),
         ("models.text.tokenizer", "text"),
         ("export", "export"),

@@ -5,7 +5,7 @@ a folder of .parquet or .arrow files, or one that `mrl_jax.embed` wrote. Where a
 arrays or columns, FILE:NAME says which. Ids are whole numbers or texts. `plan` measures which dims,
 codes and clusters reach a recall; `build` writes an index by that plan, or for exact search;
 `query` asks it, `evaluate` measures it, `add`, `delete` and `compact` change it, `verify` reads all
-of it and compares checksums.
+of it and compares checksums, `serve` answers requests by HTTP.
 """
 
 from mrl_jax import cli
@@ -80,6 +80,22 @@ def _parser() -> cli.ArgumentParser:
     verb.add_argument(
         "--recluster", action="store_true", help="make clusters anew, of all vectors that it holds"
     )
+    verb = verbs.add_parser(
+        "serve",
+        help="answer requests by HTTP",
+        description="Answers POST /search and /get and, with --writable, /add, /upsert and /delete "
+        "with bodies of JSON, .npy or .npz; GET /health and /metrics. There is no authentication: "
+        "whoever reaches it may use it. What others change on disk is seen within a second. "
+        "SIGTERM ends it when what was asked is answered.",
+    )
+    verb.add_argument("index", metavar="INDEX", type=pathlib.Path, help="folder of the index")
+    verb.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1, this machine only)")
+    verb.add_argument("--port", type=int, default=8000, help="(default: 8000; 0: any)")
+    verb.add_argument("--writable", action="store_true", help="requests may change the index")
+    verb.add_argument("--max_k", type=int, default=1000, help="neighbours (default: 1000)")
+    verb.add_argument("--max_batch", type=int, default=1024, help="queries (default: 1024)")
+    verb.add_argument("--max_body", type=commands.size, default="16MB", help="(default: 16MB)")
+    verb.add_argument("--timeout", type=float, default=30, help="seconds (default: 30)")
     verbs.add_parser("verify", parents=[index], help="read all and compare checksums")
     return parser
 

@@ -23,6 +23,7 @@ from mrl_jax.store.vectors import Vectors, open_vectors
 
 _CHUNK = 4096  # queries read and asked at a time
 _EVALUATED = 2000  # queries at most
+_SERVED_WAIT = 1.0  # seconds in which another command may end its change, before a request fails
 _SHOWN = 5000  # rows from which progress is shown
 _NEIGHBOURS = outputs.holds_arrays("ids", "scores")
 _PLAN = outputs.holds_keys("schema", "plan", "frontier", "wanted")
@@ -200,6 +201,30 @@ def verify(arguments: argparse.Namespace) -> None:
     index = Index.open(arguments.index)
     index.verify()
     print(f"{index.rows:,} vectors, all files as they were written: {arguments.index}")
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Answers requests until a signal comes."""
+    from mrl_jax.search.service import server  # which needs an extra of its own
+
+    for name in ("max_k", "max_batch", "max_body", "timeout"):
+        if not getattr(arguments, name) > 0:
+            raise UsageError(f"--{name} must be above 0, got {getattr(arguments, name)}")
+    limits = server.Limits(
+        arguments.max_k, arguments.max_batch, arguments.max_body, arguments.timeout
+    )
+    # An absolute path, which tells errors of these files from others.
+    index = Index.open(arguments.index.resolve(), wait=_SERVED_WAIT)
+    service = server.Service(index, limits, arguments.writable)
+    with server.listen(arguments.host, arguments.port) as listening:
+        host, port = listening.getsockname()[:2]
+        service.warm_up()
+        if server.is_public(listening):
+            can = "read and change" if arguments.writable else "read"
+            print(f"warning: all who reach {host} can {can} this index: there is no authentication")
+        where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        print(f"{index.rows:,} vectors of {index.width} dims: {where}", flush=True)
+        server.run(service, listening)
 
 
 def _open(arguments: argparse.Namespace) -> tuple[Index, Vectors]:

@@ -18,6 +18,11 @@ class Allowed:
     def __init__(self, now: Snapshot):
         self._now = now
 
+    @property
+    def version(self) -> int:
+        """Of the index that it sees, see `Index.version`."""
+        return self._now.version
+
     def __len__(self) -> int:
         """How many rows may be found."""
         return self._now.rows

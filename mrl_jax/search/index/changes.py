@@ -12,6 +12,7 @@ import numpy as np
 from mrl_jax import extras
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.search.index import approximate, balance, clusters, files, merging, pages, segment
+from mrl_jax.search.index.ids import KnownIdError, UnknownIdError
 from mrl_jax.search.index.rows import Rows
 from mrl_jax.search.index.segment import Alive, Segment, Shared
 from mrl_jax.search.index.snapshot import Snapshot
@@ -87,7 +88,8 @@ def add(now: Snapshot, source: Rows, progress: bool) -> Snapshot:
     """More rows, whose ids must be new."""
     found_n = now.places(source.ids)[0] >= 0
     if found_n.any():
-        raise DataError(f"id {source.ids[found_n.argmax()].as_py()} is in the index already")
+        one = source.ids[found_n.argmax()].as_py()
+        raise KnownIdError(f"id {one} is in the index already")
     nothing = np.empty(0, np.int64)
     return _tidied(_replaced(now, nothing, nothing, source, progress), source.rows)
 
@@ -141,10 +143,10 @@ def _left(now: Snapshot) -> Alive:
 
 
 def found(now: Snapshot, ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Segments and rows of unique ids, see `Snapshot.places`; DataError if one is not there."""
+    """Segments and rows of unique ids, see `Snapshot.places`; UnknownIdError if one is not."""
     segment_n, row_n = now.places(ids)
     if (segment_n < 0).any():
-        raise DataError(f"id {ids[segment_n.argmin()].as_py()} is not in the index")
+        raise UnknownIdError(f"id {ids[segment_n.argmin()].as_py()} is not in the index")
     return segment_n, row_n
 
 

@@ -20,6 +20,14 @@ _TYPES = {"int64": pa.int64(), "texts": pa.large_string()}
 _NUMBERS, _TEXTS, _ENDS = "ids.npy", "id_texts.bin", "id_ends.npy"
 
 
+class UnknownIdError(DataError):
+    """An id that is not in the index."""
+
+
+class KnownIdError(DataError):
+    """An id of a vector to be added that is in the index already."""
+
+
 def kind_of(ids: pa.Array) -> Kind:
     """What these ids are."""
     return "int64" if ids.type == _TYPES["int64"] else "texts"

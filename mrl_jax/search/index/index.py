@@ -197,6 +197,11 @@ class Index:
         return self._now.width
 
     @property
+    def version(self) -> int:
+        """1 when it is built; each change makes it larger."""
+        return self._now.version
+
+    @property
     def rows(self) -> int:
         """How many vectors it finds."""
         return self._now.rows

@@ -107,6 +107,11 @@ class Snapshot:
         return sum(part.alive_rows for part in self.segments)
 
     @property
+    def version(self) -> int:
+        """1 when the index is built; each change makes it larger."""
+        return self.manifest["version"]
+
+    @property
     def kind(self) -> ids.Kind:
         """Of the ids."""
         return self.segments[0].ids.kind

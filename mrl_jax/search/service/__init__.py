@@ -1,0 +1,1 @@
+"""An index behind HTTP: `python -m mrl_jax.search serve`."""
