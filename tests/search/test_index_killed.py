@@ -20,7 +20,7 @@ PLANS = {
     "lists": Plan(Schedule.parse(f"8:60 > {D}"), lists=4, list_dim=12, probes=4),
     "IVF": Plan(Schedule.parse(f"8:60 > {D}"), factory="IVF4,Flat", parameters="nprobe=4"),
 }
-CASES = [("build", "lists"), ("add", "flat"), ("delete", "flat"), ("compact", "IVF")]
+CASES = [("build", "lists"), ("add", "flat"), ("delete", "flat"), ("recluster", "IVF")]
 
 # A child makes the change and kills itself before the n-th thing it does to files, for every n.
 # Forked, because to start Python and to import takes a hundred times as long as the change.
@@ -44,7 +44,7 @@ def do(change, here, plan):
     elif change == "delete":
         index.delete(index.ids[:9])
     else:
-        index.compact()
+        index.compact(recluster=True)
     return index
 
 def facts(index):

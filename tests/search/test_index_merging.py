@@ -2,8 +2,10 @@
 
 import itertools
 import math
+import shutil
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from brute_force import check, draw, similar
 from commands import ROOT
 
 from mrl_jax.errors import DataError
-from mrl_jax.search.index import Index, changes, files, merging
+from mrl_jax.search.index import Index, changes, files, merging, pages
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.schedule import Schedule
 
@@ -259,3 +261,58 @@ def test_how_long_a_change_may_wait(index):
             index.wait = seconds
         with pytest.raises(ValueError, match="wait must be a number of seconds, 0 or more; got"):
             Index.open(index.folder, wait=seconds)
+
+
+def test_writers_take_turns(tmp_path):
+    """Objects of their own, and one for two threads: all is there in the end."""
+    z_nd = draw(48, D)
+    index = Index.build(tmp_path / "index", z_nd[:8], plan=EXACT)
+    index.wait = 100
+    objects = [index, index, Index.open(index.folder, wait=100), Index.open(index.folder, wait=100)]
+    errors = []
+
+    def write(which):
+        try:
+            for n in range(8 + 10 * which, 18 + 10 * which):
+                objects[which].add(z_nd[n : n + 1], [n])
+                assert n in objects[which]
+        except BaseException as error:
+            errors.append(repr(error))
+
+    threads = [threading.Thread(target=write, args=(which,)) for which in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    for each in objects:
+        each.refresh()
+        assert sorted(each.ids.tolist()) == list(range(48))
+        np.testing.assert_array_equal(each.get(np.arange(48)), z_nd)
+    assert len(sizes(index)) <= 6
+
+
+def test_a_refreshed_object_opens_only_what_is_new(tmp_path, monkeypatch):
+    """Also if another index was built in the same folder, whose files have the same names."""
+    z_nd = draw(60, D)
+    index = Index.build(tmp_path / "index", z_nd[:50], plan=EXACT)
+    reader, opened, folder = Index.open(index.folder), [], pages.Folder
+
+    def watched(path, about):
+        opened.append(path.name)
+        return folder(path, about)
+
+    monkeypatch.setattr(pages, "Folder", watched)
+    index.add(z_nd[50:], np.arange(50, 60))
+    opened.clear()
+    reader.refresh()
+    assert opened == ["segment-00002"]
+    index.delete([7, 55])
+    opened.clear()
+    reader.refresh()
+    assert opened == []
+    np.testing.assert_array_equal(reader.ids, np.delete(np.arange(60), [7, 55]))
+    shutil.rmtree(index.folder)
+    Index.build(tmp_path / "index", -z_nd[:50], plan=EXACT)
+    reader.refresh()
+    np.testing.assert_array_equal(reader.get(np.arange(50)), -z_nd[:50])
