@@ -41,7 +41,7 @@ def read(index, query_bd):
     return rows_l[near].sum(1).mean() / rows_l.sum()
 
 
-@pytest.fixture(params=["cosine", "inner", "l2"])
+@pytest.fixture(params=["cosine", "l2"])
 def index(request, tmp_path):
     return Index.build(tmp_path / "index", draw(3000), plan=plan_of(request.param))
 

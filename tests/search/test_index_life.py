@@ -111,7 +111,7 @@ def live(folder, plan, seed, changes):
 
 @pytest.mark.parametrize(
     ("plan", "changes"),
-    [("lists", 150), *(pytest.param(p, 2500, marks=pytest.mark.slow) for p in life.PLANS)],
+    [("lists", 100), *(pytest.param(p, 2500, marks=pytest.mark.slow) for p in life.PLANS)],
 )
 def test_a_life_of_kills_and_readers(plan, changes, tmp_path):
     kills, nonetheless, seen = live(tmp_path / "index", plan, changes, changes)
