@@ -1,7 +1,5 @@
 """Ids in files of every kind: numbers and texts are read as they are, or refused in one line."""
 
-import io
-
 import numpy as np
 import pytest
 
@@ -78,8 +76,6 @@ def test_lines_are_of_the_kind_that_is_asked_for(written):
 def test_files_that_are_refused(written):
     no_character = np.array([0x200000, 1], "<u4").view("<U1")
     no_unicode = np.array(["a", "\ud800", "b"])
-    cut = io.BytesIO()
-    np.save(cut, np.array(TEXTS))
     cases = [
         (written("f.npy", np.arange(3.0)), "must hold ids, one for each row: .* float64 of shape"),
         (written("b.npy", np.array([b"a"])), "it holds |S1"),
