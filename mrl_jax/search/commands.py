@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from mrl_jax import printing
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search.index import Index
+from mrl_jax.search.index import Index, threads
 from mrl_jax.search.index.segment import DENSE_QUERIES
 from mrl_jax.search.plan import Plan, read_plan
 from mrl_jax.search.planner import frontier, propose, ranks, trial
@@ -213,6 +213,7 @@ def serve(arguments: argparse.Namespace) -> None:
     limits = server.Limits(
         arguments.max_k, arguments.max_batch, arguments.max_body, arguments.timeout
     )
+    threads.without_blas_threads()
     # An absolute path, which tells errors of these files from others.
     index = Index.open(arguments.index.resolve(), wait=_SERVED_WAIT)
     service = server.Service(index, limits, arguments.writable)
