@@ -213,11 +213,11 @@ def serve(arguments: argparse.Namespace) -> None:
     limits = server.Limits(
         arguments.max_k, arguments.max_batch, arguments.max_body, arguments.timeout
     )
-    threads.without_blas_threads()
     # An absolute path, which tells errors of these files from others.
     index = Index.open(arguments.index.resolve(), wait=_SERVED_WAIT)
     service = server.Service(index, limits, arguments.writable)
-    with server.listen(arguments.host, arguments.port) as listening:
+    listens = server.listen(arguments.host, arguments.port)
+    with listens as listening, threads.without_blas_threads():
         host, port = listening.getsockname()[:2]
         service.warm_up()
         if server.is_public(listening):

@@ -31,16 +31,6 @@ def alone() -> None:
         library.set_num_threads(1)
 
 
-def without_blas_threads() -> None:
-    """BLAS computes with one thread in this process from now on; for those who search in threads.
-
-    `one_each` limits it as well, but OpenBLAS heeds only one of the threads that set a limit: after
-    a search in another thread, batches took 33 ms that take 8.
-    """
-    for library in _libraries("blas"):
-        library.set_num_threads(1)
-
-
 _limiting = threading.Lock()  # held by the thread that limits BLAS
 
 
@@ -86,3 +76,14 @@ def one_each() -> Iterator[None]:
                 limiting.release()
         else:
             yield
+
+
+@contextlib.contextmanager
+def without_blas_threads() -> Iterator[None]:
+    """Meanwhile BLAS computes with one thread in this process, whose other threads search.
+
+    `one_each` limits it as well, but OpenBLAS heeds only one of the threads that set a limit: after
+    a search in another thread, batches took 33 ms that take 8.
+    """
+    with _limited(_libraries("blas")):
+        yield
