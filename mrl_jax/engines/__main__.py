@@ -104,6 +104,8 @@ def _note(plan: Plan, codes: Collection[str]) -> str:
         stays.append(f"its index {plan.factory}")
     if plan.lists > 1:
         stays.append(f"{plan.lists:,} clusters")
+    if plan.rotated:
+        stays.append("rotated dims")
     if not stays:
         return ""
     return (

@@ -19,7 +19,10 @@ class Plan:
     All stages but the final comparison, which reads whole float32 vectors, read codes of their
     dims. The first stage reads those of all rows; or those in the lists of the `probes` nearest
     of `lists` clusters of the first `list_dim` dims (AdANNS-IVF, arXiv 2305.19435: clusters and
-    scan have a dim each); or it is left to an index of faiss over its dims.
+    scan have a dim each); or it is left to a graph of rabitqlib or an index of faiss over its dims.
+
+    Dims of stages and clusters are the first ones of vectors, or, of vectors that were not trained
+    to be cut, those along their principal directions.
 
     Attributes:
       schedule: dims and numbers of candidates.
@@ -29,9 +32,13 @@ class Plan:
       lists: 1 = no clusters.
       list_dim: dims that are clustered.
       probes: lists read for a query.
-      factory: what `faiss.index_factory` makes of the dims of the only stage, e.g. "HNSW32" or
-        "OPQ32,IVF1024,PQ32x4fs"; empty = our own scan.
-      parameters: of searches of that index, e.g. "nprobe=32" or "efSearch=200".
+      factory: an index over the dims of the only stage: "SymphonyQG32,8" for a graph of 32 links
+        a row and 8 bits a dim (or 4, or 0 for numbers as they are), or what
+        `faiss.index_factory` makes, e.g. "HNSW32" or "OPQ32,IVF1024,PQ32x4fs"; empty = our own
+        scan.
+      parameters: of searches of that index, e.g. "ef=64" rows in view, "nprobe=32" or
+        "efSearch=200".
+      rotated: whether stages compare principal directions in place of first dims.
 
     Raises:
       ValueError: values that do not go together.
@@ -45,6 +52,7 @@ class Plan:
     probes: int = 1
     factory: str = ""
     parameters: str = ""
+    rotated: bool = False
 
     def __post_init__(self):
         for name, legal in (("metric", get_args(Metric)), ("code", get_args(Code))):
@@ -60,6 +68,8 @@ class Plan:
             raise ValueError("factory needs a schedule with one shortlist, and no lists beside it")
         if self.parameters and not self.factory:
             raise ValueError(f"parameters are of a factory, there is none; got {self.parameters!r}")
+        if self.rotated and not self.schedule.stages:
+            raise ValueError(f"rotated dims need a schedule with a shortlist, got {self.schedule}")
         if self.code == "binary" and any(stage.dim % 8 for stage in self.schedule.stages):
             raise ValueError(f"binary codes need multiples of 8 dims, got {self.schedule}")
 
@@ -82,7 +92,7 @@ class Plan:
         if not isinstance(content.get("schedule"), str):
             raise ValueError("a plan needs a schedule")
         for field in dataclasses.fields(cls):
-            kind = {int: "a whole number", str: "text"}.get(field.type)
+            kind = {int: "a whole number", str: "text", bool: "true or false"}.get(field.type)
             value = content.get(field.name, field.default)
             if kind and type(value) is not field.type:
                 raise ValueError(f"{field.name} must be {kind}, got {value!r}")

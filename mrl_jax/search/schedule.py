@@ -27,7 +27,8 @@ class Schedule:
 
     Attributes:
       stages: dims strictly rising, numbers kept never rising.
-      final: dims of the last comparison, more than any stage's.
+      final: dims of the last comparison. The last stage may have as many: it finds by codes or a
+        graph of them what the last comparison decides by numbers.
 
     Raises:
       ValueError: stages that break these rules.
@@ -41,7 +42,8 @@ class Schedule:
         object.__setattr__(self, "stages", stages)
         object.__setattr__(self, "final", operator.index(self.final))
         dims = self.dims
-        if dims[0] < 1 or any(a >= b for a, b in itertools.pairwise(dims)):
+        rising = all(a < b for a, b in itertools.pairwise(dims[:-1])) and dims[-1] == max(dims)
+        if dims[0] < 1 or not rising:
             raise ValueError(f"dims of a schedule must rise strictly from at least 1, got {dims}")
         keeps = tuple(stage.keep for stage in stages)
         if any(keep < 1 for keep in keeps) or any(a < b for a, b in itertools.pairwise(keeps)):

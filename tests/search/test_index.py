@@ -354,7 +354,7 @@ def change(query_bd, row, value):
         ({"probes": 17}, "probes must be 1 to 16, got 17"),
         ({"threads": 0}, "threads must be at least 1, got 0"),
         ({"threads": -1}, "threads must be at least 1"),
-        ({"parameters": "nprobe=3"}, "parameters are of faiss, the plan has none of it"),
+        ({"parameters": "nprobe=3"}, "parameters are of a factory, the plan has none"),
         ({"query_bd": lambda q: q[:, :39]}, r"queries must be \[B, >= 40\], got \(40, 39\)"),
         ({"query_bd": lambda q: q[0, :39]}, r"queries must be \[B, >= 40\], got \(39,\)"),
         ({"query_bd": lambda q: q[None]}, r"queries must be \[B, >= 40\]"),

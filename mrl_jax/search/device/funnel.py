@@ -167,6 +167,8 @@ def _added(
         return begin_b1 + window, *found
 
     nothing = jnp.zeros((queries, count), jnp.float64)
+    if lo == hi:
+        return nothing, nothing
     _, *found = lax.while_loop(
         lambda state: (state[0] < end_b1).any(), of_window, (start_b1, nothing, nothing)
     )

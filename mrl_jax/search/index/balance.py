@@ -26,7 +26,7 @@ def share_read(segments: tuple[Segment, ...], shared: Shared, plan: Plan, width:
     another kind are far from these. DataError if files are damaged.
     """
     rows = Alive(segments, width)
-    query_bd = rows.sample(min(rows.rows, _DRAWN), 0, plan.list_dim)
+    query_bd = shared.short(rows.sample(min(rows.rows, _DRAWN), 0))[:, : plan.list_dim]
     rows_l = np.sum([part.rows_of_lists() for part in segments], axis=0)
     list_bp = clusters.looked_into(
         query_bd, shared.centroid_ld, plan.probes, plan.metric, rows_l, 1, 1

@@ -11,7 +11,16 @@ import numpy as np
 
 from mrl_jax import extras
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search.index import approximate, balance, clusters, files, merging, pages, segment
+from mrl_jax.search.index import (
+    backends,
+    balance,
+    clusters,
+    files,
+    merging,
+    pages,
+    rotation,
+    segment,
+)
 from mrl_jax.search.index.ids import KnownIdError, UnknownIdError
 from mrl_jax.search.index.rows import Rows
 from mrl_jax.search.index.segment import Alive, Segment, Shared
@@ -21,6 +30,7 @@ from mrl_jax.search.plan import Plan
 with extras.needed("search", "an index"):
     import pyarrow as pa
 
+_EXAMPLE_NUMBERS = 2**28  # of whole vectors in memory to learn from, 1 GiB
 _log = logging.getLogger(__name__)
 _FEW = 100  # one row of so many is a small change, and after so many changes one is looked at
 
@@ -269,14 +279,20 @@ def _write_segment(
 def _write_shared(folder: pathlib.Path, source: Rows | Alive, plan: Plan, seed: int) -> dict:
     """Fits on examples what all segments are made with; gives what the manifest says of it."""
     folder.mkdir(exist_ok=True)
-    dim = plan.schedule.stages[0].dim if plan.factory else plan.list_dim
-    rows = min(source.rows, clusters.EXAMPLES * max(plan.lists, 4096))
+    rows, dims = min(source.rows, clusters.EXAMPLES * max(plan.lists, 4096)), segment.widest(plan)
+    if plan.rotated:
+        # Of whole vectors fewer fit into memory.
+        rows = min(rows, max(_EXAMPLE_NUMBERS // plan.schedule.final, plan.lists))
+        example_nd = source.sample(rows, seed, plan.schedule.final)
+        rotation_dm = rotation.fit(example_nd[: rotation.EXAMPLES], dims, plan.metric)
+        files.save(folder / "rotation.npy", rotation_dm)
+        example_nm = example_nd @ rotation_dm
+    elif plan.lists > 1 or plan.factory:
+        example_nm = source.sample(rows, seed, dims)
     if plan.lists > 1:
-        example_nd = source.sample(rows, seed, dim)
-        centroid_ld = clusters.fit(example_nd, plan.lists, plan.metric, seed)
+        example_nm = example_nm[:, : plan.list_dim]
+        centroid_ld = clusters.fit(example_nm, plan.lists, plan.metric, seed)
         files.save(folder / "centroids.npy", centroid_ld)
     if plan.factory:
-        example_nd = source.sample(rows, seed, dim)
-        trained = approximate.train(example_nd, plan.factory, plan.parameters, plan.metric)
-        approximate.write(trained, folder / "trained.faiss")
+        backends.of(plan).train(folder, example_nm, plan)
     return files.describe(folder)

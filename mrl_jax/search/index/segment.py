@@ -12,7 +12,17 @@ from tqdm import tqdm
 
 from mrl_jax import extras
 from mrl_jax.errors import DataError
-from mrl_jax.search.index import approximate, attributes, clusters, codes, files, ids, loops, pages
+from mrl_jax.search.index import (
+    approximate,
+    attributes,
+    backends,
+    clusters,
+    codes,
+    files,
+    ids,
+    loops,
+    pages,
+)
 from mrl_jax.search.index.exhaustive import Exhaustive, Within
 from mrl_jax.search.index.loops import Block, Candidates, Codes, Product
 from mrl_jax.search.index.rows import Rows, legal
@@ -24,27 +34,47 @@ with extras.needed("search", "an index"):
 CHUNK = 8192  # rows read and written at a time
 TILE = 1024  # rows of a list where there are no clusters, and of one product of int8 codes
 # What a row costs beside the reading of its bytes, as so many bytes more; and how many rows are
-# compared in the time in which an index of faiss finds one. Both measured, and rough.
+# compared in the time in which another library's index finds one. Both measured, and rough.
 _ROW_BYTES, _FEW = 64, 32
 DENSE_QUERIES = 64  # so many compare int8 codes of all rows faster by a matrix product
 
 
 class Shared:
-    """What all segments are made with: centroids, or an empty index of faiss, or neither."""
+    """What all segments are made with: a rotation, centroids, what another library has learned.
+
+    Attributes:
+      trained: what writes the first stage of segments; None if that is codes of our own.
+    """
 
     def __init__(self, folder: pages.Folder, plan: Plan):
-        self._centroids = self.trained = None
+        self._plan = plan
+        self._centroids = self._rotation = self.trained = None
+        if plan.rotated:
+            shape = (plan.schedule.final, widest(plan))
+            self._rotation = folder.array("rotation.npy", np.float32, shape)
         if plan.lists > 1:
             shape = (plan.lists, plan.list_dim)
             self._centroids = folder.array("centroids.npy", np.float32, shape)
         if plan.factory:
-            width = plan.schedule.stages[0].dim
-            self.trained = approximate.Stored(folder.file("trained.faiss"), 0, width)
+            self.trained = backends.of(plan).Trained(folder, plan)
 
     @property
     def nbytes(self) -> int:
-        """Of the centroids."""
-        return self._centroids.nbytes if self._centroids else 0
+        """Of the centroids and the rotation."""
+        return sum(x.nbytes for x in (self._centroids, self._rotation) if x)
+
+    @functools.cached_property
+    def _rotation_dm(self) -> np.ndarray:
+        rotation_dm = self._rotation.whole()
+        if not np.isfinite(rotation_dm).all():
+            raise DataError(f"{self._rotation.path} is damaged: it holds NaN or infinity")
+        return rotation_dm
+
+    def short(self, z_nd: np.ndarray) -> np.ndarray:
+        """What stages compare of vectors: their first dims, or those after the rotation."""
+        if self._rotation is None:
+            return z_nd[:, : widest(self._plan)]
+        return z_nd[:, : self._plan.schedule.final] @ self._rotation_dm
 
     @functools.cached_property
     def centroid_ld(self) -> np.ndarray | None:
@@ -81,6 +111,11 @@ class StoredBlock(NamedTuple):
         return Block(*(array.rows(first_n, last_n) for array in self))
 
 
+def widest(plan: Plan) -> int:
+    """How many dims the stages compare, or clusters are made of, at most."""
+    return max([plan.list_dim, *(stage.dim for stage in plan.schedule.stages)])
+
+
 def _spans(plan: Plan) -> list[tuple[int, int]]:
     dims = [stage.dim for stage in plan.schedule.stages]
     return list(zip([0, *dims], dims, strict=False))
@@ -95,8 +130,8 @@ def write(
     list_n = np.zeros(n, np.int32)
     if shared.centroid_ld is not None:
         for i in tqdm(starts, desc="lists", unit="chunk", disable=not progress):
-            z_nd = source.read(i, min(i + CHUNK, n))[:, : plan.list_dim]
-            found_n1 = clusters.nearest(z_nd, shared.centroid_ld, 1, plan.metric)
+            z_nm = shared.short(source.read(i, min(i + CHUNK, n)))[:, : plan.list_dim]
+            found_n1 = clusters.nearest(z_nm, shared.centroid_ld, 1, plan.metric)
             list_n[i : i + CHUNK] = found_n1[:, 0]
     row_n = np.argsort(list_n, kind="stable").astype(np.int32)
     place_n = np.empty(n, np.int32)
@@ -115,8 +150,7 @@ def write(
     norm_n = files.array(folder / "norms.npy", np.float32, (n,))
     blocks = []
     if plan.factory:
-        first = plan.schedule.stages[0].dim
-        shortlist = clusters.faiss().clone_index(shared.trained.asked())
+        shortlist = shared.trained.writer(n)
     else:
         for g in range(len(spans)):
             new = (files.array(folder / name, *of) for name, of in _files(plan, g, n))
@@ -125,14 +159,14 @@ def write(
         z_nd = source.read(i, min(i + CHUNK, n))
         vector_nd[i : i + CHUNK] = z_nd
         norm_n[i : i + CHUNK] = codes.norms(z_nd[:, : plan.schedule.final])
-        at = place_n[i : i + CHUNK]
+        at, z_nm = place_n[i : i + CHUNK], shared.short(z_nd)
         for (lo, hi), block in zip(spans, blocks, strict=False):
-            block.code_nw[at], block.gain_n[at] = codes.encode(z_nd[:, lo:hi], plan.code)
-            block.norm_n[at] = codes.norms(z_nd[:, :hi])
+            block.code_nw[at], block.gain_n[at] = codes.encode(z_nm[:, lo:hi], plan.code)
+            block.norm_n[at] = codes.norms(z_nm[:, :hi])
         if plan.factory:
-            approximate.add(shortlist, z_nd[:, :first], plan.metric)
+            shortlist.add(z_nm)
     if plan.factory:
-        approximate.write(shortlist, folder / "shortlist.faiss")
+        shortlist.write(folder)
 
 
 def _files(plan: Plan, g: int, rows: int) -> list[tuple[str, tuple]]:
@@ -144,9 +178,17 @@ def _files(plan: Plan, g: int, rows: int) -> list[tuple[str, tuple]]:
 
 
 class Queries(NamedTuple):
-    """Some queries as every stage needs them."""
+    """Some queries as every stage needs them.
+
+    Attributes:
+      query_bd: as the final comparison takes them.
+      short_bm: what stages compare of them, see `Shared.short`.
+      codes: for each stage.
+      list_bp: the lists they look into.
+    """
 
     query_bd: np.ndarray
+    short_bm: np.ndarray
     codes: list[Codes]
     list_bp: np.ndarray | None
 
@@ -166,14 +208,14 @@ def prepare(
     These are `probes`, or as many as hold enough rows, see `clusters.looked_into`.
     `rows_l`, [lists], counts such rows, `all_l` all rows; None where lists are not needed.
     """
-    encoded = []
+    encoded, short_bm = [], shared.short(query_bd) if plan.schedule.stages else query_bd[:, :0]
     if not plan.factory:
-        compared_bd = codes.compared(query_bd[:, : plan.schedule.final], plan.metric)
+        compared_bm = codes.compared(short_bm, plan.metric)
         spans = _spans(plan)
-        encoded = [Codes(*codes.encode(compared_bd[:, lo:hi], plan.code)) for lo, hi in spans]
+        encoded = [Codes(*codes.encode(compared_bm[:, lo:hi], plan.code)) for lo, hi in spans]
     list_bp = None
     if rows_l is not None:
-        prefix_bd, centroid_ld = query_bd[:, : plan.list_dim], shared.centroid_ld
+        prefix_bd, centroid_ld = short_bm[:, : plan.list_dim], shared.centroid_ld
         if rows_l.any():
             list_bp = clusters.looked_into(
                 prefix_bd, centroid_ld, probes, plan.metric, rows_l, k, keep, all_l
@@ -181,7 +223,7 @@ def prepare(
         else:
             list_bp = np.empty((len(query_bd), 0), np.int64)
     final_bd = np.ascontiguousarray(query_bd[:, : plan.schedule.final])
-    return Queries(final_bd, encoded, list_bp)
+    return Queries(final_bd, short_bm, encoded, list_bp)
 
 
 def _unchecked(
@@ -220,8 +262,7 @@ class Segment:
         self._blocks = []
         self._approximate = None
         if plan.factory:
-            file, first = folder.file("shortlist.faiss"), plan.schedule.stages[0].dim
-            self._approximate = approximate.Stored(file, rows, first)
+            self._approximate = backends.of(plan).stored(folder, rows, plan)
         else:
             for g in range(len(plan.schedule.stages)):
                 arrays = (folder.array(name, *of) for name, of in _files(plan, g, rows))
@@ -301,7 +342,7 @@ class Segment:
         that this is quicker: stages read the codes of hidden rows as well, in the more lists the
         more are hidden, then whole vectors of candidates.
         """
-        if not keeps:
+        if not keeps or not (self._approximate or self._blocks):
             return True
         keep = min(keeps[0], self.alive_rows)
         if self._approximate and keep == self.alive_rows:
@@ -418,9 +459,9 @@ class Segment:
     def _compare_found(
         self, queries: Queries, keep: int, parameters: str, row_bk, score_bk
     ) -> None:
-        """What an index of faiss finds, by whole vectors; all rows where it finds too few."""
-        k, first = row_bk.shape[1], self._plan.schedule.stages[0].dim
-        asked_bd = approximate.compared(queries.query_bd[:, :first], self._plan.metric)
+        """What another library finds, by whole vectors; all rows where it finds too few."""
+        k = row_bk.shape[1]
+        asked_bd = approximate.compared(queries.short_bm, self._plan.metric)
         place_bc, lacking_m = self._approximate.search(
             asked_bd, keep, min(k, keep), parameters, self._alive_n, self.alive_rows
         )

@@ -205,7 +205,7 @@ class Snapshot:
         parameters = plan.parameters if parameters is None else parameters
         if parameters and not plan.factory:
             raise ValueError(
-                f"parameters are of faiss, the plan has none of it; got {parameters!r}"
+                f"parameters are of a factory, the plan has none; got {parameters!r}"
             )
         return Effort(k, keeps, probes, parameters, checked_threads(threads))
 
