@@ -140,10 +140,10 @@ class Stored(abc.ABC):
         """
         index = self.asked(parameters)
         takes_mask, dead = self._takes_mask(index), self._rows - rows
-        row_bk, lacking_m = np.full((len(query_bd), keep), -1), np.arange(len(query_bd))
         wanted = least if self._has_lists(index) else keep
         # The fewer rows may be found, the more lists hold as many of them as were planned for.
         least_effort = self._rows / rows if takes_mask else 1
+        row_bk, lacking_m = None, np.arange(len(query_bd))
         for effort in (least_effort, _MORE * least_effort):
             asked = keep
             if not takes_mask:
@@ -152,16 +152,22 @@ class Stored(abc.ABC):
                 if asked * (_SLOWER if dead > rows else 1) > rows:
                     break
             mask_n = allowed_n if takes_mask and dead else None
-            found_mk = self._found(index, query_bd[lacking_m], asked, parameters, mask_n, effort)
+            asking_md = query_bd if row_bk is None else query_bd[lacking_m]
+            found_mk = self._found(index, asking_md, asked, parameters, mask_n, effort)
             if found_mk.max(initial=0) >= self._rows:
                 raise self.damaged(f"it finds row {found_mk.max()} of {self._rows}")
-            if not takes_mask and (dead or asked > keep):
+            if not takes_mask and asked > keep:
                 found_mk = np.where(allowed_n[found_mk], found_mk, -1)
                 first_mk = np.argsort(found_mk < 0, 1, kind="stable")[:, :keep]
                 found_mk = np.take_along_axis(found_mk, first_mk, 1)
-            row_bk[lacking_m] = found_mk
+            if row_bk is None:
+                row_bk = found_mk
+            else:
+                row_bk[lacking_m] = found_mk
             lacking_m = lacking_m[(found_mk >= 0).sum(1) < wanted]
             if not len(lacking_m):
                 break
             wanted = keep
+        if row_bk is None:
+            row_bk = np.full((len(query_bd), keep), -1)
         return row_bk, lacking_m

@@ -1,6 +1,7 @@
 """What an index holds at one time, and how it is searched."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -11,7 +12,7 @@ import numpy as np
 
 from mrl_jax import extras
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search.index import balance, files, ids, pages, segment
+from mrl_jax.search.index import balance, files, graphs, ids, loops, pages, segment
 from mrl_jax.search.index.rows import TOO_LONG, floats
 from mrl_jax.search.index.segment import Segment, Shared
 from mrl_jax.search.index.threads import alone, cores, one_each
@@ -23,6 +24,7 @@ with extras.needed("search", "an index"):
     import pyarrow.compute as pc
 
 _BLOCK = 512  # queries a thread works on at a time
+_WALKED = 16  # at least, if they walk a graph
 _FIXED = ("plan", "width", "shared")  # what a manifest says of all segments
 _LEAST_K = 10_000  # the least k that every index accepts, however few vectors it has
 
@@ -190,6 +192,16 @@ class Snapshot:
         threads: int | None,
     ) -> Effort:
         """How to search: as the plan says, but for what is given; raises as `Index.search`."""
+        if keeps is None and probes is None and parameters is None:
+            return self._planned(k, threads)
+        return self._effort(k, keeps, probes, parameters, threads)
+
+    @functools.cached_property
+    def _planned(self) -> Callable[[int, int | None], Effort]:
+        """The effort of a search by the plan: most are the same, which is checked only once."""
+        return functools.lru_cache(64)(lambda k, n: self._effort(k, None, None, None, n))
+
+    def _effort(self, k, keeps, probes, parameters, threads) -> Effort:
         plan, stages = self.plan, self.plan.schedule.stages
         keeps = tuple(s.keep for s in stages) if keeps is None else tuple(keeps)
         if len(keeps) != len(stages):
@@ -204,9 +216,7 @@ class Snapshot:
             raise ValueError(f"probes must be 1 to {plan.lists}, got {probes}")
         parameters = plan.parameters if parameters is None else parameters
         if parameters and not plan.factory:
-            raise ValueError(
-                f"parameters are of a factory, the plan has none; got {parameters!r}"
-            )
+            raise ValueError(f"parameters are of a factory, the plan has none; got {parameters!r}")
         return Effort(k, keeps, probes, parameters, checked_threads(threads))
 
     def search(self, queries: Any, effort: Effort) -> tuple[np.ndarray, np.ndarray]:
@@ -217,7 +227,8 @@ class Snapshot:
         query_bd = checked_queries(queries, self.plan.schedule.final)
         first = effort.keeps[0] if effort.keeps else 0
         rows_l = all_l = None
-        if not all(part.compares_all(effort.keeps, effort.probes) for part in self.segments):
+        whole = [part.compares_all(effort.keeps, effort.probes) for part in self.segments]
+        if not all(whole):
             rows_l, all_l = self._rows_of_lists
 
         def found(block_bd):
@@ -226,11 +237,15 @@ class Snapshot:
             )
             return self._found(prepared, effort)
 
-        parts = _in_blocks(found, query_bd, effort.threads)
-        dtype = np.int64 if self.kind == "int64" else object
-        id_bk, score_bk = np.empty((0, effort.k), dtype), np.empty((0, effort.k))
-        if parts:
+        walked = graphs.is_graph(self.plan.factory) and not (self.plan.rotated or any(whole))
+        parts = _in_blocks(found, query_bd, effort.threads, walked)
+        if len(parts) == 1:
+            id_bk, score_bk = parts[0]
+        elif parts:
             id_bk, score_bk = map(np.concatenate, zip(*parts, strict=True))
+        else:
+            dtype = np.int64 if self.kind == "int64" else object
+            id_bk, score_bk = np.empty((0, effort.k), dtype), np.empty((0, effort.k))
         score_bk = score_bk.astype(np.float32)
         return (id_bk[0], score_bk[0]) if np.ndim(queries) == 1 else (id_bk, score_bk)
 
@@ -271,11 +286,18 @@ class Snapshot:
         return np.append(0, np.cumsum(counts_b)), ids_f, score_f.astype(np.float32)
 
 
-def _in_blocks(found: Callable[[np.ndarray], Any], query_bd: np.ndarray, threads: int) -> list:
-    """What is found of blocks of queries, in order, by so many threads at most."""
-    size = max(1, min(_BLOCK, -(-len(query_bd) // threads)))
+def _in_blocks(
+    found: Callable[[np.ndarray], Any], query_bd: np.ndarray, threads: int, walked: bool = False
+) -> list:
+    """What is found of blocks of queries, in order, by so many threads at most.
+
+    Where only graphs are `walked`, no library has threads of its own, and a few queries are
+    answered sooner than threads are started.
+    """
+    least = _WALKED if walked else 1
+    size = max(least, min(_BLOCK, -(-len(query_bd) // threads)))
     blocks = [query_bd[i : i + size] for i in range(0, len(query_bd), size)]
-    with one_each():
+    with contextlib.nullcontext() if walked else one_each():
         if len(blocks) <= 1 or threads == 1:
             return [found(block_bd) for block_bd in blocks]
         start = {"max_workers": threads, "initializer": alone}
@@ -295,9 +317,11 @@ def checked_queries(queries: Any, dims: int) -> np.ndarray:
     query_bd = np.atleast_2d(floats(queries, "queries"))
     if query_bd.ndim != 2 or query_bd.shape[1] < dims:
         raise ValueError(f"queries must be [B, >= {dims}], got {np.shape(queries)}")
-    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
-        query_bd = np.ascontiguousarray(query_bd, np.float32)
-        norm_b = np.linalg.norm(query_bd[:, :dims], axis=1)
-    if not (norm_b < TOO_LONG).all():
+    query_bd = query_bd[:, :dims]
+    if query_bd.dtype != np.float32:
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
+            query_bd = query_bd.astype(np.float32)
+    query_bd = np.ascontiguousarray(query_bd)
+    if len(query_bd) and not loops.lengths(query_bd).max() < TOO_LONG:
         raise ValueError("a query holds NaN or infinity, or is longer than 4e18")
     return query_bd

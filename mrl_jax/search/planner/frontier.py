@@ -21,8 +21,11 @@ def described(plan: Plan) -> str:
     """A plan in a few words."""
     if not plan.schedule.stages:
         return f"exact, {plan.schedule.final} dims"
+    rotated = ", principal directions" if plan.rotated else ""
+    if plan.factory:
+        return f"{plan.factory} {plan.schedule}, {plan.parameters or 'as it is'}{rotated}"
     lists = f", {plan.probes} of {plan.lists} lists by {plan.list_dim}" if plan.lists > 1 else ""
-    return f"{plan.code} {plan.schedule}{lists}"
+    return f"{plan.code} {plan.schedule}{lists}{rotated}"
 
 
 def content(proposal: Proposal, wanted: Wanted, command: str) -> dict[str, Any]:
@@ -101,6 +104,7 @@ def table(proposal: Proposal, k: int) -> str:
 def chart(proposal: Proposal, k: int) -> bytes:
     """Recall by queries a second, as PNG."""
     groups = (
+        ("graphs", "ff_pca", lambda p: bool(p.plan.factory)),
         ("lists, then codes", "mrl", lambda p: p.plan.lists > 1),
         ("codes of all rows", "mrl_e", lambda p: bool(p.plan.schedule.stages)),
         ("exact search", "ff", lambda p: True),

@@ -30,12 +30,14 @@ class Design(NamedTuple):
     dims: tuple[int, ...]
     lists: int
     list_dim: int
+    rotated: bool = False
+    factory: str = ""
 
 
 def design_of(plan: Plan) -> Design:
     """Plans of one design can share an index."""
     dims = tuple(stage.dim for stage in plan.schedule.stages)
-    return Design(plan.code, dims, plan.lists, plan.list_dim)
+    return Design(plan.code, dims, plan.lists, plan.list_dim, plan.rotated, plan.factory)
 
 
 class Option(NamedTuple):
@@ -61,10 +63,10 @@ def designs(ranks: Ranks, kinds: Sequence[Code], dims: Sequence[int]) -> Iterato
     for code, stage_dims in itertools.product(kinds, stages):
         if code == "binary" and any(m % 8 for m in stage_dims):
             continue
-        yield from (Design(code, stage_dims, *kind) for kind in clusters)
+        yield from (Design(code, stage_dims, *kind, ranks.rotated) for kind in clusters)
 
 
-def _steps(first: int, last: int) -> np.ndarray:
+def rising(first: int, last: int) -> np.ndarray:
     """Whole numbers that rise by about `_STEP` from first to last."""
     count = max(1, round(np.log(max(last, 1) / first) / np.log(_STEP)))
     return np.unique(np.rint(np.geomspace(first, max(first, last), count + 1)).astype(int))
@@ -84,12 +86,12 @@ def cheapest(
     Aims are shares of the k neighbours to be found, rising. No stage keeps more than `most`
     candidates, and the final comparison is by `width` dims.
     """
-    keep_n = _steps(k, most)
+    keep_n = rising(k, most)
     stages = (design.dims[: g + 1] for g in range(len(design.dims)))
     axes = [(ranks.of(design.code, dims), keep_n) for dims in stages]
     if design.lists > 1:
         found = ranks.clusters[design.list_dim]
-        axes.append((found.rank_bk, _steps(1, design.lists)))
+        axes.append((found.rank_bk, rising(1, design.lists)))
     recall = _recalls(axes)
     cost = _costs(ranks, design, [steps for _, steps in axes], width)
     if len(design.dims) == 2:  # a stage never keeps more than the one before
@@ -107,7 +109,8 @@ def cheapest(
         stages = tuple(zip(design.dims, effort, strict=False))
         probes = effort[-1] if design.lists > 1 else 1
         lists = {"lists": design.lists, "list_dim": design.list_dim, "probes": probes}
-        plan = Plan(Schedule(stages, width), metric, design.code, **lists)
+        about = {**lists, "rotated": design.rotated}
+        plan = Plan(Schedule(stages, width), metric, design.code, **about)
         options.append(Option(plan, float(recall[best]), float(cost[best]), row_bytes(design)))
     return options
 

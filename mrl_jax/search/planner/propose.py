@@ -1,28 +1,32 @@
 """Proposes a plan: measures what few dims, codes and clusters recall and cost on the data at hand.
 
-True neighbours are found among all vectors. Their ranks by few dims are counted once (`ranks`), in
-a sample if there are many vectors. From these follow the cheapest efforts of all designs
-(`options`), of which a few are built and timed (`trial`). Half of the queries decide what is tried
-and in which order plans are considered; the others measure the recall.
+True neighbours are found among all vectors. Their ranks by few dims, the first ones or principal
+directions, are counted once (`ranks`), in a sample if there are many vectors. From these follow the
+cheapest efforts of all designs of codes (`options`) and the graphs worth trying (`walks`), of which
+a few are built and timed (`trial`); how widely a graph must be searched is tried out. Half of the
+queries decide what is tried and in which order plans are considered; the others measure the recall.
 """
 
 import collections
 import dataclasses
+import functools
+import itertools
 import math
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
 from mrl_jax.errors import DataError, UsageError
+from mrl_jax.search.index import graphs, rotation
 from mrl_jax.search.plan import Code, Plan
-from mrl_jax.search.planner import options, ranks, trial
+from mrl_jax.search.planner import options, ranks, trial, walks
 from mrl_jax.search.planner.options import Design, Option
-from mrl_jax.search.planner.ranks import Ranks, Sample
+from mrl_jax.search.planner.ranks import Ranks, Sample, Truth
 from mrl_jax.search.planner.trial import Times
 from mrl_jax.search.schedule import Metric, Schedule
 from mrl_jax.store.vectors import Vectors
@@ -270,19 +274,35 @@ def propose(
     lists, list_dims = _clusters(rows, size, dims)
     largest = max(sample.largest, float(np.abs(query_bd).max()))
     kinds = [c for c in options.CODES if c != "float16" or largest <= np.finfo(np.float16).max]
-    counted = ranks.count(
-        truth, sample, ranked, kinds, lists, list_dims, metric, seed=wanted.seed, progress=progress
-    )
+    seen = {False: (truth, sample), True: _rotated(truth, sample, walks.rotated_dims(dims), metric)}
+    counted = {}
+    for rotated, looked in seen.items():
+        if looked is None:
+            continue
+        of_dims = walks.rotated_dims(dims) if rotated else ranked
+        list_of = [m for m in list_dims if m in of_dims]
+        about = {"seed": wanted.seed, "progress": progress}
+        found = ranks.count(
+            *looked, of_dims, kinds, lists if list_of else 1, list_of, metric, **about
+        )
+        counted[rotated] = found._replace(rotated=rotated)
     most = max(k, int(min(sample.far, _MOST_CANDIDATES) * rows))
-    promising = _promising(counted.only(~held_b), kinds, dims, most, wanted, width)
-    counted = ranks.with_blocks(
-        counted, truth, sample, {(x.code, x.dims) for x in promising}, metric, progress=progress
-    )
-    tuned = counted.only(~held_b)
-    found = [_cheapest(tuned, design, most, wanted, width) for design in promising]
+    tuned = {rotated: found.only(~held_b) for rotated, found in counted.items()}
+    promising = _promising(tuned, kinds, dims, most, wanted, width)
+    for rotated, found in counted.items():
+        blocks = {(x.code, x.dims) for x in promising if x.rotated == rotated}
+        found = ranks.with_blocks(found, *seen[rotated], blocks, metric, progress=progress)
+        counted[rotated], tuned[rotated] = found, found.only(~held_b)
+    found = [_cheapest(tuned[x.rotated], x, most, wanted, width) for x in promising]
     plans = list(dict.fromkeys([*roles, *(option.plan for options in found for option in options)]))
+    walked = _walks(tuned, dims, rows, wanted, width)
     points, tuned_pb, held_pb = [], [], []
-    for tried in _try(plans, sample, query_bd, wanted, progress):
+    asked = query_bd, truth.row_bk
+    tries = itertools.chain(
+        _try(plans, sample, *asked, wanted, progress),
+        _try_graphs(walked, vectors, sample, *asked, held_b, wanted, progress),
+    )
+    for tried in tries:
         recall_b = _recall(tried, truth.row_bk, counted)
         tuned_pb.append(recall_b[~held_b])
         held_pb.append(recall_b[held_b])
@@ -308,8 +328,22 @@ def propose(
     )
 
 
+def _rotated(truth: Truth, sample: Sample, dims: Sequence[int], metric: Metric):
+    """The same truth and sample by principal directions; None where no stage can be of these."""
+    if not dims:
+        return None
+    rotation_dm = rotation.fit(sample.vector_nd[: rotation.EXAMPLES], dims[-1], metric)
+    turned = Truth(truth.query_bd @ rotation_dm, truth.row_bk, truth.vector_bkd @ rotation_dm)
+    return turned, sample._replace(vector_nd=sample.vector_nd @ rotation_dm)
+
+
 def _try(
-    plans: Sequence[Plan], sample: Sample, query_bd: np.ndarray, wanted: Wanted, progress: bool
+    plans: Sequence[Plan],
+    sample: Sample,
+    query_bd: np.ndarray,
+    row_bk: np.ndarray,
+    wanted: Wanted,
+    progress: bool,
 ) -> Iterator[trial.Tried]:
     """Builds one index for the plans of each design, one after another."""
     groups = collections.defaultdict(list)
@@ -321,10 +355,60 @@ def _try(
     ):
         built = pathlib.Path(folder) / "index"
         for group in groups.values():
-            yield from trial.tries(
-                built, sample, group, query_bd, wanted.k, wanted.seed, bar.update
-            )
+            index = trial.built(built, sample, group[0], wanted.seed)
+            yield from trial.tries(index, sample, group, query_bd, row_bk)
+            bar.update(len(group))
             shutil.rmtree(built)
+
+
+def _walks(
+    tuned: Mapping[bool, Ranks], dims: Sequence[int], rows: int, wanted: Wanted, width: int
+) -> list[walks.Walk]:
+    """The graphs to be tried."""
+    if rows < _CLUSTERED_ROWS:
+        return []
+    aim = 1 - (1 - wanted.target_recall) * _SAFETY[2]
+    memory = math.inf if wanted.memory is None else wanted.memory
+    dims = dims if wanted.dims else (*dims, width)
+    return walks.worth_trying(tuned, dims, wanted.k, aim, width, memory)
+
+
+def _try_graphs(
+    walked: Sequence[walks.Walk],
+    vectors: Vectors,
+    sample: Sample,
+    query_bd: np.ndarray,
+    row_bk: np.ndarray,
+    held_b: np.ndarray,
+    wanted: Wanted,
+    progress: bool,
+) -> Iterator[trial.Tried]:
+    """Builds graphs, finds out how widely each must be searched, and times it."""
+    metric, k, width = wanted.metric, wanted.k, vectors.width
+    # What ranks tell of codes holds among all rows; a graph of more rows must be made to know.
+    walked = walked if sample.whole else walked[:1]
+    for walk in tqdm(walked, desc="graphs", unit="graph", disable=not progress):
+        with tempfile.TemporaryDirectory(prefix="mrl_jax_plan_") as folder:
+            plan = walk.plan(width, metric, k, k)
+            index = trial.built(pathlib.Path(folder) / "index", sample, plan, wanted.seed)
+            found = (
+                trial.of_index(index, k) if sample.whole else trial.of_all(vectors, sample, plan)
+            )
+
+            def recall(chosen_b, seen: int, keep: int, found=found) -> np.ndarray:
+                return trial.recall(found(query_bd[chosen_b], seen, keep), row_bk[chosen_b])
+
+            plans = walks.plans(
+                walk, width, metric, k, len(sample.row_n), _aims(wanted),
+                functools.partial(recall, ~held_b),
+            )  # fmt: skip
+            if plans:
+                for tried in trial.tries(index, sample, plans, query_bd, row_bk):
+                    seen, keep = (
+                        graphs.seen(tried.plan.parameters),
+                        tried.plan.schedule.stages[0].keep,
+                    )
+                    yield tried._replace(recall_b=recall(slice(None), seen, keep))
 
 
 def _checked(vectors: Vectors, queries: Vectors, wanted: Wanted) -> tuple[int, ...]:
@@ -369,7 +453,7 @@ def _cheapest(
 
 
 def _promising(
-    counted: Ranks,
+    tuned: Mapping[bool, Ranks],
     kinds: Sequence[Code],
     dims: Sequence[int],
     most: int,
@@ -378,10 +462,13 @@ def _promising(
 ) -> list[Design]:
     """The designs that, by ranks, reach the most that can be reached for least."""
     found: list[list[Option]] = []
-    for design in options.designs(counted, kinds, dims):
-        size = options.row_bytes(design) * counted.rows + 4 * design.lists * design.list_dim
-        if wanted.memory is None or size <= wanted.memory:
-            found.append(_cheapest(counted, design, most, wanted, width))
+    for rotated, counted in tuned.items():
+        for design in options.designs(
+            counted, kinds, walks.rotated_dims(dims) if rotated else dims
+        ):
+            size = options.row_bytes(design) * counted.rows + 4 * design.lists * design.list_dim
+            if wanted.memory is None or size <= wanted.memory:
+                found.append(_cheapest(counted, design, most, wanted, width))
     # With half the misses that are allowed the interval should reach the target.
     enough = 1 - (1 - wanted.target_recall) / 2
     for aim in reversed([aim for aim in _aims(wanted) if aim <= enough]):
@@ -392,13 +479,13 @@ def _promising(
     return [options.design_of(o.plan) for o in best[: options.FAMILIES]]
 
 
-def _recall(tried: trial.Tried, row_bk: np.ndarray, counted: Ranks) -> np.ndarray:
+def _recall(tried: trial.Tried, row_bk: np.ndarray, counted: Mapping[bool, Ranks]) -> np.ndarray:
     """The recall of every query, [B]: as found if all vectors were searched, otherwise by ranks."""
     if not tried.plan.schedule.stages:
         return np.ones(len(row_bk))
-    if tried.row_bk is None:
-        return counted.recall(tried.plan)
-    return (row_bk[:, :, None] == tried.row_bk[:, None, :]).any(2).mean(1)
+    if tried.recall_b is None:
+        return counted[tried.plan.rotated].recall(tried.plan)
+    return tried.recall_b
 
 
 def _point(
@@ -408,7 +495,7 @@ def _point(
     if tried.plan.schedule.stages:
         low, high = prediction_interval(recall_b, wanted.k, wanted.seed)
     plan, rows = tried.plan, vectors.rows
-    resident = round(tried.row_bytes * rows) + trial.centroid_bytes(plan)
+    resident = round(tried.row_bytes * rows) + trial.shared_bytes(plan)
     whole = 4 * rows * vectors.width
     return Point(plan, role, float(recall_b.mean()), low, high, tried.times, resident, whole)
 

@@ -252,11 +252,13 @@ class Ranks(NamedTuple):
     Attributes:
       prefix: [B, k] by code and dims of the stages up to this one.
       clusters: by their dim.
+      rotated: whether dims are principal directions, not the first ones.
     """
 
     rows: int
     prefix: dict[tuple[Code, tuple[int, ...]], np.ndarray]
     clusters: dict[int, ListRanks]
+    rotated: bool = False
 
     def of(self, code: Code, dims: tuple[int, ...]) -> np.ndarray:
         """The ranks of neighbours in the stage at dims[-1], [B, k].
@@ -270,7 +272,7 @@ class Ranks(NamedTuple):
         """The ranks of some queries."""
         prefix = {key: rank_bk[chosen_b] for key, rank_bk in self.prefix.items()}
         lists = {m: c._replace(rank_bk=c.rank_bk[chosen_b]) for m, c in self.clusters.items()}
-        return Ranks(self.rows, prefix, lists)
+        return self._replace(prefix=prefix, clusters=lists)
 
     def recall(self, plan: Plan) -> np.ndarray:
         """The share of every query's neighbours that the plan finds, [B].

@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrl_jax.search.index import Index
-from mrl_jax.search.index.rows import InMemory
+from mrl_jax.search.index import Index, approximate, graphs, rotation
+from mrl_jax.search.index.rows import InMemory, Source
+from mrl_jax.search.index.segment import CHUNK, widest
+from mrl_jax.search.index.threads import cores
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.planner.ranks import Sample
 
@@ -18,6 +20,8 @@ _SECONDS = 0.1  # spent on measuring one number, unless its two rounds take long
 _ROUNDS = 2
 _FEWEST, _MOST = 20, 500  # queries that are asked singly
 Ask = Callable[[np.ndarray], object]
+# Rows [B, c] for queries, so many rows in view, and so many of these that are ranked.
+Found = Callable[[np.ndarray, int, int], np.ndarray]
 
 
 def batch_seconds(ask: Ask, query_bd: np.ndarray) -> float:
@@ -76,39 +80,46 @@ def times(index: Index, query_bd: np.ndarray, k: int) -> Times:
     return Times.of(batch_seconds(ask, query_bd), single_seconds(ask, query_bd))
 
 
-def centroid_bytes(plan: Plan) -> int:
-    """The bytes of an index's centroids."""
-    return 4 * plan.lists * plan.list_dim if plan.lists > 1 else 0
+def shared_bytes(plan: Plan) -> int:
+    """The bytes of an index's centroids, and of its rotation."""
+    rotation = 4 * plan.schedule.final * widest(plan) if plan.rotated else 0
+    return rotation + (4 * plan.lists * plan.list_dim if plan.lists > 1 else 0)
 
 
 class Tried(NamedTuple):
-    """What a plan found, [B, k] (None if only in a sample); times among all N rows; bytes a row.
+    """What a plan takes.
 
-    The bytes count neither whole vectors nor centroids.
+    Attributes:
+      plan: that was tried.
+      recall_b: [B] of all N rows; None if it was only tried on a sample of them.
+      times: among all N rows, for a graph among those of the sample.
+      row_bytes: counting neither whole vectors nor what all rows share.
     """
 
     plan: Plan
-    row_bk: np.ndarray | None
+    recall_b: np.ndarray | None
     times: Times
     row_bytes: float
 
 
+def built(folder: pathlib.Path, sample: Sample, plan: Plan, seed: int) -> Index:
+    """An index of the sample, as plans of one design share it."""
+    return Index.build(folder, InMemory(sample.vector_nd), plan=plan, seed=seed)
+
+
 def tries(
-    folder: pathlib.Path,
+    index: Index,
     sample: Sample,
     plans: Sequence[Plan],
     query_bd: np.ndarray,
-    k: int,
-    seed: int,
-    done: Callable[[], object],
+    row_bk: np.ndarray,
 ) -> list[Tried]:
-    """Builds an index of the sample by the design that all the plans share, and asks it by each.
+    """Asks an index of the sample by plans that share its design; `row_bk` is what is true.
 
     It scans as many rows as a search of all N rows would: in more lists, as these are shorter. If
     there are too few lists, the time of the rest is estimated from the scan alone.
     """
-    index = Index.build(folder, InMemory(sample.vector_nd), plan=plans[0], seed=seed)
-    found = index.bytes()["resident"] - centroid_bytes(plans[0])
+    found, k = index.bytes()["resident"] - shared_bytes(plans[0]), row_bk.shape[1]
     best: dict[Plan, tuple[float, np.ndarray]] = {}
     # All of them twice, so that a moment in which the machine was busy spoils no plan.
     for plan in [*plans, *plans]:
@@ -117,12 +128,11 @@ def tries(
             b = min(len(single_b), len(best[plan][1]))
             batch = min(batch, best[plan][0])
             single_b = np.minimum(single_b[:b], best[plan][1][:b])
-            done()
         best[plan] = batch, single_b
     return [
         Tried(
             plan,
-            _ask(index, plan, k, sample)[0](query_bd)[0] if sample.whole else None,
+            recall(_ask(index, plan, k, sample)[0](query_bd)[0], row_bk) if sample.whole else None,
             Times.of(*best[plan]),
             found / index.rows,
         )
@@ -130,13 +140,45 @@ def tries(
     ]
 
 
+def of_index(index: Index, k: int) -> Found:
+    """What an index with a graph finds of all rows."""
+
+    def found(query_bd: np.ndarray, seen: int, keep: int) -> np.ndarray:
+        return index.search(query_bd, k, keeps=(keep,), parameters=f"ef={seen}")[0]
+
+    return found
+
+
+def of_all(vectors: Source, sample: Sample, plan: Plan) -> Found:
+    """What a graph of all rows, which is made of the dims of a plan alone, leaves to be ranked."""
+    dim, rotation_dm = widest(plan), None
+    if plan.rotated:
+        rotation_dm = rotation.fit(sample.vector_nd[: rotation.EXAMPLES], dim, plan.metric)
+
+    def compared(z_nd: np.ndarray) -> np.ndarray:
+        short_nm = z_nd[:, :dim] if rotation_dm is None else z_nd @ rotation_dm
+        return approximate.compared(short_nm, plan.metric)
+
+    z_nm = np.empty((vectors.rows, dim), np.float32)
+    for i in range(0, vectors.rows, CHUNK):
+        z_nm[i : i + CHUNK] = compared(vectors.read(i, min(i + CHUNK, vectors.rows)))
+    graph = graphs.Graph.build(z_nm, plan, cores())
+    return lambda query_bd, seen, keep: graph.search(compared(query_bd), keep, seen)
+
+
+def recall(found_bc: np.ndarray, row_bk: np.ndarray) -> np.ndarray:
+    """The share of every query's neighbours that was found, [B]."""
+    return (row_bk[:, :, None] == found_bc[:, None, :]).any(2).mean(1)
+
+
 def _ask(index: Index, plan: Plan, k: int, sample: Sample) -> tuple[Ask, float]:
     """A search that scans about as many rows as one of all N, and the share that it leaves out."""
     wanted = plan.probes * sample.rows / index.rows
     probes = min(plan.lists, max(1, round(wanted)))
     keeps = tuple(min(s.keep, index.rows) for s in plan.schedule.stages)
-    ask = functools.partial(index.search, k=k, keeps=keeps, probes=probes)
-    return ask, max(0.0, wanted / probes - 1)
+    told = {"parameters": plan.parameters} if plan.factory else {"probes": probes}
+    ask = functools.partial(index.search, k=k, keeps=keeps, **told)
+    return ask, 0.0 if plan.factory else max(0.0, wanted / probes - 1)
 
 
 def _seconds(index: Index, plan: Plan, query_bd: np.ndarray, k: int, sample: Sample):
