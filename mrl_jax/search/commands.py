@@ -16,7 +16,7 @@ from mrl_jax.errors import DataError, UsageError
 from mrl_jax.search.index import Index, threads
 from mrl_jax.search.index.segment import DENSE_QUERIES
 from mrl_jax.search.plan import Plan, read_plan
-from mrl_jax.search.planner import frontier, propose, ranks, trial
+from mrl_jax.search.planner import frontier, promises, propose, ranks, trial
 from mrl_jax.search.schedule import Schedule
 from mrl_jax.store import id_files, ids, outputs
 from mrl_jax.store.vectors import Vectors, open_vectors
@@ -61,7 +61,7 @@ def plan(arguments: argparse.Namespace) -> None:
     out, plot = arguments.out, arguments.out.with_suffix(".png")
     if out == plot:
         raise UsageError(f"--out is the plan, {plot} its plot: give it another ending")
-    wanted = propose.Wanted(
+    wanted = promises.Wanted(
         target_recall=arguments.target_recall,
         k=arguments.k,
         metric=arguments.metric,
@@ -97,9 +97,9 @@ def plan(arguments: argparse.Namespace) -> None:
             f"warning: {proposal.themselves:,} of these queries are vectors of "
             f"{arguments.vectors}, which any plan finds first; plan with what will be asked"
         )
-    given, needed = proposal.tuned_on + proposal.held_out, propose.queries_needed(wanted)
+    given, needed = proposal.tuned_on + proposal.held_out, promises.queries_needed(wanted)
     if needed is None or needed > given:
-        more = f"give {needed}" if needed else f"even {propose.MOST_QUERIES:,} would be"
+        more = f"give {needed}" if needed else f"even {promises.MOST_QUERIES:,} would be"
         print(
             f"{given:,} queries are too few to promise {wanted.target_recall:g} of any plan but "
             f"exact search, even if it misses nothing: {more}"
@@ -154,13 +154,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
         source, query_bd, k, index.plan.metric, dim=final, progress=_progress(source.rows)
     )
     recall_b = (index.ids[row_bk][:, :, None] == found_bk[:, None, :]).any(2).mean(1)
-    low, high = propose.prediction_interval(recall_b, k, 0)
+    low, high = promises.prediction_interval(recall_b, k, 0)
     times = trial.times(index, query_bd, k)
     latency = ", ".join(f"{name} {value:.3f}" for name, value in times.latency_ms.items())
     rows = (
         ("plan", f"{frontier.described(index.plan)}, {index.plan.metric}"),
         (f"recall@{k}", f"{recall_b.mean():.4f} of {len(recall_b)} queries"),
-        (f"{propose.LEVEL:.0%} interval", f"{low:.4f} to {high:.4f}, of as many other queries"),
+        (f"{promises.LEVEL:.0%} interval", f"{low:.4f} to {high:.4f}, of as many other queries"),
         ("all at once", f"{times.qps:,.1f} queries a second"),
         ("one by one", f"{latency} ms"),
         ("bytes", _bytes(index)),

@@ -16,17 +16,18 @@ from mrl_jax.search.schedule import Schedule
 from mrl_jax.search.index.rows import InMemory
 
 warnings.simplefilter("ignore")  # of JAX, of forks in general
-folder, short = pathlib.Path(sys.argv[1]), Schedule.parse("8:50 > 16")
-z_nd = np.random.default_rng(0).standard_normal((1000, 16)).astype(np.float32)
+folder, short = pathlib.Path(sys.argv[1]), Schedule.parse("8:50 > 64")
+z_nd = np.random.default_rng(0).standard_normal((1000, 64)).astype(np.float32)
 plans = {
     "flat": Plan(short, code="int8"),
     "lists": Plan(short, code="int8", lists=8, list_dim=8, probes=8),
     "graph": Plan(short, factory="HNSW8"),
+    "SymphonyQG": Plan(Schedule.parse("64:50 > 64"), factory="SymphonyQG32,8"),
     "IVF": Plan(short, factory="IVF8,Flat", parameters="nprobe=8"),
 }
 indexes = {n: Index.build(folder / n, InMemory(z_nd), plan=plan) for n, plan in plans.items()}
 found = {name: index.search(z_nd[:200], 5)[0] for name, index in indexes.items()}
-top_k(z_nd, z_nd[:3], (16,), 1)
+top_k(z_nd, z_nd[:3], (64,), 1)
 if not os.fork():
     signal.alarm(60)
     for name, index in indexes.items():
@@ -39,7 +40,7 @@ if not os.fork():
         index.compact()
         Index.build(folder / f"{name}-child", InMemory(z_nd), plan=plans[name])
     try:
-        top_k(z_nd, z_nd[:3], (16,), 1)
+        top_k(z_nd, z_nd[:3], (64,), 1)
     except UsageError as error:
         assert "this process is a fork of one in which JAX was in use" in str(error)
     else:

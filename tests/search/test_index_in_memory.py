@@ -14,7 +14,7 @@ from commands import ROOT
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.search import Index
 from mrl_jax.search.plan import Plan
-from mrl_jax.search.planner import choice, propose
+from mrl_jax.search.planner import choice, promises, propose
 from mrl_jax.search.schedule import Schedule
 
 D = 16
@@ -159,7 +159,7 @@ def test_rows_that_are_drawn_as_queries_are_not_searched(monkeypatch, caplog):
     assert (len(drawn), len(others)) == (45, 405)
     rows = {row.tobytes() for row in z_nd}
     assert {row.tobytes() for row in drawn} | {row.tobytes() for row in others} == rows
-    assert told == propose.Wanted(**wanted, seed=5)
+    assert told == promises.Wanted(**wanted, seed=5)
     caplog.clear()
     query_bd = draw(60, D, seed=1)
     Index.build(None, z_nd, queries=query_bd)
@@ -167,7 +167,7 @@ def test_rows_that_are_drawn_as_queries_are_not_searched(monkeypatch, caplog):
     drawn, others, told = seen[1]
     np.testing.assert_array_equal(drawn, query_bd)
     np.testing.assert_array_equal(others, z_nd)
-    assert told == propose.Wanted(0.99)
+    assert told == promises.Wanted(0.99)
 
 
 @pytest.mark.slow

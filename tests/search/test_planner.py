@@ -6,9 +6,10 @@ from mrl_jax.errors import DataError, UsageError
 from mrl_jax.search.index import Index, codes
 from mrl_jax.search.index.rows import InMemory
 from mrl_jax.search.plan import Plan
-from mrl_jax.search.planner import frontier, options, ranks, trial
+from mrl_jax.search.planner import frontier, options, promises, ranks, trial
 from mrl_jax.search.planner import propose as planner
-from mrl_jax.search.planner.propose import Wanted, prediction_interval, propose
+from mrl_jax.search.planner.promises import Wanted, prediction_interval
+from mrl_jax.search.planner.propose import propose
 from mrl_jax.search.schedule import Schedule
 
 WIDTH, K = 64, 10
@@ -30,7 +31,15 @@ def looked():
     np.testing.assert_array_equal(truth.row_bk, nearest(z_nd, query_bd, K))
     np.testing.assert_array_equal(truth.vector_bkd, z_nd[truth.row_bk])
     counted = ranks.count(
-        truth, sample, (8, 32), options.CODES, 64, (8,), "cosine", seed=0, progress=False
+        truth,
+        sample,
+        (8, 32),
+        (*options.CODES, "float16"),
+        64,
+        (8,),
+        "cosine",
+        seed=0,
+        progress=False,
     )
     return z_nd, query_bd, truth, counted
 
@@ -162,7 +171,7 @@ def _plannings(queries, count):
 
     below, reached = [], 0
     for _ in range(count):
-        p, (low, _), reaches = planner.pick(
+        p, (low, _), reaches = promises.pick(
             recalls(half, hit_p),
             recalls(half, hit_p),
             qps_p,
@@ -186,7 +195,7 @@ def test_few_queries_promise_no_more_than_many_keep():
 
 
 def test_however_many_plans_are_tested_promises_are_wrong_no_more_often():
-    assert sum(1 - planner._levels(tested) for tested in range(20)) <= 1 - planner.LEVEL
+    assert sum(1 - promises._levels(tested) for tested in range(20)) <= 1 - promises.LEVEL
 
 
 def _seconds_of_work(index, plan, query_bd, k, sample):
@@ -223,9 +232,9 @@ def test_promises_of_many_plannings_are_kept(monkeypatch):
 
 
 def test_queries_that_are_too_few_for_a_promise():
-    assert planner.queries_needed(Wanted(0.9)) == 40
-    assert planner.queries_needed(Wanted(0.99)) > 100
-    assert planner.queries_needed(Wanted(1)) is None
+    assert promises.queries_needed(Wanted(0.9)) == 40
+    assert promises.queries_needed(Wanted(0.99)) > 100
+    assert promises.queries_needed(Wanted(1)) is None
 
 
 @pytest.mark.parametrize("code", ["int8", "binary", "float16"])
@@ -263,7 +272,7 @@ def test_fresh_queries_are_answered_as_promised(tmp_path, rows, sample_rows, dim
     found = propose(InMemory(z_nd), InMemory(vectors(400, WIDTH, 20 + seed)), wanted)
     chosen = found.chosen
     assert chosen.low >= 0.95
-    assert (found.rows, found.tuned_on, found.held_out) == (rows, 200, 200)
+    assert (found.rows, found.tuned_on, found.held_out) == (rows, 133, 267)
     index = Index.build(tmp_path / "index", InMemory(z_nd), plan=chosen.plan)
     fresh_bd = vectors(200, WIDTH, 30 + seed)
     real = recall(index.search(fresh_bd, K)[0], nearest(z_nd, fresh_bd, K))

@@ -43,8 +43,9 @@ def is_graph(factory: str) -> bool:
 def row_bytes(dim: int, factory: str) -> int:
     """Of a row in such a graph: its codes, and those of its links with their numbers."""
     links, bits = _parsed(factory)
-    dims = -(-dim // 64) * 64
-    return dims * (bits or 32) // 8 + links * (dims // 8 + 12) + 8
+    coded = -(-dim // 32) * 32
+    own = coded * bits // 8 + 8 if bits else 4 * dim
+    return own + links * (coded // 8 + 12)
 
 
 def _parsed(factory: str) -> tuple[int, int]:

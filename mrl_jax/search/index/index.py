@@ -116,7 +116,7 @@ class Index:
           target_recall: the share of the k exact nearest to be found (default: 0.99).
           k: how many are mostly asked for (default: 10).
           metric: "cosine" (default), "inner" or "l2".
-          memory: bytes that a search may need, see `planner.propose.Wanted`; None: any.
+          memory: bytes that a search may need, see `planner.promises.Wanted`; None: any.
           latency_ms: of 99 % of single queries; None: any.
           dims: prefixes that may be stages; (): powers of two.
           attributes: an Arrow table of N rows, or N values each by column's name.

@@ -9,7 +9,7 @@ from mrl_jax.errors import UsageError
 from mrl_jax.search.index.balance import FEWEST_ROWS
 from mrl_jax.search.index.rows import InMemory, Source
 from mrl_jax.search.plan import Plan
-from mrl_jax.search.planner import propose
+from mrl_jax.search.planner import promises, propose
 from mrl_jax.search.schedule import Schedule
 
 TARGET_RECALL = 0.99
@@ -41,14 +41,14 @@ def choose(
     Args:
       source: the rows.
       queries: of the kind that will be asked.
-      wanted: what `propose.Wanted` is told beside its defaults.
+      wanted: what `promises.Wanted` is told beside its defaults.
       seed: of all random choices.
       progress: whether to show bars.
 
     Raises:
       UsageError, DataError: as `propose.propose`.
     """
-    wanted = propose.Wanted(**{"target_recall": TARGET_RECALL, "seed": seed, **wanted})
+    wanted = promises.Wanted(**{"target_recall": TARGET_RECALL, "seed": seed, **wanted})
     exact = Plan(Schedule.exact(source.width), wanted.metric)
     fits = wanted.memory is None or 4 * source.rows * source.width <= wanted.memory
     if fits and wanted.latency_ms is None and (source.rows < FEWEST_ROWS or wanted.k > source.rows):
@@ -59,11 +59,11 @@ def choose(
             "such as texts that ask for photos, give some as queries"
         )
         # So many more than promise the target if nothing is missed let a plan miss something.
-        enough = 2 * (propose.queries_needed(wanted) or propose.MOST_QUERIES)
-        drawn = min(source.rows // _SHARE, enough, propose.MOST_QUERIES)
-        if drawn < propose.FEWEST_QUERIES:
+        enough = 2 * (promises.queries_needed(wanted) or promises.MOST_QUERIES)
+        drawn = min(source.rows // _SHARE, enough, promises.MOST_QUERIES)
+        if drawn < promises.FEWEST_QUERIES:
             raise UsageError(
-                f"a plan of {source.rows} vectors needs queries: give {propose.FEWEST_QUERIES} "
+                f"a plan of {source.rows} vectors needs queries: give {promises.FEWEST_QUERIES} "
                 "or more"
             )
         rng = np.random.default_rng((seed, 2))

@@ -8,7 +8,8 @@ from mrl_jax.plots import Chart, Line
 from mrl_jax.record import results
 from mrl_jax.search import plan as plans
 from mrl_jax.search.plan import Plan
-from mrl_jax.search.planner.propose import LEVEL, Point, Proposal, Wanted, beats
+from mrl_jax.search.planner.promises import LEVEL, Wanted
+from mrl_jax.search.planner.propose import Point, Proposal, beats
 
 _NOTE = (
     "expected.interval holds the mean recall over as many other queries of the same kind with at "

@@ -11,7 +11,7 @@ from mrl_jax.search.plan import Code, Plan
 from mrl_jax.search.planner.ranks import Ranks
 from mrl_jax.search.schedule import Metric, Schedule
 
-CODES: tuple[Code, ...] = ("int8", "float16", "float32", "binary")
+CODES: tuple[Code, ...] = ("int8", "float32", "binary")
 # What a query costs, roughly, in nanoseconds of one core. This only decides what is tried, and then
 # measured.
 _ROW, _ROW_BYTE = 4.0, 0.03  # a row of a scan, a byte of its code
@@ -20,7 +20,8 @@ _CENTROID_DIM = 0.02
 # A row has a gain and a norm for every stage; its number, norm and deletion mark.
 _BESIDE_CODE, _BESIDE_STAGES = 8, 9
 _STEP = 1.25  # between numbers of candidates, or of lists, that are considered
-FAMILIES = 6  # designs that are tried
+# Designs that are tried; and beside graphs, which are faster where there is room for them.
+FAMILIES, FEW_FAMILIES = 6, 3
 
 
 class Design(NamedTuple):

@@ -3,8 +3,9 @@
 True neighbours are found among all vectors. Their ranks by few dims, the first ones or principal
 directions, are counted once (`ranks`), in a sample if there are many vectors. From these follow the
 cheapest efforts of all designs of codes (`options`) and the graphs worth trying (`walks`), of which
-a few are built and timed (`trial`); how widely a graph must be searched is tried out. Half of the
-queries decide what is tried and in which order plans are considered; the others measure the recall.
+a few are built and timed (`trial`); how widely a graph must be searched is tried out. A third
+of the queries decides what is tried and in which order plans are considered; the others measure the
+recall.
 """
 
 import collections
@@ -16,76 +17,38 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 from tqdm import tqdm
 
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.search.index import graphs, rotation
-from mrl_jax.search.plan import Code, Plan
+from mrl_jax.search.plan import Plan
 from mrl_jax.search.planner import options, ranks, trial, walks
 from mrl_jax.search.planner.options import Design, Option
+from mrl_jax.search.planner.promises import (
+    FEWEST_QUERIES,
+    MOST_QUERIES,
+    SAFETY,
+    Wanted,
+    held_out,
+    pick,
+    prediction_interval,
+    queries_needed,
+)
 from mrl_jax.search.planner.ranks import Ranks, Sample, Truth
 from mrl_jax.search.planner.trial import Times
 from mrl_jax.search.schedule import Metric, Schedule
 from mrl_jax.store.vectors import Vectors
 
-LEVEL = 0.99  # of prediction intervals
-FEWEST_QUERIES, MOST_QUERIES = 40, 2000
-SAMPLE_ROWS = 200_000
 PAPER = (16, 200)  # dims and candidates of the paper's own schedule (section 4.3.1)
 _SAMPLE_NUMBERS = 2**28  # at most in memory: 1 GiB
 _NEIGHBOUR_NUMBERS = 2**26
-# The square of the level's normal quantile: as for proportions (Agresti and Coull, 1998), except
-# that all are failures.
-_UNSEEN = 7
-_BEYOND = 25  # resampled means beyond each end of an interval
 _LEAST_DIM = 8
 _CLUSTERED_ROWS = 10_000  # fewer are scanned sooner than their lists are found
 _MOST_CANDIDATES = 0.25  # of all rows: more are no shortlist
-_AS_FAST = 0.9  # of the highest QPS counts as equal, and the smaller index is chosen
-# Shares of the misses that the target allows: plans with fewer are tried as well, as the interval
-# must reach the target.
-_SAFETY = (1.0, 0.7, 0.5, 0.3, 0.15, 0.05)
 _FURTHER_AIMS = (0.8, 0.9, 0.95)  # that the frontier shows
-
-
-@dataclasses.dataclass(frozen=True)
-class Wanted:
-    """What a plan should reach.
-
-    Attributes:
-      target_recall: the share of the k exact nearest neighbours to be found.
-      k: how many are asked for.
-      metric: that makes them the nearest.
-      memory: bytes that a search may need: codes, norms and centroids; for exact search also whole
-        vectors. None: any.
-      latency_ms: of 99 % of single queries. None: any.
-      dims: prefixes that may be stages; (): powers of two.
-      sample_rows: the most rows in which ranks are counted and times measured.
-      seed: of all random choices.
-    """
-
-    target_recall: float
-    k: int = 10
-    metric: Metric = "cosine"
-    memory: int | None = None
-    latency_ms: float | None = None
-    dims: tuple[int, ...] = ()
-    sample_rows: int = SAMPLE_ROWS
-    seed: int = 0
-
-    def __post_init__(self):
-        if not 0 < self.target_recall <= 1:
-            raise UsageError(f"target recall must be above 0, at most 1; got {self.target_recall}")
-        for name in ("memory", "latency_ms"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UsageError(f"{name} must be above 0, got {value}")
-        for name, least in (("k", 1), ("sample_rows", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,97 +113,6 @@ class Proposal:
     themselves: int
 
 
-def prediction_interval(
-    recall_b: np.ndarray, k: int, seed: int, level: float = LEVEL
-) -> tuple[float, float]:
-    """Where the mean over as many other queries lies with probability `level`, by bootstrap.
-
-    Both these queries and the others are resampled, so the interval is wider than one of the
-    expectation. `_UNSEEN` queries are added that miss as much as those that miss anything, at least
-    one of k: resampling only the few misses that were seen would promise too much. With few queries
-    the spread is uncertain too: deviations are stretched as Student's t is wider than the normal.
-    """
-    n, misses_b = len(recall_b), 1 - recall_b
-    worst = math.sqrt(np.square(misses_b[misses_b > 0]).mean()) if misses_b.any() else 0.0
-    seen_b = np.append(recall_b, [1 - max(worst, 1 / k)] * _UNSEEN)
-    value_v, count_v = np.unique(seen_b, return_counts=True)
-    rng, beyond = np.random.default_rng(seed), (1 - level) / 2
-    times_rv, others_rv = (
-        rng.multinomial(n, count_v / len(seen_b), math.ceil(_BEYOND / beyond)) for _ in range(2)
-    )
-    ends = np.quantile((times_rv - others_rv) @ value_v / n, [beyond, 1 - beyond])
-    low, high = ends * stats.t.isf(beyond, n - 1) / stats.norm.isf(beyond)
-    mean = recall_b.mean()
-    return float(max(0.0, mean + low)), float(min(1.0, mean + high))
-
-
-def queries_needed(wanted: Wanted) -> int | None:
-    """How many queries it takes to promise the target for a plan that misses nothing.
-
-    A power of two times `FEWEST_QUERIES`; None if `MOST_QUERIES` are too few.
-    """
-    queries = FEWEST_QUERIES
-    while queries <= MOST_QUERIES:
-        low, _ = prediction_interval(np.ones(queries // 2), wanted.k, wanted.seed, _levels(0))
-        if low >= wanted.target_recall:
-            return queries
-        queries *= 2
-    return None
-
-
-def _levels(tested: int) -> float:
-    """The level of the interval of a plan that is tested after so many others.
-
-    The probabilities of being wrong add up to that of `LEVEL`, so the interval of whichever plan is
-    chosen is wrong no more often.
-    """
-    return 1 - (1 - LEVEL) / 2 ** (tested + 1)
-
-
-def pick(
-    tuned_pb: np.ndarray, held_pb: np.ndarray, qps_p: np.ndarray, memory_p: np.ndarray,
-    exact_p: np.ndarray, wanted: Wanted,
-) -> tuple[int, tuple[float, float], bool]:  # fmt: skip
-    """Which of some plans to propose, its recall's interval, and whether this reaches the target.
-
-    The order of plans follows from the queries tuned on: first the fastest whose interval there
-    reaches the target, then those that miss ever less. The other queries accept the first plan
-    whose interval reaches the target. So none is chosen for luck with the queries that measure it.
-
-    Args:
-      tuned_pb: [P, B] recall by the queries tuned on.
-      held_pb: [P, b] by the others.
-      qps_p: [P] queries a second.
-      memory_p: [P] of plans about as fast, the one that needs least comes first.
-      exact_p: [P] which are exact search, whose recall is certain.
-      wanted: target, k and seed.
-    """
-    k, seed, missed = wanted.k, wanted.seed, 1 - wanted.target_recall
-    surely_p = np.array(
-        [
-            1.0 if exact else prediction_interval(recall_b, k, seed)[0]
-            for recall_b, exact in zip(tuned_pb, exact_p, strict=True)
-        ]
-    )
-    order = []
-    for safety in (*_SAFETY, 0.0):
-        reaching = np.flatnonzero(surely_p >= 1 - missed * safety)
-        if len(reaching):
-            enough = reaching[qps_p[reaching] >= _AS_FAST * qps_p[reaching].max()]
-            order.append(int(enough[memory_p[enough].argmin()]))
-    # If the queries are too few for any plan to be sure there, the best one may still be.
-    order = list(dict.fromkeys(order)) or [int(tuned_pb.mean(1).argmax())]
-    tested = []
-    for p in order:
-        interval = (1.0, 1.0)
-        if not exact_p[p]:
-            interval = prediction_interval(held_pb[p], k, seed, _levels(len(tested)))
-        tested.append((p, interval))
-        if interval[0] >= wanted.target_recall:
-            return p, interval, True
-    return *max(tested, key=lambda found: found[1][0]), False
-
-
 def beats(a: Sequence[float], b: Sequence[float]) -> bool:
     """Whether merits a are as good as b in everything, and better in something."""
     return tuple(a) != tuple(b) and all(x >= y for x, y in zip(a, b, strict=True))
@@ -252,7 +124,7 @@ def propose(
     """The plan with the highest QPS that reaches the target within the limits, and the frontier.
 
     Queries, [>= 40, D], are of the kind that will be asked, texts say where images are searched by
-    texts: whatever is promised is measured with them alone, and holds for no others. At most 2,000
+    texts: whatever is promised is measured with them alone, and holds for no others. At most 4,000
     of them are used.
 
     Raises:
@@ -264,43 +136,44 @@ def propose(
     asked = min(queries.rows, MOST_QUERIES, max(FEWEST_QUERIES, _NEIGHBOUR_NUMBERS // (k * width)))
     query_bd = queries.sample(asked, wanted.seed)
     rng = np.random.default_rng((wanted.seed, 1))
-    held_b = rng.permutation(asked) < asked // 2  # the others are tuned on
+    held_b = rng.permutation(asked) < held_out(asked)  # the others are tuned on
     size = min(rows, wanted.sample_rows, max(_SAMPLE_NUMBERS // width, 1))
     truth, sample = ranks.look(vectors, query_bd, k, metric, size, wanted.seed, progress)
     roles = {Plan(Schedule.exact(width), metric): "exact"}
     if PAPER[0] < width and k <= PAPER[1] < rows:
         roles[Plan(Schedule.adaptive(*PAPER, width), metric)] = "paper"
     ranked = sorted({*dims, *(s.dim for plan in roles for s in plan.schedule.stages)})
+    # Where all rows are searched by every plan that is tried, ranks need not say what they recall.
+    ranked_b = ~held_b if sample.whole else np.ones(asked, bool)
+    views = {False: _View(truth.only(ranked_b), sample, ranked)}
+    if turned := walks.rotated_dims(dims):
+        views[True] = views[False].turned(turned, metric)
     lists, list_dims = _clusters(rows, size, dims)
-    largest = max(sample.largest, float(np.abs(query_bd).max()))
-    kinds = [c for c in options.CODES if c != "float16" or largest <= np.finfo(np.float16).max]
-    seen = {False: (truth, sample), True: _rotated(truth, sample, walks.rotated_dims(dims), metric)}
-    counted = {}
-    for rotated, looked in seen.items():
-        if looked is None:
-            continue
-        of_dims = walks.rotated_dims(dims) if rotated else ranked
-        list_of = [m for m in list_dims if m in of_dims]
-        about = {"seed": wanted.seed, "progress": progress}
-        found = ranks.count(
-            *looked, of_dims, kinds, lists if list_of else 1, list_of, metric, **about
-        )
-        counted[rotated] = found._replace(rotated=rotated)
+    counted = {
+        rotated: ranks.count(
+            view.truth, view.sample, view.dims, options.CODES, lists,
+            [m for m in list_dims if m in view.dims], metric, seed=wanted.seed, progress=progress,
+        )._replace(rotated=rotated)
+        for rotated, view in views.items()
+    }  # fmt: skip
+    of_tuned_b = ~held_b[ranked_b]
+    tuned = {rotated: found.only(of_tuned_b) for rotated, found in counted.items()}
+    walked = _walks(tuned, dims, rows, wanted, width)
     most = max(k, int(min(sample.far, _MOST_CANDIDATES) * rows))
-    tuned = {rotated: found.only(~held_b) for rotated, found in counted.items()}
-    promising = _promising(tuned, kinds, dims, most, wanted, width)
-    for rotated, found in counted.items():
+    families = options.FEW_FAMILIES if walked else options.FAMILIES
+    promising = _promising(tuned, dims, most, wanted, width, families)
+    for rotated, view in views.items():
         blocks = {(x.code, x.dims) for x in promising if x.rotated == rotated}
-        found = ranks.with_blocks(found, *seen[rotated], blocks, metric, progress=progress)
-        counted[rotated], tuned[rotated] = found, found.only(~held_b)
+        counted[rotated] = found = ranks.with_blocks(
+            counted[rotated], view.truth, view.sample, blocks, metric, progress=progress
+        )
+        tuned[rotated] = found.only(of_tuned_b)
     found = [_cheapest(tuned[x.rotated], x, most, wanted, width) for x in promising]
     plans = list(dict.fromkeys([*roles, *(option.plan for options in found for option in options)]))
-    walked = _walks(tuned, dims, rows, wanted, width)
     points, tuned_pb, held_pb = [], [], []
-    asked = query_bd, truth.row_bk
     tries = itertools.chain(
-        _try(plans, sample, *asked, wanted, progress),
-        _try_graphs(walked, vectors, sample, *asked, held_b, wanted, progress),
+        _try(plans, sample, truth, wanted, progress),
+        _try_graphs(walked, vectors, sample, truth, held_b, wanted, progress),
     )
     for tried in tries:
         recall_b = _recall(tried, truth.row_bk, counted)
@@ -328,22 +201,24 @@ def propose(
     )
 
 
-def _rotated(truth: Truth, sample: Sample, dims: Sequence[int], metric: Metric):
-    """The same truth and sample by principal directions; None where no stage can be of these."""
-    if not dims:
-        return None
-    rotation_dm = rotation.fit(sample.vector_nd[: rotation.EXAMPLES], dims[-1], metric)
-    turned = Truth(truth.query_bd @ rotation_dm, truth.row_bk, truth.vector_bkd @ rotation_dm)
-    return turned, sample._replace(vector_nd=sample.vector_nd @ rotation_dm)
+class _View(NamedTuple):
+    """Queries, their neighbours and a sample, and the dims by which they are looked at."""
+
+    truth: Truth
+    sample: Sample
+    dims: Sequence[int]
+
+    def turned(self, dims: Sequence[int], metric: Metric) -> "_View":
+        """The same by principal directions."""
+        truth, sample = self.truth, self.sample
+        rotation_dm = rotation.fit(sample.vector_nd[: rotation.EXAMPLES], dims[-1], metric)
+        query_bm, vector_bkm = truth.query_bd @ rotation_dm, truth.vector_bkd @ rotation_dm
+        of_rows = sample._replace(vector_nd=sample.vector_nd @ rotation_dm)
+        return _View(Truth(query_bm, truth.row_bk, vector_bkm), of_rows, dims)
 
 
 def _try(
-    plans: Sequence[Plan],
-    sample: Sample,
-    query_bd: np.ndarray,
-    row_bk: np.ndarray,
-    wanted: Wanted,
-    progress: bool,
+    plans: Sequence[Plan], sample: Sample, truth: Truth, wanted: Wanted, progress: bool
 ) -> Iterator[trial.Tried]:
     """Builds one index for the plans of each design, one after another."""
     groups = collections.defaultdict(list)
@@ -356,7 +231,7 @@ def _try(
         built = pathlib.Path(folder) / "index"
         for group in groups.values():
             index = trial.built(built, sample, group[0], wanted.seed)
-            yield from trial.tries(index, sample, group, query_bd, row_bk)
+            yield from trial.tries(index, sample, group, truth.query_bd, truth.row_bk)
             bar.update(len(group))
             shutil.rmtree(built)
 
@@ -367,7 +242,7 @@ def _walks(
     """The graphs to be tried."""
     if rows < _CLUSTERED_ROWS:
         return []
-    aim = 1 - (1 - wanted.target_recall) * _SAFETY[2]
+    aim = 1 - (1 - wanted.target_recall) * SAFETY[2]
     memory = math.inf if wanted.memory is None else wanted.memory
     dims = dims if wanted.dims else (*dims, width)
     return walks.worth_trying(tuned, dims, wanted.k, aim, width, memory)
@@ -377,14 +252,14 @@ def _try_graphs(
     walked: Sequence[walks.Walk],
     vectors: Vectors,
     sample: Sample,
-    query_bd: np.ndarray,
-    row_bk: np.ndarray,
+    truth: Truth,
     held_b: np.ndarray,
     wanted: Wanted,
     progress: bool,
 ) -> Iterator[trial.Tried]:
     """Builds graphs, finds out how widely each must be searched, and times it."""
     metric, k, width = wanted.metric, wanted.k, vectors.width
+    query_bd, row_bk, _ = truth
     # What ranks tell of codes holds among all rows; a graph of more rows must be made to know.
     walked = walked if sample.whole else walked[:1]
     for walk in tqdm(walked, desc="graphs", unit="graph", disable=not progress):
@@ -442,7 +317,7 @@ def _clusters(rows: int, sampled: int, dims: Sequence[int]) -> tuple[int, tuple[
 
 def _aims(wanted: Wanted) -> list[float]:
     missed = 1 - wanted.target_recall
-    return sorted({*_FURTHER_AIMS, *(1 - missed * safety for safety in _SAFETY)})
+    return sorted({*_FURTHER_AIMS, *(1 - missed * safety for safety in SAFETY)})
 
 
 def _cheapest(
@@ -454,18 +329,17 @@ def _cheapest(
 
 def _promising(
     tuned: Mapping[bool, Ranks],
-    kinds: Sequence[Code],
     dims: Sequence[int],
     most: int,
     wanted: Wanted,
     width: int,
+    families: int,
 ) -> list[Design]:
     """The designs that, by ranks, reach the most that can be reached for least."""
     found: list[list[Option]] = []
     for rotated, counted in tuned.items():
-        for design in options.designs(
-            counted, kinds, walks.rotated_dims(dims) if rotated else dims
-        ):
+        stage_dims = walks.rotated_dims(dims) if rotated else dims
+        for design in options.designs(counted, options.CODES, stage_dims):
             size = options.row_bytes(design) * counted.rows + 4 * design.lists * design.list_dim
             if wanted.memory is None or size <= wanted.memory:
                 found.append(_cheapest(counted, design, most, wanted, width))
@@ -474,9 +348,9 @@ def _promising(
     for aim in reversed([aim for aim in _aims(wanted) if aim <= enough]):
         reaching = [next((o for o in f if o.recall >= aim), None) for f in found]
         if any(reaching):
-            return options.worth_trying([o for o in reaching if o])
+            return options.worth_trying([o for o in reaching if o], families)
     best = sorted((f[-1] for f in found if f), key=lambda o: (-o.recall, o.cost))
-    return [options.design_of(o.plan) for o in best[: options.FAMILIES]]
+    return [options.design_of(o.plan) for o in best[:families]]
 
 
 def _recall(tried: trial.Tried, row_bk: np.ndarray, counted: Mapping[bool, Ranks]) -> np.ndarray:

@@ -35,13 +35,11 @@ class Sample(NamedTuple):
       rows: N, all there are.
       row_n: [n] which these are, rising.
       vector_nd: [n, D] float32.
-      largest: magnitude of any number of all N rows.
     """
 
     rows: int
     row_n: np.ndarray
     vector_nd: np.ndarray
-    largest: float
 
     @property
     def whole(self) -> bool:
@@ -69,6 +67,10 @@ class Truth(NamedTuple):
     query_bd: np.ndarray
     row_bk: np.ndarray
     vector_bkd: np.ndarray
+
+    def only(self, chosen_b: np.ndarray) -> "Truth":
+        """Of some queries."""
+        return Truth(*(x[chosen_b] for x in self))
 
 
 def neighbours(
@@ -107,11 +109,8 @@ def look(
     rng = np.random.default_rng(seed)
     row_n = np.sort(rng.choice(source.rows, size, replace=False, shuffle=False))
     vector_nd = np.empty((size, source.width), np.float32)
-    largest = 0.0
 
     def take(first: int, shard_nd: np.ndarray) -> None:
-        nonlocal largest
-        largest = max(largest, float(shard_nd.max()), -float(shard_nd.min()))
         a, b = np.searchsorted(row_n, [first, first + len(shard_nd)])
         vector_nd[a:b] = shard_nd[row_n[a:b] - first]
 
@@ -120,7 +119,7 @@ def look(
     wanted_u, at_bk = np.unique(row_bk, return_inverse=True)
     vector_ud = np.concatenate([source.read(row, row + 1) for row in wanted_u.tolist()])
     truth = Truth(query_bd, row_bk, vector_ud[at_bk.reshape(row_bk.shape)])
-    return truth, Sample(source.rows, row_n, vector_nd, largest)
+    return truth, Sample(source.rows, row_n, vector_nd)
 
 
 def decoded(z_nw: np.ndarray, code: Code) -> np.ndarray:
