@@ -121,6 +121,14 @@ def test_stages_may_keep_more_than_there_is(rows, text):
     check(found, database, query, text, 10)
 
 
+@pytest.mark.parametrize("sizes", [None, (4, 1, 2)])
+def test_the_last_stage_may_have_all_dims(sizes):
+    database, query = vectors(300), vectors(3, seed=1)
+    schedule = Schedule.parse("5:80 > 75:20 > 75")
+    found = search(database, query, schedule, 10, mesh=mesh_of(sizes))
+    check(found, database, query, str(schedule), 10)
+
+
 def test_an_index_serves_schedules_and_batches_of_any_size():
     database, query = vectors(300), vectors(300, seed=1)
     index = Index(database, (4, 16, 72), "cosine", make_mesh(4, 1, 2))

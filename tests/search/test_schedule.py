@@ -42,7 +42,7 @@ def test_other_text_is_refused(text):
     [
         ("0", r"rise strictly from at least 1, got \(0,\)"),
         ("0:20 > 16", r"rise strictly from at least 1, got \(0, 16\)"),
-        ("16:20 > 16", r"rise strictly"),
+        ("17:20 > 16", r"rise strictly"),
         ("32:20 > 16", r"rise strictly"),
         ("8:20 > 8:10 > 16", r"rise strictly"),
         ("8:0 > 16", r"keep at least 1 and never more again, got \(0,\)"),
