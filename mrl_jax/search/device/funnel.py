@@ -116,7 +116,7 @@ def funnel(
       ValueError: as `top_k`.
     """
     query_bd = placement.checked("queries", query_bd, schedule.final)
-    index = DeviceIndex(database_nd, schedule.dims, metric, mesh)
+    index = DeviceIndex(database_nd, sorted(set(schedule.dims)), metric, mesh)
     return index.search(query_bd, schedule, k)
 
 
