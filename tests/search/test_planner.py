@@ -274,7 +274,7 @@ def test_fresh_queries_are_answered_as_promised(tmp_path, rows, sample_rows, dim
     assert chosen.low >= 0.95
     assert (found.rows, found.tuned_on, found.held_out) == (rows, 133, 267)
     index = Index.build(tmp_path / "index", InMemory(z_nd), plan=chosen.plan)
-    fresh_bd = vectors(200, WIDTH, 30 + seed)
+    fresh_bd = vectors(found.held_out, WIDTH, 30 + seed)
     real = recall(index.search(fresh_bd, K)[0], nearest(z_nd, fresh_bd, K))
     assert chosen.low <= real <= chosen.high
     assert index.bytes() == {"resident": chosen.resident, "vectors": chosen.vectors}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mrl_jax.errors import DataError
-from mrl_jax.search.index import pages
+from mrl_jax.search.index import loops, pages
 from mrl_jax.search.index.clusters import directions
 from mrl_jax.search.schedule import Metric
 
@@ -154,19 +154,21 @@ class Stored(abc.ABC):
             mask_n = allowed_n if takes_mask and dead else None
             asking_md = query_bd if row_bk is None else query_bd[lacking_m]
             found_mk = self._found(index, asking_md, asked, parameters, mask_n, effort)
-            if found_mk.max(initial=0) >= self._rows:
-                raise self.damaged(f"it finds row {found_mk.max()} of {self._rows}")
+            largest, fewest = loops.found(found_mk)
+            if largest >= self._rows:
+                raise self.damaged(f"it finds row {largest} of {self._rows}")
             if not takes_mask and asked > keep:
                 found_mk = np.where(allowed_n[found_mk], found_mk, -1)
                 first_mk = np.argsort(found_mk < 0, 1, kind="stable")[:, :keep]
                 found_mk = np.take_along_axis(found_mk, first_mk, 1)
+                _, fewest = loops.found(found_mk)
             if row_bk is None:
                 row_bk = found_mk
             else:
                 row_bk[lacking_m] = found_mk
+            if fewest >= wanted:
+                return row_bk, lacking_m[:0]
             lacking_m = lacking_m[(found_mk >= 0).sum(1) < wanted]
-            if not len(lacking_m):
-                break
             wanted = keep
         if row_bk is None:
             row_bk = np.full((len(query_bd), keep), -1)

@@ -5,7 +5,7 @@ import numpy as np
 from mrl_jax import extras
 from mrl_jax.errors import DataError
 from mrl_jax.runtime.forks import with_openmp
-from mrl_jax.search.index import codes, loops
+from mrl_jax.search.index import loops
 from mrl_jax.search.schedule import Metric
 
 ITERATIONS = 10
@@ -48,7 +48,7 @@ def fit(z_nd: np.ndarray, lists: int, metric: Metric, seed: int) -> np.ndarray:
 def directions(z_nd: np.ndarray, metric: Metric) -> np.ndarray:
     """What is clustered: for l2 the vectors themselves, otherwise their directions."""
     z_nd = np.ascontiguousarray(z_nd, np.float32)
-    return z_nd if metric == "l2" else z_nd / codes.norms(z_nd)[:, None]
+    return z_nd if metric == "l2" else loops.directions(z_nd)
 
 
 def nearest(z_bd: np.ndarray, centroid_ld: np.ndarray, probes: int, metric: Metric) -> np.ndarray:

@@ -160,6 +160,8 @@ class Stored:
 
     def at(self, row_bk: np.ndarray) -> np.ndarray:
         """The ids of these rows, `nothing` where a row is negative; DataError as `all`."""
+        if self.kind == "int64" and row_bk.size and row_bk.min() >= 0:
+            return self._numbers.at(row_bk.ravel())[row_bk]
         there_bk = row_bk >= 0
         if self.kind == "int64":
             return np.where(there_bk, self._numbers.at(row_bk[there_bk])[row_bk], NO_ID)

@@ -17,6 +17,7 @@ METRICS = {"cosine": COSINE, "inner": INNER, "l2": L2}
 INT32, FLOAT32, FLOAT64, BITS = 0, 1, 2, 3
 NO_ROW = -1
 _TOGETHER = 16  # scores that are compared with a bound at a time
+_TINY = float(np.finfo(np.float32).tiny)
 _SMALL = np.float32(2.0**-90)  # squares and products of vectors this short may be subnormal
 
 
@@ -379,6 +380,54 @@ def compare_vectors(
             row = row_n[place_bc[b, j]]
             score = _compare(metric, vector_nd[row], query_bd[b], query_length_b[b])
             _insert(score, row, j, row_bk[b], score_bk[b])
+
+
+@_compile
+def rank_found(metric, vector_nd, query_bd, row_bc, row_bk, score_bk):
+    """Compares the rows that were found of each query, then -1, by whole vectors.
+
+    Gives the best rows [B, k], the best first, and their scores as `compare_vectors`; `NO_ROW` and
+    -inf where fewer were found.
+    """
+    for b in range(len(row_bc)):
+        squares = 0.0
+        for d in range(query_bd.shape[1]):
+            squares += np.float64(query_bd[b, d]) * np.float64(query_bd[b, d])
+        length, count = np.sqrt(squares), 0
+        row_bk[b], score_bk[b] = NO_ROW, -np.inf
+        for c in range(row_bc.shape[1]):
+            row = row_bc[b, c]
+            if row >= 0:
+                score = _compare(metric, vector_nd[row], query_bd[b], length)
+                _insert(score, row, count, row_bk[b], score_bk[b])
+                count += 1
+
+
+@_compile
+def found(row_bc):
+    """The largest row that was found, and the fewest rows of a query that are not -1."""
+    largest, fewest = np.int64(-1), np.int64(row_bc.shape[1])
+    for b in range(len(row_bc)):
+        count = np.int64(0)
+        for c in range(row_bc.shape[1]):
+            largest = max(largest, row_bc[b, c])
+            count += np.int64(row_bc[b, c] >= 0)
+        fewest = min(fewest, count)
+    return largest, fewest
+
+
+@_compile
+def directions(z_nd):
+    """Vectors [N, d] float32 of unit length; those of no length stay."""
+    unit_nd = np.empty_like(z_nd)
+    for n in range(len(z_nd)):
+        squares = 0.0
+        for d in range(z_nd.shape[1]):
+            squares += np.float64(z_nd[n, d]) * np.float64(z_nd[n, d])
+        length = np.float32(max(np.sqrt(squares), _TINY))
+        for d in range(z_nd.shape[1]):
+            unit_nd[n, d] = z_nd[n, d] / length
+    return unit_nd
 
 
 @_compile

@@ -47,10 +47,10 @@ class Shared:
     """
 
     def __init__(self, folder: pages.Folder, plan: Plan):
-        self._plan = plan
+        self._dims, self._final = widest(plan), plan.schedule.final
         self._centroids = self._rotation = self.trained = None
         if plan.rotated:
-            shape = (plan.schedule.final, widest(plan))
+            shape = (self._final, self._dims)
             self._rotation = folder.array("rotation.npy", np.float32, shape)
         if plan.lists > 1:
             shape = (plan.lists, plan.list_dim)
@@ -73,8 +73,8 @@ class Shared:
     def short(self, z_nd: np.ndarray) -> np.ndarray:
         """What stages compare of vectors: their first dims, or those after the rotation."""
         if self._rotation is None:
-            return z_nd[:, : widest(self._plan)]
-        return z_nd[:, : self._plan.schedule.final] @ self._rotation_dm
+            return z_nd[:, : self._dims]
+        return z_nd[:, : self._final] @ self._rotation_dm
 
     @functools.cached_property
     def centroid_ld(self) -> np.ndarray | None:
@@ -127,22 +127,8 @@ def write(
     """Writes a segment's files from two readings of the source, a chunk in memory at a time."""
     n, spans = source.rows, _spans(plan)
     starts = range(0, n, CHUNK)
-    list_n = np.zeros(n, np.int32)
-    if shared.centroid_ld is not None:
-        for i in tqdm(starts, desc="lists", unit="chunk", disable=not progress):
-            z_nm = shared.short(source.read(i, min(i + CHUNK, n)))[:, : plan.list_dim]
-            found_n1 = clusters.nearest(z_nm, shared.centroid_ld, 1, plan.metric)
-            list_n[i : i + CHUNK] = found_n1[:, 0]
-    row_n = np.argsort(list_n, kind="stable").astype(np.int32)
-    place_n = np.empty(n, np.int32)
-    place_n[row_n] = np.arange(n, dtype=np.int32)
-    files.save(folder / "rows.npy", row_n)
-    if shared.centroid_ld is None:
-        bounds_l = np.append(np.arange(0, n, TILE), n)
-    else:
-        counts_l = np.bincount(list_n, minlength=len(shared.centroid_ld))
-        bounds_l = np.append(0, counts_l.cumsum())
-    files.save(folder / "bounds.npy", bounds_l.astype(np.int64))
+    if not plan.factory and plan.schedule.stages:
+        place_n = _write_order(folder, source, plan, shared, progress)
     ids.write(folder, source.ids)
     if source.attributes is not None:
         attributes.write(folder, source.attributes)
@@ -159,14 +145,43 @@ def write(
         z_nd = source.read(i, min(i + CHUNK, n))
         vector_nd[i : i + CHUNK] = z_nd
         norm_n[i : i + CHUNK] = codes.norms(z_nd[:, : plan.schedule.final])
-        at, z_nm = place_n[i : i + CHUNK], shared.short(z_nd)
+        z_nm = shared.short(z_nd) if plan.schedule.stages else z_nd
         for (lo, hi), block in zip(spans, blocks, strict=False):
+            at = place_n[i : i + CHUNK]
             block.code_nw[at], block.gain_n[at] = codes.encode(z_nm[:, lo:hi], plan.code)
             block.norm_n[at] = codes.norms(z_nm[:, :hi])
         if plan.factory:
             shortlist.add(z_nm)
     if plan.factory:
         shortlist.write(folder)
+
+
+def _write_order(
+    folder: pathlib.Path,
+    source: "Rows | Alive",
+    plan: Plan,
+    shared: Shared,
+    progress: bool,
+) -> np.ndarray:
+    """Writes in which order codes lie, list for list; gives the places of rows, [N] int32."""
+    n = source.rows
+    list_n = np.zeros(n, np.int32)
+    if shared.centroid_ld is not None:
+        for i in tqdm(range(0, n, CHUNK), desc="lists", unit="chunk", disable=not progress):
+            z_nm = shared.short(source.read(i, min(i + CHUNK, n)))[:, : plan.list_dim]
+            found_n1 = clusters.nearest(z_nm, shared.centroid_ld, 1, plan.metric)
+            list_n[i : i + CHUNK] = found_n1[:, 0]
+    row_n = np.argsort(list_n, kind="stable").astype(np.int32)
+    place_n = np.empty(n, np.int32)
+    place_n[row_n] = np.arange(n, dtype=np.int32)
+    files.save(folder / "rows.npy", row_n)
+    if shared.centroid_ld is None:
+        bounds_l = np.append(np.arange(0, n, TILE), n)
+    else:
+        counts_l = np.bincount(list_n, minlength=len(shared.centroid_ld))
+        bounds_l = np.append(0, counts_l.cumsum())
+    files.save(folder / "bounds.npy", bounds_l.astype(np.int64))
+    return place_n
 
 
 def _files(plan: Plan, g: int, rows: int) -> list[tuple[str, tuple]]:
@@ -252,18 +267,18 @@ class Segment:
         self._plan, self.rows, self.path = plan, rows, folder.path
         self.vectors = folder.array("vectors.npy", np.float32, (rows, width))
         self._norms = folder.array("norms.npy", np.float32, (rows,))
-        self._rows = folder.array("rows.npy", np.int32, (rows,))
-        lists = plan.lists if plan.lists > 1 else -(-rows // TILE)
-        self._bounds = folder.array("bounds.npy", np.int64, (lists + 1,))
         self.ids = ids.Stored(folder, rows)
         self.attributes = None
         if folder.has(attributes.FILE):
             self.attributes = attributes.Stored(folder, rows)
-        self._blocks = []
+        self._blocks, self._rows = [], None
         self._approximate = None
         if plan.factory:
             self._approximate = backends.of(plan).stored(folder, rows, plan)
-        else:
+        elif plan.schedule.stages:
+            self._rows = folder.array("rows.npy", np.int32, (rows,))
+            lists = plan.lists if plan.lists > 1 else -(-rows // TILE)
+            self._bounds = folder.array("bounds.npy", np.int64, (lists + 1,))
             for g in range(len(plan.schedule.stages)):
                 arrays = (folder.array(name, *of) for name, of in _files(plan, g, rows))
                 self._blocks.append(StoredBlock(*arrays))
@@ -300,7 +315,8 @@ class Segment:
         found = sum(x.nbytes for block in self._blocks for x in block)
         if self._approximate:
             found += self._approximate.bytes
-        return found + self._rows.nbytes + self._norms.nbytes + self.rows
+        order = self._rows.nbytes if self._rows else 0
+        return found + order + self._norms.nbytes + self.rows
 
     def without(self, row_n: np.ndarray, where: pathlib.Path) -> "Segment":
         """The same segment, in which these rows, read from the file `where`, are not found."""
@@ -370,11 +386,12 @@ class Segment:
         if self.compares_all(keeps, probes):
             return self._compare_all(query_bd, k)
         keeps = tuple(min(keep, self.alive_rows) for keep in keeps)
-        row_bk = np.full((len(query_bd), k), loops.NO_ROW)
-        score_bk = np.full(row_bk.shape, -np.inf)
+        row_bk = np.empty((len(query_bd), k), np.int64)
+        score_bk = np.empty(row_bk.shape)
         if self._approximate:
             self._compare_found(queries, keeps[0], parameters, row_bk, score_bk)
         else:
+            row_bk[:], score_bk[:] = loops.NO_ROW, -np.inf
             self._compare_stages(queries, keeps, row_bk, score_bk)
         return row_bk, score_bk
 
@@ -399,6 +416,12 @@ class Segment:
             loops.METRICS[self._plan.metric], self.vectors.at(row_n), self._row_n, query_bd,
             loops.lengths(query_bd), place_bc, count_b, row_bk, score_bk,
         )  # fmt: skip
+
+    def _checked_vectors(self, row_bc: np.ndarray) -> np.ndarray:
+        """All vectors, with those of these rows checked; rows of -1 are none."""
+        if self.vectors.all_read:
+            return self.vectors.whole()
+        return self.vectors.at(row_bc[row_bc >= 0])
 
     def _first_block(self, list_bp: np.ndarray | None) -> Block:
         """The first block, checked where these lists are; None: everywhere."""
@@ -462,12 +485,11 @@ class Segment:
         """What another library finds, by whole vectors; all rows where it finds too few."""
         k = row_bk.shape[1]
         asked_bd = approximate.compared(queries.short_bm, self._plan.metric)
-        place_bc, lacking_m = self._approximate.search(
-            asked_bd, keep, min(k, keep), parameters, self._alive_n, self.alive_rows
+        row_bc, lacking_m = self._approximate.search(
+            asked_bd, keep, min(k, keep), parameters, self.alive, self.alive_rows
         )
-        count_b = (place_bc >= 0).sum(1)
-        count_b[lacking_m] = 0
-        self._compare_vectors(queries.query_bd, place_bc, count_b, row_bk, score_bk)
+        metric, vector_nd = loops.METRICS[self._plan.metric], self._checked_vectors(row_bc)
+        loops.rank_found(metric, vector_nd, queries.query_bd, row_bc, row_bk, score_bk)
         if len(lacking_m):
             found = self._compare_all(queries.query_bd[lacking_m], k)
             row_bk[lacking_m], score_bk[lacking_m] = found
