@@ -23,6 +23,21 @@ def _short_measurements(monkeypatch):
     monkeypatch.setattr(trial, "_FEWEST", 5)
 
 
+def _seconds_of_work(index, plan, query_bd, k, sample):
+    """What bytes read would take, in place of a clock: which plan is chosen is then no chance."""
+    stages = plan.schedule.stages
+    compared = (sample.rows * plan.probes / plan.lists, *(stage.keep for stage in stages))
+    sizes = (*(codes.code_bytes(stage.dim, plan.code) for stage in stages), 4 * WIDTH)
+    read = 4 * plan.lists * plan.list_dim + np.dot(compared, sizes)
+    return 1e-9 * read, np.full(trial._FEWEST, 1e-9 * read)
+
+
+@pytest.fixture
+def by_work(monkeypatch):
+    """Plans are chosen by the bytes that they read."""
+    monkeypatch.setattr(trial, "_seconds", _seconds_of_work)
+
+
 @pytest.fixture(scope="module")
 def looked():
     """True neighbours of 200 queries among 3,000 vectors, and ranks counted among all of them."""
@@ -198,19 +213,10 @@ def test_however_many_plans_are_tested_promises_are_wrong_no_more_often():
     assert sum(1 - promises._levels(tested) for tested in range(20)) <= 1 - promises.LEVEL
 
 
-def _seconds_of_work(index, plan, query_bd, k, sample):
-    """What bytes read would take, in place of a clock: which plan is chosen is then no chance."""
-    stages = plan.schedule.stages
-    compared = (sample.rows * plan.probes / plan.lists, *(stage.keep for stage in stages))
-    sizes = (*(codes.code_bytes(stage.dim, plan.code) for stage in stages), 4 * WIDTH)
-    read = 4 * plan.lists * plan.list_dim + np.dot(compared, sizes)
-    return 1e-9 * read, np.full(trial._FEWEST, 1e-9 * read)
-
-
 @pytest.mark.slow  # the same, of real plans
 @pytest.mark.timeout(1800)
-def test_promises_of_many_plannings_are_kept(monkeypatch):
-    monkeypatch.setattr(trial, "_seconds", _seconds_of_work)
+@pytest.mark.usefixtures("by_work")
+def test_promises_of_many_plannings_are_kept():
     z_nd, below = vectors(1500, WIDTH, 5), []
     for seed in range(25):
         queries = InMemory(vectors(100, WIDTH, 100 + seed))
@@ -266,6 +272,7 @@ def test_a_sample_says_what_codes_lose(code, tmp_path):
         pytest.param(12_000, 4000, (16, 32), 2, marks=pytest.mark.slow),  # lists, and a sample
     ],
 )
+@pytest.mark.usefixtures("by_work")
 def test_fresh_queries_are_answered_as_promised(tmp_path, rows, sample_rows, dims, seed):
     z_nd = vectors(rows, WIDTH, 10 + seed)
     wanted = Wanted(0.95, dims=dims, sample_rows=sample_rows, seed=seed)
@@ -296,6 +303,7 @@ def words(rows, seed):
     return (z_nd / np.linalg.norm(z_nd, axis=1, keepdims=True)).astype(np.float32)
 
 
+@pytest.mark.usefixtures("by_work")
 def test_promises_hold_for_the_kind_of_queries_that_plans_were_made_with(tmp_path):
     """Photos find their like by fewer candidates than words find photos."""
     photos_nd = vectors(1000, 32, 0)
