@@ -1,6 +1,7 @@
 """The vectors of the search benchmark, their exact neighbours, and how many of these are found."""
 
 import concurrent.futures
+import functools
 import multiprocessing
 import pathlib
 import zlib
@@ -11,14 +12,24 @@ import faiss
 import numpy as np
 
 from benchmarks import search_vectors
-from benchmarks.search_peers import CHUNK, K, best
+from benchmarks.search_case import CHUNK, K, best
 
 # Of vectors that are given: below it there is nothing to make a prefix of.
 LEAST_WIDTH = 32
+GENERATED = "generated"
+# Queries of generated vectors that plans are made with, and of those given that are used at most.
+PLAN_QUERIES = 4000
 
 
 class Data(NamedTuple):
-    """One set of vectors of unit length, on disk, and how their prefixes are compared."""
+    """One set of vectors of unit length, on disk, and how their prefixes are compared.
+
+    Attributes:
+      name: what they are.
+      exact: ids of the nearest of `queries`.
+      plan_queries: others of the same kind, none of which is measured; None if there are none.
+      prefixes: whether their first dims tell most, as Matryoshka networks are trained to do.
+    """
 
     name: str
     rows: int
@@ -26,12 +37,15 @@ class Data(NamedTuple):
     vectors: pathlib.Path
     queries: pathlib.Path
     exact: pathlib.Path
+    plan_queries: pathlib.Path | None
     metric: str
+    prefixes: bool
 
     @property
     def title(self) -> str:
         """For tables."""
-        return f"{self.name}, {self.rows:,} x {self.width:,}, prefixes by {self.metric}"
+        title = f"{self.name}, {self.rows:,} x {self.width:,}"
+        return f"{title}, prefixes by {self.metric}" if self.prefixes else title
 
 
 def in_fresh_process(function: Callable, *arguments: Any) -> Any:
@@ -49,8 +63,8 @@ def _write_once(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> pa
     return path
 
 
-def _write_unit(path: pathlib.Path, source: pathlib.Path, rows: int) -> None:
-    z_nd = np.load(source, mmap_mode="r")[:rows]
+def _write_unit(path: pathlib.Path, source: pathlib.Path, first: int, last: int) -> None:
+    z_nd = np.load(source, mmap_mode="r")[first:last]
     unit_nd = np.lib.format.open_memmap(path, "w+", np.float32, z_nd.shape)
     for i in range(0, len(z_nd), CHUNK):
         chunk_nd = np.asarray(z_nd[i : i + CHUNK], np.float32)
@@ -75,28 +89,42 @@ def prepare(
     vectors: pathlib.Path | None,
     query_vectors: pathlib.Path | None,
     metric: str,
+    prefixes: bool,
+    title: str | None,
 ) -> Data:
-    """Vectors of unit length, made or taken from files, and the exact result, each once."""
+    """Vectors of unit length, made or taken from files, and the exact result, each once.
+
+    The first queries are measured, of those that follow plans are made.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if vectors is None:
-        rows, name = rows or 100_000, "generated"
+        rows, name = rows or 100_000, GENERATED
         version = f"{zlib.crc32(pathlib.Path(search_vectors.__file__).read_bytes()):08x}"
-        path, asked = (
+        path, asked, plan_queries = (
             _write_once(
                 folder / f"generated-{count}-{seed}-{version}.npy",
                 lambda to, n=count, s=seed: search_vectors.write(to, n, s),
             )
-            for seed, count in enumerate((rows, queries))
+            for seed, count in enumerate((rows, queries, PLAN_QUERIES))
         )
     else:
         name, paths = vectors.stem, []
-        for source, most in ((vectors, rows), (query_vectors, queries)):
+        for source, first, most in (
+            (vectors, 0, rows),
+            (query_vectors, 0, queries),
+            (query_vectors, queries, PLAN_QUERIES),
+        ):
             stored = source.stat()
             key = zlib.crc32(f"{source.resolve()} {stored.st_size} {stored.st_mtime_ns}".encode())
-            most = min(most or 2**62, len(np.load(source, mmap_mode="r")))
-            path = folder / f"{source.stem}-{most}-{key:08x}.npy"
-            paths.append(_write_once(path, lambda to, s=source, n=most: _write_unit(to, s, n)))
-        path, asked = paths
+            all_rows = len(np.load(source, mmap_mode="r"))
+            last = min(first + (most or all_rows), all_rows)
+            if first >= last:
+                paths.append(None)
+                continue
+            path = folder / f"{source.stem}-{first}-{last}-{key:08x}.npy"
+            write = functools.partial(_write_unit, source=source, first=first, last=last)
+            paths.append(_write_once(path, write))
+        path, asked, plan_queries = paths
     rows, width = np.load(path, mmap_mode="r").shape
     asked_width = np.load(asked, mmap_mode="r").shape[1]
     if width < LEAST_WIDTH or asked_width != width:
@@ -106,7 +134,8 @@ def prepare(
         )
     exact = folder / f"exact-{path.stem}-{asked.stem}.npy"
     _write_once(exact, lambda to: in_fresh_process(_write_exact, to, path, asked))
-    return Data(name, rows, width, path, asked, exact, metric)
+    name = title or name
+    return Data(name, rows, width, path, asked, exact, plan_queries, metric, prefixes)
 
 
 def recalls(ids_bc: np.ndarray, exact_bk: np.ndarray) -> np.ndarray:

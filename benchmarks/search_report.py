@@ -9,24 +9,29 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from benchmarks import report
+from benchmarks.search_data import GENERATED
 
 Line = dict[str, Any]
-OURS = "mrl_jax/"
+OURS, PLANNED = "mrl_jax/", "mrl_jax/planned"
 OTHERS = "#6b7280"
 NOTES = """\
 recall@10: share of the exact ten nearest that are found, mean over the queries, with a 95 %
 bootstrap interval over queries. For every target, of the settings that reach it, the one with the
 most queries a second (all at once) and the one with the lowest median latency (200, one by one)
 were measured again: best of the rounds, all cases in turn, each in a fresh process; in a round a
-batch of less than 5 seconds is repeated as said below, and the best counts. x exact: of
-faiss.knn on whole vectors, in the same rounds. Prefixes by cosine have unit length, like whole
+short batch is repeated as said below, and the best counts. x exact: of faiss.knn on whole vectors,
+in the same rounds. A number behind a name is the dims of a prefix, or, behind `rotated`, of
+principal directions; other cases are of all dims. Prefixes by cosine have unit length, like whole
 vectors; by inner they are as long as the part of the vector they are, and a row that has much of
-its length in its first dims comes before nearer ones. A number behind a name is the dims of a
-prefix; its candidates are ranked again by the inner product of whole float32 vectors, by numpy or
-by the routine of faiss.IndexRefineFlat, whichever is faster; our schedules do that themselves.
-Bytes are of the index; vectors are whole ones, read from a memory-mapped file when candidates are
-ranked. OPENBLAS_CORETYPE names the kernels all use: by itself the OpenBLAS in faiss takes some
-processors for very old ones, and its exact search is then several times slower.
+its length in its first dims comes before nearer ones. Candidates of prefixes and of codes are
+ranked again by the inner product of whole float32 vectors, by numpy or by the routine of
+faiss.IndexRefineFlat, whichever is faster; our schedules and ScaNN do that themselves. `planned`
+is the plan that our planner chose by itself for a target, with queries that are not measured here.
+
+Held in memory is the index; mapped are whole vectors in a file, of which candidates alone are read.
+Of exact search all vectors are held. OPENBLAS_CORETYPE names the kernels all use: by itself the
+OpenBLAS in faiss takes some processors for very old ones, and its exact search is then several
+times slower.
 
 Of results kept here, `generated` are the vectors of benchmarks/search_vectors.py; `captions`
 those of configs/static_sentence.py, trained with dims up to 384 on captions of Flickr30k;
@@ -63,21 +68,79 @@ def _recall(result: dict) -> str:
     return f"{result['recall']:.4f} [{low}, {high}]"
 
 
+def _named(line: Line, found: dict) -> str:
+    """The case, and whether it finds less than it should: a plan is measured all the same."""
+    return line["case"] + ("" if found["recall"] >= line["target"] else " (misses the target)")
+
+
+def _fastest(lines: Sequence[Line]) -> tuple[Line, Line] | None:
+    """In a batch, and alone; None if there are no lines."""
+    if not lines:
+        return None
+    by_rate = max(lines, key=lambda line: line["batch"]["qps"])
+    return by_rate, min(lines, key=lambda line: line["single"]["p50_ms"])
+
+
+def _compared(reached: Sequence[Line]) -> list[str]:
+    """Our fastest beside the fastest of others, and plans beside our fastest, in a line each."""
+    planned = [line for line in reached if line["case"].startswith(PLANNED)]
+    rest = [line for line in reached if line not in planned]
+    others = [line for line in rest if not line["case"].startswith(OURS)]
+    ours = _fastest([line for line in rest if line["case"].startswith(OURS)])
+    parts = []
+    if ours and (best := _fastest(others)):
+        sizes = (
+            f"{(ours[0][key] / best[0][key]):.2f}x its {name}"
+            for key, name in (
+                ("index_bytes", "bytes in memory"),
+                ("build_seconds", "time to build"),
+            )
+            if best[0][key]
+        )
+        rate, alone = _beside(ours, best)
+        parts.append(
+            f"\nOurs beside the fastest of others: {rate:.2f}x its queries a second "
+            f"({ours[0]['case']}; {best[0]['case']}), with {', '.join(sizes)}; alone {alone:.2f}x "
+            f"as fast ({ours[1]['case']}; {best[1]['case']})."
+        )
+    for line in planned:
+        about = line["promised"]
+        low, high = about["interval"]
+        text = f"\n{line['case']} promised a recall of {about['recall']:.4f} [{low:.4f}, "
+        text += f"{high:.4f}] and found {line['batch']['recall']:.4f}"
+        if ours:
+            rate, alone = _beside((line, line), ours)
+            text += (
+                f"; beside our fastest that reaches the target it has {rate:.2f}x the queries a "
+                f"second, and is {alone:.2f}x as fast alone"
+            )
+        parts.append(f"{text}.")
+    return parts
+
+
+def _beside(some: tuple[Line, Line], best: tuple[Line, Line]) -> tuple[float, float]:
+    """How many times as fast, in a batch and alone."""
+    rate = some[0]["batch"]["qps"] / best[0]["batch"]["qps"]
+    return rate, best[1]["single"]["p50_ms"] / some[1]["single"]["p50_ms"]
+
+
 def _speed(lines: Sequence[Line]) -> list[str]:
     """Who reached the target, the fastest first."""
     reached = [line for line in lines if line["batch"]]
     batch = [["case", "queries/s", "x exact", "recall@10", "setting"]]
     single = [["case", "p50, ms", "p99, ms", "x exact", "recall@10", "setting"]]
     for line in sorted(reached, key=lambda line: -line["batch"]["qps"]):
-        found = line["batch"]
-        ratio = _number(found["qps"] / line["floor"]["batch"])
-        batch.append([line["case"], _number(found["qps"]), ratio, _recall(found), found["asked"]])
+        found, floor = line["batch"], line["floor"]["batch"]
+        ratio = _number(found["qps"] / floor) if floor else "-"
+        about = [_number(found["qps"]), ratio, _recall(found), found["asked"]]
+        batch.append([_named(line, found), *about])
     for line in sorted(reached, key=lambda line: line["single"]["p50_ms"]):
-        found = line["single"]
-        ratio = _number(line["floor"]["single"] / found["p50_ms"])
+        found, floor = line["single"], line["floor"]["single"]
+        ratio = _number(floor / found["p50_ms"]) if floor else "-"
         times = [_number(found["p50_ms"]), _number(found["p99_ms"])]
-        single.append([line["case"], *times, ratio, _recall(found), found["asked"]])
+        single.append([_named(line, found), *times, ratio, _recall(found), found["asked"]])
     parts = ["All queries at once:\n", *_table(batch), "\nOne by one:\n", *_table(single)]
+    parts += _compared(reached)
     if missed := [x for x in lines if not x["batch"] and not x["skipped"]]:
         names = ", ".join(f"{x['case']} ({x['best_recall']:.3f})" for x in missed)
         parts.append(f"\nNot reached with any setting tried (its best): {names}.")
@@ -85,25 +148,31 @@ def _speed(lines: Sequence[Line]) -> list[str]:
 
 
 def _sizes(lines: Sequence[Line]) -> list[str]:
-    rows = [["case", "build, s", "index, MB", "vectors beside it, MB"]]
+    rows = [["case", "planning, s", "build, s", "held in memory, MB", "mapped, MB"]]
     for line in lines:
         sizes = (_number(line[key] / 1e6) for key in ("index_bytes", "vector_bytes"))
-        rows.append([line["case"], _number(line["build_seconds"]), *sizes])
+        planning = _number(line["planning_seconds"]) if "planning_seconds" in line else ""
+        rows.append([line["case"], planning, _number(line["build_seconds"]), *sizes])
     return _table(rows)
 
 
 def _bound(lines: Sequence[Line]) -> list[str]:
-    rows = [["case", "target", "reads, MB", "bound, queries/s", "one by one", "bound / measured"]]
+    rows = [["case", "target", "reads, MB", "limit, ms", "p50, ms", "measured / limit"]]
     for line in lines:
         if line["single"] and line["single"]["reads_bytes"]:
-            reads, measured = line["single"]["reads_bytes"], 1e3 / line["single"]["p50_ms"]
-            bound = line["bandwidth"] / reads
-            about = [f"{reads / 1e6:.3g}", _number(bound), _number(measured)]
-            rows.append([line["case"], f"{line['target']:g}", *about, f"{bound / measured:.2f}"])
+            reads, measured = line["single"]["reads_bytes"], line["single"]["p50_ms"]
+            limit = 1e3 * reads / line["bandwidth"]
+            about = [f"{reads / 1e6:.3g}", f"{limit:.3g}", _number(measured)]
+            ratio = _number(measured / limit)
+            rows.append([line["case"], f"{line['target']:g}", *about, ratio])
     if len(rows) == 1:
         return []
     gigabytes = lines[0]["bandwidth"] / 1e9
-    text = f"What a single query reads, over the bandwidth of streaming, {gigabytes:.1f} GB/s:\n"
+    text = f"""\
+The limit is what a query alone reads, over the bandwidth at which all threads read memory in order,
+{gigabytes:.1f} GB/s. Of lists of others it is what they would read if all had the same length, of a
+graph that of the rows in view in the end, which is less than it reads:
+"""
     return [text, *_table(rows)]
 
 
@@ -114,10 +183,16 @@ def _by(lines: Sequence[Line], key: str) -> dict[Any, list[Line]]:
     return groups
 
 
+def _by_data(lines: Sequence[Line]) -> dict[str, list[Line]]:
+    """Vectors of models first, then generated ones."""
+    groups = _by(lines, "data")
+    return {title: groups[title] for title in sorted(groups, key=lambda x: x.startswith(GENERATED))}
+
+
 def markdown(lines: Sequence[Line]) -> str:
     """Tables for every set of vectors and every target."""
     parts = [NOTES]
-    for title, group in _by(lines, "data").items():
+    for title, group in _by_data(lines).items():
         parts.append(f"## {title}\n")
         for command, same in _by(group, "command").items():
             about = f"{report.conditions(same[0])}; load before: {same[0]['load']}"
@@ -130,7 +205,7 @@ def markdown(lines: Sequence[Line]) -> str:
         built = [line for line in once if not line["skipped"]]
         parts.append("\n".join(["### Time to build and bytes\n", *_sizes(built), ""]))
         if bound := _bound(group):
-            parts.append("\n".join(["### The bound of memory\n", *bound, ""]))
+            parts.append("\n".join(["### The limit of memory\n", *bound, ""]))
         skipped = [f"Skipped {x['case']}: {x['skipped']}." for x in once if x["skipped"]]
         parts.append("\n".join([*skipped, ""]) if skipped else "")
     return "\n".join(parts).rstrip() + "\n"
@@ -139,7 +214,7 @@ def markdown(lines: Sequence[Line]) -> str:
 def plot(lines: Sequence[Line], path: pathlib.Path) -> None:
     """Queries a second and latency of every case, a row per set of vectors, a dot per target."""
     reached = [line for line in lines if line["batch"]]
-    groups = {title: _by(group, "case") for title, group in _by(reached, "data").items()}
+    groups = {title: _by(group, "case") for title, group in _by_data(reached).items()}
     heights = [len(cases) + 3 for cases in groups.values()]
     figure = Figure((9, 0.27 * sum(heights) + 0.4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
