@@ -375,7 +375,9 @@ def select(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description="Nearest neighbours at equal recall.")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, help="default 100,000, or all of --vectors")
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("--vectors", type=pathlib.Path, help=".npy [N, D] instead of made ones")
