@@ -67,7 +67,7 @@ class FaissLists(Case):
         index = faiss.index_factory(self.dim, self.factory, faiss.METRIC_INNER_PRODUCT)
         if self.factory.startswith("OPQ"):
             # The rotation is learned for codes of four bits, as they are kept. By itself faiss
-            # learns it for eight, which takes seven times as long and finds no more.
+            # learns it for eight, which takes several times as long.
             rotation = faiss.downcast_VectorTransform(index.chain.at(0))
             four_bits = faiss.ProductQuantizer(rotation.d_out, rotation.M, 4)  # faiss keeps none
             rotation.pq = four_bits
