@@ -294,5 +294,5 @@ def _write_shared(folder: pathlib.Path, source: Rows | Alive, plan: Plan, seed: 
         centroid_ld = clusters.fit(example_nm, plan.lists, plan.metric, seed)
         files.save(folder / "centroids.npy", centroid_ld)
     if plan.factory:
-        backends.of(plan).train(folder, example_nm, plan)
+        backends.of(plan).train(folder, example_nm, plan, seed)
     return files.describe(folder)

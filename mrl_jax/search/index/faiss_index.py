@@ -173,8 +173,8 @@ class Writer:
         _write(self._index, folder / _FILE)
 
 
-def train(folder: pathlib.Path, z_nd: np.ndarray, plan: Plan) -> None:
-    """Writes what `Trained` opens, made of examples [N, d].
+def train(folder: pathlib.Path, z_nd: np.ndarray, plan: Plan, seed: int) -> None:
+    """Writes what `Trained` opens, made of examples [N, d]; faiss has a seed of its own.
 
     Raises:
       UsageError: faiss cannot make it, or not of so few examples.

@@ -12,7 +12,7 @@ import numpy as np
 
 from mrl_jax import extras
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search.index import balance, files, graphs, ids, loops, pages, segment
+from mrl_jax.search.index import balance, files, ids, loops, pages, rabitq, segment
 from mrl_jax.search.index.rows import TOO_LONG, floats
 from mrl_jax.search.index.segment import Segment, Shared
 from mrl_jax.search.index.threads import alone, cores, one_each
@@ -237,7 +237,7 @@ class Snapshot:
             )
             return self._found(prepared, effort)
 
-        walked = graphs.is_graph(self.plan.factory) and not (self.plan.rotated or any(whole))
+        walked = rabitq.is_one(self.plan.factory) and not (self.plan.rotated or any(whole))
         parts = _in_blocks(found, query_bd, effort.threads, walked)
         if len(parts) == 1:
             id_bk, score_bk = parts[0]
@@ -291,8 +291,8 @@ def _in_blocks(
 ) -> list:
     """What is found of blocks of queries, in order, by so many threads at most.
 
-    Where only graphs are `walked`, no library has threads of its own, and a few queries are
-    answered sooner than threads are started.
+    Where only graphs are `walked`, or lists of rabitqlib read, no library has threads of its own,
+    and a few queries are answered sooner than threads are started.
     """
     least = _WALKED if walked else 1
     size = max(least, min(_BLOCK, -(-len(query_bd) // threads)))

@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search.index import graphs, rotation
+from mrl_jax.search.index import rabitq, rotation
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.planner import options, ranks, trial, walks
 from mrl_jax.search.planner.options import Design, Option
@@ -158,7 +158,7 @@ def propose(
     }  # fmt: skip
     of_tuned_b = ~held_b[ranked_b]
     tuned = {rotated: found.only(of_tuned_b) for rotated, found in counted.items()}
-    walked = _walks(tuned, dims, rows, wanted, width)
+    walked = _walks(tuned, dims, rows, wanted, width, lists)
     most = max(k, int(min(sample.far, _MOST_CANDIDATES) * rows))
     families = options.FEW_FAMILIES if walked else options.FAMILIES
     promising = _promising(tuned, dims, most, wanted, width, families)
@@ -237,15 +237,20 @@ def _try(
 
 
 def _walks(
-    tuned: Mapping[bool, Ranks], dims: Sequence[int], rows: int, wanted: Wanted, width: int
+    tuned: Mapping[bool, Ranks],
+    dims: Sequence[int],
+    rows: int,
+    wanted: Wanted,
+    width: int,
+    lists: int,
 ) -> list[walks.Walk]:
-    """The graphs to be tried."""
+    """The graphs and lists of rabitqlib to be tried."""
     if rows < _CLUSTERED_ROWS:
         return []
     aim = 1 - (1 - wanted.target_recall) * SAFETY[2]
     memory = math.inf if wanted.memory is None else wanted.memory
     dims = dims if wanted.dims else (*dims, width)
-    return walks.worth_trying(tuned, dims, wanted.k, aim, width, memory)
+    return walks.worth_trying(tuned, dims, wanted.k, aim, width, memory, lists)
 
 
 def _try_graphs(
@@ -257,33 +262,31 @@ def _try_graphs(
     wanted: Wanted,
     progress: bool,
 ) -> Iterator[trial.Tried]:
-    """Builds graphs, finds out how widely each must be searched, and times it."""
-    metric, k, width = wanted.metric, wanted.k, vectors.width
+    """Builds each, finds out how widely it must be searched, and times that."""
+    metric, k = wanted.metric, wanted.k
     query_bd, row_bk, _ = truth
     # What ranks tell of codes holds among all rows; a graph of more rows must be made to know.
-    walked = walked if sample.whole else walked[:1]
+    walked = walked if sample.whole else list(dict.fromkeys((*walked[:1], *walked[-1:])))
     for walk in tqdm(walked, desc="graphs", unit="graph", disable=not progress):
         with tempfile.TemporaryDirectory(prefix="mrl_jax_plan_") as folder:
-            plan = walk.plan(width, metric, k, k)
+            plan = walk.plan(metric, k, k)
             index = trial.built(pathlib.Path(folder) / "index", sample, plan, wanted.seed)
             found = (
-                trial.of_index(index, k) if sample.whole else trial.of_all(vectors, sample, plan)
+                trial.of_index(index, k)
+                if sample.whole
+                else trial.of_all(vectors, sample, plan, wanted.seed)
             )
 
-            def recall(chosen_b, seen: int, keep: int, found=found) -> np.ndarray:
-                return trial.recall(found(query_bd[chosen_b], seen, keep), row_bk[chosen_b])
+            def recall(chosen_b, effort: int, keep: int, found=found) -> np.ndarray:
+                return trial.recall(found(query_bd[chosen_b], effort, keep), row_bk[chosen_b])
 
-            plans = walks.plans(
-                walk, width, metric, k, len(sample.row_n), _aims(wanted),
-                functools.partial(recall, ~held_b),
-            )  # fmt: skip
+            of_tuned = functools.partial(recall, ~held_b)
+            plans = walks.plans(walk, metric, k, _aims(wanted), of_tuned)
             if plans:
                 for tried in trial.tries(index, sample, plans, query_bd, row_bk):
-                    seen, keep = (
-                        graphs.seen(tried.plan.parameters),
-                        tried.plan.schedule.stages[0].keep,
-                    )
-                    yield tried._replace(recall_b=recall(slice(None), seen, keep))
+                    effort = rabitq.form(walk.factory).effort(tried.plan.parameters)
+                    (stage,) = tried.plan.schedule.stages
+                    yield tried._replace(recall_b=recall(slice(None), effort, stage.keep))
 
 
 def _checked(vectors: Vectors, queries: Vectors, wanted: Wanted) -> tuple[int, ...]:

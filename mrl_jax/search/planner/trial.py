@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrl_jax.search.index import Index, approximate, graphs, rotation
+from mrl_jax.search.index import Index, approximate, rabitq, rotation
 from mrl_jax.search.index.rows import InMemory, Source
 from mrl_jax.search.index.segment import CHUNK, widest
-from mrl_jax.search.index.threads import cores
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.planner.ranks import Sample
 
@@ -21,7 +20,7 @@ _ROUNDS = 2
 _FEWEST, _MOST = 20, 500  # queries that are asked singly
 _BATCH = 1000  # that are asked at once
 Ask = Callable[[np.ndarray], object]
-# Rows [B, c] for queries, so many rows in view, and so many of these that are ranked.
+# Rows [B, c] for queries, so many rows in view or lists read, and so many rows that are ranked.
 Found = Callable[[np.ndarray, int, int], np.ndarray]
 
 
@@ -143,16 +142,17 @@ def tries(
 
 
 def of_index(index: Index, k: int) -> Found:
-    """What an index with a graph finds of all rows."""
+    """What an index with a graph or lists of rabitqlib finds of all rows."""
+    name = rabitq.form(index.plan.factory).parameter
 
-    def found(query_bd: np.ndarray, seen: int, keep: int) -> np.ndarray:
-        return index.search(query_bd, k, keeps=(keep,), parameters=f"ef={seen}")[0]
+    def found(query_bd: np.ndarray, effort: int, keep: int) -> np.ndarray:
+        return index.search(query_bd, k, keeps=(keep,), parameters=f"{name}={effort}")[0]
 
     return found
 
 
-def of_all(vectors: Source, sample: Sample, plan: Plan) -> Found:
-    """What a graph of all rows, which is made of the dims of a plan alone, leaves to be ranked."""
+def of_all(vectors: Source, sample: Sample, plan: Plan, seed: int) -> Found:
+    """What a graph or lists of all rows, of the dims of a plan alone, leave to be ranked."""
     dim, rotation_dm = widest(plan), None
     if plan.rotated:
         rotation_dm = rotation.fit(sample.vector_nd[: rotation.EXAMPLES], dim, plan.metric)
@@ -164,8 +164,10 @@ def of_all(vectors: Source, sample: Sample, plan: Plan) -> Found:
     z_nm = np.empty((vectors.rows, dim), np.float32)
     for i in range(0, vectors.rows, CHUNK):
         z_nm[i : i + CHUNK] = compared(vectors.read(i, min(i + CHUNK, vectors.rows)))
-    graph = graphs.Graph.build(z_nm, plan, cores())
-    return lambda query_bd, seen, keep: graph.search(compared(query_bd), keep, seen)
+    # Lists are made of the sample, as all rows are too many examples.
+    centroid_ld = rabitq.centroids(compared(sample.vector_nd), plan, seed)
+    built = rabitq.Built.of(z_nm, plan, centroid_ld)
+    return lambda query_bd, effort, keep: built.search(compared(query_bd), keep, effort)
 
 
 def recall(found_bc: np.ndarray, row_bk: np.ndarray) -> np.ndarray:
@@ -179,6 +181,9 @@ def _ask(index: Index, plan: Plan, k: int, sample: Sample) -> tuple[Ask, float]:
     probes = min(plan.lists, max(1, round(wanted)))
     keeps = tuple(min(s.keep, index.rows) for s in plan.schedule.stages)
     told = {"parameters": plan.parameters} if plan.factory else {"probes": probes}
+    if rabitq.is_one(plan.factory) and not (form := rabitq.form(plan.factory)).graph:
+        read = form.effort(plan.parameters) * sample.rows / index.rows
+        told = {"parameters": f"{form.parameter}={min(form.count, max(1, round(read)))}"}
     ask = functools.partial(index.search, k=k, keeps=keeps, **told)
     return ask, 0.0 if plan.factory else max(0.0, wanted / probes - 1)
 

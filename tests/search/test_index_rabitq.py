@@ -1,5 +1,6 @@
 """Graphs of rabitqlib as the first stage, over first dims or principal directions."""
 
+import dataclasses
 import pathlib
 import shutil
 
@@ -10,15 +11,17 @@ from class_vectors import nearest, recall, vectors
 
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.search import Index
-from mrl_jax.search.index import NO_ID, graphs
+from mrl_jax.search.index import NO_ID, rabitq
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.schedule import Schedule
 
 N, D, K = 2000, 96, 10
 METRICS = ("cosine", "inner", "l2")
 GRAPH = {"factory": "SymphonyQG32,8", "parameters": "ef=100"}
+LISTS = {"factory": "IVFRaBitQ16,4", "parameters": "nprobe=10"}
 ALL = Plan(Schedule.parse(f"{D}:30 > {D}"), **GRAPH)
 FIRST = Plan(Schedule.parse(f"64:60 > {D}"), **GRAPH)
+OF_LISTS = Plan(Schedule.parse(f"64:60 > {D}"), **LISTS)
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +32,19 @@ def data():
     return {False: (z_nd, query_bd), True: (z_nd @ turn_dd, query_bd @ turn_dd)}
 
 
-@pytest.fixture(scope="module")
-def index(data):
-    return Index.build(None, data[False][0], plan=ALL)
+@pytest.fixture(scope="module", params=[ALL, OF_LISTS], ids=["graph", "lists"])
+def index(request, data):
+    return Index.build(None, data[False][0], plan=request.param)
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("plan", [ALL, FIRST], ids=["all dims", "first dims"])
+@pytest.mark.parametrize("plan", [ALL, FIRST, OF_LISTS], ids=["all dims", "first dims", "lists"])
 def test_most_is_found_whatever_the_metric(data, metric, plan):
     z_nd, query_bd = data[False]
     z_nd = z_nd * np.random.default_rng(1).uniform(0.9, 1.1, (N, 1)).astype("f4")
     if metric == "l2":  # far from the origin
         z_nd, query_bd = z_nd + 2, query_bd + 2
-    index = Index.build(None, z_nd, plan=Plan(plan.schedule, metric, **GRAPH))
+    index = Index.build(None, z_nd, plan=dataclasses.replace(plan, metric=metric))
     ids_bk, scores_bk = index.search(query_bd, K)
     true_bn = similar(z_nd, query_bd, metric)
     assert recall(ids_bk, best(true_bn, K)) > 0.95
@@ -58,7 +61,7 @@ def test_other_codes(data, bits):
     assert recall(index.search(query_bd, K)[0], nearest(z_nd, query_bd, K)) > 0.9
     beside = index.rows * (4 + 1)  # norms, whether they may be found
     a_row = (index.bytes()["resident"] - beside) / N
-    assert a_row == pytest.approx(graphs.row_bytes(D, plan.factory), rel=0.02)
+    assert a_row == pytest.approx(rabitq.form(plan.factory).row_bytes(D), rel=0.02)
 
 
 def test_batches_threads_and_single_queries_find_the_same(data, index):
@@ -72,26 +75,28 @@ def test_batches_threads_and_single_queries_find_the_same(data, index):
     ):
         np.testing.assert_array_equal(ids, ids_bk)
         np.testing.assert_array_equal(scores, scores_bk)
-    narrow = recall(index.search(query_bd, K, keeps=(K,), parameters="ef=10")[0], ids_bk)
-    assert narrow < recall(index.search(query_bd, K, keeps=(K,), parameters="ef=60")[0], ids_bk)
+    less, more = ("ef=10", "ef=60") if index.plan == ALL else ("nprobe=1", "nprobe=8")
+    narrow = recall(index.search(query_bd, K, keeps=(30,), parameters=less)[0], ids_bk)
+    assert narrow < recall(index.search(query_bd, K, keeps=(30,), parameters=more)[0], ids_bk)
     np.testing.assert_array_equal(index.search(query_bd, K)[0], ids_bk)
 
 
 def test_few_rows_are_compared_all(data, tmp_path):
     z_nd, query_bd = data[False]
-    few = graphs.FEWEST_ROWS - 1
+    few = rabitq.FEWEST_ROWS - 1
     index = Index.build(tmp_path / "index", z_nd[:few], plan=FIRST)
-    assert not list(tmp_path.rglob("graph.bin"))
+    assert not list(tmp_path.rglob("rabitq.bin"))
     check(index.search(query_bd, 30), similar(z_nd[:few], query_bd, "cosine"), np.arange(few))
     index.add(z_nd[few:], np.arange(few, N))
     index.compact()
-    assert list(tmp_path.rglob("graph.bin"))
+    assert list(tmp_path.rglob("rabitq.bin"))
     assert recall(index.search(query_bd, K)[0], nearest(z_nd, query_bd, K)) > 0.95
 
 
-def test_what_is_deleted_or_not_allowed_is_no_hindrance(data):
+@pytest.mark.parametrize("plan", [ALL, OF_LISTS], ids=["graph", "lists"])
+def test_what_is_deleted_or_not_allowed_is_no_hindrance(data, plan):
     z_nd, query_bd = data[False]
-    index = Index.build(None, z_nd, plan=ALL)
+    index = Index.build(None, z_nd, plan=plan)
     near = np.unique(nearest(z_nd, query_bd, 5))
     left = np.setdiff1d(np.arange(N), near)
     kept = index.search(query_bd, K, allow=left)[0]
@@ -123,9 +128,10 @@ def test_rotated_stages_find_all_when_all_is_kept(data, metric, tmp_path):
     z_nd, query_bd = data[True]
     z_nd = z_nd + 30 if metric == "l2" else z_nd
     query_bd = query_bd + 30 if metric == "l2" else query_bd
-    for more in ({"lists": 8, "list_dim": 8, "probes": 8, "code": "int8"}, GRAPH):
+    own = {"lists": 8, "list_dim": 8, "probes": 8, "code": "int8"}
+    for i, more in enumerate((own, GRAPH, {**LISTS, "parameters": "nprobe=16"})):
         plan = Plan(Schedule.parse(f"64:{N} > {D}"), metric, rotated=True, **more)
-        folder = tmp_path / ("graph" if more is GRAPH else "lists")
+        folder = tmp_path / str(i)
         Index.build(folder, z_nd[:1500], plan=plan).add(z_nd[1500:], np.arange(1500, N))
         index = Index.open(folder)
         found = index.search(query_bd, 30)
@@ -164,22 +170,27 @@ def test_a_graph_whose_name_is_gone_is_still_read(data, tmp_path):
 def test_a_damaged_graph_is_named(data, tmp_path, at):
     folder = tmp_path / "index"
     Index.build(folder, data[False][0], plan=FIRST)
-    (path,) = pathlib.Path(folder).rglob("graph.bin")
+    (path,) = pathlib.Path(folder).rglob("rabitq.bin")
     content = bytearray(path.read_bytes())
     content[int(at * len(content))] ^= 4
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"graph\.bin is damaged: its checksum differs"):
+    with pytest.raises(DataError, match=r"rabitq\.bin is damaged: its checksum differs"):
         Index.open(folder).search(data[False][1], K)
 
 
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        (Plan(ALL.schedule, factory="SymphonyQG31,8"), "a graph is SymphonyQGLINKS,BITS with"),
+        (
+            Plan(ALL.schedule, factory="SymphonyQG31,8"),
+            "rabitqlib is SymphonyQGLINKS,BITS",
+        ),
         (Plan(ALL.schedule, factory="SymphonyQG32,5"), "got 'SymphonyQG32,5'"),
         (Plan(ALL.schedule, factory="SymphonyQG"), "got 'SymphonyQG'"),
-        (Plan(Schedule.parse(f"63:30 > {D}"), **GRAPH), "a graph needs 64 dims or more"),
-        (Plan(ALL.schedule, factory="SymphonyQG32,8", parameters="ef=0"), "the parameter ef"),
+        (Plan(ALL.schedule, factory="IVFRaBitQ16,0"), "got 'IVFRaBitQ16,0'"),
+        (Plan(ALL.schedule, factory="IVFRaBitQ16,3", parameters="ef=3"), "nprobe=16; got 'ef=3'"),
+        (Plan(Schedule.parse(f"63:30 > {D}"), **GRAPH), "SymphonyQG32,8 needs 64 dims or more"),
+        (Plan(ALL.schedule, factory="SymphonyQG32,8", parameters="ef=0"), "such an index is ef"),
         (Plan(ALL.schedule, factory="SymphonyQG32,8", parameters="efSearch=3"), "got 'efSearch=3'"),
     ],
 )
