@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from benchmarks.search_case import PROBES, WIDER, Case, K, lists_for, scaled
-from mrl_jax.search.index import Index, clusters, codes, graphs
+from mrl_jax.search.index import Index, clusters, codes, rabitq
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.schedule import Schedule
 from mrl_jax.store.vectors import open_vectors
@@ -92,9 +92,12 @@ class Ours(Case):
         if plan.rotated:
             total += 4 * self.width * stages[-1].dim
         if plan.factory:
-            view = graphs.seen(plan.parameters)
-            total += view * graphs.row_bytes(stages[0].dim, plan.factory)
-            return total + stages[0].keep * 4 * self.width
+            form, dim = rabitq.form(plan.factory), stages[0].dim
+            effort = form.effort(plan.parameters)
+            if not form.graph:
+                effort *= rows / form.count
+                total += 4 * form.count * dim
+            return total + effort * form.row_bytes(dim) + stages[0].keep * 4 * self.width
         if plan.lists > 1:
             rows = self._rows_of_lists(q_bd, plan)
             total += 4 * plan.lists * plan.list_dim
@@ -215,7 +218,7 @@ def cases(rows: int, width: int, threads: int, targets: tuple[float, ...]) -> li
         kind = "clusters" if number > 1 else "all rows"
         name = f"mrl_jax/{kind} {'-'.join(map(str, dims))}"
         found.append(Codes(name, dims, number, width, threads))
-    least = graphs.LEAST_DIM
+    least = rabitq.LEAST_DIM
     for dim in (scaled(dim, width) for dim in (128, 256, 512)):
         if least <= dim < width:
             found.append(Graph(f"mrl_jax/graph {dim}", dim, width, threads))

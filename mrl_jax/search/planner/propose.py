@@ -271,11 +271,9 @@ def _try_graphs(
         with tempfile.TemporaryDirectory(prefix="mrl_jax_plan_") as folder:
             plan = walk.plan(metric, k, k)
             index = trial.built(pathlib.Path(folder) / "index", sample, plan, wanted.seed)
-            found = (
-                trial.of_index(index, k)
-                if sample.whole
-                else trial.of_all(vectors, sample, plan, wanted.seed)
-            )
+            found = trial.of_index(index, k)
+            if not sample.whole:
+                found = trial.of_all(vectors, sample, plan, wanted.seed)
 
             def recall(chosen_b, effort: int, keep: int, found=found) -> np.ndarray:
                 return trial.recall(found(query_bd[chosen_b], effort, keep), row_bk[chosen_b])
