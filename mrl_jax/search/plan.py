@@ -1,8 +1,11 @@
 """How an index is built and searched; a plan file holds this and what was measured."""
 
 import dataclasses
+import itertools
 import pathlib
 from typing import Any, Literal, get_args
+
+import numpy as np
 
 from mrl_jax.errors import DataError, shown
 from mrl_jax.search.schedule import Metric, Schedule
@@ -10,6 +13,48 @@ from mrl_jax.store import json_files
 
 Code = Literal["float32", "bfloat16", "float16", "int8", "binary"]
 SCHEMA = 1
+# Of the queries that a plan was made with: where their scores are cut.
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+
+
+def places(queries: int) -> np.ndarray:
+    """Which of so many rising scores are those at `SHARES`; 1 is the first."""
+    return np.maximum(1, np.ceil(np.multiply(SHARES, queries))).astype(int)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """How the queries score that a plan was made with, to whose like alone it promises a recall.
+
+    Attributes:
+      queries: how many there were.
+      k: neighbours that were asked for.
+      recall: of these, as promised.
+      scores: of the nearest vectors, at `SHARES` of the queries: cosine, product with the query's
+        direction, or minus the squared distance.
+
+    Raises:
+      ValueError: numbers that cannot be.
+    """
+
+    queries: int
+    k: int
+    recall: float
+    scores: tuple[float, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "scores", tuple(map(float, self.scores)))
+        whole = all(type(value) is int and value > 0 for value in (self.queries, self.k))
+        rising = all(a <= b for a, b in itertools.pairwise(self.scores))  # of NaN none is
+        legal = whole and rising and len(self.scores) == len(SHARES) and 0 <= self.recall <= 1
+        if not legal:
+            raise ValueError(f"no queries score like {shown(dataclasses.asdict(self))}")
+
+    @classmethod
+    def of(cls, score_b: np.ndarray, k: int, recall: float) -> "Asked":
+        """Of the scores of all queries."""
+        score_s = np.sort(score_b)[places(len(score_b)) - 1]
+        return cls(len(score_b), k, recall, tuple(score_s.tolist()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +84,7 @@ class Plan:
       parameters: of searches of that index, e.g. "ef=64" rows in view, "nprobe=32" or
         "efSearch=200".
       rotated: whether stages compare principal directions in place of first dims.
+      asked: how the queries score that it was made with; None if it was not measured, or is exact.
 
     Raises:
       ValueError: values that do not go together.
@@ -53,6 +99,7 @@ class Plan:
     factory: str = ""
     parameters: str = ""
     rotated: bool = False
+    asked: Asked | None = None
 
     def __post_init__(self):
         for name, legal in (("metric", get_args(Metric)), ("code", get_args(Code))):
@@ -96,7 +143,13 @@ class Plan:
             value = content.get(field.name, field.default)
             if kind and type(value) is not field.type:
                 raise ValueError(f"{field.name} must be {kind}, got {value!r}")
-        return cls(**{**content, "schedule": Schedule.parse(content["schedule"])})
+        asked = content.get("asked")
+        if asked is not None:
+            try:
+                asked = Asked(**asked)
+            except (TypeError, ValueError):
+                raise ValueError(f"asked holds no scores of queries: {shown(asked)}") from None
+        return cls(**{**content, "schedule": Schedule.parse(content["schedule"]), "asked": asked})
 
 
 def read_plan(path: pathlib.Path) -> Plan:

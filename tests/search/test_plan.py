@@ -1,10 +1,11 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from mrl_jax.errors import DataError
-from mrl_jax.search.plan import SCHEMA, Plan, read_plan
+from mrl_jax.search.plan import SCHEMA, SHARES, Asked, Plan, read_plan
 from mrl_jax.search.schedule import Schedule
 
 SHORT = Schedule.parse("16:200 > 64")
@@ -15,7 +16,9 @@ PLANS = [
     Plan(Schedule.parse("8:90 > 16:20 > 64"), metric="inner", code="binary"),
     Plan(SHORT, factory="OPQ8,IVF16,PQ8x4fs", parameters="nprobe=4"),
     Plan(SHORT, code="float16", lists=7, list_dim=3),
+    Plan(SHORT, asked=Asked.of(-np.arange(300) / 7, 10, 0.95)),
 ]
+ASKED = PLANS[-1].to_json()["asked"]
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
@@ -65,6 +68,13 @@ def test_a_plan_does_not_change():
         ({"factory": 5}, "factory must be text, got 5"),
         ({"parameters": None}, "parameters must be text, got None"),
         ({"code": ["int8"]}, "code must be one of"),
+        ({"asked": []}, r"asked holds no scores of queries: \[\]"),
+        ({"asked": {**ASKED, "more": 1}}, "asked holds no scores of queries"),
+        ({"asked": {**ASKED, "queries": 0}}, "asked holds no scores of queries"),
+        ({"asked": {**ASKED, "k": True}}, "asked holds no scores of queries"),
+        ({"asked": {**ASKED, "recall": "1"}}, "asked holds no scores of queries"),
+        ({"asked": {**ASKED, "scores": [1.0] * (len(SHARES) - 1)}}, "asked holds no scores"),
+        ({"asked": {**ASKED, "scores": [*range(len(SHARES))][::-1]}}, "asked holds no scores"),
         ({"list": 4, "Code": "int8"}, "a plan has no Code, list"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import http.client
 import io
 import json
@@ -25,7 +26,7 @@ from mrl_jax.errors import UsageError
 from mrl_jax.search import Index, Schedule
 from mrl_jax.search.__main__ import main
 from mrl_jax.search.index import files
-from mrl_jax.search.plan import Plan
+from mrl_jax.search.plan import Asked, Plan
 from mrl_jax.search.service import app, server
 
 N, D, K = 200, 8, 5
@@ -340,6 +341,18 @@ def test_changes_of_others_are_seen_and_nothing_is_wrong_meanwhile(own, z_nd):
     assert len({found["version"] for _, found in answers}) > 3
     for status, found in answers:
         assert (status, found["ids"]) == (200, wanted[found["version"]])
+
+
+def test_queries_that_are_unlike_those_that_were_planned_with(tmp_path):
+    asked = Asked.of(np.linspace(0.9, 0.95, 100), K, 0.9)
+    plan = dataclasses.replace(PLAN, asked=asked)
+    Index.build(tmp_path / "index", draw(N, D), plan=plan)
+    with serving(tmp_path / "index") as client:
+        assert "mrl_jax_search_unlike 0.0" in client.tell("/metrics")[1]
+        assert client.ask("/search", {"vectors": draw(256, D, seed=5).tolist()})[0] == 200
+        assert "mrl_jax_search_unlike 1.0" in client.tell("/metrics")[1]
+        # Those by which it warmed up are not among them.
+        assert client.service._index.unlike.queries == 256
 
 
 def test_files_that_are_damaged_or_gone(own, capfd):

@@ -17,6 +17,7 @@ from mrl_jax.search.index import attributes as tables
 from mrl_jax.search.index import changes, files, pages
 from mrl_jax.search.index import ids as names
 from mrl_jax.search.index.allowed import Allowed
+from mrl_jax.search.index.likeness import Unlike
 from mrl_jax.search.index.rows import Rows, Source, source_of
 from mrl_jax.search.index.segment import Alive
 from mrl_jax.search.index.snapshot import Snapshot
@@ -242,6 +243,18 @@ class Index:
         and `compact(recluster=True)` mends it. Without clusters it is 1.
         """
         return self._now.slowdown
+
+    @property
+    def unlike(self) -> Unlike | None:
+        """How queries score otherwise than those that its plan was made with; None if they do not.
+
+        To queries like those alone a plan that was measured promises its recall. Looked at are the
+        scores of the best that searches of this object find as the plan says, among all rows: of
+        256 different queries, then of twice as many, up to 4,096, and then anew. The first look
+        that finds other scores logs a warning.
+        """
+        watch = self._now.watch
+        return None if watch is None else watch.unlike
 
     def get(self, ids: Any) -> np.ndarray:
         """The vectors of these ids, [n, D] float32, in this order.

@@ -13,6 +13,7 @@ import numpy as np
 from mrl_jax import extras
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.search.index import balance, files, ids, loops, pages, rabitq, segment
+from mrl_jax.search.index.likeness import Watch
 from mrl_jax.search.index.rows import TOO_LONG, floats
 from mrl_jax.search.index.segment import Segment, Shared
 from mrl_jax.search.index.threads import alone, cores, one_each
@@ -31,13 +32,14 @@ _LEAST_K = 10_000  # the least k that every index accepts, however few vectors i
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """How a search is done, see `Index.search`; all of it legal."""
+    """How a search is done, see `Index.search`; all of it legal. `planned`: as the plan says."""
 
     k: int
     keeps: tuple[int, ...]
     probes: int
     parameters: str
     threads: int
+    planned: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Snapshot:
     width: int
     shared: Shared
     segments: tuple[Segment, ...]
+    watch: Watch | None = None  # of searches of all rows, by a plan that was measured
 
     @classmethod
     def read(cls, folder: pathlib.Path, before: "Snapshot | None" = None) -> "Snapshot":
@@ -80,7 +83,8 @@ class Snapshot:
             raise DataError(f"{folder / files.MANIFEST} is damaged: {error!r}") from error
         about = manifest["shared"]
         shared = Shared(pages.Folder(folder / about["name"], about), plan)
-        nothing = cls(folder, {**manifest, "segments": []}, plan, width, shared, ())
+        watch = Watch(folder, plan.asked, plan.metric) if plan.asked else None
+        nothing = cls(folder, {**manifest, "segments": []}, plan, width, shared, (), watch)
         return nothing.changed(manifest)
 
     def changed(self, manifest: dict) -> "Snapshot":
@@ -138,7 +142,8 @@ class Snapshot:
         if allow is None:
             return self
         parts = zip(self.segments, self._masks(allow), strict=True)
-        return dataclasses.replace(self, segments=tuple(part.only(mask) for part, mask in parts))
+        segments = tuple(part.only(mask) for part, mask in parts)
+        return dataclasses.replace(self, segments=segments, watch=None)
 
     def _masks(self, allow: Any) -> list[np.ndarray]:
         """For each segment which of its rows [N] are allowed."""
@@ -203,6 +208,7 @@ class Snapshot:
 
     def _effort(self, k, keeps, probes, parameters, threads) -> Effort:
         plan, stages = self.plan, self.plan.schedule.stages
+        planned = keeps is None and probes is None and parameters is None
         keeps = tuple(s.keep for s in stages) if keeps is None else tuple(keeps)
         if len(keeps) != len(stages):
             raise ValueError(f"keeps must be {len(stages)} numbers, got {keeps}")
@@ -217,7 +223,7 @@ class Snapshot:
         parameters = plan.parameters if parameters is None else parameters
         if parameters and not plan.factory:
             raise ValueError(f"parameters are of a factory, the plan has none; got {parameters!r}")
-        return Effort(k, keeps, probes, parameters, checked_threads(threads))
+        return Effort(k, keeps, probes, parameters, checked_threads(threads), planned)
 
     def search(self, queries: Any, effort: Effort) -> tuple[np.ndarray, np.ndarray]:
         """Ids and scores [B, k] of the best rows, or [k] of one query, see `Index.search`.
@@ -247,6 +253,8 @@ class Snapshot:
             dtype = np.int64 if self.kind == "int64" else object
             id_bk, score_bk = np.empty((0, effort.k), dtype), np.empty((0, effort.k))
         score_bk = score_bk.astype(np.float32)
+        if self.watch is not None and effort.planned and len(query_bd):
+            self.watch.take(query_bd, score_bk)
         return (id_bk[0], score_bk[0]) if np.ndim(queries) == 1 else (id_bk, score_bk)
 
     def _found(self, queries: segment.Queries, effort: Effort):

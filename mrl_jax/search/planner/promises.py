@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
@@ -61,18 +62,19 @@ class Wanted:
 
 
 def prediction_interval(
-    recall_b: np.ndarray, k: int, seed: int, level: float = LEVEL
+    recall_b: np.ndarray, k: int, seed: int, level: float = LEVEL, also_b: Sequence[float] = ()
 ) -> tuple[float, float]:
     """Where the mean over as many other queries lies with probability `level`, by bootstrap.
 
     Both these queries and the others are resampled, so the interval is wider than one of the
-    expectation. `_UNSEEN` queries are added that miss as much as those that miss anything, at least
-    one of k: resampling only the few misses that were seen would promise too much. With few queries
-    the spread is uncertain too: deviations are stretched as Student's t is wider than the normal.
+    expectation. `_UNSEEN` queries are added that miss as much as the worst that was seen, here or
+    by the same plan for other queries `also_b`, at least one of k: resampling only the few misses
+    that were seen would promise too much, most of all where a few queries miss far more than the
+    others. With few queries the spread is uncertain too: deviations are stretched as Student's t is
+    wider than the normal.
     """
-    n, misses_b = len(recall_b), 1 - recall_b
-    worst = math.sqrt(np.square(misses_b[misses_b > 0]).mean()) if misses_b.any() else 0.0
-    seen_b = np.append(recall_b, [1 - max(worst, 1 / k)] * _UNSEEN)
+    n, least = len(recall_b), min(1 - 1 / k, recall_b.min(), *also_b)
+    seen_b = np.append(recall_b, [least] * _UNSEEN)
     value_v, count_v = np.unique(seen_b, return_counts=True)
     rng, beyond = np.random.default_rng(seed), (1 - level) / 2
     times_rv, others_rv = (
@@ -149,7 +151,8 @@ def pick(
     for p in order:
         interval = (1.0, 1.0)
         if not exact_p[p]:
-            interval = prediction_interval(held_pb[p], k, seed, _levels(len(tested)))
+            level = _levels(len(tested))
+            interval = prediction_interval(held_pb[p], k, seed, level, tuned_pb[p])
         tested.append((p, interval))
         if interval[0] >= wanted.target_recall:
             return p, interval, True

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from mrl_jax.errors import DataError, UsageError
 from mrl_jax.search.index import rabitq, rotation
-from mrl_jax.search.plan import Plan
+from mrl_jax.search.plan import Asked, Plan
 from mrl_jax.search.planner import options, ranks, trial, walks
 from mrl_jax.search.planner.options import Design, Option
 from mrl_jax.search.planner.promises import (
@@ -182,6 +182,9 @@ def propose(
         role = roles.get(tried.plan, "")
         points.append(_point(tried, role, held_pb[-1], vectors, wanted))
     best, chosen = _choose(points, np.array(tuned_pb), np.array(held_pb), wanted)
+    if chosen.plan.schedule.stages:
+        asked = Asked.of(ranks.best_scores(truth, metric), k, chosen.low)
+        chosen = dataclasses.replace(chosen, plan=dataclasses.replace(chosen.plan, asked=asked))
     points[best] = chosen
     kept = [
         p

@@ -122,6 +122,17 @@ def look(
     return truth, Sample(source.rows, row_n, vector_nd)
 
 
+def best_scores(truth: Truth, metric: Metric) -> np.ndarray:
+    """Of the nearest row of every query [B], see `plan.Asked`."""
+    query_bd, near_bd = (x.astype(np.float64) for x in (truth.query_bd, truth.vector_bkd[:, 0]))
+    if metric == "l2":
+        return -np.square(query_bd - near_bd).sum(1)
+    product_b, length_b = (query_bd * near_bd).sum(1), np.linalg.norm(query_bd, axis=1)
+    if metric == "cosine":
+        length_b *= np.linalg.norm(near_bd, axis=1)
+    return product_b / np.maximum(length_b, np.finfo(np.float32).tiny)
+
+
 def decoded(z_nw: np.ndarray, code: Code) -> np.ndarray:
     """What codes of vectors stand for, [N, w] float32."""
     code_nw, gain_n = codes.encode(z_nw, code)

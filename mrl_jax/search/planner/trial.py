@@ -15,7 +15,7 @@ from mrl_jax.search.plan import Plan
 from mrl_jax.search.planner.ranks import Sample
 
 PERCENTILES = (50, 90, 99)
-_SECONDS = 0.1  # spent on measuring one number, unless its two rounds take longer
+SECONDS = 0.1  # spent on measuring one number, unless its two rounds take longer
 _ROUNDS = 2
 _FEWEST, _MOST = 20, 500  # queries that are asked singly
 _BATCH = 1000  # that are asked at once
@@ -28,7 +28,7 @@ def batch_seconds(ask: Ask, query_bd: np.ndarray) -> float:
     """Seconds a query if many come at once: of the best round."""
     query_bd = query_bd[:_BATCH]
     rounds, start = [], time.perf_counter()
-    while len(rounds) < _ROUNDS or time.perf_counter() - start < _SECONDS / 2:
+    while len(rounds) < _ROUNDS or time.perf_counter() - start < SECONDS / 2:
         begun = time.perf_counter()
         ask(query_bd)
         rounds.append(time.perf_counter() - begun)
@@ -49,7 +49,7 @@ def single_seconds(ask: Ask, query_bd: np.ndarray) -> np.ndarray:
             ask(query_bd[b : b + 1])
             ended = time.perf_counter()
             seconds_rb[r, b] = ended - begun
-            if r == 0 and b + 1 >= _FEWEST and ended - start > _SECONDS / _ROUNDS:
+            if r == 0 and b + 1 >= _FEWEST and ended - start > SECONDS / _ROUNDS:
                 asked = b + 1
                 break
     return seconds_rb[:, :asked].min(0)

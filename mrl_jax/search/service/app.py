@@ -76,7 +76,7 @@ class Service:
         self._changing = concurrent.futures.ThreadPoolExecutor(1, "change")
         self._in_flight = self._in_search = 0
         self._fresh = True
-        self.measured = measured.Measured(lambda: index.rows, lambda: index.version)
+        self.measured = measured.Measured(index)
         ask, tell = ["POST"], ["GET"]
         routes = [
             Route("/search", self._endpoint(self._search), methods=ask),
@@ -100,7 +100,10 @@ class Service:
         rows = self._index.vectors
         for queries in (1, 64):
             if rows.rows:
-                self._index.search(rows.read(0, min(rows.rows, queries)), 1, threads=1)
+                # As the plan says, but told to be so: these are no queries that somebody asks.
+                keeps = tuple(stage.keep for stage in self._index.plan.schedule.stages)
+                query_bd = rows.read(0, min(rows.rows, queries))
+                self._index.search(query_bd, 1, keeps=keeps, threads=1)
 
     async def reload(self) -> None:
         """Sees what others have changed on disk. If that cannot be read, what is open stays."""

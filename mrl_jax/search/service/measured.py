@@ -1,8 +1,7 @@
 """What the service counts and times, as Prometheus reads it."""
 
-from collections.abc import Callable
-
 from mrl_jax import extras
+from mrl_jax.search.index import Index
 
 with extras.needed("serve", "the service"):
     import prometheus_client
@@ -20,8 +19,7 @@ class Measured:
       failed_reloads: counts looks at the disk that failed.
     """
 
-    def __init__(self, rows: Callable[[], int], version: Callable[[], int]):
-        """Of an index: how many rows it finds, and its version."""
+    def __init__(self, index: Index):
         self._registry = prometheus_client.CollectorRegistry()
         about = {"registry": self._registry, "namespace": "mrl_jax_search"}
         self._requests = prometheus_client.Counter(
@@ -36,9 +34,13 @@ class Measured:
             "failed_reloads", "Looks at the index on disk that failed", **about
         )
         gauge = prometheus_client.Gauge("rows", "Vectors that can be found", **about)
-        gauge.set_function(rows)
+        gauge.set_function(lambda: index.rows)
         gauge = prometheus_client.Gauge("version", "Of the index; grows with changes", **about)
-        gauge.set_function(version)
+        gauge.set_function(lambda: index.version)
+        gauge = prometheus_client.Gauge(
+            "unlike", "1 if queries score unlike those that the plan was made with", **about
+        )
+        gauge.set_function(lambda: index.unlike is not None)
 
     def answered(self, path: str, status: int, seconds: float) -> None:
         """Counts a request."""
