@@ -150,12 +150,12 @@ def test_scores_that_are_equal_or_rounded_otherwise():
     rng = np.random.default_rng(0)
 
     def scores(n):
-        score_n = np.where(rng.random(n) < 0.5, 1, rng.uniform(0.5, 0.9, n))
-        return score_n * rng.choice([1 - 1e-7, 1, 1 + 1e-7], n)
+        return np.where(rng.random(n) < 0.5, 1, rng.uniform(0.5, 0.9, n))
 
     watch = likeness.Watch(pathlib.Path(), Asked.of(scores(400), K, 1.0), "cosine")
-    for _ in range(20):
-        watch.take(rng.standard_normal((512, 4)), scores(512)[:, None].astype(np.float32))
+    for rounded in (1 - 1e-7, 1, 1 + 1e-7) * 3:
+        score_b1 = (rounded * scores(1024))[:, None].astype(np.float32)
+        watch.take(rng.standard_normal((1024, 4)), score_b1)
         assert watch.unlike is None
     for _ in range(4):
         watch.take(rng.standard_normal((1024, 4)), np.ones((1024, 1), np.float32))

@@ -348,6 +348,7 @@ def test_queries_that_are_unlike_those_that_were_planned_with(tmp_path):
     plan = dataclasses.replace(PLAN, asked=asked)
     Index.build(tmp_path / "index", draw(N, D), plan=plan)
     with serving(tmp_path / "index") as client:
+        client.service.warm_up()
         assert "mrl_jax_search_unlike 0.0" in client.tell("/metrics")[1]
         assert client.ask("/search", {"vectors": draw(256, D, seed=5).tolist()})[0] == 200
         assert "mrl_jax_search_unlike 1.0" in client.tell("/metrics")[1]
