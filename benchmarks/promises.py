@@ -288,7 +288,7 @@ def table(found: Sequence[Tried], unpromised: int, command: str) -> str:
         ))  # fmt: skip
     lines = [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
     within = np.mean([x.within for x in found])
-    searching = [x for x in found if not x.plan.startswith("exact")]
+    searching = [x for x in found if not x.plan.startswith("exact")] or found
     broken = broken_too_often(searching)
     about = f"""
 The recall@{K} that the planner promises, the lower end of its interval, beside what an index that
