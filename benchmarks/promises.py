@@ -1,6 +1,6 @@
 """What the planner promises, beside what is found: vectors of many kinds, all made by code.
 
-    python -m benchmarks.promises                    # some 25 minutes of one core
+    python -m benchmarks.promises                    # some 20 minutes of one core
     python -m benchmarks.promises --kinds hubs tiny --targets 0.95 --seeds 1
     python -m benchmarks.promises --large            # also a million rows: hours
 
