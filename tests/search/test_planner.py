@@ -398,3 +398,27 @@ def test_wishes_that_cannot_be_are_named(change, message):
 def test_queries_that_say_too_little(rows, width, message):
     with pytest.raises(DataError, match=message):
         propose(InMemory(vectors(100, 32, 0)), InMemory(vectors(rows, width, 1)), Wanted(0.9))
+
+
+@pytest.mark.parametrize("sample_rows", [10_000, 1500])
+def test_graphs_and_lists_of_rabitqlib_are_tried(monkeypatch, sample_rows):
+    """What is said of them holds of those that are built again, among all rows."""
+    monkeypatch.setattr(planner, "_CLUSTERED_ROWS", 1000)
+    z_nd, query_bd = vectors(2500, 96, 0), vectors(300, 96, 1)
+    wanted = Wanted(0.9, dims=(16, 64), sample_rows=sample_rows)
+    found = propose(InMemory(z_nd), InMemory(query_bd), wanted)
+    fresh_bd = vectors(300, 96, 2)
+    true_bk = nearest(z_nd, fresh_bd, K)
+    tried = {}
+    for point in found.points:
+        if point.plan.factory and 0.85 < point.recall < 0.999:
+            tried.setdefault(point.plan.factory[:3], point)
+    assert tried
+    for point in tried.values():
+        index = Index.build(None, z_nd, plan=point.plan)
+        assert recall(index.search(fresh_bd, K)[0], true_bk) == pytest.approx(
+            point.recall, abs=0.03
+        )
+        assert index.bytes()["resident"] == pytest.approx(point.resident, rel=0.1)
+    lines = frontier.table(found, K)
+    assert "SymphonyQG32,8 64:" in lines or "IVFRaBitQ" in lines
