@@ -197,19 +197,18 @@ class Snapshot:
         threads: int | None,
     ) -> Effort:
         """How to search: as the plan says, but for what is given; raises as `Index.search`."""
-        if keeps is None and probes is None and parameters is None:
-            return self._planned(k, threads)
-        return self._effort(k, keeps, probes, parameters, threads)
+        keeps = None if keeps is None else tuple(keeps)
+        return self._known_effort(k, keeps, probes, parameters, threads)
 
     @functools.cached_property
-    def _planned(self) -> Callable[[int, int | None], Effort]:
-        """The effort of a search by the plan: most are the same, which is checked only once."""
-        return functools.lru_cache(64)(lambda k, n: self._effort(k, None, None, None, n))
+    def _known_effort(self) -> Callable[..., Effort]:
+        """Most searches are asked for alike, which is checked only once."""
+        return functools.lru_cache(64, typed=True)(self._effort)
 
     def _effort(self, k, keeps, probes, parameters, threads) -> Effort:
         plan, stages = self.plan, self.plan.schedule.stages
         planned = keeps is None and probes is None and parameters is None
-        keeps = tuple(s.keep for s in stages) if keeps is None else tuple(keeps)
+        keeps = tuple(s.keep for s in stages) if keeps is None else keeps
         if len(keeps) != len(stages):
             raise ValueError(f"keeps must be {len(stages)} numbers, got {keeps}")
         dims = (s.dim for s in stages)
