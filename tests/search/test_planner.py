@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+from by_work import seconds
 from class_vectors import nearest, recall, vectors
 
 from mrl_jax.errors import DataError, UsageError
-from mrl_jax.search.index import Index, codes
+from mrl_jax.search.index import Index
 from mrl_jax.search.index.rows import InMemory
 from mrl_jax.search.plan import Plan
 from mrl_jax.search.planner import frontier, options, promises, ranks, trial
@@ -23,19 +24,10 @@ def _short_measurements(monkeypatch):
     monkeypatch.setattr(trial, "_FEWEST", 5)
 
 
-def _seconds_of_work(index, plan, query_bd, k, sample):
-    """What bytes read would take, in place of a clock: which plan is chosen is then no chance."""
-    stages = plan.schedule.stages
-    compared = (sample.rows * plan.probes / plan.lists, *(stage.keep for stage in stages))
-    sizes = (*(codes.code_bytes(stage.dim, plan.code) for stage in stages), 4 * WIDTH)
-    read = 4 * plan.lists * plan.list_dim + np.dot(compared, sizes)
-    return 1e-9 * read, np.full(trial._FEWEST, 1e-9 * read)
-
-
 @pytest.fixture
 def by_work(monkeypatch):
     """Plans are chosen by the bytes that they read."""
-    monkeypatch.setattr(trial, "_seconds", _seconds_of_work)
+    monkeypatch.setattr(trial, "_seconds", seconds)
 
 
 @pytest.fixture(scope="module")
