@@ -392,7 +392,7 @@ def test_queries_that_say_too_little(rows, width, message):
         propose(InMemory(vectors(100, 32, 0)), InMemory(vectors(rows, width, 1)), Wanted(0.9))
 
 
-@pytest.mark.parametrize("sample_rows", [10_000, 1500])
+@pytest.mark.parametrize("sample_rows", [pytest.param(10_000, marks=pytest.mark.slow), 1500])
 def test_graphs_and_lists_of_rabitqlib_are_tried(monkeypatch, sample_rows):
     """What is said of them holds of those that are built again, among all rows."""
     monkeypatch.setattr(planner, "_CLUSTERED_ROWS", 1000)
