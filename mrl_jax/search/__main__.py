@@ -3,9 +3,9 @@
 Vectors are a file of .npy, .fvecs, .bvecs, .safetensors, .hdf5 (.h5), .parquet, .arrow or .feather,
 a folder of .parquet or .arrow files, or one that `mrl_jax.embed` wrote. Where a file holds several
 arrays or columns, FILE:NAME says which. Ids are whole numbers or texts. `plan` measures which dims,
-codes and clusters reach a recall; `build` writes an index by that plan, or for exact search;
-`query` asks it, `evaluate` measures it, `add`, `delete` and `compact` change it, `verify` reads all
-of it and compares checksums, `serve` answers requests by HTTP.
+codes, clusters and graphs reach a recall; `build` writes an index by that plan, or for exact
+search; `query` asks it, `evaluate` measures it, `add`, `delete` and `compact` change it, `verify`
+reads all of it and compares checksums, `serve` answers requests by HTTP.
 """
 
 from mrl_jax import cli

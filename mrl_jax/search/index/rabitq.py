@@ -36,7 +36,7 @@ _NONE = np.uint32(2**32 - 1)  # the row where a search has found no more
 
 
 def _rabitqlib():
-    with extras.needed("search", "a graph"):
+    with extras.needed("search", "an index of rabitqlib"):
         import rabitqlib
     return rabitqlib
 

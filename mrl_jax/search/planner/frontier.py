@@ -14,7 +14,8 @@ from mrl_jax.search.planner.propose import Point, Proposal, beats
 _NOTE = (
     "expected.interval holds the mean recall over as many other queries of the same kind with at "
     "least probability level, the intervals of the frontier each by itself; times are of the "
-    "machine that planned, those of more than sample_rows vectors scaled by rows scanned"
+    "machine that planned, those of more than sample_rows vectors scaled by rows scanned, but for "
+    "a graph, whose times are of so many rows alone"
 )
 
 
@@ -105,7 +106,7 @@ def table(proposal: Proposal, k: int) -> str:
 def chart(proposal: Proposal, k: int) -> bytes:
     """Recall by queries a second, as PNG."""
     groups = (
-        ("graphs", "ff_pca", lambda p: bool(p.plan.factory)),
+        ("graphs and lists of rabitqlib", "ff_pca", lambda p: bool(p.plan.factory)),
         ("lists, then codes", "mrl", lambda p: p.plan.lists > 1),
         ("codes of all rows", "mrl_e", lambda p: bool(p.plan.schedule.stages)),
         ("exact search", "ff", lambda p: True),

@@ -287,9 +287,12 @@ def _try_graphs(
             plans = walks.plans(walk, metric, k, _aims(wanted), of_tuned)
             if plans:
                 for tried in trial.tries(index, sample, plans, query_bd, row_bk):
-                    effort = rabitq.form(walk.factory).effort(tried.plan.parameters)
-                    (stage,) = tried.plan.schedule.stages
-                    yield tried._replace(recall_b=recall(slice(None), effort, stage.keep))
+                    if tried.recall_b is None:
+                        effort = rabitq.form(walk.factory).effort(tried.plan.parameters)
+                        (stage,) = tried.plan.schedule.stages
+                        recall_b = recall(slice(None), effort, stage.keep)
+                        tried = tried._replace(recall_b=recall_b)
+                    yield tried
 
 
 def _checked(vectors: Vectors, queries: Vectors, wanted: Wanted) -> tuple[int, ...]:
